@@ -1,0 +1,149 @@
+"""Where attention heads live in a model, and masking them.
+
+An encoder family is one row of module names in ``FAMILIES``; nothing else in the package knows an architecture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module names of one encoder family: ``blocks`` from the base model, the others from each block.
+
+    ``*`` stands for any index, so ``encoder.layer.*.attention`` finds the attention block of every layer.
+    """
+
+    blocks: str
+    query: str
+    key: str
+    value: str
+    output: str
+
+
+_BERT_LIKE = Family("encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense")
+
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT_LIKE,
+    "roberta": _BERT_LIKE,
+    "xlm-roberta": _BERT_LIKE,
+    "albert": Family("encoder.albert_layer_groups.*.albert_layers.*.attention", "query", "key", "value", "dense"),
+}
+
+
+def register(model_type: str, blocks: str, query: str, key: str, value: str, output: str) -> None:
+    """Make an encoder family known: one row of module names, see ``Family``; an existing row is replaced."""
+    FAMILIES[model_type] = Family(blocks, query, key, value, output)
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """The four projections of one attention block.
+
+    ``num_heads`` counts the heads of the intact block, ``head_dim`` the rows of query, key and value that belong to
+    one head (and the columns of ``output``); ``kept`` lists the heads still there, by their index in the intact block.
+    """
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Linear
+    num_heads: int
+    head_dim: int
+    kept: tuple[int, ...]
+    module: nn.Module  # the module that owns query, key and value and computes the attention weights
+
+
+def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
+    """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
+
+    Raises ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where the row's names lead
+    nowhere in this model, or where the model has decoder layers (causal or cross attention).
+    """
+    config: Any = model.config
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"attention heads of model_type {config.model_type!r} are not known (known: {', '.join(FAMILIES)}); "
+            f"add a row of module names with gnorm.register({config.model_type!r}, blocks, query, key, value, output)."
+        )
+    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{type(model).__name__} is a decoder; only encoder classifiers can be pruned by head.")
+    family = FAMILIES[config.model_type]
+    base = getattr(model, "base_model", model)
+    pattern = re.compile(re.escape(family.blocks).replace(r"\*", r"\d+"))
+    owners = [module for name, module in base.named_modules() if pattern.fullmatch(name)]
+    if not owners:
+        raise ValueError(
+            f"no module of {type(base).__name__} is named {family.blocks!r}; correct the row of model_type "
+            f"{config.model_type!r} with gnorm.register."
+        )
+    num_heads = int(config.num_attention_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
+    kept = getattr(config, "head_mask", None) or [[1] * num_heads] * len(owners)
+    return [
+        AttentionBlock(
+            query=owner.get_submodule(family.query),
+            key=owner.get_submodule(family.key),
+            value=owner.get_submodule(family.value),
+            output=owner.get_submodule(family.output),
+            num_heads=num_heads,
+            head_dim=head_dim,
+            kept=tuple(head for head, bit in enumerate(row) if bit),
+            module=owner.get_submodule(family.query.rpartition(".")[0]),
+        )
+        for owner, row in zip(owners, kept, strict=True)
+    ]
+
+
+def head_mask_of(model: nn.Module) -> Tensor:
+    """(layer, head) bool mask of the heads that are still there: all true until ``remove_heads`` was called."""
+    blocks = attention_blocks(model)
+    mask = torch.zeros(len(blocks), blocks[0].num_heads, dtype=torch.bool)
+    for row, block in zip(mask, blocks, strict=True):
+        row[list(block.kept)] = True
+    return mask
+
+
+def checked_mask(mask: Tensor | Sequence[Sequence[int]], blocks: Sequence[AttentionBlock]) -> Tensor:
+    """``mask`` as a (layer, head) bool tensor on the CPU; 1 keeps a head, 0 takes it out.
+
+    Raises ``ValueError`` where the shape is not (blocks, heads of a block) or a value is neither 0 nor 1.
+    """
+    mask = torch.as_tensor(mask).detach().cpu()
+    shape = (len(blocks), blocks[0].num_heads)
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"the head mask has shape {tuple(mask.shape)}, this model needs (layer, head) = {shape}.")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("the head mask holds values other than 0 and 1; 1 keeps a head, 0 takes it out.")
+    return mask.bool()
+
+
+@contextmanager
+def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator[None]:
+    """Take heads out of the forward pass for the length of a ``with`` block.
+
+    mask: (layer, head), 1 keeps and 0 takes out. The context vectors of a masked head are set to zero at the input of
+    the output projection, which equals removing the head with its weights and biases. The hooks go when the block is
+    left, by an exception too. Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1.
+    """
+    blocks = attention_blocks(model)
+    mask = checked_mask(mask, blocks)
+    with ExitStack() as hooks:
+        for block, row in zip(blocks, mask, strict=True):
+            gone = ~row[list(block.kept)]
+            if gone.any():
+                columns = gone.repeat_interleave(block.head_dim).to(block.output.weight.device)  # (kept * head_dim,)
+
+                def zero_heads(_: nn.Module, inputs: tuple[Tensor, ...], columns: Tensor = columns) -> tuple[Tensor]:
+                    return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * head_dim)
+
+                hooks.callback(block.output.register_forward_pre_hook(zero_heads).remove)
+        yield

@@ -1,0 +1,264 @@
+"""The methods, the one loop that prunes by any of them, and the trajectory it leaves."""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .heads import head_mask_of
+from .journal import Journal, hash_of_model, hash_of_tensors
+from .scoring import (
+    Batch,
+    Criterion,
+    Tally,
+    attention_entropy,
+    correct_texts,
+    gnorm_scores,
+    prepare,
+    uniform_scores,
+)
+from .surgery import remove_heads
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: which criterion scores the heads, which end goes first, and whether every step scores afresh."""
+
+    title: str
+    criterion: Criterion
+    highest_first: bool = False
+    rescore: bool = False
+    seeded: bool = False  # trials differ by the seed
+
+
+METHODS: dict[str, Method] = {
+    "greedy_gnorm": Method("Greedy-Gnorm", gnorm_scores, rescore=True),
+    "inverse_greedy_gnorm": Method("Inverse Greedy-Gnorm", gnorm_scores, highest_first=True, rescore=True),
+    "attention_entropy": Method("Attention entropy", attention_entropy, highest_first=True),
+    "inverse_attention_entropy": Method("Inverse attention entropy", attention_entropy),
+    "random": Method("Random", uniform_scores, seeded=True),
+}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a run did, step by step.
+
+    table: columns trial, pruned_heads, layer, head, score, accuracy. The first row of a trial is the intact model (no
+    layer, head, score); after it comes a row for each head that went, in the order in which they went. Heads removed
+    in the same step share ``pruned_heads`` (how many are gone after the step) and ``accuracy`` (measured after it).
+    correct: (row, text) bool, which evaluation texts were classified correctly.
+    start: (layer, head) bool mask of the model before the run.
+    info: how the run was made: method, seed, sizes, device, precision, versions, seconds, ties, smallest_gap.
+    """
+
+    table: pd.DataFrame
+    correct: np.ndarray
+    start: Tensor
+    info: dict[str, Any]
+
+    def order(self, trial: int = 0) -> list[tuple[int, int]]:
+        """The heads, (layer, head), in the order in which they went."""
+        gone = self.table[(self.table.trial == trial) & self.table["layer"].notna()]
+        return [(int(layer), int(head)) for layer, head in zip(gone["layer"], gone["head"], strict=True)]
+
+    def mask(self, pruned_heads: int, trial: int = 0) -> Tensor:
+        """(layer, head) bool mask after ``pruned_heads`` heads have gone."""
+        mask = self.start.clone()
+        for layer, head in self.order(trial)[:pruned_heads]:
+            mask[layer, head] = False
+        return mask
+
+
+def prune(
+    model: nn.Module,
+    scoring: Iterable[Batch],
+    evaluation: Iterable[Batch] | None = None,
+    method: str = "greedy_gnorm",
+    steps: int | None = None,
+    heads_per_step: int = 1,
+    trials: int = 1,
+    seed: int = 0,
+    journal: Any = None,
+    progress: bool = True,
+) -> Trajectory:
+    """Prune ``model`` head by head and measure the accuracy after every step; the model itself is left as it was.
+
+    scoring: the paper's batches, mappings of tensors; each one's gradient is a term of the score.
+    evaluation: batches with ``labels`` that the accuracy is measured on; the scoring texts if None.
+    method: a name in METHODS. Scores that tie go by the lowest (layer, head).
+    steps: how many steps; until no head is left if None. heads_per_step: heads removed in each (fewer in the last).
+    trials, seed: for methods that draw at random.
+    journal: path of a file that finished steps are written to as they come; a run that finds its own journal goes on
+    from there and ends with the same table.
+
+    Raises ``ValueError`` for an unknown method, numbers out of range, batches that ``prepare`` refuses, labels that
+    the model has no class for, scores or logits that are not finite, or a journal that is not this run's.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}.")
+    row = METHODS[method]
+    start = head_mask_of(model)
+    heads = int(start.sum())
+    if heads_per_step < 1 or trials < 1:
+        raise ValueError(f"heads_per_step={heads_per_step} and trials={trials} must both be at least 1.")
+    if trials > 1 and not row.seeded:
+        raise ValueError(f"{method} draws nothing at random: trials={trials} would repeat one run; use trials=1.")
+    most = math.ceil(heads / heads_per_step)
+    if steps is not None and not 0 <= steps <= most:
+        raise ValueError(f"steps={steps} is out of range: {heads} heads, {heads_per_step} a step, make {most} steps.")
+    steps = most if steps is None else steps
+
+    scoring = list(scoring)
+    evaluation = scoring if evaluation is None else list(evaluation)
+    for i, batch in enumerate(evaluation):
+        _check_labels(batch, i, getattr(model.config, "num_labels", None))
+    shared = _same(scoring, evaluation)
+    info = {
+        "method": method,
+        "seed": seed,
+        "trials": trials,
+        "steps": steps,
+        "heads_per_step": heads_per_step,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "device": next(model.parameters()).device.type,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    log = Journal(journal, {**info, **_hashes(model, scoring, evaluation)} if journal is not None else {})
+    score_on = prepare(scoring, model)
+    evaluate_on = score_on if shared else prepare(evaluation, model, together=True)
+
+    began = time.perf_counter()
+    recorded = iter(log.steps)
+    rows: list[dict[str, Any]] = []
+    correct: list[np.ndarray] = []
+    measured: dict[bytes, Tensor] = {}  # by head mask: trials meet at the intact and at the bare model
+    ties, smallest_gap = 0, math.inf
+    bar = tqdm(total=trials * steps, desc=row.title, unit="step", disable=not progress)
+    for trial in range(trials):
+        worker, mask, scores = copy.deepcopy(model), start.clone(), None
+        for step in range(steps + 1):
+            done = next(recorded, None)
+            if done is None:
+                gone: list[tuple[int, int, float]] = []
+                gap = math.inf
+                if step:
+                    if scores is None:
+                        scores = row.criterion(
+                            worker if row.rescore else model, score_on, generator=_generator(seed, trial)
+                        )
+                    gone, gap = _choose(scores, mask, heads_per_step, row.highest_first)
+                _take(worker, mask, gone)
+                scores = None if row.rescore else scores
+                tally = Tally(evaluate_on.num_texts)
+                if shared and row.rescore and step < steps:
+                    scores = row.criterion(worker, score_on, generator=_generator(seed, trial), on_logits=tally)
+                state = mask.numpy().tobytes()
+                if state not in measured:
+                    measured[state] = tally.result() if tally.complete else correct_texts(worker, evaluate_on)
+                hits = measured[state].numpy()
+                done = {"trial": trial, "gone": gone, "gap": gap, "correct": np.packbits(hits).tobytes().hex()}
+                log.append(done)
+            else:
+                gone = [(layer, head, score) for layer, head, score in done["gone"]]
+                _take(worker, mask, gone)
+                hits = _unpacked(done["correct"], evaluate_on.num_texts)
+                measured[mask.numpy().tobytes()] = torch.from_numpy(hits)
+            ties += done["gap"] == 0
+            smallest_gap = min(smallest_gap, done["gap"])
+            share = {"trial": trial, "pruned_heads": int(start.sum() - mask.sum()), "accuracy": float(hits.mean())}
+            for layer, head, score in gone or [(pd.NA, pd.NA, math.nan)]:
+                rows.append({**share, "layer": layer, "head": head, "score": score})
+                correct.append(hits)
+            bar.set_postfix(accuracy=f"{hits.mean():.4f}", refresh=False)
+            bar.update(step > 0)
+    bar.close()
+    table = pd.DataFrame(rows, columns=["trial", "pruned_heads", "layer", "head", "score", "accuracy"])
+    info |= {
+        "scoring_texts": score_on.num_texts,
+        "evaluation_texts": evaluate_on.num_texts,
+        "ties": ties,
+        "smallest_gap": smallest_gap,
+        "seconds": time.perf_counter() - began,
+    }
+    return Trajectory(table.astype({"layer": "Int64", "head": "Int64"}), np.stack(correct), start, info)
+
+
+def _generator(seed: int, trial: int) -> torch.Generator:
+    """A stream of its own for every pair of seed and trial."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, trial]).generate_state(1)[0]))
+
+
+def _choose(
+    scores: Tensor, mask: Tensor, count: int, highest_first: bool
+) -> tuple[list[tuple[int, int, float]], float]:
+    """The heads that go next, with their scores, and how far the first that stays is from the last that goes.
+
+    Of equal scores the lowest (layer, head) goes first, whichever end is pruned.
+    """
+    left = mask.flatten().nonzero()[:, 0]
+    values = scores.flatten()[left]
+    if bool(values.isnan().any()):
+        raise ValueError("a score is NaN, so heads cannot be ordered: look for NaN or infinity in the weights.")
+    order = (-values if highest_first else values).argsort(stable=True)
+    chosen = order[:count]
+    gap = math.inf
+    if len(order) > count:
+        last, following = values[order[count - 1]].item(), values[order[count]].item()
+        gap = 0.0 if last == following else abs(last - following)
+    width = mask.shape[1]
+    return [(int(left[i]) // width, int(left[i]) % width, float(values[i])) for i in chosen], gap
+
+
+def _take(worker: nn.Module, mask: Tensor, gone: Sequence[tuple[int, int, float]]) -> None:
+    for layer, head, _ in gone:
+        mask[layer, head] = False
+    if gone:
+        remove_heads(worker, mask)
+
+
+def _unpacked(bits: str, texts: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=texts).astype(bool)
+
+
+def _check_labels(batch: Batch, i: int, num_labels: int | None) -> None:
+    if "labels" not in batch:
+        raise ValueError(f"evaluation batch {i} has no `labels`: accuracy cannot be measured without them.")
+    labels = batch["labels"]
+    if num_labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
+        raise ValueError(
+            f"evaluation batch {i} has labels from {int(labels.min())} to {int(labels.max())}, the model's classes are "
+            f"0 to {num_labels - 1}."
+        )
+
+
+def _same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
+    """Whether two sequences of batches hold the same tensors."""
+    return a is b or (
+        len(a) == len(b)
+        and all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x) for x, y in zip(a, b, strict=True))
+    )
+
+
+def _hashes(model: nn.Module, scoring: Sequence[Batch], evaluation: Sequence[Batch]) -> dict[str, str]:
+    return {
+        "model": hash_of_model(model),
+        "scoring": hash_of_tensors(item for batch in scoring for item in batch.items()),
+        "evaluation": hash_of_tensors(item for batch in evaluation for item in batch.items()),
+    }

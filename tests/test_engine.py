@@ -1,0 +1,116 @@
+"""The engine against the literal algorithm: order, score and accuracy, four families, to the last head."""
+
+import copy
+
+import literal
+import numpy as np
+import pytest
+import torch
+from conftest import ragged_batches, tiny_model
+
+import gnorm
+
+
+@pytest.mark.parametrize(("method", "highest_first"), [("greedy_gnorm", False), ("inverse_greedy_gnorm", True)])
+@pytest.mark.parametrize("evaluation", ["the scoring texts", "texts of their own"])
+def test_prune_equals_the_literal_algorithm(model, method, highest_first, evaluation):
+    scoring = ragged_batches()
+    held_out = None if evaluation == "the scoring texts" else ragged_batches(count=4, seed=7)
+    order, scores, accuracies = literal.prune(copy.deepcopy(model), scoring, held_out or scoring, highest_first)
+
+    trajectory = gnorm.prune(model, scoring, held_out, method=method, progress=False)
+
+    assert trajectory.order() == order
+    np.testing.assert_allclose(trajectory.table.score[1:], np.log(scores), atol=2e-4)
+    assert trajectory.table.accuracy.tolist() == pytest.approx(accuracies, abs=1e-12)
+    assert trajectory.table.pruned_heads.tolist() == list(range(len(order) + 1))
+
+
+def test_scores_equal_the_literal_ones(model):
+    batches = ragged_batches()
+    expected = literal.scores(copy.deepcopy(model), batches).log()
+    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), expected, atol=1e-4, rtol=0)
+
+
+def test_a_batch_cut_into_single_texts_scores_like_one_forward(model):
+    batches = ragged_batches()
+    singles = gnorm.scoring.prepare(batches, model, max_tokens=1)
+    assert all(len(micro.index) == 1 for micro in singles.micro_batches())
+    torch.testing.assert_close(
+        gnorm.gnorm_scores(model, singles), gnorm.gnorm_scores(model, batches), atol=1e-4, rtol=0
+    )
+
+
+def test_prune_leaves_the_model_as_it_was(model):
+    model.train()
+    next(model.parameters()).requires_grad_(False)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    gnorm.prune(model, ragged_batches(), steps=2, progress=False)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert bool(gnorm.head_mask_of(model).all())
+
+
+def test_scores_that_underflow_in_fp32_products_keep_their_order():
+    """The value projection shrunk to 1e-30: norms of about 1e-30 x 1e-30 x 1, products of fp32 all zero."""
+    model = tiny_model("bert").double()
+    batches = ragged_batches()
+    with torch.no_grad():
+        for block in gnorm.attention_blocks(model):
+            block.output.weight.mul_(1e-30)
+    expected = literal.scores(copy.deepcopy(model), batches)
+    assert bool((expected.float() == 0).all())  # what an fp32 product would have had to order
+    order, _, _ = literal.prune(copy.deepcopy(model), batches, batches)
+    trajectory = gnorm.prune(model, batches, progress=False)
+    assert trajectory.order() == order
+    assert trajectory.info["ties"] == 0
+    with torch.no_grad():
+        for block in gnorm.attention_blocks(model):
+            block.output.weight.mul_(1e-100)  # the products are below 1e-308 now: float64 has none of them either
+    assert bool((literal.scores(copy.deepcopy(model), batches) == 0).all())
+    assert bool(gnorm.gnorm_scores(model, batches).isfinite().all())
+
+
+def test_exact_ties_go_to_the_lowest_layer_and_head_and_are_counted():
+    model = tiny_model("bert", num_hidden_layers=1)
+    block = gnorm.attention_blocks(model)[0]
+    with torch.no_grad():  # four equal heads: every score ties
+        for linear in (block.query, block.key, block.value):
+            linear.weight.copy_(linear.weight[:8].repeat(4, 1))
+            linear.bias.copy_(linear.bias[:8].repeat(4))
+        block.output.weight.copy_(block.output.weight[:, :8].repeat(1, 4))
+    for method in ("greedy_gnorm", "inverse_greedy_gnorm"):
+        scores = torch.zeros(1, 4, dtype=torch.float64)
+        chosen, gap = gnorm.pruning._choose(scores, torch.ones(1, 4, dtype=torch.bool), 2, method.startswith("inv"))
+        assert [(layer, head) for layer, head, _ in chosen] == [(0, 0), (0, 1)]
+        assert gap == 0
+    scores = gnorm.gnorm_scores(model, ragged_batches())
+    torch.testing.assert_close(scores, scores[:, :1].expand(1, 4), atol=1e-5, rtol=0)
+
+
+def test_half_precision_gradients_are_scaled_and_the_scale_taken_out(model):
+    batches = ragged_batches()
+    exact = gnorm.gnorm_scores(model, batches)
+    for dtype, tolerance in ((torch.float16, 0.1), (torch.bfloat16, 0.8)):
+        scores = gnorm.gnorm_scores(copy.deepcopy(model).to(dtype), batches)
+        assert scores.dtype == torch.float64
+        torch.testing.assert_close(scores, exact, atol=tolerance, rtol=0)
+
+
+def test_logits_of_zero_have_no_gradient():
+    model = tiny_model("bert")
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()
+    assert bool((gnorm.gnorm_scores(model, ragged_batches()) == -torch.inf).all())
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = tiny_model("bert")
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="logits of batch 0 are not finite"):
+        gnorm.prune(model, ragged_batches(), progress=False)

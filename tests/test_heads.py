@@ -1,0 +1,153 @@
+"""Blocks, masks and removal: every row of the table of families resolves, and removing equals masking."""
+
+import copy
+
+import literal
+import pytest
+import textpruner
+import torch
+from conftest import ragged_batches, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+import gnorm
+from gnorm.scoring import evaluating
+
+BATCH = {name: tensor for name, tensor in ragged_batches(1, 6)[0].items() if name != "labels"}
+
+
+def logits(model):
+    with evaluating(model), torch.inference_mode():
+        return model(**BATCH).logits.clone()
+
+
+def random_mask(model, seed=3, empty_layer=None):
+    blocks = gnorm.attention_blocks(model)
+    mask = torch.rand(len(blocks), blocks[0].num_heads, generator=torch.Generator().manual_seed(seed)) > 0.4
+    if empty_layer is not None:
+        mask[empty_layer] = False
+    return mask
+
+
+def hooks_of(model):
+    return [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+
+
+def test_blocks_are_the_projections_of_the_model(model):
+    blocks = gnorm.attention_blocks(model)
+    assert [(b.query, b.key, b.value, b.output) for b in blocks] == literal.projections(model)
+    assert {(b.num_heads, b.head_dim, b.kept) for b in blocks} == {(4, 8, (0, 1, 2, 3))}
+    assert len(blocks) == (1 if model.config.model_type == "albert" else 3)
+
+
+def test_a_mask_of_ones_is_the_identity(model):
+    before = logits(model)
+    with gnorm.masked(model, torch.ones_like(gnorm.head_mask_of(model))):
+        assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("empty_layer", [None, 0])
+def test_masked_equals_textpruners_zeroed_weights(model, empty_layer, tmp_path):
+    mask = random_mask(model, empty_layer=empty_layer)
+    zeroed = copy.deepcopy(model)
+    passes = 3 // len(mask) if len(mask) == 1 else 1  # TextPruner wants a row for every pass of a shared block
+    textpruner.TransformerPruner(
+        zeroed, general_config=textpruner.GeneralConfig(device="cpu", output_dir=str(tmp_path))
+    ).prune_with_masks(head_mask=mask.float().repeat(passes, 1), keep_shape=True, set_masks=True)
+    expected = logits(zeroed)
+    assert not torch.allclose(expected, logits(model))
+    with gnorm.masked(model, mask):
+        assert (logits(model) - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("empty_layer", [None, 0])
+def test_removed_equals_masked(family, attention, empty_layer):
+    model = tiny_model(family, attn_implementation=attention)
+    mask = random_mask(model, empty_layer=empty_layer)
+    with gnorm.masked(model, mask):
+        expected = logits(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    gnorm.remove_heads(model, mask)
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    assert torch.equal(gnorm.head_mask_of(model), mask)
+    assert [b.kept for b in gnorm.attention_blocks(model)] == [tuple(row.nonzero()[:, 0].tolist()) for row in mask]
+    per_head = 4 * 8 * 32 + 3 * 8  # rows of query, key, value and columns of output; three biases
+    assert parameters - sum(p.numel() for p in model.parameters()) == int((~mask).sum()) * per_head
+
+
+def test_all_heads_removed(model):
+    nothing = torch.zeros_like(gnorm.head_mask_of(model))
+    with gnorm.masked(model, nothing):
+        expected = logits(model)
+    gnorm.remove_heads(model, nothing)
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    assert bool((gnorm.gnorm_scores(model, ragged_batches()) == -torch.inf).all())
+
+
+def test_repeated_removal_counts_heads_as_the_intact_model_does(model):
+    first, second = random_mask(model, 3), random_mask(model, 4)
+    with gnorm.masked(model, first & second):
+        expected = logits(model)
+    gnorm.remove_heads(model, first)
+    with gnorm.masked(model, second):  # masking what is left of a pruned model
+        torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    gnorm.remove_heads(model, second)
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    assert torch.equal(gnorm.head_mask_of(model), first & second)
+
+
+def test_a_pruned_model_can_be_pruned_further(model):
+    mask = random_mask(model)
+    gnorm.remove_heads(model, mask)
+    trajectory = gnorm.prune(model, ragged_batches(), progress=False)
+    assert sorted(trajectory.order()) == [tuple(at) for at in mask.nonzero().tolist()]
+
+
+def test_an_exception_inside_masked_leaves_no_hook(model):
+    before = logits(model)
+    with pytest.raises(RuntimeError, match="inside"), gnorm.masked(model, random_mask(model)):
+        assert hooks_of(model)
+        raise RuntimeError("inside")
+    assert not hooks_of(model)
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    ("mask", "complaint"),
+    [
+        (torch.ones(2, 2), r"shape \(2, 2\), this model needs \(layer, head\) = \(3, 4\)"),
+        (torch.full((3, 4), 0.5), "other than 0 and 1"),
+        (torch.full((3, 4), torch.nan), "other than 0 and 1"),
+    ],
+)
+def test_wrong_masks_are_refused(mask, complaint):
+    model = tiny_model("bert")
+    with pytest.raises(ValueError, match=complaint), gnorm.masked(model, mask):
+        pass
+    with pytest.raises(ValueError, match=complaint):
+        gnorm.remove_heads(model, mask)
+    assert not hooks_of(model)
+
+
+def test_an_unknown_architecture_is_named_with_the_remedy():
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
+    with pytest.raises(ValueError, match=r"model_type 'gpt2' .*known: bert, .*gnorm.register\('gpt2'"):
+        gnorm.attention_blocks(model)
+
+
+def test_a_decoder_is_refused():
+    config = AutoConfig.for_model("bert", is_decoder=True, **{"num_hidden_layers": 1, "hidden_size": 24})
+    with pytest.raises(ValueError, match="is a decoder"):
+        gnorm.attention_blocks(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_new_family_is_one_row(monkeypatch):
+    monkeypatch.setattr("gnorm.heads.FAMILIES", {})
+    model = tiny_model("bert")
+    with pytest.raises(ValueError, match="not known"):
+        gnorm.attention_blocks(model)
+    gnorm.register("bert", "encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense")
+    assert len(gnorm.attention_blocks(model)) == 3
+    gnorm.register("bert", "encoder.blocks.*", "query", "key", "value", "dense")
+    with pytest.raises(ValueError, match=r"no module of BertModel is named 'encoder.blocks.\*'"):
+        gnorm.attention_blocks(model)
