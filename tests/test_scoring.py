@@ -133,7 +133,7 @@ def test_accuracy_without_labels_is_refused():
 
 
 def test_labels_the_model_has_no_class_for_are_refused():
-    with pytest.raises(ValueError, match=r"labels from 0 to 4, the model's classes are 0 to 2"):
+    with pytest.raises(ValueError, match=r"labels from 0 to 3, the model's classes are 0 to 2"):
         gnorm.prune(tiny_model("bert"), ragged_batches(labels=5), progress=False)
 
 
