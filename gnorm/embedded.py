@@ -54,9 +54,7 @@ def package_path(path: str) -> Path:
         raise _not_installed(package)
     found = Path(spec.submodule_search_locations[0], inside)
     if not found.exists():
-        raise FileNotFoundError(
-            f"the installed {package} has no {inside}; run `make setup` for the pinned version"
-        )
+        raise FileNotFoundError(f"the installed {package} has no {inside}; run `make setup` for the pinned version")
     return found
 
 
@@ -90,9 +88,7 @@ def _splits(
     for split, size in sorted(sizes.items(), key=lambda item: item[1] is None):
         chosen = rows if size is None else rows[:size]
         if len(chosen) < (size or 1):
-            raise ValueError(
-                f"{size or 'some'} {split} texts are asked for, {len(chosen)} are left; ask for fewer"
-            )
+            raise ValueError(f"{size or 'some'} {split} texts are asked for, {len(chosen)} are left; ask for fewer")
         rows = rows[~rows._key.isin(chosen._key)]
         chosen = chosen.sample(frac=1, random_state=seed)[[*texts, "label"]]
         splits[split] = datasets.Dataset.from_dict(chosen.to_dict("list"), datasets.Features(features))
@@ -197,9 +193,7 @@ QUANTIFIERS = {
 def _wider(tree: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]:
     """Each word of a tree below its roots, and the word above it."""
     above = {word: root for root, branch in tree.items() for word in branch}
-    return above | {
-        leaf: word for branch in tree.values() for word, leaves in branch.items() for leaf in leaves
-    }
+    return above | {leaf: word for branch in tree.values() for word, leaves in branch.items() for leaf in leaves}
 
 
 ABOVE = _wider(NOUNS) | _wider(VERBS)
@@ -362,9 +356,7 @@ class Recipe:
             if field.default is dataclasses.MISSING and field.name not in table:
                 raise ValueError(f"the recipe has no {field.name!r}; add it")
         if ("start" in table) == ("tokenizer" in table and "config" in table):
-            raise ValueError(
-                "a recipe has either 'start' or both 'tokenizer' and 'config'; leave one of them out"
-            )
+            raise ValueError("a recipe has either 'start' or both 'tokenizer' and 'config'; leave one of them out")
         return cls(**table)
 
     def versions(self) -> dict[str, str]:
@@ -452,9 +444,7 @@ def _start(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     tokenizer = untrained(model_max_length=recipe.max_length, **options).train_new_from_iterator(
         texts, vocab_size, show_progress=False
     )
-    special = {
-        f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("pad", "bos", "eos")
-    }
+    special = {f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("pad", "bos", "eos")}
     sizes = {"vocab_size": len(tokenizer), **special, **(recipe.config or {})}
     return auto.from_config(transformers.AutoConfig.for_model(**sizes, **names)), tokenizer
 
@@ -468,9 +458,7 @@ def _encode(split: datasets.Dataset, tokenizer: Any, max_length: int) -> list[di
 
 
 def _loader(encoded: list[dict[str, Any]], tokenizer: Any, batch: int, **options: Any) -> DataLoader:
-    return DataLoader(
-        cast(Any, encoded), batch, collate_fn=transformers.DataCollatorWithPadding(tokenizer), **options
-    )
+    return DataLoader(cast(Any, encoded), batch, collate_fn=transformers.DataCollatorWithPadding(tokenizer), **options)
 
 
 def _train(
@@ -478,9 +466,7 @@ def _train(
 ) -> None:
     """Trains in place: AdamW, rising then falling learning rate, clipped gradients, texts of like length together."""
     lengths = [len(row["input_ids"]) for row in encoded]
-    order = LengthGroupedSampler(
-        recipe.batch, lengths=lengths, generator=torch.Generator().manual_seed(recipe.seed)
-    )
+    order = LengthGroupedSampler(recipe.batch, lengths=lengths, generator=torch.Generator().manual_seed(recipe.seed))
     loader = _loader(encoded, tokenizer, recipe.batch, sampler=order)
     steps = recipe.epochs * len(loader)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)

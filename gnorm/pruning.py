@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import transformers
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .heads import head_mask_of
 from .journal import Journal, hash_of_model, hash_of_tensors
@@ -41,13 +41,14 @@ class Method:
     highest_first: bool = False
     rescore: bool = False
     seeded: bool = False  # trials differ by the seed
+    scored_on: str = "scoring"  # which texts of a profile it looks at
 
 
 METHODS: dict[str, Method] = {
     "greedy_gnorm": Method("Greedy-Gnorm", gnorm_scores, rescore=True),
     "inverse_greedy_gnorm": Method("Inverse Greedy-Gnorm", gnorm_scores, highest_first=True, rescore=True),
-    "attention_entropy": Method("Attention entropy", attention_entropy, highest_first=True),
-    "inverse_attention_entropy": Method("Inverse attention entropy", attention_entropy),
+    "attention_entropy": Method("Attention entropy", attention_entropy, highest_first=True, scored_on="entropy"),
+    "inverse_attention_entropy": Method("Inverse attention entropy", attention_entropy, scored_on="entropy"),
     "random": Method("Random", uniform_scores, seeded=True),
 }
 
@@ -92,7 +93,7 @@ def prune(
     trials: int = 1,
     seed: int = 0,
     journal: Any = None,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> Trajectory:
     """Prune ``model`` head by head and measure the accuracy after every step; the model itself is left as it was.
 
@@ -103,6 +104,7 @@ def prune(
     trials, seed: for methods that draw at random.
     journal: path of a file that finished steps are written to as they come; a run that finds its own journal goes on
     from there and ends with the same table.
+    progress: a bar on standard error; a string is written before it.
 
     Raises ``ValueError`` for an unknown method, numbers out of range, batches that ``prepare`` refuses, labels that
     the model has no class for, scores or logits that are not finite, or a journal that is not this run's.
@@ -144,17 +146,17 @@ def prune(
     score_on = prepare(scoring, model)
     evaluate_on = score_on if shared else prepare(evaluation, model, together=True)
 
-    began = time.perf_counter()
     recorded = iter(log.steps)
     rows: list[dict[str, Any]] = []
     correct: list[np.ndarray] = []
     measured: dict[bytes, Tensor] = {}  # by head mask: trials meet at the intact and at the bare model
-    ties, smallest_gap = 0, math.inf
-    bar = tqdm(total=trials * steps, desc=row.title, unit="step", disable=not progress)
+    ties, smallest_gap, spent = 0, math.inf, 0.0
+    label = f"{progress}: {row.title}" if isinstance(progress, str) else row.title
+    bar = tqdm(total=trials * steps, desc=label, unit="step", disable=not progress)
     for trial in range(trials):
         worker, mask, scores = copy.deepcopy(model), start.clone(), None
         for step in range(steps + 1):
-            done = next(recorded, None)
+            done, began = next(recorded, None), time.perf_counter()
             if done is None:
                 gone: list[tuple[int, int, float]] = []
                 gap = math.inf
@@ -173,19 +175,21 @@ def prune(
                 if state not in measured:
                     measured[state] = tally.result() if tally.complete else correct_texts(worker, evaluate_on)
                 hits = measured[state].numpy()
-                done = {"trial": trial, "gone": gone, "gap": gap, "correct": np.packbits(hits).tobytes().hex()}
+                bits = np.packbits(hits).tobytes().hex()
+                seconds = round(time.perf_counter() - began, 3)
+                done = {"trial": trial, "gone": gone, "gap": gap, "correct": bits, "seconds": seconds}
                 log.append(done)
             else:
                 gone = [(layer, head, score) for layer, head, score in done["gone"]]
                 _take(worker, mask, gone)
                 hits = _unpacked(done["correct"], evaluate_on.num_texts)
                 measured[mask.numpy().tobytes()] = torch.from_numpy(hits)
+            spent += done["seconds"]
             ties += done["gap"] == 0
             smallest_gap = min(smallest_gap, done["gap"])
             share = {"trial": trial, "pruned_heads": int(start.sum() - mask.sum()), "accuracy": float(hits.mean())}
-            for layer, head, score in gone or [(pd.NA, pd.NA, math.nan)]:
-                rows.append({**share, "layer": layer, "head": head, "score": score})
-                correct.append(hits)
+            rows += [{**share, "layer": layer, "head": head, "score": score} for layer, head, score in gone] or [share]
+            correct += [hits] * max(1, len(gone))
             bar.set_postfix(accuracy=f"{hits.mean():.4f}", refresh=False)
             bar.update(step > 0)
     bar.close()
@@ -195,7 +199,7 @@ def prune(
         "evaluation_texts": evaluate_on.num_texts,
         "ties": ties,
         "smallest_gap": smallest_gap,
-        "seconds": time.perf_counter() - began,
+        "seconds": round(spent, 3),
     }
     return Trajectory(table.astype({"layer": "Int64", "head": "Int64"}), np.stack(correct), start, info)
 

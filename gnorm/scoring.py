@@ -259,7 +259,7 @@ def gnorm_scores(
 
 
 def _batch_log_norms(
-    model: nn.Module, group: Sequence[MicroBatch], weights: list[Tensor], heads: list[int]
+    model: nn.Module, group: Sequence[MicroBatch], weights: Sequence[Tensor], heads: list[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """log || ||Z|| d||Z|| / dW_h || for each weight, (head,) each, and the logits of each micro-batch, of one batch Z."""
     scale = 2.0**16 if weights[0].dtype == torch.float16 else 1.0
@@ -400,7 +400,7 @@ def _mean_over_texts(
 
 
 @contextmanager
-def evaluating(model: nn.Module, weights: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+def evaluating(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[None]:
     """Eval mode, and gradients recorded for ``weights`` alone; mode and requires_grad are put back on leaving."""
     training = [module for module in model.modules() if module.training]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -408,8 +408,8 @@ def evaluating(model: nn.Module, weights: Sequence[nn.Parameter] = ()) -> Iterat
         model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        for parameter in weights:
-            parameter.requires_grad_(True)
+        for weight in weights:
+            weight.requires_grad_(True)
         with torch.enable_grad():
             yield
     finally:
@@ -420,7 +420,7 @@ def evaluating(model: nn.Module, weights: Sequence[nn.Parameter] = ()) -> Iterat
 
 
 @contextmanager
-def _eager_attention(model: nn.Module) -> Iterator[None]:
+def _eager_attention(model: Any) -> Iterator[None]:
     """The attention implementation that returns its weights, for as long as it is needed."""
     before = getattr(model.config, "_attn_implementation", None)
     if before in (None, "eager"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
                 _slice(linear, keep, dim=0)
             _slice(block.output, keep, dim=1)
     if not left.all():
-        model.config.head_mask = left.int().tolist()
+        config: Any = model.config
+        config.head_mask = left.int().tolist()
 
 
 def _slice(linear: nn.Linear, keep: Tensor, dim: int) -> None:

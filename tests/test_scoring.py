@@ -83,9 +83,7 @@ def test_a_batch_without_attention_mask_goes_whole():
     model = tiny_model("bert")
     batch = {"input_ids": torch.randint(3, 99, (4, 7)), "labels": torch.zeros(4, dtype=torch.long)}
     full = batch | {"attention_mask": torch.ones(4, 7, dtype=torch.long)}
-    torch.testing.assert_close(
-        gnorm.gnorm_scores(model, [batch]), gnorm.gnorm_scores(model, [full]), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(gnorm.gnorm_scores(model, [batch]), gnorm.gnorm_scores(model, [full]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

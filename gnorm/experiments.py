@@ -1,0 +1,48 @@
+"""A method on a task, with the sizes of its profile: resumed where it was cut off, saved when it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from . import results
+from .pruning import METHODS, Trajectory, prune
+from .tasks import Task
+
+
+def run(task: Task, method: str, progress: bool = True) -> Trajectory:
+    """Prune ``task``'s model by ``method`` to the last head and save the trajectory among the results of its profile.
+
+    Finished steps go to a journal named after everything the run depends on, so a run that was cut off goes on, a
+    finished one is read and not run again, and a change of model, data, sizes or engine starts anew.
+
+    Raises ``ValueError`` for an unknown method and whatever ``prune`` raises.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}.")
+    row = METHODS[method]
+    folder = results.run_folder(task.profile) / "journals" / task.name
+    journal = folder / f"{method}-{task.hash}.jsonl"
+    for stale in set(folder.glob(f"{method}-*.jsonl")) - {journal}:
+        stale.unlink()
+    sizes = dataclasses.asdict(task.spec.random) if row.seeded else {}
+    trajectory = prune(
+        task.model,
+        task.batches(row.scored_on),
+        task.batches("evaluation"),
+        method=method,
+        journal=journal,
+        progress=task.name if progress else False,
+        **sizes,
+    )
+    about = {
+        "profile": task.profile,
+        "model": task.name,
+        "title": task.spec.title,
+        "data": task.spec.data,
+        "scored_on": dataclasses.asdict(getattr(task.spec, row.scored_on)),
+        "evaluated_on": dataclasses.asdict(task.spec.evaluation),
+        "weights": task.source,
+        "commit": results.commit(),
+    }
+    results.save_trajectory(trajectory, task.profile, task.name, method, about)
+    return trajectory

@@ -1,0 +1,279 @@
+"""Reading and writing results, and the tables made from them. Knows only tables."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from .pruning import METHODS, Trajectory
+
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads: where the paper's tables read the curves
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "pandas", "papermill", "matplotlib")
+
+# ------------------------------------------------------------------------------------------ where things lie
+
+
+def root() -> Path:
+    """The folder that holds experiments_results/ and figures/: $GNORM_OUTPUT, else the repository."""
+    return Path(os.environ.get("GNORM_OUTPUT") or Path(__file__).parents[1])
+
+
+def results_folder(profile: str) -> Path:
+    return root() / "experiments_results" / profile
+
+
+def figures_folder(profile: str) -> Path:
+    return root() / "figures" / profile
+
+
+def run_folder(profile: str) -> Path:
+    """Journals, executed notebooks and stamps of finished work: rebuilt where they are missing, not committed."""
+    return results_folder(profile) / ".run"
+
+
+def shown(path: Path) -> str:
+    """The path as a reader knows it: from the root of the repository."""
+    return path.relative_to(root()).as_posix() if path.is_relative_to(root()) else str(path)
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    """Write a file under a temporary name in its folder and rename it, so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    return write(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str, about: Mapping[str, Any]) -> Path:
+    """``<method>.csv`` with the table as it is, ``.json`` on how it came about, ``.npz`` with what was classified
+    correctly, all in experiments_results/<profile>/<model>. Returns the path of the CSV."""
+    path = results_folder(profile) / model / f"{method}.csv"
+    arrays = io.BytesIO()
+    bits = np.packbits(trajectory.correct, axis=1)
+    np.savez_compressed(arrays, correct=bits, texts=trajectory.correct.shape[1], start=trajectory.start.numpy())
+    write(path.with_suffix(".npz"), arrays.getvalue())
+    write_json(path.with_suffix(".json"), {**about, **trajectory.info})
+    return write(path, trajectory.table.to_csv(index=False))
+
+
+def save_table(table: pd.DataFrame, profile: str, name: str) -> list[Path]:
+    """A table as CSV, Markdown and LaTeX in experiments_results/<profile>/tables."""
+    folder = results_folder(profile) / "tables"
+    return [
+        write(folder / f"{name}.csv", table.to_csv(index=False)),
+        write(folder / f"{name}.md", table.to_markdown(index=False, floatfmt=".4f") + "\n"),
+        write(folder / f"{name}.tex", _latex(table)),
+    ]
+
+
+def _latex(table: pd.DataFrame) -> str:
+    """A booktabs table, cells escaped."""
+    cells = table.map(lambda cell: f"{cell:.4f}" if isinstance(cell, float) else str(cell)).astype(str)
+    escapes = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"})
+    rows = [[str(name) for name in table.columns], *cells.to_numpy().tolist()]
+    head, *body = [" & ".join(cell.translate(escapes) for cell in row) + r" \\" for row in rows]
+    columns = "".join("r" if pd.api.types.is_numeric_dtype(kind) else "l" for kind in table.dtypes)
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def save_figure(figure: Figure, profile: str, name: str) -> list[Path]:
+    """A figure as .png and .pdf in figures/<profile>."""
+    paths = []
+    for suffix, metadata in (("png", {"Software": ""}), ("pdf", {"CreationDate": None})):  # same figure, same bytes
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, dpi=160, bbox_inches="tight", metadata=metadata)
+        paths.append(write(figures_folder(profile) / f"{name}.{suffix}", buffer.getvalue()))
+    return paths
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
+    """A trajectory that ``save_trajectory`` wrote.
+
+    Raises ``FileNotFoundError`` where it is not there, ``ValueError`` where a file of it is damaged.
+    """
+    path = results_folder(profile) / model / f"{method}.csv"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{shown(path)} is not there: run `python run_all.py --profile {profile} --models {model}` first."
+        )
+    try:
+        table = pd.read_csv(path).astype({"layer": "Int64", "head": "Int64"})
+        info = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+            correct = np.unpackbits(arrays["correct"], axis=1, count=int(arrays["texts"])).astype(bool)
+            start = torch.from_numpy(arrays["start"])
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{shown(path)} or the files beside it are damaged ({error}): delete them and run again."
+        ) from None
+    if len(table) != len(correct) or not np.allclose(correct.mean(1), table.accuracy):
+        raise ValueError(f"{shown(path)} does not match the files beside it: delete them and run again.")
+    return Trajectory(table, correct, start, info)
+
+
+def saved_methods(profile: str, model: str) -> list[str]:
+    """The methods of METHODS whose trajectory is there, in the order of METHODS."""
+    return [name for name in METHODS if (results_folder(profile) / model / f"{name}.csv").exists()]
+
+
+# ------------------------------------------------------------------------------------------ what curves say
+
+
+def curve(trajectory: Trajectory) -> pd.Series:
+    """Accuracy by number of pruned heads, the mean over trials."""
+    return trajectory.table.drop_duplicates(["trial", "pruned_heads"]).groupby("pruned_heads").accuracy.mean()
+
+
+def area_under_curve(accuracy: pd.Series) -> float:
+    """Trapezoid area under accuracy against the fraction of heads pruned; x from 0 to 1."""
+    return float(np.trapezoid(accuracy, accuracy.index / accuracy.index[-1]))
+
+
+def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.ndarray:
+    """(sample, state) accuracies, the evaluation texts drawn with replacement, the same texts for every state.
+
+    States are the distinct numbers of pruned heads; trials are averaged.
+    """
+    table = trajectory.table.reset_index(drop=True)
+    states = table.drop_duplicates(["trial", "pruned_heads"])
+    mean = np.stack(
+        [trajectory.correct[rows.index].mean(0) for _, rows in states.groupby("pruned_heads")]  # (state, text)
+    )
+    texts = mean.shape[1]
+    draws = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=samples)
+    return draws @ mean.T / texts
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """The middle ``level`` of bootstrap samples (sample, ...), by percentile."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def area_interval(trajectory: Trajectory) -> tuple[float, float]:
+    """95 % bootstrap interval, over evaluation texts, of the area under the curve."""
+    heads = curve(trajectory).index
+    low, high = interval(np.trapezoid(bootstrap(trajectory), heads / heads[-1], axis=1))
+    return float(low), float(high)
+
+
+def summary_row(trajectory: Trajectory) -> dict[str, Any]:
+    """Accuracy at 0/25/50/75/100 % of heads pruned (the nearest state measured) and the area under the curve."""
+    accuracy = curve(trajectory)
+    low, high = area_interval(trajectory)
+    heads = np.asarray(accuracy.index, dtype=float)
+    nearest = {f"{f:.0%}": float(accuracy.iloc[int(np.abs(heads - f * heads[-1]).argmin())]) for f in FRACTIONS}
+    return {**nearest, "area": area_under_curve(accuracy), "area_low": low, "area_high": high}
+
+
+def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
+    """A row for every model and method in ``runs[model][method]``."""
+    return pd.DataFrame(
+        [
+            {"model": model, "method": method, "texts": trajectory.correct.shape[1], **summary_row(trajectory)}
+            for model, methods in runs.items()
+            for method, trajectory in methods.items()
+        ]
+    )
+
+
+def verdict(table: pd.DataFrame) -> pd.DataFrame:
+    """Per model of a ``summary_table``: the method with the largest area, the runner-up, and whether their intervals
+    overlap."""
+    rows = []
+    for model, group in table.groupby("model", sort=False):
+        ranked = group.sort_values("area", ascending=False)
+        if len(ranked) > 1:
+            first, second = ranked.iloc[0], ranked.iloc[1]
+            rows.append(
+                {
+                    "model": model,
+                    "largest area": first.method,
+                    "area": first.area,
+                    "runner-up": second.method,
+                    "its area": second.area,
+                    "intervals overlap": "yes" if first.area_low <= second.area_high else "no",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def solution(trajectory: Trajectory, budget: float) -> int:
+    """The most heads that can be pruned while accuracy stays within ``budget`` of the intact model's."""
+    accuracy = curve(trajectory)
+    return int(accuracy.index[accuracy >= accuracy.iloc[0] - budget - 1e-12][-1])
+
+
+# ------------------------------------------------------------------------------------------ how it came about
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit: what results were made with."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit the code is at, with a + where tracked files differ from it; None outside a repository."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parents[1]), *arguments], capture_output=True, text=True, check=False
+        )
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+    except FileNotFoundError:
+        return None
+    if head.returncode:
+        return None
+    code = git("status", "--porcelain", "--untracked-files=no", "--", "gnorm", "notebooks", "run_all.py")
+    return head.stdout.strip() + ("+" if code.stdout.strip() else "")

@@ -1,0 +1,207 @@
+"""The loop around the criteria: methods, steps, trials, seeds, journals."""
+
+import logging
+import math
+
+import pytest
+import torch
+from conftest import ragged_batches, tiny_model
+
+import gnorm
+from gnorm.pruning import METHODS, Method
+
+SCORING, EVALUATION = ragged_batches(), ragged_batches(count=4, seed=7)
+
+
+def run(model=None, **options):
+    return gnorm.prune(model or tiny_model("bert"), SCORING, EVALUATION, progress=False, **options)
+
+
+def test_the_five_methods_of_the_paper():
+    assert list(METHODS) == [
+        "greedy_gnorm",
+        "inverse_greedy_gnorm",
+        "attention_entropy",
+        "inverse_attention_entropy",
+        "random",
+    ]
+
+
+def test_the_table_has_the_intact_model_first_and_a_row_for_every_head():
+    trajectory = run(method="greedy_gnorm")
+    table = trajectory.table
+    assert list(table.columns) == ["trial", "pruned_heads", "layer", "head", "score", "accuracy"]
+    assert len(table) == 13
+    assert table.iloc[0][["layer", "head", "score"]].isna().all()
+    assert table.iloc[0].accuracy == gnorm.accuracy(tiny_model("bert"), EVALUATION)
+    assert len(set(trajectory.order())) == 12
+    assert trajectory.correct.shape == (13, 18)
+    assert trajectory.correct.mean(1).tolist() == table.accuracy.tolist()
+    model = tiny_model("bert")
+    gnorm.remove_heads(model, trajectory.mask(7))
+    assert gnorm.accuracy(model, EVALUATION) == table.accuracy[7]
+
+
+@pytest.mark.parametrize(("method", "highest"), [("attention_entropy", True), ("inverse_attention_entropy", False)])
+def test_entropy_is_scored_once_and_gives_the_order(family, method, highest):
+    model = tiny_model(family)
+    scores = gnorm.attention_entropy(model, SCORING)
+    trajectory = run(model, method=method)
+    flat = scores.flatten().tolist()
+    expected = sorted(range(len(flat)), key=lambda i: -flat[i] if highest else flat[i])
+    assert trajectory.order() == [divmod(i, 4) for i in expected]
+    assert trajectory.table.score[1:].tolist() == [flat[i] for i in expected]
+
+
+def test_random_trials_are_seeded_and_differ():
+    trajectory = run(method="random", trials=3, heads_per_step=5, seed=4)
+    again = run(method="random", trials=3, heads_per_step=5, seed=4)
+    assert trajectory.table.equals(again.table)
+    orders = [trajectory.order(trial) for trial in range(3)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == [(i, j) for i in range(3) for j in range(4)] for order in orders)
+    assert run(method="random", trials=1, seed=5).order() != run(method="random", trials=1, seed=4).order()
+    assert run(method="random", trials=1, seed=4).order() == orders[0]  # a trial does not depend on how many there are
+
+
+def test_heads_of_one_step_share_its_count_and_accuracy():
+    table = run(method="random", heads_per_step=5).table
+    assert table.pruned_heads.tolist() == [0] + [5] * 5 + [10] * 5 + [12] * 2
+    assert table.groupby("pruned_heads").accuracy.nunique().eq(1).all()
+
+
+def test_several_heads_a_step_are_the_lowest_of_one_scoring():
+    model = tiny_model("bert")
+    scores = gnorm.gnorm_scores(model, SCORING).flatten()
+    lowest = [divmod(int(i), 4) for i in scores.argsort()[:5]]
+    assert run(model, heads_per_step=5, steps=1).order() == lowest
+
+
+def test_a_sixth_method_is_one_row(monkeypatch):
+    monkeypatch.setitem(METHODS, "energy", Method("Activation energy", gnorm.activation_energy))
+    scores = gnorm.activation_energy(tiny_model("bert"), SCORING).flatten()
+    assert run(method="energy").order() == [divmod(int(i), 4) for i in scores.argsort()]
+
+
+def test_steps_bound_the_run():
+    assert run(steps=0).table.pruned_heads.tolist() == [0]
+    assert run(steps=3).table.pruned_heads.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"method": "greedy"}, "method 'greedy' is not known; choose one of greedy_gnorm"),
+        ({"steps": 13}, "steps=13 is out of range: 12 heads, 1 a step, make 12 steps"),
+        ({"steps": -1}, "steps=-1 is out of range"),
+        ({"heads_per_step": 0}, "must both be at least 1"),
+        ({"trials": 2}, "greedy_gnorm draws nothing at random"),
+    ],
+)
+def test_bad_options_are_refused(options, complaint, tmp_path):
+    with pytest.raises(ValueError, match=complaint):
+        run(journal=tmp_path / "journal", **options)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- journal
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_after(monkeypatch, steps):
+    """Make the journal fail once ``steps`` steps are on the disk, as a kill would."""
+    append = gnorm.journal.Journal.append
+    left = [steps]
+
+    def counting(self, step):
+        append(self, step)
+        left[0] -= 1
+        if not left[0]:
+            raise Interrupted
+
+    monkeypatch.setattr(gnorm.journal.Journal, "append", counting)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_run_that_was_cut_off_ends_in_the_same_table(method, steps, tmp_path, monkeypatch):
+    options = {"method": method, **({"trials": 3, "heads_per_step": 4} if method == "random" else {})}
+    whole = run(**options)
+    journal = tmp_path / "journal"
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, steps)
+        with pytest.raises(Interrupted):
+            run(journal=journal, **options)
+    assert len(journal.read_text().splitlines()) == 1 + steps
+    resumed = run(journal=journal, **options)
+    assert resumed.table.equals(whole.table)
+    assert (resumed.correct == whole.correct).all()
+    assert resumed.info["ties"] == whole.info["ties"]
+    assert resumed.info["smallest_gap"] == whole.info["smallest_gap"]
+
+
+def test_a_finished_journal_is_read_and_nothing_is_run(tmp_path, monkeypatch):
+    first = run(journal=tmp_path / "journal")
+    monkeypatch.setattr("gnorm.pruning.correct_texts", None)  # calling it would fail
+    monkeypatch.setitem(METHODS, "greedy_gnorm", Method("Greedy-Gnorm", None, rescore=True))
+    assert run(journal=tmp_path / "journal").table.equals(first.table)
+
+
+def test_a_torn_last_line_is_dropped_and_said(tmp_path, caplog):
+    journal = tmp_path / "journal"
+    whole = run(journal=journal)
+    journal.write_bytes(journal.read_bytes()[:-30])
+    with caplog.at_level(logging.WARNING):
+        assert run(journal=journal).table.equals(whole.table)
+    assert "cut off" in caplog.text
+    assert run(journal=journal).table.equals(whole.table)
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [({"seed": 1}, "seed"), ({"steps": 2}, "steps"), ({"method": "attention_entropy"}, "method")],
+)
+def test_the_journal_of_another_run_is_refused(options, differs, tmp_path):
+    run(journal=tmp_path / "journal")
+    before = (tmp_path / "journal").read_bytes()
+    with pytest.raises(ValueError, match=f"journal of another run .*{differs}.* differ"):
+        run(journal=tmp_path / "journal", **options)
+    with pytest.raises(ValueError, match=r"\(model differ"):
+        run(tiny_model("bert", seed=9), journal=tmp_path / "journal")
+    with pytest.raises(ValueError, match=r"\(evaluation differ"):
+        gnorm.prune(tiny_model("bert"), SCORING, SCORING, journal=tmp_path / "journal", progress=False)
+    assert (tmp_path / "journal").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda lines: [*lines[:3], lines[3].replace('"trial": 0', '"trial": 7'), *lines[4:]], "line 4 .* was altered"),
+        (lambda lines: [*lines[:3], *lines[4:]], "line 4 .* was altered"),
+        (lambda lines: [*lines[:2], "nonsense", *lines[2:]], "line 3 .* is not a journal line"),
+        (lambda lines: lines[1:], "is of journal format None"),
+        (lambda lines: [lines[0].replace('"journal": 1', '"journal": 2'), *lines[1:]], "is of journal format 2"),
+    ],
+)
+def test_a_damaged_journal_is_refused(damage, complaint, tmp_path):
+    journal = tmp_path / "journal"
+    run(journal=journal)
+    journal.write_text("\n".join(damage(journal.read_text().splitlines())) + "\n")
+    with pytest.raises(ValueError, match=complaint):
+        run(journal=journal)
+
+
+def test_scores_of_zero_are_ties_that_a_journal_can_hold(tmp_path):
+    """Logits of zero have no gradient: every score is -inf, every step a tie, and the order that of the indices."""
+    model = tiny_model("bert")
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()
+    first = run(model, journal=tmp_path / "journal")
+    assert first.table.score[1:].tolist() == [-math.inf] * 12
+    assert first.info["ties"] == 11
+    assert first.order() == [(i, j) for i in range(3) for j in range(4)]
+    assert run(model, journal=tmp_path / "journal").table.equals(first.table)
