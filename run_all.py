@@ -153,7 +153,8 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
             cwd=ROOT,
             progress_bar=False,
             stderr_file=terminal,
-            coalesce_streams=True,
+            coalesce_streams=True,  # a progress bar leaves one line in the executed copy
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except PapermillExecutionError as error:
         terminal.close()

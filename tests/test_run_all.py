@@ -1,0 +1,197 @@
+"""The pipeline as its users have it: the real run_all.py, in a process of its own, on the smoke profile."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+import run_all
+from gnorm import METHODS, results, tasks
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(*arguments, output, root=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, str(root / "run_all.py"), *arguments],
+        env=os.environ | {"GNORM_OUTPUT": str(output)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """The output of one complete smoke run, and what it printed."""
+    output = tmp_path_factory.mktemp("smoke output")  # with a space in its name
+    done = call("--profile", "smoke", output=output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output, done
+
+
+def test_smoke_runs_every_notebook_and_says_so(smoke):
+    _, done = smoke
+    assert done.stdout.splitlines()[0] == "profile smoke, models bert, albert, roberta, xlm-roberta, device cpu"
+    for k, name in enumerate(run_all.NOTEBOOKS, start=1):
+        assert f"[{k}/{len(run_all.NOTEBOOKS)}] {name}: " in done.stdout
+    assert "Greedy-Gnorm: 100%" in done.stderr  # the notebook's own progress, live
+    assert "Traceback" not in done.stderr
+
+
+def test_smoke_leaves_the_results_that_are_promised(smoke, monkeypatch):
+    output, _ = smoke
+    monkeypatch.setenv("GNORM_OUTPUT", str(output))
+    folder = output / "experiments_results" / "smoke"
+    for model, spec in tasks.read_profile("smoke").models.items():
+        trajectory = results.load_trajectory("smoke", model, "greedy_gnorm")
+        heads = int(trajectory.start.sum())
+        assert trajectory.table.pruned_heads.tolist() == list(range(heads + 1))
+        assert trajectory.info["evaluation_texts"] == spec.evaluation.texts
+        assert trajectory.table.accuracy[0] >= spec.min_accuracy
+        assert {"seed", "device", "dtype", "versions", "commit", "evaluated_on", "data"} <= trajectory.info.keys()
+    for table in ("pruning_results", "pruning_summary"):
+        for suffix in ("csv", "md", "tex"):
+            assert (folder / "tables" / f"{table}.{suffix}").stat().st_size > 100
+    for figure in ("data_processing", "greedy_pruning", "pruning_results", "final_solutions"):
+        assert (output / "figures" / "smoke" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (output / "figures" / "smoke" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert list(manifest["notebooks"]) == list(run_all.NOTEBOOKS)
+    assert manifest["environment"]["packages"]["torch"]
+    summary = pd.read_csv(folder / "tables" / "pruning_summary.csv")
+    assert (summary["parameters after"] < summary.parameters).all()
+    assert (summary["accuracy after"] >= summary.accuracy - summary.budget - 1e-9).all()
+
+
+def test_a_second_run_does_nothing_again(smoke):
+    output, _ = smoke
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    again = call("--profile", "smoke", output=output)
+    assert again.returncode == 0
+    assert again.stdout.count("unchanged, not run again") == len(run_all.NOTEBOOKS)
+    assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
+
+
+def test_a_missing_file_is_made_again_with_the_same_bytes(smoke):
+    output, _ = smoke
+    table = output / "experiments_results" / "smoke" / "tables" / "pruning_results.csv"
+    content = table.read_bytes()
+    table.unlink()
+    again = call("--profile", "smoke", "--only", "show_pruning_result", output=output)
+    assert again.returncode == 0, again.stderr
+    assert table.read_bytes() == content
+
+
+def test_list_names_the_notebooks_and_runs_none(smoke, tmp_path):
+    output, _ = smoke
+    listed = call("--profile", "smoke", "--list", output=output)
+    assert [line.split() for line in listed.stdout.splitlines()] == [[name, "done"] for name in run_all.NOTEBOOKS]
+    nothing = call("--profile", "smoke", "--list", output=tmp_path)
+    assert "done" not in nothing.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--profile", "huge"], "profile 'huge' is not known; choose one of"),
+        (["--profile", "smoke", "--models", "gpt"], "profile smoke has no model 'gpt'; it has bert, albert"),
+        (["--profile", "smoke", "--only", "greedy"], "notebook 'greedy' is not known; choose from data_processing"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_one_sentence(arguments, complaint, tmp_path):
+    done = call(*arguments, output=tmp_path)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the project whose notebooks may be altered."""
+    root = tmp_path / "projekt für köpfe"
+    root.mkdir()
+    for name in ("gnorm", "notebooks"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run_all.py", root)
+    return root
+
+
+def alter(root, name, change):
+    path = root / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        change(cell)
+    nbformat.write(notebook, path)
+
+
+def test_a_notebook_without_the_parameter_is_refused_before_anything_runs(copied):
+    def rename(cell):
+        cell.source = cell.source.replace("models: list", "encoders: list")
+
+    alter(copied, "greedy_pruning", rename)
+    done = call("--profile", "smoke", output=copied, root=copied)
+    assert done.returncode == 2
+    assert "notebook greedy_pruning has no parameter 'models'" in done.stderr
+    assert not (copied / "experiments_results").exists()
+
+
+def test_a_failing_cell_is_named_with_its_error_and_the_executed_copy(copied):
+    def fail(cell):
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            cell.source = "raise LookupError('no such head')"
+
+    alter(copied, "show_pruning_result", fail)
+    done = call("--profile", "smoke", "--only", "show_pruning_result", output=copied, root=copied)
+    assert done.returncode == 1
+    *_, failure, where = done.stderr.strip().splitlines()
+    assert failure.startswith("[1/1] show_pruning_result failed in cell [3]: LookupError: no such head")
+    executed = copied / "experiments_results" / "smoke" / ".run" / "executed" / "show_pruning_result.ipynb"
+    assert where.endswith("experiments_results/smoke/.run/executed/show_pruning_result.ipynb")
+    assert "LookupError" in executed.read_text()
+    assert not (copied / "experiments_results" / "smoke" / ".run" / "stamps").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_trajectories_name_the_remedy(tmp_path):
+    done = call("--profile", "smoke", "--only", "pruning_summary", "--models", "bert", output=tmp_path)
+    assert done.returncode == 1
+    assert "run `python run_all.py --profile smoke --models bert` first" in done.stderr
+
+
+# ---------------------------------------------------------------- the notebooks as they are stored
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_stored_clean_and_thin(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown"
+    assert path.stem in notebook.cells[0].source.splitlines()[0]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    source = "\n".join(cell.source for cell in code)
+    assert str(Path.home()) not in source
+    assert "/tmp" not in source
+    if path.stem != "custom_bert_pruning":
+        assert "def " not in source
+        assert "lambda" not in source
+
+
+def test_every_notebook_is_in_the_order_and_the_order_names_no_other():
+    assert sorted(run_all.NOTEBOOKS) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_methods_that_the_results_name_exist():
+    assert set(results.saved_methods("smoke", "bert")) <= set(METHODS)
