@@ -249,11 +249,10 @@ class Sentence(NamedTuple):
 
 
 def _moved(phrase: Phrase, modifiers: Sequence[str], rng: random.Random) -> Phrase:
-    """The phrase none to two steps wider, or none to two steps narrower."""
-    direction = rng.choice((-1, 1))
-    for _ in range(rng.randrange(3)):
-        phrase = rng.choice(phrase.moves(direction, modifiers) or [phrase])
-    return phrase
+    """The phrase as it is, one step wider, or one step narrower."""
+    direction = rng.choice((-1, 0, 1))
+    moves = phrase.moves(direction, modifiers) if direction else []
+    return rng.choice(moves or [phrase])
 
 
 def _premises(hypothesis: Sentence, rng: random.Random) -> list[Sentence]:
@@ -410,12 +409,13 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
     splits = load_data(recipe.data)
     train = splits["train"].shuffle(seed=recipe.seed)
     train = train.select(range(min(len(train), recipe.train_texts or len(train))))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # on the CPU, so that a checkpoint is the same beside any accelerator
         torch.manual_seed(recipe.seed)
         model, tokenizer = _start(recipe, train)
         _train(name, recipe, model, _encode(train, tokenizer, recipe.max_length), tokenizer, progress)
-    held_out = _encode(splits["test"], tokenizer, recipe.max_length)
-    accuracy = _accuracy(model, _loader(held_out, tokenizer, 64))
+        held_out = _encode(splits["test"], tokenizer, recipe.max_length)
+        held_out.sort(key=lambda row: len(row["input_ids"]))
+        accuracy = _accuracy(model, _loader(held_out, tokenizer, 64))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     seconds = round(time.perf_counter() - started, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from . import results
-from .pruning import METHODS, Trajectory, prune
+from .pruning import Trajectory, find_method, prune
 from .tasks import Task
 
 
@@ -17,9 +17,7 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
 
     Raises ``ValueError`` for an unknown method and whatever ``prune`` raises.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}.")
-    row = METHODS[method]
+    row = find_method(method)
     folder = results.run_folder(task.profile) / "journals" / task.name
     journal = folder / f"{method}-{task.hash}.jsonl"
     for stale in set(folder.glob(f"{method}-*.jsonl")) - {journal}:

@@ -20,6 +20,7 @@ class Family:
     """Module names of one encoder family: ``blocks`` from the base model, the others from each block.
 
     ``*`` stands for any index, so ``encoder.layer.*.attention`` finds the attention block of every layer.
+    ``feed_forward`` (from the base model) is the projection at the end of each feed-forward block, where there is one.
     """
 
     blocks: str
@@ -27,21 +28,33 @@ class Family:
     key: str
     value: str
     output: str
+    feed_forward: str = ""
 
 
-_BERT_LIKE = Family("encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense")
+_BERT_LIKE = Family(
+    "encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense", "encoder.layer.*.output.dense"
+)
 
 FAMILIES: dict[str, Family] = {
     "bert": _BERT_LIKE,
     "roberta": _BERT_LIKE,
     "xlm-roberta": _BERT_LIKE,
-    "albert": Family("encoder.albert_layer_groups.*.albert_layers.*.attention", "query", "key", "value", "dense"),
+    "albert": Family(
+        "encoder.albert_layer_groups.*.albert_layers.*.attention",
+        "query",
+        "key",
+        "value",
+        "dense",
+        "encoder.albert_layer_groups.*.albert_layers.*.ffn_output",
+    ),
 }
 
 
-def register(model_type: str, blocks: str, query: str, key: str, value: str, output: str) -> None:
+def register(
+    model_type: str, blocks: str, query: str, key: str, value: str, output: str, feed_forward: str = ""
+) -> None:
     """Make an encoder family known: one row of module names, see ``Family``; an existing row is replaced."""
-    FAMILIES[model_type] = Family(blocks, query, key, value, output)
+    FAMILIES[model_type] = Family(blocks, query, key, value, output, feed_forward)
 
 
 @dataclass(frozen=True)
@@ -77,14 +90,7 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{type(model).__name__} is a decoder; only encoder classifiers can be pruned by head.")
     family = FAMILIES[config.model_type]
-    base = getattr(model, "base_model", model)
-    pattern = re.compile(re.escape(family.blocks).replace(r"\*", r"\d+"))
-    owners = [module for name, module in base.named_modules() if pattern.fullmatch(name)]
-    if not owners:
-        raise ValueError(
-            f"no module of {type(base).__name__} is named {family.blocks!r}; correct the row of model_type "
-            f"{config.model_type!r} with gnorm.register."
-        )
+    owners = _named(model, family.blocks)
     num_heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
     kept = getattr(config, "head_mask", None) or [[1] * num_heads] * len(owners)
@@ -101,6 +107,19 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
         )
         for owner, row in zip(owners, kept, strict=True)
     ]
+
+
+def _named(model: nn.Module, pattern: str) -> list[Any]:
+    """The modules below the base model whose name is ``pattern``, first layer first."""
+    base: Any = getattr(model, "base_model", model)
+    regex = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
+    found = [module for name, module in base.named_modules() if regex.fullmatch(name)]
+    if not found:
+        raise ValueError(
+            f"no module of {type(base).__name__} is named {pattern!r}; correct the row of model_type "
+            f"{base.config.model_type!r} with gnorm.register."
+        )
+    return found
 
 
 def head_mask_of(model: nn.Module) -> Tensor:
@@ -146,4 +165,19 @@ def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator
                     return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * head_dim)
 
                 hooks.callback(block.output.register_forward_pre_hook(zero_heads).remove)
+        yield
+
+
+@contextmanager
+def without_feed_forward(model: nn.Module) -> Iterator[None]:
+    """Take the feed-forward blocks out of the forward pass for the length of a ``with`` block.
+
+    The input of the projection that ends each block is set to zero; its bias remains, as it does for heads. Raises
+    ``ValueError`` where the family's row names no feed-forward block.
+    """
+    attention_blocks(model)  # refuses what is not known
+    config: Any = model.config
+    with ExitStack() as hooks:
+        for linear in _named(model, FAMILIES[config.model_type].feed_forward):
+            hooks.callback(linear.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),)).remove)
         yield

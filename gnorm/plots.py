@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from . import results
-from .pruning import METHODS, Trajectory
+from .pruning import Trajectory, find_method
 
 # One look a method: Okabe and Ito's colours for the colour-blind, and a line style that tells them apart in grey.
 LOOKS: dict[str, dict[str, Any]] = {
@@ -65,7 +65,7 @@ def _caption(figure: Figure, runs: Runs, says: str) -> None:
 
 def _curve(axis: Axes, trajectory: Trajectory, method: str, label: str | None = None, band: bool = True) -> None:
     accuracy = results.curve(trajectory)
-    axis.plot(accuracy.index, accuracy.to_numpy(), label=label or METHODS[method].title, **LOOKS.get(method, {}))
+    axis.plot(accuracy.index, accuracy.to_numpy(), label=label or find_method(method).title, **LOOKS.get(method, {}))
     if band:
         low, high = results.interval(results.bootstrap(trajectory, samples=1000))
         color = LOOKS.get(method, {}).get("color")
@@ -137,6 +137,91 @@ def lengths_and_labels(texts: Mapping[str, pd.DataFrame], profile: str) -> Figur
     return figure
 
 
-def method_order(methods: Sequence[str]) -> list[str]:
-    """The methods in the order of METHODS, which is the order of every legend."""
-    return [name for name in METHODS if name in methods]
+def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajectory]) -> Figure:
+    """Accuracy of random pruning, a box for each number of pruned heads, against Greedy-Gnorm (RandomPruning)."""
+    figure, axes = _grid(len(random))
+    for axis, (model, trajectory) in zip(axes, random.items(), strict=True):
+        table = trajectory.table.drop_duplicates(["trial", "pruned_heads"])
+        groups = {pruned: table.accuracy[table.pruned_heads == pruned] for pruned in table.pruned_heads.unique()}
+        heads = int(trajectory.start.sum())
+        axis.boxplot(
+            list(groups.values()),
+            positions=list(groups),
+            widths=0.55 * heads / max(1, len(groups) - 1),
+            manage_ticks=False,
+            patch_artist=True,
+            boxprops={"facecolor": "#DDDDDD", "edgecolor": "#555555"},
+            medianprops={"color": "black"},
+            flierprops={"markersize": 3},
+        )
+        mean = table.groupby("pruned_heads").accuracy.agg(["mean", "sem"])
+        axis.errorbar(
+            mean.index, mean["mean"], 1.96 * mean["sem"], label="Random, mean of trials with 95 % interval",
+            marker="o", markersize=3, capsize=2, **LOOKS["random"],
+        )  # fmt: skip
+        _curve(axis, greedy[model], "greedy_gnorm", band=False)
+        axis.set_title(f"{_title(trajectory, model)}, {table.trial.nunique()} trials")
+        _accuracy_axis(axis, heads)
+        axis.set_xlim(-0.04 * heads, 1.04 * heads)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    _caption(figure, {model: {"random": trajectory} for model, trajectory in random.items()}, "Boxes: over trials.")
+    return figure
+
+
+def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
+    """Greedy-Gnorm on every model in one panel, against the share of heads pruned."""
+    figure, (axis,) = _grid(1, width=6.5, height=3.8)
+    looks = list(LOOKS.values())
+    for look, (model, trajectory) in zip(looks, greedy.items(), strict=False):
+        accuracy = results.curve(trajectory)
+        axis.plot(accuracy.index / accuracy.index[-1], accuracy, label=_title(trajectory, model), **look)
+    axis.set(xlabel="heads pruned", ylabel="accuracy", xlim=(0, 1))
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.legend(loc="lower left")
+    _caption(figure, {model: {"greedy_gnorm": trajectory} for model, trajectory in greedy.items()}, "")
+    return figure
+
+
+def head_maps(
+    maps: Mapping[str, np.ndarray], label: str, profile: str, says: str, titles: Mapping[str, str] | None = None
+) -> Figure:
+    """A (layer, head) heat map for each model, each with its own scale."""
+    figure, axes = _grid(len(maps), height=3.0)
+    for axis, (model, values) in zip(axes, maps.items(), strict=True):
+        image = axis.imshow(values, cmap="cividis", aspect="auto")
+        axis.grid(visible=False)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(MaxNLocator(integer=True))
+        axis.set(title=(titles or {}).get(model, model), xlabel="head", ylabel="layer")
+        figure.colorbar(image, ax=axis, label=label)
+    figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
+    return figure
+
+
+def pooled_maps(maps: Mapping[str, np.ndarray], profile: str, says: str) -> Figure:
+    """Square maps of signed values, zero in white, on one common scale."""
+    figure, axes = _grid(len(maps), width=3.6, height=3.2)
+    limit = max(float(np.abs(values).max()) for values in maps.values())
+    for axis, (name, values) in zip(axes, maps.items(), strict=True):
+        image = axis.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit)
+        axis.grid(visible=False)
+        axis.set(title=name, xlabel="input, pooled", ylabel="output, pooled")
+        figure.colorbar(image, ax=axis, label="G' - G, mean of the pool")
+    figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
+    return figure
+
+
+def rank_correlations(table: pd.DataFrame, profile: str, says: str) -> Figure:
+    """How far the scores of the heads that are left keep the order they had before: columns model, pruned, rho."""
+    figure, (axis,) = _grid(1, width=6.0, height=3.4)
+    for look, (model, rows) in zip(LOOKS.values(), table.groupby("model", sort=False), strict=False):
+        axis.plot(rows.pruned, rows.rho, label=str(model), marker="o", markersize=4, **look)
+    axis.set(
+        xlabel="heads pruned", ylabel="Spearman rank correlation\nwith the intact model's scores", ylim=(-1.05, 1.05)
+    )
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.legend(loc="lower left")
+    figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
+    return figure

@@ -23,6 +23,7 @@ from .scoring import (
     Batch,
     Criterion,
     Tally,
+    activation_energy,
     attention_entropy,
     correct_texts,
     gnorm_scores,
@@ -51,6 +52,20 @@ METHODS: dict[str, Method] = {
     "inverse_attention_entropy": Method("Inverse attention entropy", attention_entropy, scored_on="entropy"),
     "random": Method("Random", uniform_scores, seeded=True),
 }
+
+# Methods that are not the paper's, under the same protocol: rows like those of METHODS, found by the same names.
+MORE_METHODS: dict[str, Method] = {
+    "activation_energy": Method("Activation energy", activation_energy, highest_first=True, scored_on="entropy"),
+    "inverse_activation_energy": Method("Inverse activation energy", activation_energy, scored_on="entropy"),
+}
+
+
+def find_method(name: str) -> Method:
+    """The row of METHODS or MORE_METHODS called ``name``; ``ValueError`` where there is none."""
+    methods = METHODS | MORE_METHODS
+    if name not in methods:
+        raise ValueError(f"method {name!r} is not known; choose one of {', '.join(methods)}.")
+    return methods[name]
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ def prune(
 
     scoring: the paper's batches, mappings of tensors; each one's gradient is a term of the score.
     evaluation: batches with ``labels`` that the accuracy is measured on; the scoring texts if None.
-    method: a name in METHODS. Scores that tie go by the lowest (layer, head).
+    method: a name in METHODS (or MORE_METHODS). Scores that tie go by the lowest (layer, head).
     steps: how many steps; until no head is left if None. heads_per_step: heads removed in each (fewer in the last).
     trials, seed: for methods that draw at random.
     journal: path of a file that finished steps are written to as they come; a run that finds its own journal goes on
@@ -109,9 +124,7 @@ def prune(
     Raises ``ValueError`` for an unknown method, numbers out of range, batches that ``prepare`` refuses, labels that
     the model has no class for, scores or logits that are not finite, or a journal that is not this run's.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}.")
-    row = METHODS[method]
+    row = find_method(method)
     start = head_mask_of(model)
     heads = int(start.sum())
     if heads_per_step < 1 or trials < 1:

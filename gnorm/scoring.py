@@ -264,17 +264,43 @@ def _batch_log_norms(
     """log || ||Z|| d||Z|| / dW_h || for each weight, (head,) each, and the logits of each micro-batch, of one batch Z."""
     scale = 2.0**16 if weights[0].dtype == torch.float16 else 1.0
     while True:
-        total: list[Tensor] = []
-        logits: list[Tensor] = []
-        for micro in group:
-            z = model(**micro.inputs).logits  # (text, class)
-            gradients = torch.autograd.grad(z, weights, grad_outputs=z.detach() * scale)
-            total = [t.add_(g) for t, g in zip(total, gradients, strict=True)] if total else list(gradients)
-            logits.append(z.detach())
-        log_norms = [log_norm(g.view(n, -1)).cpu() - math.log(scale) for g, n in zip(total, heads, strict=True)]
+        gradients, logits = _batch_gradients(model, group, weights, scale)
+        log_norms = [log_norm(g.view(n, -1)).cpu() - math.log(scale) for g, n in zip(gradients, heads, strict=True)]
         if scale <= 1 or all(bool((n < torch.inf).all()) for n in log_norms):
             return log_norms, logits
         scale /= 16
+
+
+def _batch_gradients(
+    model: nn.Module, group: Sequence[MicroBatch], weights: Sequence[Tensor], scale: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``scale`` ||Z|| d||Z|| / dW for each weight, and the logits of each micro-batch, of one batch Z."""
+    total: list[Tensor] = []
+    logits: list[Tensor] = []
+    for micro in group:
+        z = model(**micro.inputs).logits  # (text, class)
+        gradients = torch.autograd.grad(z, weights, grad_outputs=z.detach() * scale)
+        total = [t.add_(g) for t, g in zip(total, gradients, strict=True)] if total else list(gradients)
+        logits.append(z.detach())
+    return total, logits
+
+
+def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """The gradients that the G-norm is made of, summed over batches: (layer, projection, out, hidden).
+
+    The projections are query, key and value; rows ``head * head_dim`` to ``(head + 1) * head_dim`` belong to a head.
+    For looking at; ``gnorm_scores`` takes norms batch by batch. The model must not have had heads removed (masking
+    is fine). Raises ``ValueError`` where it has, and as ``prepare`` does.
+    """
+    if not bool(head_mask_of(model).all()):
+        raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
+    weights = [w for b in attention_blocks(model) for w in (b.query.weight, b.key.weight, b.value.weight)]
+    total = torch.zeros(len(weights), *weights[0].shape, dtype=weights[0].dtype, device=weights[0].device)
+    with evaluating(model, weights):
+        for group in prepare(batches, model):
+            gradients, logits = _batch_gradients(model, group, weights, 1.0)
+            total += torch.stack(gradients) / torch.cat(logits).norm()
+    return total.unflatten(0, (-1, 3))
 
 
 ENTROPY_FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
