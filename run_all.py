@@ -38,6 +38,15 @@ except ModuleNotFoundError as missing:
 NOTEBOOKS = (
     "data_processing",
     "greedy_pruning",
+    "inverse_greedy_gnorm_pruning",
+    "ae_pruning",
+    "ae_inverse_pruning",
+    "random_pruning",
+    "greedyprune_all_models",
+    "gradient_test",
+    "four_models",
+    "custom_bert_pruning",
+    "solve_underflow",
     "show_pruning_result",
     "pruning_summary",
 )

@@ -42,5 +42,6 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
         "weights": task.source,
         "commit": results.commit(),
     }
-    results.save_trajectory(trajectory, task.profile, task.name, method, about)
+    trajectory = dataclasses.replace(trajectory, info={**about, **trajectory.info})
+    results.save_trajectory(trajectory, task.profile, task.name, method)
     return trajectory

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -90,7 +91,7 @@ def pruning_curves(runs: Runs) -> Figure:
         axis.set_title(_title(some, model))
         _accuracy_axis(axis, int(some.start.sum()))
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
     _caption(figure, runs, "Bands: 95 % bootstrap over the texts.")
     return figure
 
@@ -126,7 +127,8 @@ def lengths_and_labels(texts: Mapping[str, pd.DataFrame], profile: str) -> Figur
         figure = Figure(figsize=(9.2, 2.6 * len(texts) + 0.3), layout="constrained")
         axes = figure.subplots(len(texts), 2, squeeze=False)
     for (left, right), (name, frame) in zip(axes, texts.items(), strict=True):
-        left.hist(frame.tokens, bins=min(30, int(frame.tokens.max())), color="#0072B2")
+        low, high = frame.tokens.min(), frame.tokens.max()
+        left.hist(frame.tokens, bins=np.arange(low - 0.5, high + 1.5, -(-(high - low) // 30)).tolist(), color="#0072B2")
         left.set(title=f"{name}: length", xlabel="tokens", ylabel="texts")
         counts = frame.label.value_counts().sort_index()
         right.bar(counts.index.astype(str), counts.to_numpy(), color="#999999")
@@ -154,9 +156,10 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
             medianprops={"color": "black"},
             flierprops={"markersize": 3},
         )
-        mean = table.groupby("pruned_heads").accuracy.agg(["mean", "sem"])
+        mean = table.groupby("pruned_heads").accuracy.agg(["mean", "sem", "count"])
+        half = mean["sem"] * scipy.stats.t.ppf(0.975, (mean["count"] - 1).clip(lower=1))
         axis.errorbar(
-            mean.index, mean["mean"], 1.96 * mean["sem"], label="Random, mean of trials with 95 % interval",
+            mean.index, mean["mean"], half, label="Random, mean of trials with 95 % interval",
             marker="o", markersize=3, capsize=2, **LOOKS["random"],
         )  # fmt: skip
         _curve(axis, greedy[model], "greedy_gnorm", band=False)
@@ -164,7 +167,7 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
         _accuracy_axis(axis, heads)
         axis.set_xlim(-0.04 * heads, 1.04 * heads)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     _caption(figure, {model: {"random": trajectory} for model, trajectory in random.items()}, "Boxes: over trials.")
     return figure
 
@@ -179,7 +182,7 @@ def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
     axis.set(xlabel="heads pruned", ylabel="accuracy", xlim=(0, 1))
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.legend(loc="lower left")
+    axis.legend(loc="lower left", frameon=False)
     _caption(figure, {model: {"greedy_gnorm": trajectory} for model, trajectory in greedy.items()}, "")
     return figure
 
@@ -222,6 +225,6 @@ def rank_correlations(table: pd.DataFrame, profile: str, says: str) -> Figure:
         xlabel="heads pruned", ylabel="Spearman rank correlation\nwith the intact model's scores", ylim=(-1.05, 1.05)
     )
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.legend(loc="lower left")
+    axis.legend(loc="lower left", frameon=False)
     figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
     return figure

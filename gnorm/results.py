@@ -73,7 +73,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     return write(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str, about: Mapping[str, Any]) -> Path:
+def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:
     """``<method>.csv`` with the table as it is, ``.json`` on how it came about, ``.npz`` with what was classified
     correctly, all in experiments_results/<profile>/<model>. Returns the path of the CSV."""
     path = results_folder(profile) / model / f"{method}.csv"
@@ -81,7 +81,7 @@ def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: st
     bits = np.packbits(trajectory.correct, axis=1)
     np.savez_compressed(arrays, correct=bits, texts=trajectory.correct.shape[1], start=trajectory.start.numpy())
     write(path.with_suffix(".npz"), arrays.getvalue())
-    write_json(path.with_suffix(".json"), {**about, **trajectory.info})
+    write_json(path.with_suffix(".json"), trajectory.info)
     return write(path, trajectory.table.to_csv(index=False))
 
 

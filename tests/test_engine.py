@@ -114,3 +114,14 @@ def test_weights_that_are_not_finite_are_refused():
         model.classifier.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="logits of batch 0 are not finite"):
         gnorm.prune(model, ragged_batches(), progress=False)
+
+
+def test_summed_gradients_are_those_of_the_literal_objective(model):
+    batches = ragged_batches()
+    reference = copy.deepcopy(model)
+    for batch in batches:
+        literal.forward(reference, batch).norm().backward()
+    gradients = gnorm.scoring.weight_gradients(model, batches)
+    for layer, found in zip(literal.projections(reference), gradients, strict=True):
+        for linear, gradient in zip(layer[:3], found, strict=True):
+            torch.testing.assert_close(gradient, linear.weight.grad, atol=1e-5, rtol=1e-4)

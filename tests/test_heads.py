@@ -32,6 +32,11 @@ def hooks_of(model):
     return [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
 
 
+def forward_of_a_text_that_is_too_long(model):
+    assert hooks_of(model)
+    raise RuntimeError("too long for the model")
+
+
 def test_blocks_are_the_projections_of_the_model(model):
     blocks = gnorm.attention_blocks(model)
     assert [(b.query, b.key, b.value, b.output) for b in blocks] == literal.projections(model)
@@ -104,8 +109,8 @@ def test_a_pruned_model_can_be_pruned_further(model):
 
 def test_an_exception_inside_masked_leaves_no_hook(model):
     before = logits(model)
-    with pytest.raises(TypeError), gnorm.masked(model, random_mask(model)):
-        model(no_such_argument=len(hooks_of(model)) or pytest.fail("the mask is not in force"))
+    with pytest.raises(RuntimeError, match="too long for the model"), gnorm.masked(model, random_mask(model)):
+        forward_of_a_text_that_is_too_long(model)
     assert not hooks_of(model)
     assert torch.equal(logits(model), before)
 
@@ -149,3 +154,15 @@ def test_a_new_family_is_one_row(monkeypatch):
     gnorm.register("bert", "encoder.blocks.*", "query", "key", "value", "dense")
     with pytest.raises(ValueError, match=r"no module of BertModel is named 'encoder.blocks.\*'"):
         gnorm.attention_blocks(model)
+
+
+def test_without_feed_forward_the_blocks_add_their_bias_alone(model):
+    zeroed = copy.deepcopy(model)
+    for name, module in zeroed.named_modules():
+        if name.endswith("ffn_output") or (name.endswith("output.dense") and "attention" not in name):
+            torch.nn.init.zeros_(module.weight)
+    with gnorm.without_feed_forward(model):
+        without = logits(model)
+    assert torch.equal(without, logits(zeroed))
+    assert not torch.equal(without, logits(model))
+    assert not hooks_of(model)
