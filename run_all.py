@@ -24,6 +24,8 @@ try:
     import filelock
     import papermill
     import torch
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     from gnorm import report, results, tasks
@@ -87,6 +89,14 @@ class Terminal:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
+class QuietKernelManager(AsyncKernelManager):
+    """Starts kernels whose own log goes to a file: the terminal shows what notebooks print, not what kernels think."""
+
+    def start_kernel(self, *arguments: Any, **options: Any) -> Any:
+        log = os.open(os.environ["GNORM_KERNEL_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # the kernel's to keep
+        return super().start_kernel(*arguments, **{**options, "stderr": log})
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run_all.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--profile", default="auto", help=f"auto, {', '.join(tasks.profile_names())} (default: auto)")
@@ -144,7 +154,7 @@ def written_since(profile: str, moment: float) -> list[str]:
         path.relative_to(results.root()).as_posix()
         for folder in folders
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in {".jsonl", ".lock"} and path.stat().st_mtime >= moment
+        if path.is_file() and path.suffix not in {".jsonl", ".lock", ".log"} and path.stat().st_mtime >= moment
     )
 
 
@@ -163,7 +173,7 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
             progress_bar=False,
             stderr_file=terminal,
             coalesce_streams=True,  # a progress bar leaves one line in the executed copy
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            kernel_manager_class=QuietKernelManager,
         )
     except PapermillExecutionError as error:
         terminal.close()
@@ -172,6 +182,14 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
         print(
             f"{label} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
             f"the executed copy, with the traceback, is {results.shown(copy)}",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    except DeadKernelError:
+        terminal.close()
+        print(
+            f"{label} ended with its kernel killed, perhaps for want of memory; finished steps are kept and the same "
+            f"command goes on from them (the kernel's log is {results.shown(results.run_folder(profile) / 'kernel.log')})",
             file=sys.stderr,
         )
         sys.exit(1)
@@ -221,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ |= {"GNORM_DEVICE": device, "HF_HUB_OFFLINE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
     results.run_folder(profile).mkdir(parents=True, exist_ok=True)
+    os.environ["GNORM_KERNEL_LOG"] = str(results.run_folder(profile) / "kernel.log")
     lock = filelock.FileLock(results.run_folder(profile) / "run.lock", timeout=0)
     try:
         with lock:
@@ -264,14 +283,18 @@ def run(
     return 0
 
 
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
 def _on_sigterm(*_: object) -> NoReturn:
-    sys.exit(143)
+    raise Terminated
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, Terminated) as stopped:
+        print("\nstopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130 if isinstance(stopped, KeyboardInterrupt) else 143)

@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -423,6 +424,43 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
     }
 
 
+def _words(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
+    """Special tokens, letters, and the commonest words. (The library's trainer breaks ties at random.)"""
+    split, normal = tokenizer.backend_tokenizer.pre_tokenizer, tokenizer.backend_tokenizer.normalizer
+    counts = Counter(word for text in texts for word, _ in split.pre_tokenize_str(normal.normalize_str(text)))
+    letters = sorted(set().union(*counts))
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    special = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    pieces = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+    return {"vocab": {piece: i for i, piece in enumerate(itertools.islice(pieces, size))}}
+
+
+def _pieces(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
+    """Special tokens, then the likeliest pieces, ties in order of spelling: as trained, they change from run to run."""
+    trained = tokenizer.train_new_from_iterator(texts, size, show_progress=False)
+    pieces = json.loads(trained.backend_tokenizer.to_str())["model"]["vocab"]
+    special, learned = pieces[: len(tokenizer)], pieces[len(tokenizer) :]
+    lowest = min(score for piece, score in learned if len(piece) > 1)  # rare letters come below, in any order
+    scores = {piece: round(max(score, lowest), 4) for piece, score in learned}
+    return {"vocab": [*map(tuple, special), *sorted(scores.items(), key=lambda row: (-row[1], row[0]))]}
+
+
+def _merges(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
+    """Byte-level pieces, and the pairs that merge into them."""
+    trained = tokenizer.train_new_from_iterator(texts, size, show_progress=False)
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+
+
+# How each kind of tokenizer learns its vocabulary: (untrained tokenizer, texts, size) -> arguments of its class.
+# The same texts give the same vocabulary, piece by piece: a checkpoint is decided by its seed.
+VOCABULARIES: dict[str, Callable[[Any, Sequence[str], int], dict[str, Any]]] = {
+    "WordPiece": _words,
+    "Unigram": _pieces,
+    "BPE": _merges,
+}
+
+
 def _start(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     """The model before training, and its tokenizer."""
     labels = dict(enumerate(train.features["label"].names))
@@ -431,13 +469,12 @@ def _start(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     if recipe.start:
         folder = package_path(recipe.start)
         return auto.from_pretrained(folder, **names), transformers.AutoTokenizer.from_pretrained(folder)
-    options = dict(recipe.tokenizer or {})
-    untrained = getattr(transformers, options.pop("class"))
-    vocab_size = options.pop("vocab_size")
+    options = dict(recipe.tokenizer or {}) | {"model_max_length": recipe.max_length}
+    tokenizer_class, vocab_size = getattr(transformers, options.pop("class")), options.pop("vocab_size")
     texts = [text for column in ("text", "text_pair") if column in train.features for text in train[column]]
-    tokenizer = untrained(model_max_length=recipe.max_length, **options).train_new_from_iterator(
-        texts, vocab_size, show_progress=False
-    )
+    untrained = tokenizer_class(**options)
+    vocabulary = VOCABULARIES[type(untrained.backend_tokenizer.model).__name__](untrained, texts, vocab_size)
+    tokenizer = tokenizer_class(**vocabulary, **options)
     special = {f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("pad", "bos", "eos")}
     sizes = {"vocab_size": len(tokenizer), **special, **(recipe.config or {})}
     return auto.from_config(transformers.AutoConfig.for_model(**sizes, **names)), tokenizer

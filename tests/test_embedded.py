@@ -201,6 +201,21 @@ def test_a_checkpoint_is_trained_once_loads_and_is_right(cache, monkeypatch):
     assert folders(cache) == [folder]
 
 
+@pytest.mark.parametrize("name", ["BertTokenizer", "AlbertTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer"])
+def test_a_vocabulary_is_decided_by_its_texts(name):
+    data = {"source": "faker_languages", "languages": ["de", "fr"], "train": 400, "validation": 0, "test": 0}
+    train = load_data(data)["train"]
+    recipe = embedded.Recipe.read(RECIPE | {"tokenizer": {"class": name, "vocab_size": 400}})
+    first, again = (embedded._start(recipe, train)[1] for _ in range(2))
+    assert type(first).__name__ == name
+    assert first.backend_tokenizer.to_str() == again.backend_tokenizer.to_str()
+    assert len(first) <= 400
+    assert first.unk_token_id not in first(list(train["text"]))["input_ids"][0]
+    words = first(train["text"][0])["input_ids"]
+    assert (words[0], words[-1]) == (first.cls_token_id, first.sep_token_id)
+    assert first.decode(words, skip_special_tokens=True).strip()[:3].lower() == train["text"][0][:3].lower()
+
+
 def test_training_is_decided_by_the_seed(cache):
     short = RECIPE | {"epochs": 1, "train_texts": 64}
     first = checkpoint("first", short, progress=False)

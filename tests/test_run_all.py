@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 
 import run_all
@@ -168,6 +171,69 @@ def test_missing_trajectories_name_the_remedy(tmp_path):
     done = call("--profile", "smoke", "--only", "pruning_summary", "--models", "bert", output=tmp_path)
     assert done.returncode == 1
     assert "run `python run_all.py --profile smoke --models bert` first" in done.stderr
+
+
+# ---------------------------------------------------------------- runs that are cut off
+
+CUT = ("--profile", "smoke", "--models", "bert", "--only", "greedy_pruning,random_pruning,show_pruning_result")
+
+
+def tables(output):
+    """Every table of the results, by name; how long things took and when is left out."""
+    folder = output / "experiments_results"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.csv")}
+
+
+def start(output, until):
+    """A run in the background, handed over as soon as the file ``until`` is there."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_all.py"), *CUT],
+        env=os.environ | {"GNORM_OUTPUT": str(output)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(output.rglob(until)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{until} did not appear"
+        time.sleep(0.01)
+    return process
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_tables(smoke, tmp_path):
+    whole = tmp_path / "whole"
+    assert call(*CUT, output=whole).returncode == 0
+    cut = tmp_path / "cut"
+    process = start(cut, "greedy_gnorm-*.jsonl")
+    process.kill()
+    process.communicate()
+    again = call(*CUT, output=cut)
+    assert again.returncode == 0, again.stderr
+    assert tables(cut) == tables(whole)
+    assert len(tables(cut)) == 3
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_so_and_leaves_no_kernel(smoke, tmp_path, how, code):
+    process = start(tmp_path, "executed/greedy_pruning.ipynb")
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(how)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in printed
+    assert "the same command goes on from here" in printed
+    _, alive = psutil.wait_procs(kernels, timeout=20)
+    assert not alive
+
+
+def test_a_second_run_in_the_same_folder_is_refused(smoke, tmp_path):
+    process = start(tmp_path, "executed/greedy_pruning.ipynb")
+    second = call(*CUT, output=tmp_path)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "another run is at work in experiments_results/smoke" in second.stderr
 
 
 # ---------------------------------------------------------------- the notebooks as they are stored
