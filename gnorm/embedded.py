@@ -5,6 +5,7 @@
 stands in a profile), once, and returns the folder of a Hugging Face checkpoint. Both are seeded.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -18,7 +19,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,7 +30,7 @@ import transformers
 from faker import Faker
 from filelock import FileLock
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 RECIPE_VERSION = 1  # raise it when a change in this file changes what a recipe gives
@@ -398,21 +399,38 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
     return folder
 
 
+@contextlib.contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Without transformers' remark that a new classifier has new weights, and without its bars for writing files."""
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
 def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, Any]:
     """Trains by the recipe, saves model and tokenizer in `folder`, and returns what `training.json` tells."""
     started = time.perf_counter()
     splits = load_data(recipe.data)
     train = splits["train"].shuffle(seed=recipe.seed)
     train = train.select(range(min(len(train), recipe.train_texts or len(train))))
-    with torch.random.fork_rng(devices=[]):  # on the CPU, so that a checkpoint is the same beside any accelerator
+    with (
+        _quiet_library(),
+        torch.random.fork_rng(devices=[]),
+    ):  # on the CPU, so that a checkpoint is the same beside any accelerator
         torch.manual_seed(recipe.seed)
         model, tokenizer = _start(recipe, train)
         _train(name, recipe, model, _encode(train, tokenizer, recipe.max_length), tokenizer, progress)
         held_out = _encode(splits["test"], tokenizer, recipe.max_length)
         held_out.sort(key=lambda row: len(row["input_ids"]))
         accuracy = _accuracy(model, _loader(held_out, tokenizer, 64))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     seconds = round(time.perf_counter() - started, 1)
     return {
         "accuracy": accuracy,
@@ -504,7 +522,7 @@ def _train(
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
     model.train()
     batches = itertools.chain.from_iterable(itertools.repeat(loader, recipe.epochs))
-    with tqdm(batches, f"training {name}", steps, disable=not progress, mininterval=0.5) as bar:
+    with tqdm(batches, f"training {name}", steps, disable=not progress) as bar:
         for batch in bar:
             loss = model(**batch).loss
             optimizer.zero_grad()
