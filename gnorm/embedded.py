@@ -400,8 +400,8 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
 
 
 @contextlib.contextmanager
-def _quiet_library() -> Iterator[None]:
-    """Without transformers' remark that a new classifier has new weights, and without its bars for writing files."""
+def quiet_library() -> Iterator[None]:
+    """Without transformers' remark that a new classifier has new weights, and without its bars for reading and writing files."""
     level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -419,10 +419,8 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
     splits = load_data(recipe.data)
     train = splits["train"].shuffle(seed=recipe.seed)
     train = train.select(range(min(len(train), recipe.train_texts or len(train))))
-    with (
-        _quiet_library(),
-        torch.random.fork_rng(devices=[]),
-    ):  # on the CPU, so that a checkpoint is the same beside any accelerator
+    # On the CPU, so that a checkpoint is the same beside any accelerator.
+    with quiet_library(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model, tokenizer = _start(recipe, train)
         _train(name, recipe, model, _encode(train, tokenizer, recipe.max_length), tokenizer, progress)

@@ -25,7 +25,7 @@ def write_report(profile: str, description: str, manifest: Mapping[str, Any], ex
         results.write(folder / f"{name}.html", body)
     tables = {
         path.stem: pd.read_csv(path).to_html(
-            index=False, float_format="{:.4f}".format, border=0, na_rep="", escape=True
+            index=False, float_format="{:.4g}".format, border=0, na_rep="", escape=True
         )
         for path in sorted((results.results_folder(profile) / "tables").glob("*.csv"))
     }

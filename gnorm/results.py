@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Image
 from matplotlib.figure import Figure
 
 from .pruning import METHODS, Trajectory
@@ -85,23 +86,25 @@ def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: st
     return write(path, trajectory.table.to_csv(index=False))
 
 
-def save_table(table: pd.DataFrame, profile: str, name: str) -> list[Path]:
-    """A table as CSV, Markdown and LaTeX in experiments_results/<profile>/tables."""
+def save_table(table: pd.DataFrame, profile: str, name: str) -> pd.DataFrame:
+    """Write a table as CSV, Markdown and LaTeX to experiments_results/<profile>/tables; print where, return it."""
     folder = results_folder(profile) / "tables"
-    return [
+    cells = table.map(lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell)).astype(str)
+    right = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in table.dtypes]
+    paths = [
         write(folder / f"{name}.csv", table.to_csv(index=False)),
-        write(folder / f"{name}.md", table.to_markdown(index=False, floatfmt=".4f") + "\n"),
-        write(folder / f"{name}.tex", _latex(table)),
+        write(folder / f"{name}.md", cells.to_markdown(index=False, disable_numparse=True, colalign=right) + "\n"),
+        write(folder / f"{name}.tex", _latex(cells, "".join(side[0] for side in right))),
     ]
+    print("written:", *map(shown, paths))
+    return table
 
 
-def _latex(table: pd.DataFrame) -> str:
+def _latex(cells: pd.DataFrame, columns: str) -> str:
     """A booktabs table, cells escaped."""
-    cells = table.map(lambda cell: f"{cell:.4f}" if isinstance(cell, float) else str(cell)).astype(str)
     escapes = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"})
-    rows = [[str(name) for name in table.columns], *cells.to_numpy().tolist()]
+    rows = [[str(name) for name in cells.columns], *cells.to_numpy().tolist()]
     head, *body = [" & ".join(cell.translate(escapes) for cell in row) + r" \\" for row in rows]
-    columns = "".join("r" if pd.api.types.is_numeric_dtype(kind) else "l" for kind in table.dtypes)
     return "\n".join(
         [
             rf"\begin{{tabular}}{{{columns}}}",
@@ -116,14 +119,15 @@ def _latex(table: pd.DataFrame) -> str:
     )
 
 
-def save_figure(figure: Figure, profile: str, name: str) -> list[Path]:
-    """A figure as .png and .pdf in figures/<profile>."""
+def save_figure(figure: Figure, profile: str, name: str) -> Image:
+    """Write a figure as .png and .pdf to figures/<profile>; print where, and return the picture for a notebook."""
     paths = []
-    for suffix, metadata in (("png", {"Software": ""}), ("pdf", {"CreationDate": None})):  # same figure, same bytes
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": ""})):  # same figure, same bytes
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, dpi=160, bbox_inches="tight", metadata=metadata)
         paths.append(write(figures_folder(profile) / f"{name}.{suffix}", buffer.getvalue()))
-    return paths
+    print("written:", *map(shown, paths))
+    return Image(data=buffer.getvalue(), width=100 * figure.get_figwidth())
 
 
 # ------------------------------------------------------------------------------------------ reading

@@ -25,6 +25,7 @@ from .scoring import accuracy
 PROFILES = Path(__file__).with_name("profiles")
 # What a trajectory depends on: a change here makes finished runs stale, a change to plots or tables does not.
 ENGINE = ("heads", "norms", "scoring", "pruning", "journal", "surgery", "tasks", "embedded")
+_ENGINE = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ENGINE]  # as it was imported
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,13 @@ def load(profile: str, model: str, device: str | None = None, progress: bool = T
     """
     spec = _spec(profile, model)
     folder = embedded.checkpoint(f"{profile}-{model}", spec.recipe, progress=progress)
+    with embedded.quiet_library():
+        classifier = AutoModelForSequenceClassification.from_pretrained(folder)
     task = Task(
         profile=profile,
         name=model,
         spec=spec,
-        model=AutoModelForSequenceClassification.from_pretrained(folder).to(device or default_device()).eval(),
+        model=classifier.to(device or default_device()).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder),
         splits=embedded.load_data(spec.data),
         source=_stable(json.loads((folder / "training.json").read_text("utf-8"))),

@@ -1,6 +1,11 @@
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
+os.environ["GNORM_CACHE"] = CACHE = tempfile.mkdtemp(
+    prefix="gnorm-tests-"
+)  # models are trained anew, at home nothing is
 
 import pytest
 import torch
@@ -50,6 +55,10 @@ def ragged_batches(count=3, size=5, seed=1, longest=17, vocabulary=120, labels=3
             }
         )
     return batches
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(params=list(FAMILIES))

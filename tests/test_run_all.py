@@ -1,5 +1,6 @@
 """The pipeline as its users have it: the real run_all.py, in a process of its own, on the smoke profile."""
 
+import html.parser
 import json
 import os
 import shutil
@@ -18,6 +19,15 @@ import run_all
 from gnorm import METHODS, results, tasks
 
 ROOT = Path(__file__).parents[1]
+TABLES = (
+    *("pruning_results", "pruning_summary", "all_methods", "winners", "four_models", "greedyprune_all_models"),
+    *("gradient_test", "underflow_entropy", "underflow_products"),
+)
+FIGURES = (
+    *("pruning_results", "random_pruning", "final_solutions", "data_processing", "greedy_pruning", "ae_pruning"),
+    *("inverse_greedy_gnorm_pruning", "ae_inverse_pruning", "greedyprune_all_models", "gradient_test"),
+    *("gradient_pooling", "attention_entropy"),
+)
 
 
 def call(*arguments, output, root=ROOT, **environment):
@@ -54,16 +64,19 @@ def test_smoke_leaves_the_results_that_are_promised(smoke, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(output))
     folder = output / "experiments_results" / "smoke"
     for model, spec in tasks.read_profile("smoke").models.items():
+        assert results.saved_methods("smoke", model) == list(METHODS)
+        random = results.load_trajectory("smoke", model, "random")
+        assert random.table.trial.nunique() == spec.random.trials
         trajectory = results.load_trajectory("smoke", model, "greedy_gnorm")
         heads = int(trajectory.start.sum())
         assert trajectory.table.pruned_heads.tolist() == list(range(heads + 1))
         assert trajectory.info["evaluation_texts"] == spec.evaluation.texts
         assert trajectory.table.accuracy[0] >= spec.min_accuracy
         assert {"seed", "device", "dtype", "versions", "commit", "evaluated_on", "data"} <= trajectory.info.keys()
-    for table in ("pruning_results", "pruning_summary"):
+    for table in TABLES:
         for suffix in ("csv", "md", "tex"):
             assert (folder / "tables" / f"{table}.{suffix}").stat().st_size > 100
-    for figure in ("data_processing", "greedy_pruning", "pruning_results", "final_solutions"):
+    for figure in FIGURES:
         assert (output / "figures" / "smoke" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert (output / "figures" / "smoke" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -72,6 +85,18 @@ def test_smoke_leaves_the_results_that_are_promised(smoke, monkeypatch):
     summary = pd.read_csv(folder / "tables" / "pruning_summary.csv")
     assert (summary["parameters after"] < summary.parameters).all()
     assert (summary["accuracy after"] >= summary.accuracy - summary.budget - 1e-9).all()
+
+
+def test_executed_notebooks_show_their_figures_and_no_leftovers(smoke):
+    output, _ = smoke
+    pictures = 0
+    for name in run_all.NOTEBOOKS:
+        executed = output / "experiments_results" / "smoke" / ".run" / "executed" / f"{name}.ipynb"
+        for cell in nbformat.read(executed, as_version=4).cells:
+            for shown in cell.get("outputs", []):
+                pictures += "image/png" in shown.get("data", {})
+                assert "Warning" not in shown.get("text", ""), shown
+    assert pictures == len(FIGURES)
 
 
 def test_a_second_run_does_nothing_again(smoke):
@@ -171,6 +196,73 @@ def test_missing_trajectories_name_the_remedy(tmp_path):
     done = call("--profile", "smoke", "--only", "pruning_summary", "--models", "bert", output=tmp_path)
     assert done.returncode == 1
     assert "run `python run_all.py --profile smoke --models bert` first" in done.stderr
+
+
+# ---------------------------------------------------------------- the report
+
+
+class Page(html.parser.HTMLParser):
+    """What a page links to and loads."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.loads, self.text = [], [], ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        if tag in {"img", "script", "iframe"} and "src" in found:
+            self.loads.append(found["src"])
+        if tag == "link" and found.get("rel") == "stylesheet":
+            self.loads.append(found["href"])
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_shows_everything_and_loads_nothing_from_elsewhere(smoke):
+    output, _ = smoke
+    folder = output / "experiments_results" / "smoke" / "report"
+    index = Page(folder / "index.html")
+    for target in [*index.links, *index.loads]:
+        assert (folder / target).exists(), target
+    figures = {path.name for path in (output / "figures" / "smoke").glob("*.png")}
+    assert {Path(target).name for target in index.loads} == figures
+    assert [f"{name}.html" for name in run_all.NOTEBOOKS] == [link for link in index.links if link.endswith(".html")]
+    for table in ("pruning_results", "pruning_summary", "all_methods", "winners", "four_models"):
+        assert table in index.text
+    assert "../manifest.json" in index.links
+    for name in run_all.NOTEBOOKS:
+        page = Page(folder / f"{name}.html")
+        assert not [target for target in page.loads if not target.startswith("data:")], name
+    if browser := shutil.which("chromium"):
+        opened = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            + ["--user-data-dir=" + str(output / "browser"), "--dump-dom", (folder / "index.html").as_uri()],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert "Greedy-Gnorm, profile smoke" in opened.stdout
+
+
+def test_a_notebook_runs_from_its_own_folder(smoke, tmp_path):
+    output, _ = smoke
+    done = subprocess.run(
+        [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "greedy_pruning.ipynb"]
+        + ["--output-dir", str(tmp_path)],
+        cwd=ROOT / "notebooks",
+        env=os.environ | {"GNORM_OUTPUT": str(output)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "figures/smoke/greedy_pruning.png" in (tmp_path / "greedy_pruning.ipynb").read_text()
 
 
 # ---------------------------------------------------------------- runs that are cut off

@@ -1,0 +1,65 @@
+"""Profiles are read strictly; a task's batches are what the profile says."""
+
+import pytest
+import torch
+
+from gnorm import tasks
+
+
+@pytest.fixture
+def profile_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "PROFILES", tmp_path)
+    text = (tasks.Path(tasks.__file__).with_name("profiles") / "smoke.toml").read_text("utf-8")
+    return lambda old, new: (tmp_path / "smoke.toml").write_text(text.replace(old, new), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("budget = 0.1", "budgett = 0.1", "budget"),
+        ('title = "BERT', 'color = "red"\ntitle = "BERT', "color"),
+        ("max_length = 40", 'max_length = "forty"', "max_length"),
+        ("texts = 24", "texts = true, text = 3", "text"),
+        ("[models.bert]", "[models.bert", "cannot be read"),
+        ("[models.albert]", "[models.bert]", "cannot be read"),
+    ],
+)
+def test_profiles_with_mistakes_are_refused_by_name(profile_file, old, new, complaint):
+    profile_file(old, new)
+    with pytest.raises(ValueError, match=f"smoke.toml cannot be read: .*{complaint}|{complaint}"):
+        tasks.read_profile("smoke")
+
+
+@pytest.mark.parametrize("name", tasks.profile_names())
+def test_every_profile_names_the_four_families(name):
+    models = tasks.read_profile(name).models
+    assert list(models) == ["bert", "albert", "roberta", "xlm-roberta"]
+    for spec in models.values():
+        assert spec.scoring.split != spec.evaluation.split  # disjoint: no text is in two splits
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="profile 'huge' is not known; choose one of local, smoke"):
+        tasks.load("huge", "bert")
+    with pytest.raises(ValueError, match="profile smoke has no model 'gpt'; it has bert"):
+        tasks.load("smoke", "gpt")
+
+
+def test_a_task_is_batched_as_its_profile_says():
+    task = tasks.load("smoke", "bert", device="cpu", progress=False)
+    scoring = task.batches("scoring")
+    assert [len(batch["labels"]) for batch in scoring] == [8, 8, 8]
+    assert sum(len(batch["labels"]) for batch in task.batches("evaluation")) == 64
+    for batch in scoring:
+        assert batch["input_ids"].shape[1] == int(batch["attention_mask"].sum(1).max())
+    first = task.tokenizer(task.splits["validation"][0]["text"], return_tensors="pt")["input_ids"][0]
+    assert torch.equal(scoring[0]["input_ids"][0][: len(first)], first)
+    assert task.hash == tasks.load("smoke", "bert", device="cpu", progress=False).hash
+
+
+def test_a_model_that_is_not_accurate_enough_is_not_pruned(monkeypatch):
+    spec = tasks.read_profile("smoke").models["bert"]
+    strict = tasks.dataclasses.replace(spec, min_accuracy=1.01)
+    monkeypatch.setattr(tasks, "_spec", lambda *_: strict)
+    with pytest.raises(RuntimeError, match=r"bert of profile smoke classifies 0\.\d+ of its 64 evaluation texts"):
+        tasks.load("smoke", "bert", device="cpu", progress=False)
