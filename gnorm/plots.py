@@ -29,7 +29,6 @@ STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
     "axes.grid": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
@@ -51,7 +50,8 @@ def _grid(panels: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure,
 
 
 def _title(trajectory: Trajectory, model: str) -> str:
-    return str(trajectory.info.get("title", model))
+    """The model's title, what comes after its first comma on a line of its own."""
+    return str(trajectory.info.get("title", model)).replace("), ", ")\n", 1)
 
 
 def _caption(figure: Figure, runs: Runs, says: str) -> None:
@@ -88,7 +88,7 @@ def pruning_curves(runs: Runs) -> Figure:
         for method, trajectory in methods.items():
             _curve(axis, trajectory, method)
         some = next(iter(methods.values()))
-        axis.set_title(_title(some, model))
+        axis.set_title(_title(some, model), fontsize=10)
         _accuracy_axis(axis, int(some.start.sum()))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
@@ -114,7 +114,8 @@ def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -
         accuracy = results.curve(trajectory)
         axis.set_title(
             f"{_title(trajectory, model)}\n{pruned[model]} of {int(trajectory.start.sum())} pruned, "
-            f"accuracy {accuracy.iloc[0]:.3f} → {accuracy[pruned[model]]:.3f}"
+            f"accuracy {accuracy.iloc[0]:.3f} → {accuracy[pruned[model]]:.3f}",
+            fontsize=10,
         )
     single = {model: {"greedy_gnorm": trajectory} for model, trajectory in runs.items()}
     _caption(figure, single, "Blue: kept; grey: pruned.")
@@ -163,7 +164,7 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
             marker="o", markersize=3, capsize=2, **LOOKS["random"],
         )  # fmt: skip
         _curve(axis, greedy[model], "greedy_gnorm", band=False)
-        axis.set_title(f"{_title(trajectory, model)}, {table.trial.nunique()} trials")
+        axis.set_title(f"{_title(trajectory, model)}, {table.trial.nunique()} trials", fontsize=10)
         _accuracy_axis(axis, heads)
         axis.set_xlim(-0.04 * heads, 1.04 * heads)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -178,7 +179,9 @@ def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
     looks = list(LOOKS.values())
     for look, (model, trajectory) in zip(looks, greedy.items(), strict=False):
         accuracy = results.curve(trajectory)
-        axis.plot(accuracy.index / accuracy.index[-1], accuracy, label=_title(trajectory, model), **look)
+        axis.plot(
+            accuracy.index / accuracy.index[-1], accuracy, label=_title(trajectory, model).replace("\n", ", "), **look
+        )
     axis.set(xlabel="heads pruned", ylabel="accuracy", xlim=(0, 1))
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -197,7 +200,8 @@ def head_maps(
         axis.grid(visible=False)
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(MaxNLocator(integer=True))
-        axis.set(title=(titles or {}).get(model, model), xlabel="head", ylabel="layer")
+        axis.set(xlabel="head", ylabel="layer")
+        axis.set_title((titles or {}).get(model, model), fontsize=10)
         figure.colorbar(image, ax=axis, label=label)
     figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
     return figure
