@@ -63,14 +63,15 @@ def generated() -> str:
         f"{'overlap' if row['intervals overlap'] == 'yes' else 'do not overlap'}."
         for _, row in winners.iterrows()
     ]
-    minutes = sum(notebook["seconds"] for notebook in manifest["notebooks"].values()) / 60
+    trajectories = [json.loads(path.read_text("utf-8")) for path in folder.glob("*/*.json")]
+    minutes = sum(run["seconds"] for run in trajectories) / 60
     packages, environment = manifest["environment"]["packages"], manifest["environment"]
     made = (
         f"Profile `local`, seed 0, {manifest['device']} ({environment['threads']} threads), torch {packages['torch']}"
     )
     area = "the area under the curve with its 95 % bootstrap interval over the evaluation texts"
     parts = [
-        f"{made}; the notebooks took {minutes:.0f} minutes, training of the models included where it was needed.",
+        f"{made}; the {len(trajectories)} trajectories took {minutes:.0f} minutes.",
         "\n".join(lines),
         f"Accuracy with 0, 25, 50, 75 and 100 % of the heads pruned, and {area}:",
         accuracy_table(folder),
