@@ -256,7 +256,7 @@ def run(
         for path in [*folder.glob("journals/*/*.jsonl"), *(folder / "stamps" / f"{name}.json" for name in wanted)]:
             path.unlink(missing_ok=True)
     print(f"profile {profile}, models {', '.join(parameters['models'])}, device {device}", flush=True)
-    clock, stamps, ran = time.perf_counter(), {}, 0
+    clock, ran = time.perf_counter(), 0
     for k, name in enumerate(wanted, start=1):
         label = f"[{k}/{len(wanted)}] {name}"
         stamp = stamp_of(profile, name)
@@ -265,9 +265,10 @@ def run(
         else:
             stamp, ran = execute(name, parameters, label, wanted[name]), ran + 1
             print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
-        stamps[name] = stamp
     index = results.results_folder(profile) / "report" / "index.html"
     if ran or not index.exists():
+        # Notebooks that an earlier run finished belong to the results as much as those of this one.
+        stamps = {name: stamp for name in NOTEBOOKS if (stamp := stamp_of(profile, name))}
         manifest = {
             "profile": profile,
             "models": parameters["models"],

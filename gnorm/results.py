@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -146,10 +147,10 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
     try:
         table = pd.read_csv(path).astype({"layer": "Int64", "head": "Int64"})
         info = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as arrays:
             correct = np.unpackbits(arrays["correct"], axis=1, count=int(arrays["texts"])).astype(bool)
             start = torch.from_numpy(arrays["start"])
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{shown(path)} or the files beside it are damaged ({error}): delete them and run again."
         ) from None
