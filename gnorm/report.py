@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def write_report(profile: str, description: str, manifest: Mapping[str, Any], ex
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url="")
     for name, path in executed.items():
         body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
-        results.write(folder / f"{name}.html", body)
+        results.write(folder / f"{name}.html", re.sub(r'<script[^>]*src=""[^>]*>\s*</script>', "", body))
     tables = {
         path.stem: pd.read_csv(path).to_html(
             index=False, float_format="{:.4g}".format, border=0, na_rep="", escape=True

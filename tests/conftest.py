@@ -2,6 +2,7 @@ import os
 import shutil
 import tempfile
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread waits more than it works
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
 os.environ["GNORM_CACHE"] = CACHE = tempfile.mkdtemp(
     prefix="gnorm-tests-"
