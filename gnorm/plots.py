@@ -64,9 +64,9 @@ def _caption(figure: Figure, runs: Runs, says: str) -> None:
     )
 
 
-def _curve(axis: Axes, trajectory: Trajectory, method: str, label: str | None = None, band: bool = True) -> None:
+def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -> None:
     accuracy = results.curve(trajectory)
-    axis.plot(accuracy.index, accuracy.to_numpy(), label=label or find_method(method).title, **LOOKS.get(method, {}))
+    axis.plot(accuracy.index, accuracy.to_numpy(), label=find_method(method).title, **LOOKS.get(method, {}))
     if band:
         low, high = results.interval(results.bootstrap(trajectory, samples=1000))
         color = LOOKS.get(method, {}).get("color")

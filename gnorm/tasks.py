@@ -194,11 +194,6 @@ def _stable(training: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in training.items() if name != "seconds"}
 
 
-def load_texts(profile: str, model: str) -> datasets.DatasetDict:
-    """The splits of a model's data, without the model."""
-    return embedded.load_data(_spec(profile, model).data)
-
-
 def default_device() -> str:
     """$GNORM_DEVICE, else cuda, mps or cpu: the first there is."""
     if device := os.environ.get("GNORM_DEVICE"):
