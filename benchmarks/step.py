@@ -29,7 +29,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import gnorm
 from gnorm import results
-from gnorm.scoring import prepare
+from gnorm.batches import prepare
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import literal
@@ -89,7 +89,7 @@ def roof(case: Case, batches: list[dict[str, Tensor]]) -> float:
     operations += (
         6 * case.layers * 2 * case.hidden * sum(n * n for n in lengths)
     )  # two products, forward and twice back
-    rows = 512
+    rows = min(sum(lengths), 1024)  # as many tokens as the engine gives to one product
     x = torch.randn(rows, case.hidden)
     spent, done = 0.0, 0
     for width in (case.hidden, 4 * case.hidden):

@@ -109,6 +109,11 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     ]
 
 
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The encoder layers of ``model``, first layer first: the modules that own the attention blocks."""
+    return _named(model, FAMILIES[model.config.model_type].blocks.rpartition(".")[0])  # type: ignore[union-attr, index]
+
+
 def _named(model: nn.Module, pattern: str) -> list[Any]:
     """The modules below the base model whose name is ``pattern``, first layer first."""
     base: Any = getattr(model, "base_model", model)

@@ -17,17 +17,16 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .batches import Batch, prepare
 from .heads import head_mask_of
 from .journal import Journal, hash_of_model, hash_of_tensors
 from .scoring import (
-    Batch,
     Criterion,
     Tally,
     activation_energy,
     attention_entropy,
     correct_texts,
     gnorm_scores,
-    prepare,
     uniform_scores,
 )
 from .surgery import remove_heads

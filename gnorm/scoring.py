@@ -2,153 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
+from .batches import Batch, Forward, MicroBatch, Part, Prepared, forwarding, prepare
 from .heads import AttentionBlock, attention_blocks, head_mask_of
 from .norms import log_norm
-
-Batch = Mapping[str, Tensor]
-
-# ------------------------------------------------------------------------------------------ batches
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Texts of similar length that go through the model together, cut to the longest of them."""
-
-    inputs: dict[str, Tensor]  # what forward takes, each (text, ...)
-    labels: Tensor | None  # (text,)
-    index: Tensor  # (text,) position of each text in the batches as they were given
-    lengths: Tensor  # (text,) tokens of each text
-
-
-class Prepared(Sequence[tuple[MicroBatch, ...]]):
-    """Batches sorted by length, cut into micro-batches and moved to the device, once; goes wherever batches go."""
-
-    def __init__(self, groups: Sequence[tuple[MicroBatch, ...]]) -> None:
-        self.groups = groups
-        self.num_texts = sum(len(micro.index) for micro in self.micro_batches())
-
-    def micro_batches(self) -> Iterator[MicroBatch]:
-        return (micro for group in self.groups for micro in group)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.groups[i]
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-
-# A forward pass costs about as much as this many tokens before it computes anything, and grows slower than linear
-# below it. Measured on CPU and assumed for GPUs, where launches cost more and width is free.
-OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
-MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
-
-
-def prepare(
-    batches: Iterable[Batch] | Prepared, model: nn.Module, *, together: bool = False, max_tokens: int | None = None
-) -> Prepared:
-    """Cut each batch into length-sorted micro-batches on the model's device.
-
-    batches: mappings of tensors (text, ...): what the model's forward takes, and optionally ``labels`` (text,).
-    together: texts of all batches may share micro-batches (evaluation, where a batch means nothing).
-    max_tokens: the most tokens, padding counted, that one micro-batch holds (a single longer text goes alone); it
-    bounds the memory of a forward and backward pass. Default by device.
-
-    Raises ``ValueError`` for no batches, an empty batch, tensors of unequal first dimension, or a text whose
-    attention mask is all zero.
-    """
-    if isinstance(batches, Prepared):
-        return batches
-    checked = [_checked(batch, i) for i, batch in enumerate(batches)]
-    if not checked:
-        raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
-    offsets = [0]
-    for batch in checked:
-        offsets.append(offsets[-1] + _size(batch))
-    if together and len(checked) > 1:
-        checked, offsets = [_joined(checked, getattr(model.config, "pad_token_id", None) or 0)], [0]
-    parameter = next(model.parameters())
-    return Prepared(
-        [tuple(_micro_batches(b, o, parameter.device, max_tokens)) for b, o in zip(checked, offsets, strict=False)]
-    )
-
-
-def _size(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
-
-
-def _checked(batch: Batch, i: int) -> Batch:
-    sizes = {name: len(tensor) for name, tensor in batch.items()}
-    if not sizes or not min(sizes.values()):
-        raise ValueError(f"batch {i} is empty: give every batch at least one text.")
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"the tensors of batch {i} disagree on how many texts there are: {sizes}.")
-    if "attention_mask" in batch:
-        blank = (batch["attention_mask"] == 0).all(1).nonzero()
-        if len(blank):
-            raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
-    return batch
-
-
-def _joined(batches: Sequence[Batch], pad_token: int) -> Batch:
-    """All batches as one, padded to the longest."""
-    joined = {}
-    for name in batches[0]:
-        tensors = [batch[name] for batch in batches]
-        if "attention_mask" in batches[0] and tensors[0].dim() == 2:
-            width, value = max(t.shape[1] for t in tensors), pad_token if name == "input_ids" else 0
-            tensors = [pad(t, (0, width - t.shape[1]), value=value) for t in tensors]
-        joined[name] = torch.cat(tensors)
-    return joined
-
-
-def _micro_batches(batch: Batch, offset: int, device: torch.device, max_tokens: int | None) -> Iterator[MicroBatch]:
-    size, mask = _size(batch), batch.get("attention_mask")
-    if mask is None:
-        width, lengths = 1, torch.ones(size, dtype=torch.long)
-    else:  # a text ends at its last unmasked token; padding before it, where there is any, stays
-        width = mask.shape[1]
-        lengths = (mask != 0).mul(torch.arange(1, width + 1, device=mask.device)).amax(1).cpu()
-    order = lengths.argsort(descending=True, stable=True)
-    for rows in order.split(_cuts(lengths[order].tolist(), device.type, max_tokens)):
-        longest = int(lengths[rows].max())
-        tensors = {name: t[rows.to(t.device)] for name, t in batch.items()}
-        if mask is not None:
-            tensors = {n: t[:, :longest] if t.dim() > 1 and t.shape[1] == width else t for n, t in tensors.items()}
-        tensors = {name: t.contiguous().to(device) for name, t in tensors.items()}
-        labels = tensors.pop("labels", None)
-        yield MicroBatch(tensors, labels, rows + offset, lengths[rows])
-
-
-def _cuts(lengths: list[int], device: str, max_tokens: int | None) -> list[int]:
-    """Sizes of the micro-batches into which texts, longest first, are cut at the least cost (dynamic programming)."""
-    overhead, most = OVERHEAD_TOKENS.get(device, 48), max_tokens or MAX_TOKENS.get(device, 512)
-    best, cut = [0.0] * (len(lengths) + 1), [0] * (len(lengths) + 1)
-    for end in range(1, len(lengths) + 1):
-        best[end] = math.inf
-        for start in range(end - 1, -1, -1):
-            tokens = lengths[start] * (end - start)
-            if tokens > most and start < end - 1:
-                break
-            if best[start] + overhead + tokens <= best[end]:
-                best[end], cut[end] = best[start] + overhead + tokens, start
-    sizes, end = [], len(lengths)
-    while end:
-        sizes.append(end - cut[end])
-        end = cut[end]
-    return sizes[::-1]
-
+from .packing import attention_implementation, evaluating
 
 # ------------------------------------------------------------------------------------------ accuracy
 
@@ -184,9 +50,9 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tens
     """
     prepared = prepare(batches, model, together=True)
     tally = Tally(prepared.num_texts)
-    with evaluating(model), torch.inference_mode():
-        for micro in prepared.micro_batches():
-            tally(model(**micro.inputs).logits, micro)
+    with evaluating(model), forwarding(model, prepared) as forward, torch.inference_mode():
+        for micro in prepared:
+            tally(forward(micro), micro)
     return tally.result()
 
 
@@ -237,52 +103,108 @@ def gnorm_scores(
     blocks = attention_blocks(model)
     scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
     live = [i for i, block in enumerate(blocks) if block.kept]
-    weights = [w for i in live for w in (blocks[i].query.weight, blocks[i].key.weight, blocks[i].value.weight)]
+    if not live:
+        return scores
     heads = [len(blocks[i].kept) for i in live for _ in "QKV"]
-    sums = [torch.full((n,), -torch.inf, dtype=torch.float64) for n in heads]
-    with evaluating(model, weights):
-        for b, group in enumerate(prepare(batches, model) if live else []):
-            log_norms, logits = _batch_log_norms(model, group, weights, heads)
-            log_z = log_norm(torch.cat(logits).reshape(1, -1)).cpu()
+    prepared = prepare(batches, model)
+    sums = torch.tensor(-torch.inf, dtype=torch.float64)
+    with evaluating(model), forwarding(model, prepared) as forward:
+        for b, (gradients, logits) in enumerate(_gradients(forward, model, prepared, on_logits)):
+            log_z = log_norm(logits.reshape(1, -1))
             if not bool(log_z < torch.inf):
                 raise ValueError(f"the logits of batch {b} are not finite: look for NaN or infinity in the weights.")
-            if on_logits is not None:
-                for micro, z in zip(group, logits, strict=True):
-                    on_logits(z, micro)
-            if log_z > -torch.inf:
-                sums = [torch.logaddexp(s, n - log_z) for s, n in zip(sums, log_norms, strict=True)]
-    for i, q, k, v in zip(live, sums[0::3], sums[1::3], sums[2::3], strict=True):
+            if bool(log_z > -torch.inf):
+                norms = torch.cat([log_norm(g.view(n, -1)) for g, n in zip(gradients, heads, strict=True)])
+                sums = torch.logaddexp(sums.to(norms.device), norms - log_z)
+    terms = sums.cpu().expand(sum(heads)).split(heads)
+    for i, q, k, v in zip(live, terms[0::3], terms[1::3], terms[2::3], strict=True):
         scores[i, list(blocks[i].kept)] = q + k + v
     if not bool((scores < torch.inf).all()):
         raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
     return scores
 
 
-def _batch_log_norms(
-    model: nn.Module, group: Sequence[MicroBatch], weights: Sequence[Tensor], heads: list[int]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """log || ||Z|| d||Z|| / dW_h || for each weight, (head,) each, and the logits of each micro-batch, of one batch Z."""
-    scale = 2.0**16 if weights[0].dtype == torch.float16 else 1.0
-    while True:
-        gradients, logits = _batch_gradients(model, group, weights, scale)
-        log_norms = [log_norm(g.view(n, -1)).cpu() - math.log(scale) for g, n in zip(gradients, heads, strict=True)]
-        if scale <= 1 or all(bool((n < torch.inf).all()) for n in log_norms):
-            return log_norms, logits
-        scale /= 16
+def _gradients(
+    forward: Forward, model: nn.Module, prepared: Prepared, on_logits: Tally | None = None
+) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
+    """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, class) itself.
 
-
-def _batch_gradients(
-    model: nn.Module, group: Sequence[MicroBatch], weights: Sequence[Tensor], scale: float
-) -> tuple[list[Tensor], list[Tensor]]:
-    """``scale`` ||Z|| d||Z|| / dW for each weight, and the logits of each micro-batch, of one batch Z."""
-    total: list[Tensor] = []
+    d||Z|| = sum_i <z_i, dz_i> / ||Z||, so a backward pass from the logits themselves gives ||Z|| times the gradient,
+    and texts of several batches may share it: dW is the product of what came into a projection and of the gradient of
+    what came out, over the tokens of one batch at a time. Weights are never asked for gradients. The gradients are to be
+    taken before the next batch is.
+    """
+    projections = [p for block in attention_blocks(model) if block.kept for p in (block.query, block.key, block.value)]
+    totals: list[Tensor] = []
     logits: list[Tensor] = []
-    for micro in group:
-        z = model(**micro.inputs).logits  # (text, class)
-        gradients = torch.autograd.grad(z, weights, grad_outputs=z.detach() * scale)
-        total = [t.add_(g) for t, g in zip(total, gradients, strict=True)] if total else list(gradients)
-        logits.append(z.detach())
-    return total, logits
+    for micro in prepared:
+        z, flows = _flows(forward, micro, projections)
+        if on_logits is not None:
+            on_logits(z, micro)
+        for part in micro.parts:
+            logits.append(z[part.texts])
+            gradients = _products(totals, flows, part, micro)
+            if part.last:
+                yield gradients, torch.cat(logits)
+                totals, logits = [], []
+            else:
+                totals = list(gradients)
+
+
+def _products(
+    totals: list[Tensor], flows: list[list[tuple[Tensor, Tensor]]], part: Part, micro: MicroBatch
+) -> Iterator[Tensor]:
+    """The gradient of each weight over the tokens of a part, added to ``totals``; one at a time, while it is in cache."""
+    for k, passes in enumerate(flows):
+        total = totals[k] if totals else None
+        for x, dy in passes:
+            x, dy = _of_part(part, micro, x, dy)
+            total = dy.T @ x if total is None else total.addmm_(dy.T, x)
+        yield cast(Tensor, total)
+
+
+def _of_part(part: Part, micro: MicroBatch, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of ``x`` and ``dy`` that belong to a part: in the last pass there may be a row a text, and zeros behind."""
+    if len(micro.parts) == 1:
+        return x, dy
+    rows = part.texts if len(dy) == len(micro.index) else part.tokens
+    return x[rows], dy[rows]
+
+
+def _flows(
+    forward: Forward, micro: MicroBatch, projections: list[nn.Linear]
+) -> tuple[Tensor, list[list[tuple[Tensor, Tensor]]]]:
+    """The logits z (text, class) of a micro-batch, and for every projection and each of its passes what came into it
+    (token, in) and the gradient <z, dz> / d of what came out of it (token, out); fp32 at least.
+
+    fp16 gradients are scaled by a power of two on their way back, lowered until nothing overflows.
+    """
+    passes: list[tuple[int, Tensor, Tensor]] = []
+
+    def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
+        passes.append((k, inputs[0].detach(), output.requires_grad_()))
+
+    with ExitStack() as hooks:
+        for k, projection in enumerate(projections):
+            hooks.callback(projection.register_forward_hook(partial(see, k=k)).remove)
+        z = forward(micro)
+    if missing := set(range(len(projections))) - {k for k, _, _ in passes}:
+        raise ValueError(
+            f"the {('query', 'key', 'value')[min(missing) % 3]} projection of a block is never called as a module, so "
+            "its gradient cannot be seen: correct the family's row with gnorm.register."
+        )
+    scale = 2.0**16 if z.dtype == torch.float16 else 1.0
+    while True:
+        gradients = torch.autograd.grad(z, [y for _, _, y in passes], z.detach() * scale, retain_graph=scale > 1)
+        if scale <= 1 or all(bool(g.isfinite().all()) for g in gradients):
+            break
+        scale /= 16
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    flows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in projections]
+    for (k, x, _), dy in zip(passes, gradients, strict=True):
+        dy = dy.flatten(0, -2).to(dtype)
+        flows[k].append((x.flatten(0, -2).to(dtype), dy / scale if scale > 1 else dy))
+    return z.detach(), flows
 
 
 def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -294,13 +216,10 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     """
     if not bool(head_mask_of(model).all()):
         raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
-    weights = [w for b in attention_blocks(model) for w in (b.query.weight, b.key.weight, b.value.weight)]
-    total = torch.zeros(len(weights), *weights[0].shape, dtype=weights[0].dtype, device=weights[0].device)
-    with evaluating(model, weights):
-        for group in prepare(batches, model):
-            gradients, logits = _batch_gradients(model, group, weights, 1.0)
-            total += torch.stack(gradients) / torch.cat(logits).norm()
-    return total.unflatten(0, (-1, 3))
+    prepared = prepare(batches, model)
+    with evaluating(model), forwarding(model, prepared) as forward:
+        total = sum(torch.stack(list(g)) / z.norm() for g, z in _gradients(forward, model, prepared))
+    return torch.as_tensor(total).unflatten(0, (-1, 3))
 
 
 ENTROPY_FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -344,7 +263,7 @@ def attention_entropy(
 
         return block.module.register_forward_hook(hook)
 
-    with _eager_attention(model):
+    with attention_implementation(model, "eager"):
         return _mean_over_texts(model, batches, tap, entropy, on_logits)
 
 
@@ -410,50 +329,15 @@ def _mean_over_texts(
         for layer, block in enumerate(blocks):
             if block.kept:
                 hooks.callback(tap(block, partial(see, layer=layer)).remove)
-        for micro in prepared.micro_batches():
-            mask = micro.inputs.get("attention_mask")
-            mask = None if mask is None else mask.bool()
-            logits = model(**micro.inputs).logits
+        for micro in prepared:
+            logits = []
+            for inputs in micro.rectangles():
+                mask = inputs.get("attention_mask")
+                mask = None if mask is None else mask.bool()
+                logits.append(model(**inputs).logits)
             if on_logits is not None:
-                on_logits(logits, micro)
+                on_logits(torch.cat(logits), micro)
     scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
     for row, block, total in zip(scores, blocks, sums, strict=True):
         row[list(block.kept)] = total / prepared.num_texts
     return scores
-
-
-# ------------------------------------------------------------------------------------------ the model, borrowed
-
-
-@contextmanager
-def evaluating(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[None]:
-    """Eval mode, and gradients recorded for ``weights`` alone; mode and requires_grad are put back on leaving."""
-    training = [module for module in model.modules() if module.training]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _eager_attention(model: Any) -> Iterator[None]:
-    """The attention implementation that returns its weights, for as long as it is needed."""
-    before = getattr(model.config, "_attn_implementation", None)
-    if before in (None, "eager"):
-        yield
-        return
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

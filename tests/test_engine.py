@@ -34,8 +34,8 @@ def test_scores_equal_the_literal_ones(model):
 
 def test_a_batch_cut_into_single_texts_scores_like_one_forward(model):
     batches = ragged_batches()
-    singles = gnorm.scoring.prepare(batches, model, max_tokens=1)
-    assert all(len(micro.index) == 1 for micro in singles.micro_batches())
+    singles = gnorm.batches.prepare(batches, model, max_tokens=1)
+    assert all(len(micro.index) == 1 for micro in singles)
     torch.testing.assert_close(
         gnorm.gnorm_scores(model, singles), gnorm.gnorm_scores(model, batches), atol=1e-4, rtol=0
     )

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gnorm
+from gnorm.batches import PACKED_MAX_TOKENS, prepare
 from gnorm.norms import log_norm
-from gnorm.scoring import ENTROPY_FORMS, MAX_TOKENS, correct_texts, evaluating, prepare
+from gnorm.packing import evaluating
+from gnorm.scoring import ENTROPY_FORMS, correct_texts
 
 # ---------------------------------------------------------------- norms
 
@@ -59,15 +61,20 @@ def test_micro_batches_hold_every_text_once_cut_to_its_length(lengths, max_token
     width = max(lengths)
     mask = (torch.arange(width)[None] < torch.tensor(lengths)[:, None]).long()
     ids = torch.arange(len(lengths))[:, None] + 3 + torch.zeros_like(mask)
-    prepared = prepare([{"input_ids": ids * mask, "attention_mask": mask}], model, max_tokens=max_tokens)
-    seen = sorted(int(i) for micro in prepared.micro_batches() for i in micro.index)
-    assert seen == list(range(len(lengths)))
-    for micro in prepared.micro_batches():
-        ids_here = micro.inputs["input_ids"]
-        assert ids_here.shape[1] == max(lengths[i] for i in micro.index)
-        assert ids_here.numel() <= max_tokens or len(micro.index) == 1
+    batches = [{"input_ids": i * m, "attention_mask": m} for i, m in zip(ids.split(5), mask.split(5), strict=True)]
+    prepared = prepare(batches, model, max_tokens=max_tokens)
+    assert sorted(i for micro in prepared for i in micro.index.tolist()) == list(range(len(lengths)))
+    for micro in prepared:
+        assert micro.inputs["input_ids"].shape[1] == max(lengths[i] for i in micro.index)
+        assert len(micro.row.tokens) <= max_tokens or len(micro.index) == 1
         assert micro.inputs["attention_mask"].sum(1).tolist() == [lengths[i] for i in micro.index]
-        assert ids_here[:, 0].tolist() == [i + 3 for i in micro.index.tolist()]
+        assert micro.inputs["input_ids"][:, 0].tolist() == [i + 3 for i in micro.index.tolist()]
+        for part in micro.parts:
+            assert {i // 5 for i in micro.index[part.texts].tolist()} == {part.batch}
+            row = micro.inputs["input_ids"].flatten()[micro.row.tokens[part.tokens]]
+            assert set(row.tolist()) - {0} == {i + 3 for i in micro.index[part.texts].tolist()}
+    ends = [part.batch for micro in prepared for part in micro.parts if part.last]
+    assert ends == list(range(len(batches)))
 
 
 def test_left_padding_is_kept_and_scores_the_same_as_one_forward():
@@ -242,5 +249,5 @@ def test_criteria_of_a_pruned_model_speak_of_the_heads_that_are_left(model):
 
 def test_max_tokens_bounds_every_micro_batch():
     model = tiny_model("bert")
-    sizes = [m.inputs["input_ids"].numel() for m in prepare(ragged_batches(2, 60), model).micro_batches()]
-    assert max(sizes) <= MAX_TOKENS["cpu"]
+    assert len(prepared := prepare(ragged_batches(2, 120), model)) > 1
+    assert max(len(micro.row.tokens) for micro in prepared) <= PACKED_MAX_TOKENS["cpu"]

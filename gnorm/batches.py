@@ -1,0 +1,242 @@
+"""Batches as they are given -> micro-batches as they go through the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from .packing import Packing, Row, packed, packing_of
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The texts of one batch within a micro-batch."""
+
+    batch: int
+    texts: slice
+    tokens: slice  # in the micro-batch's row
+    last: bool  # whether the batch ends here
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Texts that go through the model together: those of a batch of like length, or several batches' as one row."""
+
+    inputs: dict[str, Tensor]  # what forward takes, each (text, ...), padded to the longest text
+    labels: Tensor | None  # (text,)
+    index: Tensor  # (text,) position of each text in the batches as they were given
+    lengths: Tensor  # (text,) tokens of each text
+    parts: tuple[Part, ...]
+    row: Row | None = None  # where the tokens stand when they go through without padding
+
+    def rectangles(self) -> Iterator[dict[str, Tensor]]:
+        """The inputs of its texts, few lengths at a time, for what has to look at padded tensors."""
+        begin = 0
+        for size in [rectangle.texts for rectangle in self.row.rectangles] if self.row else [len(self.index)]:
+            texts = slice(begin, begin + size)
+            yield _cut({name: t[texts] for name, t in self.inputs.items()}, int(self.lengths[texts].max()))
+            begin += size
+
+
+class Prepared(Sequence[MicroBatch]):
+    """Batches cut into micro-batches and moved to the device, once; goes wherever batches go."""
+
+    def __init__(self, micro_batches: Sequence[MicroBatch], packing: Packing | None) -> None:
+        self._micro_batches = micro_batches
+        self.packing = packing
+        self.num_texts = sum(len(micro.index) for micro in micro_batches)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._micro_batches[i]
+
+    def __len__(self) -> int:
+        return len(self._micro_batches)
+
+
+# What one more rectangle costs, in tokens: a forward pass of its own where every micro-batch is one, a call of the
+# attention kernel where they are packed. Measured on CPU and assumed for GPUs, where launches cost more.
+OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
+PACKED_OVERHEAD_TOKENS = {"cpu": 6, "cuda": 256, "mps": 256}
+MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
+PACKED_MAX_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
+
+
+def prepare(
+    batches: Iterable[Batch] | Prepared, model: nn.Module, *, together: bool = False, max_tokens: int | None = None
+) -> Prepared:
+    """Cut batches into length-sorted micro-batches on the model's device.
+
+    batches: mappings of tensors (text, ...): what the model's forward takes, and optionally ``labels`` (text,).
+    together: texts are sorted across batches (evaluation, where a batch means nothing).
+    max_tokens: the most tokens, padding counted, that one micro-batch holds (a single longer text goes alone); it
+    bounds the memory of a forward and backward pass. Default by device.
+
+    Raises ``ValueError`` for no batches, an empty batch, tensors of unequal first dimension, or a text whose
+    attention mask is all zero.
+    """
+    if isinstance(batches, Prepared):
+        return batches
+    checked = [_checked(batch, i) for i, batch in enumerate(batches)]
+    if not checked:
+        raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
+    sizes = [_size(batch) for batch in checked]
+    texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
+    lengths, parameter = _lengths(texts), next(model.parameters())
+    packing = _packing_of(model, texts, lengths, parameter.device)
+    overhead = (OVERHEAD_TOKENS if packing is None else PACKED_OVERHEAD_TOKENS)[parameter.device.type]
+    most = max_tokens or (MAX_TOKENS if packing is None else PACKED_MAX_TOKENS)[parameter.device.type]
+    cuts = [
+        (batch, rows)
+        for batch, of_batch in enumerate(torch.arange(sum(sizes)).split(sum(sizes) if together else sizes))
+        for rows in _rectangles(of_batch, lengths, overhead, most)
+    ]
+    rows = _rows(cuts, lengths, most) if packing else [[cut] for cut in cuts]
+    ends = {batch: k for k, row in enumerate(rows) for batch, _ in row}  # in which row each batch ends
+    return Prepared(
+        [_micro_batch(texts, lengths, row, k, ends, parameter, packing) for k, row in enumerate(rows)], packing
+    )
+
+
+def _micro_batch(
+    texts: dict[str, Tensor],
+    lengths: Tensor,
+    rectangles: list[tuple[int, Tensor]],
+    k: int,
+    ends: Mapping[int, int],
+    parameter: Tensor,
+    packing: Packing | None,
+) -> MicroBatch:
+    index = torch.cat([rows for _, rows in rectangles])
+    tensors = _cut({name: t[index.to(t.device)] for name, t in texts.items()}, int(lengths[index].max()))
+    tensors = {name: t.contiguous().to(parameter.device) for name, t in tensors.items()}
+    labels = tensors.pop("labels", None)
+    parts, text, token = [], 0, 0
+    for batch in dict.fromkeys(batch for batch, _ in rectangles):
+        own = [rows for b, rows in rectangles if b == batch]
+        width = sum(len(rows) for rows in own)
+        area = sum(len(rows) * int(lengths[rows].max()) for rows in own)
+        parts.append(Part(batch, slice(text, text + width), slice(token, token + area), ends[batch] == k))
+        text, token = text + width, token + area
+    row = None
+    if packing is not None:
+        row = Row.of(tensors["attention_mask"], [len(rows) for _, rows in rectangles], parameter.dtype)
+    return MicroBatch(tensors, labels, index, lengths[index], tuple(parts), row)
+
+
+def _rectangles(texts: Tensor, lengths: Tensor, overhead: int, most: int) -> Sequence[Tensor]:
+    """``texts`` (text,), longest first, in groups of like length."""
+    texts = texts[lengths[texts].argsort(descending=True, stable=True)]
+    return texts.split(_cuts(lengths[texts].tolist(), overhead, most))
+
+
+def _rows(cuts: list[tuple[int, Tensor]], lengths: Tensor, most: int) -> list[list[tuple[int, Tensor]]]:
+    """Consecutive rectangles, as many together as hold no more than ``most`` tokens; a batch is cut only if it must be."""
+    rows: list[list[tuple[int, Tensor]]] = []
+    filled = math.inf
+    for batch in dict.fromkeys(batch for batch, _ in cuts):
+        own = [(len(texts) * int(lengths[texts].max()), texts) for b, texts in cuts if b == batch]
+        if filled + sum(area for area, _ in own) > most:
+            filled = math.inf
+        for area, texts in own:
+            if filled + area > most:
+                rows.append([])
+                filled = 0
+            rows[-1].append((batch, texts))
+            filled += area
+    return rows
+
+
+def _size(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _checked(batch: Batch, i: int) -> Batch:
+    sizes = {name: len(tensor) for name, tensor in batch.items()}
+    if not sizes or not min(sizes.values()):
+        raise ValueError(f"batch {i} is empty: give every batch at least one text.")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the tensors of batch {i} disagree on how many texts there are: {sizes}.")
+    if "attention_mask" in batch:
+        blank = (batch["attention_mask"] == 0).all(1).nonzero()
+        if len(blank):
+            raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
+    return batch
+
+
+def _joined(batches: Sequence[Batch], pad_token: int) -> dict[str, Tensor]:
+    """All batches as one, padded to the longest."""
+    joined = {}
+    for name in batches[0]:
+        tensors = [batch[name] for batch in batches]
+        if "attention_mask" in batches[0] and tensors[0].dim() == 2:
+            width, value = max(t.shape[1] for t in tensors), pad_token if name == "input_ids" else 0
+            tensors = [pad(t, (0, width - t.shape[1]), value=value) for t in tensors]
+        joined[name] = torch.cat(tensors)
+    return joined
+
+
+def _lengths(batch: Batch) -> Tensor:
+    """(text,) tokens of each text: up to its last unmasked one; padding before it, where there is any, counts."""
+    if (mask := batch.get("attention_mask")) is None:
+        return torch.ones(_size(batch), dtype=torch.long)
+    return (mask != 0).mul(torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
+
+
+def _cut(tensors: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
+    """Texts cut to ``longest`` tokens, where they are texts."""
+    if "attention_mask" not in tensors:
+        return tensors
+    width = tensors["attention_mask"].shape[1]
+    return {name: t[:, :longest] if t.dim() > 1 and t.shape[1] == width else t for name, t in tensors.items()}
+
+
+def _cuts(lengths: list[int], overhead: int, most: int) -> list[int]:
+    """Sizes of the rectangles into which texts, longest first, are cut at the least cost (dynamic programming).
+
+    A rectangle costs its tokens, padding counted, and ``overhead``; it holds no more than ``most`` tokens, or one text.
+    """
+    best, cut = [0.0] * (len(lengths) + 1), [0] * (len(lengths) + 1)
+    for end in range(1, len(lengths) + 1):
+        best[end] = math.inf
+        for start in range(end - 1, -1, -1):
+            tokens = lengths[start] * (end - start)
+            if tokens > most and start < end - 1:
+                break
+            if best[start] + overhead + tokens <= best[end]:
+                best[end], cut[end] = best[start] + overhead + tokens, start
+    sizes, end = [], len(lengths)
+    while end:
+        sizes.append(end - cut[end])
+        end = cut[end]
+    return sizes[::-1]
+
+
+def _packing_of(model: nn.Module, texts: Batch, lengths: Tensor, device: torch.device) -> Packing | None:
+    """How the model passes through its layers, tried on the longest text; None where texts have no attention mask."""
+    if "attention_mask" not in texts:
+        return None
+    longest = int(lengths.argmax())
+    inputs = {name: t[longest : longest + 1].to(device) for name, t in texts.items() if name != "labels"}
+    return packing_of(model, _cut(inputs, int(lengths.max())))
+
+
+Forward = Callable[[MicroBatch], Tensor]
+
+
+@contextmanager
+def forwarding(model: nn.Module, prepared: Prepared) -> Iterator[Forward]:
+    """A function that gives the logits (text, class) of a micro-batch of ``prepared``."""
+    if prepared.packing is None:
+        yield lambda micro: model(**micro.inputs).logits
+        return
+    with packed(model, prepared.packing) as forward:
+        yield lambda micro: forward(micro.inputs, cast(Row, micro.row))

@@ -1,0 +1,127 @@
+"""Rows of tokens: the same logits and scores as padded texts, whatever the classifier reads."""
+
+import copy
+
+import literal
+import pytest
+import torch
+from conftest import ragged_batches, tiny_model
+
+import gnorm
+from gnorm.batches import forwarding, prepare
+from gnorm.packing import Packing, packing_of
+
+MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
+
+
+class MeanOfTokens(torch.nn.Module):
+    """A pooler that reads every token."""
+
+    def forward(self, hidden):
+        return hidden.mean(1)
+
+
+def logits_of(model, prepared):
+    """(text, class), in the order of the texts."""
+    with forwarding(model, prepared) as forward, torch.no_grad():
+        found = [(micro.index, forward(micro)) for micro in prepared]
+    index, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logits[index.argsort()]
+
+
+def one_by_one(model, batches):
+    """The logits of each text alone, cut to its length."""
+    rows = []
+    for batch in batches:
+        for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            rows.append(model(input_ids=batch["input_ids"][i : i + 1, :length]).logits)
+    return torch.cat(rows).detach()
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 20, 40])
+def test_a_row_of_tokens_gives_each_text_the_logits_it_has_alone(model, max_tokens):
+    batches = ragged_batches()
+    prepared = prepare(batches, model, max_tokens=max_tokens)
+    assert prepared.packing == Packing(passes=3, first_token=True)
+    torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("gone", [gnorm.masked, None])
+def test_unequal_and_empty_blocks_are_packed_too(model, gone):
+    batches, mask = ragged_batches(), MASK[: len(gnorm.attention_blocks(model))]
+    prepared = prepare(batches, model)
+    if gone:
+        with gnorm.masked(model, mask):
+            torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+    else:
+        gnorm.remove_heads(model, mask)
+        torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+
+
+def test_a_classifier_that_reads_every_token_gets_every_token():
+    model = tiny_model("bert")
+    model.bert.pooler = MeanOfTokens()
+    generator = torch.Generator().manual_seed(5)
+    batches = [
+        {
+            "input_ids": (ids := torch.randint(3, 120, (4, 9), generator=generator)),
+            "attention_mask": torch.ones_like(ids),
+        }
+        for _ in range(2)
+    ]
+    prepared = prepare(batches, model)
+    assert prepared.packing == Packing(passes=3, first_token=False)
+    torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+    expected = literal.scores(copy.deepcopy(model), batches).log()
+    torch.testing.assert_close(gnorm.gnorm_scores(model, prepared), expected, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_is_not_packed_scores_the_same(model):
+    batches = ragged_batches()
+    expected = gnorm.gnorm_scores(model, batches)
+    model._supports_attention_backend = False
+    prepared = prepare(batches, model)
+    assert prepared.packing is None
+    torch.testing.assert_close(gnorm.gnorm_scores(model, prepared), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+
+
+def test_attention_of_ones_own_is_noticed_and_not_packed():
+    model = tiny_model("bert")
+    attention = model.bert.encoder.layer[1].attention.self
+    whole = attention.forward
+    attention.forward = lambda hidden, *arguments, **options: whole(hidden.flip(1), *arguments, **options)
+    assert packing_of(model, {name: t[:1] for name, t in ragged_batches(1)[0].items() if name != "labels"}) is None
+
+
+def test_an_exception_leaves_no_hook_and_the_attention_as_it_was():
+    model, batches = tiny_model("bert"), ragged_batches()
+    prepared, before = prepare(batches, model), model.config._attn_implementation
+    handle = model.bert.encoder.layer[1].output.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gnorm.gnorm_scores(model, prepared)
+    handle.remove()
+    assert model.config._attn_implementation == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Unseen(torch.nn.Module):
+    """A projection that uses its layer's weights without calling it."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, hidden):
+        return torch.nn.functional.linear(hidden, self.linear.weight, self.linear.bias)
+
+
+def test_a_projection_that_is_never_called_is_named(monkeypatch):
+    model = tiny_model("bert")
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.key = Unseen(layer.attention.self.key)
+    monkeypatch.setattr(gnorm.heads, "FAMILIES", dict(gnorm.heads.FAMILIES))
+    names = ("self.query", "self.key.linear", "self.value", "output.dense")
+    gnorm.register("bert", "encoder.layer.*.attention", *names)
+    with pytest.raises(ValueError, match="the key projection of a block is never called"):
+        gnorm.gnorm_scores(model, ragged_batches(1))
