@@ -5,7 +5,6 @@ An encoder family is one row of module names in ``FAMILIES``; nothing else in th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -117,8 +116,10 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 def _named(model: nn.Module, pattern: str) -> list[Any]:
     """The modules below the base model whose name is ``pattern``, first layer first."""
     base: Any = getattr(model, "base_model", model)
-    regex = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
-    found = [module for name, module in base.named_modules() if regex.fullmatch(name)]
+    found = [base]
+    for name in pattern.split("."):
+        below = (module.children() if name == "*" else [getattr(module, name, None)] for module in found)
+        found = [module for modules in below for module in modules if isinstance(module, nn.Module)]
     if not found:
         raise ValueError(
             f"no module of {type(base).__name__} is named {pattern!r}; correct the row of model_type "

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from .heads import attention_blocks, layers_of
 
@@ -102,9 +101,6 @@ def _attention_in_rectangles(
     return torch.cat(contexts, 1), None
 
 
-AttentionInterface.register("gnorm_rectangles", _attention_in_rectangles)
-
-
 @contextmanager
 def evaluating(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[None]:
     """Eval mode, and gradients recorded for ``weights`` alone; mode and requires_grad are put back on leaving."""
@@ -145,6 +141,9 @@ def packed(model: nn.Module, packing: Packing) -> Iterator[Callable[[dict[str, T
 
     inputs are padded to the longest text as ever: embeddings and classifier see them so.
     """
+    from transformers import AttentionInterface  # here, because it takes seconds and whoever has a model has paid
+
+    AttentionInterface.register("gnorm_rectangles", _attention_in_rectangles)
     calls, everything = 0, torch.empty(0)
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
