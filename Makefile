@@ -28,10 +28,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 readme: setup
 	$(BIN)/python docs/readme.py
 
 bench: setup
-	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks

@@ -1,0 +1,350 @@
+"""How fast the engine is, as ratios within one run: python -m benchmarks [TABLE ...]
+
+Each table is a function of this file; its rows are printed and written to benchmarks/results/<table>.json together with
+the machine, the versions and the commit. `python docs/performance.py` makes docs/performance.md from them.
+
+The literal procedure is the one that the tests hold the engine against (tests/literal.py): a pass over the scoring
+texts for every layer, a batch at a time, and evaluation one text at a time. The roof is (4.5 x parameters of the blocks
+x real tokens, attention products added) operations at the rate of a plain fp32 torch.mm of the model's own shapes,
+measured in the same run. What is compared is measured in turns, and of every turn the fastest counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
+
+import gnorm
+from gnorm import batches, results
+from gnorm.scoring import Tally, correct_texts
+from gnorm.tasks import default_device
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+import literal
+
+FOLDER = ROOT / "benchmarks" / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model of random weights, and how many texts of ``shortest`` to ``longest`` tokens it is scored on."""
+
+    layers: int
+    hidden: int
+    heads: int
+    batch: int
+    texts: int
+    shortest: int = 5
+    longest: int = 44
+
+
+SIX = Case(6, 384, 12, batch=32, texts=64)
+TWELVE = Case(12, 768, 12, batch=32, texts=32)
+TWENTY_FOUR = Case(24, 1024, 16, batch=4, texts=8)
+TITLES = Case(12, 768, 12, batch=32, texts=2329)  # the paper's BERT and its 2,329 news titles
+GPU = default_device() == "cuda"
+
+
+def make(case: Case) -> tuple[Any, list[dict[str, Tensor]]]:
+    """The model and its batches, seeded."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=5000,
+        hidden_size=case.hidden,
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.heads,
+        intermediate_size=4 * case.hidden,
+        num_labels=3,
+    )
+    found = []
+    for begin in range(0, case.texts, case.batch):
+        texts = min(case.batch, case.texts - begin)
+        lengths = torch.randint(case.shortest, case.longest + 1, (texts,))
+        mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
+        ids = torch.randint(1, 5000, mask.shape) * mask
+        found.append({"input_ids": ids, "attention_mask": mask, "labels": torch.randint(0, 3, (texts,))})
+    return BertForSequenceClassification(config).eval().to(default_device()), found
+
+
+def tokens_of(found: list[dict[str, Tensor]]) -> int:
+    return sum(int(batch["attention_mask"].sum()) for batch in found)
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    if GPU:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    action()
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def fastest(actions: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """Seconds of each action: the fastest of ``turns``, taken in turns, after one that does not count."""
+    for action in actions.values():
+        action()
+    spent = dict.fromkeys(actions, np.inf)
+    for _ in range(turns):
+        for name, action in actions.items():
+            spent[name] = min(spent[name], seconds(action))
+    return spent
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def step() -> Iterator[dict[str, Any]]:
+    """One greedy step (scores and accuracy): the engine against the literal procedure and against the roof."""
+    for case, turns in ((SIX, 3), (TWELVE, 2), (TWENTY_FOUR, 1)):
+        model, found = make(case)
+        trajectory = gnorm.prune(model, found, steps=1, progress=False)
+        table, accuracy = literal_step(model, found)
+        flat = int(table.argmin())
+        assert trajectory.order() == [divmod(flat, case.heads)], "the engine chose another head"
+        assert trajectory.table.accuracy[0] == accuracy, "the engine measured another accuracy"
+
+        prepared = batches.prepare(found, model)
+        slow = min(seconds(partial(literal_step, model, found)) for _ in range(turns))
+        shapes, flops = products(case, tokens_of(found))
+        spent = fastest({"engine": partial(engine_step, model, prepared), **shapes}, turns=9)
+        rate = flops / sum(spent[name] for name in shapes)
+        roof = operations(case, found) / rate
+        yield {
+            **about(case),
+            "tokens": tokens_of(found),
+            "literal s": slow,
+            "engine s": spent["engine"],
+            "ratio": slow / spent["engine"],
+            "roof s": roof,
+            "of roof": roof / spent["engine"],
+            "tokens/s": tokens_of(found) / spent["engine"],
+            "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+def products(case: Case, tokens: int) -> tuple[dict[str, Callable[[], Any]], int]:
+    """Plain products of the model's own shapes, as many tokens as the engine takes at once by hidden and 4 x hidden;
+    and how many operations they are together."""
+    rows, repeats = min(tokens, batches.PACKED_MAX_TOKENS[default_device()]), 8
+    x = torch.randn(rows, case.hidden, device=default_device())
+    weights = [torch.randn(case.hidden, n * case.hidden, device=default_device()) for n in (1, 4)]
+    actions = {f"product {i}": partial(repeat, repeats, torch.mm, x, w) for i, w in enumerate(weights)}
+    return actions, sum(repeats * 2 * x.numel() * w.shape[1] for w in weights)
+
+
+def repeat(times: int, action: Callable[..., Any], *arguments: Any) -> None:
+    for _ in range(times):
+        action(*arguments)
+
+
+def operations(case: Case, found: list[dict[str, Tensor]]) -> float:
+    """Floating-point operations of one scoring: see the roof in the module's docstring."""
+    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in found]).tolist()
+    linear = 4.5 * case.layers * 12 * case.hidden**2 * sum(lengths)
+    return linear + 6 * case.layers * 2 * case.hidden * sum(n * n for n in lengths)  # 2 products, once and twice back
+
+
+def optimisations() -> Iterator[dict[str, Any]]:
+    """What each optimisation is worth: one scoring with it and without it. None changes a result."""
+    for case in (SIX, TWENTY_FOUR):
+        model, found = make(case)
+        prepared = batches.prepare(found, model)
+        assert prepared.packing is not None
+        largest = max(int(batch["attention_mask"].sum()) for batch in found)
+        everything = dataclasses.replace(prepared.packing, first_token=False)
+        without = {
+            "last pass for the first token alone": batches.Prepared(list(prepared), everything),
+            "several batches in one pass": batches.prepare(found, model, max_tokens=largest + 8 * case.batch),
+        }
+        with mock.patch.object(batches, "packing_of", return_value=None):
+            without["rows without padding (all of packing)"] = batches.prepare(found, model)
+            with mock.patch.dict(batches.OVERHEAD_TOKENS, cpu=10**9, cuda=10**9):
+                with mock.patch.dict(batches.MAX_TOKENS, cpu=10**9, cuda=10**9):
+                    without["... and micro-batches: padded as given"] = batches.prepare(found, model)
+        actions = {name: partial(gnorm.gnorm_scores, model, p) for name, p in {"": prepared, **without}.items()}
+        spent = fastest({**actions, "evaluation": partial(correct_texts, model, prepared)}, 5)
+        for name in without:
+            yield {
+                **about(case),
+                "without": name,
+                "s": spent[name],
+                "with it s": spent[""],
+                "gain": spent[name] / spent[""],
+            }
+        yield {
+            **about(case),
+            "without": "accuracy read off the scoring pass",
+            "s": spent[""] + spent["evaluation"],
+            "with it s": spent[""],
+            "gain": (spent[""] + spent["evaluation"]) / spent[""],
+        }
+
+
+def trajectory() -> Iterator[dict[str, Any]]:
+    """A whole greedy trajectory: what a step costs as heads go, and the whole against steps x the first."""
+    case = SIX
+    model, found = make(case)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal")
+        gnorm.prune(model, found, journal=path, progress=False)
+        spent = [json.loads(line)["seconds"] for line in path.read_text().splitlines()[1:]]
+    first, steps = spent[0], len(spent) - 1
+    for tenth in range(10):
+        part = spent[1 + tenth * steps // 10 : 1 + (tenth + 1) * steps // 10]
+        yield {
+            **about(case),
+            "heads pruned %": 10 * (tenth + 1),
+            "s a step": np.mean(part),
+            "of the first": np.mean(part) / first,
+        }
+    yield {
+        **about(case),
+        "heads pruned %": "all",
+        "s a step": sum(spent[1:]) / steps,
+        "of the first": sum(spent[1:]) / steps / first,
+    }
+
+
+def criteria() -> Iterator[dict[str, Any]]:
+    """Every method's scoring, in forward passes of the same texts."""
+    model, found = make(SIX)
+    prepared = batches.prepare(found, model)
+    rows = {
+        method.criterion.__name__: method.criterion for method in (gnorm.METHODS | gnorm.pruning.MORE_METHODS).values()
+    }
+    actions = {name: partial(c, model, prepared, generator=torch.Generator()) for name, c in rows.items()}
+    spent = fastest({"a forward pass": partial(correct_texts, model, prepared), **actions}, 5)
+    for name, s in spent.items():
+        yield {**about(SIX), "criterion": name, "s": s, "forward passes": s / spent["a forward pass"]}
+
+
+def precision() -> Iterator[dict[str, Any]]:
+    """Half precision against fp32: time, and whether the order of the heads holds."""
+    case = SIX
+    model, found = make(case)
+    exact = gnorm.gnorm_scores(model, found)
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        other = copy.deepcopy(model).to(dtype)
+        prepared = batches.prepare(found, other)
+        spent = fastest({"": partial(gnorm.gnorm_scores, other, prepared)}, 3)[""]
+        scores = gnorm.gnorm_scores(other, prepared)
+        ranks = [pd.Series(s.flatten().numpy()).rank() for s in (exact, scores)]
+        lowest = [set(s.flatten().argsort()[: s.numel() // 4].tolist()) for s in (exact, scores)]
+        yield {
+            **about(case),
+            "dtype": name,
+            "s": spent,
+            "rank correlation": ranks[0].corr(ranks[1]),
+            "of the lowest quarter the same": len(lowest[0] & lowest[1]) / len(lowest[0]),
+        }
+
+
+def scaling() -> Iterator[dict[str, Any]]:
+    """How the cost of one scoring grows, and the exponent that fits (seconds ~ size ** exponent)."""
+    base = Case(4, 256, 8, batch=16, texts=32, shortest=24, longest=24)
+    for what, changes in {
+        "layers": [{"layers": n} for n in (2, 4, 8, 16)],
+        "heads (same width)": [{"heads": n} for n in (2, 4, 8, 16)],
+        "texts": [{"texts": n} for n in (16, 32, 64, 128)],
+        "length": [{"shortest": n, "longest": n} for n in (32, 64, 128, 256)],
+        "width": [{"hidden": n, "heads": n // 32} for n in (128, 256, 512, 1024)],
+    }.items():
+        cases = [dataclasses.replace(base, **change) for change in changes]
+        sizes = [next(iter(change.values())) for change in changes]
+        actions = {}
+        for size, case in zip(sizes, cases, strict=True):
+            model, found = make(case)
+            actions[str(size)] = partial(gnorm.gnorm_scores, model, batches.prepare(found, model))
+        spent = list(fastest(actions, 5).values())
+        exponent = np.polyfit(np.log(sizes), np.log(spent), 1)[0]
+        yield {"what grows": what, **{f"size {i}": n for i, n in enumerate(sizes, 1)}} | {
+            **{f"s {i}": s for i, s in enumerate(spent, 1)},
+            "exponent": exponent,
+        }
+
+
+def titles() -> Iterator[dict[str, Any]]:
+    """The paper's BERT on texts as long as news titles: seconds a step, of all texts on a GPU and of some on a CPU."""
+    case = TITLES if GPU else dataclasses.replace(TITLES, texts=128)
+    model, found = make(case)
+    prepared = batches.prepare(found, model)
+    spent = fastest({"": partial(gnorm.gnorm_scores, model, prepared)}, 3)[""]
+    yield {
+        **about(case),
+        "device": default_device(),
+        "s a step": spent,
+        "s for 2,329 texts": spent * TITLES.texts / case.texts,
+        "h for 144 steps at that rate": 144 * spent * TITLES.texts / case.texts / 3600,
+    }
+
+
+TABLES = {f.__name__: f for f in (step, optimisations, trajectory, criteria, precision, scaling, titles)}
+
+
+def about(case: Case) -> dict[str, Any]:
+    return {"layers": case.layers, "hidden": case.hidden, "heads": case.heads, "batch": case.batch, "texts": case.texts}
+
+
+def engine_step(model: Any, prepared: batches.Prepared) -> tuple[Tensor, Tensor]:
+    """Scores, and the accuracy read off the same passes: what ``prune`` does in a step, but for taking the head out."""
+    tally = Tally(prepared.num_texts)
+    return gnorm.gnorm_scores(model, prepared, on_logits=tally), tally.result().double().mean()
+
+
+def literal_step(model: Any, found: list[dict[str, Tensor]]) -> tuple[Tensor, float]:
+    """Scores and accuracy as the paper's notebooks take them."""
+    there = [{name: tensor.to(default_device()) for name, tensor in batch.items()} for batch in found]
+    return literal.scores(model, there), literal.accuracy(model, there)
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def main(names: list[str]) -> int:
+    if unknown := sorted(set(names) - set(TABLES)):
+        print(f"table {unknown[0]!r} is not known; choose from {', '.join(TABLES)}", file=sys.stderr)
+        return 2
+    environment = {
+        "processor": torch.cuda.get_device_name() if GPU else processor(),
+        "device": default_device(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": results.commit(),
+    }
+    for name in names or TABLES:
+        rows = list(TABLES[name]())
+        print(f"{TABLES[name].__doc__}\n{pd.DataFrame(rows).to_string(index=False, float_format='%.3g')}\n", flush=True)
+        written = json.dumps({**environment, "rows": rows}, indent=2, default=float)
+        results.write(FOLDER / f"{name}.json", written + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

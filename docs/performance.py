@@ -1,0 +1,83 @@
+"""Write docs/performance.md from the results of `make bench`: python docs/performance.py"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from gnorm import results
+
+INTRODUCTION = """# Performance
+
+Made by `python docs/performance.py` from `benchmarks/results`, which `make bench` writes. Ratios are taken within one run;
+the models have random weights and the texts random tokens, since neither changes what a product costs. Times are those
+of the machine named under each table.
+
+What makes the engine fast, none of it at the cost of a different result:
+
+- **One backward pass** gives the gradients of every layer; the literal procedure makes a pass for each layer.
+- **Rows of tokens.** Texts go through projections, norms and feed-forward blocks as one row without padding; attention is
+  computed for texts of like length together (`gnorm/packing.py`). Several batches share a pass: each batch's gradient is
+  the product of what came into a projection and what flows back out of it, over that batch's tokens.
+- **The last pass** computes queries, output projection and feed-forward block for the first token alone, where the
+  classifier reads no other. That is found out by trial: what is not read may as well be NaN.
+- **Accuracy is read off the scoring pass** where both use the same texts, and heads that have gone are cut out of the
+  working copy, so that a step costs less than the one before.
+
+Memory is bounded by the tokens of one pass: `gnorm.batches.prepare(batches, model, max_tokens=...)` bounds it further, and
+what it returns goes wherever batches go.
+"""
+READINGS = {
+    "step": """## One greedy step
+
+`ratio` is the literal procedure's time over the engine's. `roof s` is what the step's products would take at the rate of
+a plain `torch.mm`; the roof counts the last layer whole and every real token once, so the first-token saving can bring a
+step above it.""",
+    "optimisations": """## What each optimisation is worth
+
+`gain` is the time without the optimisation over the time with it. Below 1 it costs more than it brings in that case.""",
+    "trajectory": """## A whole trajectory
+
+Greedy pruning to the last head. Removed heads take their part of the attention block along; feed-forward blocks, two
+thirds of the products, stay.""",
+    "criteria": """## Criteria
+
+Every criterion's scoring, counted in forward passes over the same texts.""",
+    "precision": """## Half precision
+
+Against fp32, on the same weights. A CPU without half-precision units is slower with it.""",
+    "scaling": """## How cost grows
+
+Seconds of one scoring at four sizes, and the exponent of the power law that fits them. The base is 4 layers of 256 with 8
+heads, 32 texts of 24 tokens.""",
+    "titles": """## The paper's BERT
+
+12 layers of 768 on texts of 5 to 44 tokens; where the device is a CPU, on some of the 2,329 texts, scaled up.""",
+}
+
+
+def page() -> str:
+    parts = [INTRODUCTION.strip()]
+    for name, reading in READINGS.items():
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text("utf-8"))
+        table = pd.DataFrame(found.pop("rows"))
+        wheres = ", ".join(f"{key} {found[key]}" for key in ("threads", "torch", "transformers", "commit"))
+        parts += [
+            reading,
+            table.to_markdown(index=False, floatfmt=".3g"),
+            f"{found['processor']} ({found['device']}), {wheres}.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    results.write(ROOT / "docs" / "performance.md", page())
