@@ -198,8 +198,8 @@ def head_maps(
     for axis, (model, values) in zip(axes, maps.items(), strict=True):
         image = axis.imshow(values, cmap="cividis", aspect="auto")
         axis.grid(visible=False)
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_locator(MaxNLocator(integer=True))
+        for side, count in ((axis.xaxis, values.shape[1]), (axis.yaxis, values.shape[0])):
+            side.set_major_locator(MaxNLocator(nbins=min(count, 12), integer=True, min_n_ticks=1))
         axis.set(xlabel="head", ylabel="layer")
         axis.set_title((titles or {}).get(model, model), fontsize=10)
         figure.colorbar(image, ax=axis, label=label)
@@ -208,14 +208,16 @@ def head_maps(
 
 
 def pooled_maps(maps: Mapping[str, np.ndarray], profile: str, says: str) -> Figure:
-    """Square maps of signed values, zero in white, on one common scale."""
-    figure, axes = _grid(len(maps), width=3.6, height=3.2)
-    limit = max(float(np.abs(values).max()) for values in maps.values())
+    """Square maps of signed values, zero in white, each with its own scale."""
+    figure, axes = _grid(len(maps), width=3.8, height=3.3)
     for axis, (name, values) in zip(axes, maps.items(), strict=True):
+        limit = float(np.abs(values).max()) or 1.0
         image = axis.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit)
         axis.grid(visible=False)
-        axis.set(title=name, xlabel="input, pooled", ylabel="output, pooled")
-        figure.colorbar(image, ax=axis, label="G' - G, mean of the pool")
+        axis.set(xlabel="input, pooled", ylabel="output, pooled")
+        axis.set_title(name, fontsize=10)
+        bar = figure.colorbar(image, ax=axis, label="G' - G, mean of the pool", shrink=0.8)
+        bar.formatter.set_powerlimits((-2, 2))
     figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
     return figure
 
