@@ -38,13 +38,17 @@ class MicroBatch:
     parts: tuple[Part, ...]
     row: Row | None = None  # where the tokens stand when they go through without padding
 
-    def rectangles(self) -> Iterator[dict[str, Tensor]]:
-        """The inputs of its texts, few lengths at a time, for what has to look at padded tensors."""
-        begin = 0
-        for size in [rectangle.texts for rectangle in self.row.rectangles] if self.row else [len(self.index)]:
-            texts = slice(begin, begin + size)
-            yield _cut({name: t[texts] for name, t in self.inputs.items()}, int(self.lengths[texts].max()))
-            begin += size
+    def rectangles(self) -> Iterator[MicroBatch]:
+        """Its texts in passes of their own, those of like length together: for what has to look at padded tensors."""
+        device = next(iter(self.inputs.values())).device
+        order = self.lengths.argsort(descending=True, stable=True)
+        for texts in order.split(
+            _cuts(self.lengths[order].tolist(), OVERHEAD_TOKENS[device.type], MAX_TOKENS[device.type])
+        ):
+            at, longest = texts.to(device), int(self.lengths[texts].max())
+            inputs = _cut({name: tensor[at] for name, tensor in self.inputs.items()}, longest)
+            labels = None if self.labels is None else self.labels[at]
+            yield MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], ())
 
 
 class Prepared(Sequence[MicroBatch]):

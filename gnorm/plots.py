@@ -12,7 +12,7 @@ import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from . import results
 from .pruning import Trajectory, find_method
@@ -216,8 +216,9 @@ def pooled_maps(maps: Mapping[str, np.ndarray], profile: str, says: str) -> Figu
         axis.grid(visible=False)
         axis.set(xlabel="input, pooled", ylabel="output, pooled")
         axis.set_title(name, fontsize=10)
-        bar = figure.colorbar(image, ax=axis, label="G' - G, mean of the pool", shrink=0.8)
-        bar.formatter.set_powerlimits((-2, 2))
+        powers = ScalarFormatter()
+        powers.set_powerlimits((-2, 2))
+        figure.colorbar(image, ax=axis, label="G' - G, mean of the pool", shrink=0.8, format=powers)
     figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
     return figure
 

@@ -329,14 +329,12 @@ def _mean_over_texts(
         for layer, block in enumerate(blocks):
             if block.kept:
                 hooks.callback(tap(block, partial(see, layer=layer)).remove)
-        for micro in prepared:
-            logits = []
-            for inputs in micro.rectangles():
-                mask = inputs.get("attention_mask")
-                mask = None if mask is None else mask.bool()
-                logits.append(model(**inputs).logits)
+        for micro in (rectangle for row in prepared for rectangle in row.rectangles()):
+            mask = micro.inputs.get("attention_mask")
+            mask = None if mask is None else mask.bool()
+            logits = model(**micro.inputs).logits
             if on_logits is not None:
-                on_logits(torch.cat(logits), micro)
+                on_logits(logits, micro)
     scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
     for row, block, total in zip(scores, blocks, sums, strict=True):
         row[list(block.kept)] = total / prepared.num_texts
