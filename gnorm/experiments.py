@@ -36,7 +36,7 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
         "profile": task.profile,
         "model": task.name,
         "title": task.spec.title,
-        "data": task.spec.data,
+        "data": task.spec.about_data,
         "scored_on": dataclasses.asdict(getattr(task.spec, row.scored_on)),
         "evaluated_on": dataclasses.asdict(task.spec.evaluation),
         "weights": task.source,

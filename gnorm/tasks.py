@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dacite
 import datasets
@@ -19,22 +19,29 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from . import embedded
+from . import embedded, hub
 from .scoring import accuracy
 
 PROFILES = Path(__file__).with_name("profiles")
 # What a trajectory depends on: a change here makes finished runs stale, a change to plots or tables does not.
-ENGINE = ("heads", "norms", "packing", "batches", "scoring", "pruning", "journal", "surgery", "tasks", "embedded")
+ENGINE = (
+    *("heads", "norms", "packing", "batches", "scoring", "pruning", "journal", "surgery"),
+    *("tasks", "embedded", "hub"),
+)
 _ENGINE = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ENGINE]  # as it was imported
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The first ``texts`` texts of ``split``, in batches of ``batch``."""
+    """The first ``texts`` texts of ``split``, or "all", in batches of ``batch``.
+
+    overlong: texts with more tokens than the model takes are cut, or left out.
+    """
 
     split: str
-    texts: int
+    texts: int | Literal["all"]
     batch: int = 32
+    overlong: Literal["cut", "leave out"] = "cut"
 
 
 @dataclass(frozen=True)
@@ -46,32 +53,89 @@ class RandomSizes:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What the paper reports of a model, and where.
+
+    accuracy, parameters, mb: before and after its final solution, which prunes ``heads_pruned`` of ``heads``.
+    area: under the accuracy curve, by method. curve: accuracy at 0, 25, 50, 75 and 100 % of the heads, by method.
+    """
+
+    source: str
+    heads_pruned: int
+    heads: int
+    accuracy: list[float]
+    parameters: list[int]
+    mb: list[float]
+    area: dict[str, float]
+    curve: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """One model of a profile: where it and its texts come from, and the sizes it is scored and measured with."""
+    """One model of a profile: where it and its texts come from, and the sizes it is scored and measured with.
+
+    Either it is made from what the packages bring, by ``data`` and ``training``, or it comes from the hub, by
+    ``checkpoint`` and ``dataset``. max_length: tokens a text is cut to; what the model takes, if None.
+    """
 
     title: str
-    data: dict[str, Any]
-    max_length: int
-    min_accuracy: float  # on the evaluation texts; below it nothing is pruned
     budget: float  # accuracy that a final solution may lose, as a fraction
     scoring: Sizes
     evaluation: Sizes
     entropy: Sizes
     random: RandomSizes
-    training: dict[str, Any]
+    max_length: int | None = None
+    min_accuracy: float = 0.0  # on the evaluation texts; below it nothing is pruned
+    data: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    checkpoint: hub.Checkpoint | None = None
+    dataset: hub.DataSet | None = None
+    published: Published | None = None
+
+    def __post_init__(self) -> None:
+        made = None not in (self.data, self.training, self.max_length)
+        fetched = None not in (self.checkpoint, self.dataset)
+        if made == fetched or (self.data is None) == (self.checkpoint is None):
+            raise ValueError(f"{self.title} needs data, training and max_length, or else checkpoint and dataset")
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return {"data": self.data, "max_length": self.max_length, **self.training}
+        return {"data": self.data, "max_length": self.max_length, **(self.training or {})}
+
+    @property
+    def assets(self) -> list[hub.Asset]:
+        """What has to come from the hub."""
+        return [asset for asset in (self.checkpoint, self.dataset) if asset is not None]
+
+    @property
+    def about_data(self) -> dict[str, Any]:
+        """The data source, as results tell of it."""
+        return dataclasses.asdict(self.dataset) if self.dataset else self.data or {}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile file: which models, which data, which sizes."""
+    """A profile file: which models, which data, which sizes.
+
+    protocol: "held out", the rule here, scores and measures on different splits; "paper" does what the paper did, be
+    it on the same split (docs/protocol.md). inspected: data sets that are looked at and not used.
+    """
 
     description: str
     models: dict[str, ModelSpec]
+    protocol: Literal["held out", "paper"] = "held out"
+    inspected: list[hub.DataSet] = field(default_factory=list)
     name: str = field(default="")
+
+    def __post_init__(self) -> None:
+        for name, spec in self.models.items():
+            if self.protocol == "held out" and spec.scoring.split == spec.evaluation.split:
+                raise ValueError(f"{name} is scored and measured on the split {spec.scoring.split!r}: name another")
+
+    def assets(self, models: Sequence[str]) -> list[hub.Asset]:
+        """What ``models`` and the profile's inspected data sets need of the hub, each once."""
+        needed = [*(asset for model in models for asset in self.models[model].assets), *self.inspected]
+        return [asset for i, asset in enumerate(needed) if asset not in needed[:i]]
 
 
 def profile_names() -> list[str]:
@@ -91,7 +155,7 @@ def read_profile(name: str) -> Profile:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
         return dacite.from_dict(Profile, {**table, "name": name}, dacite.Config(strict=True))
-    except (tomllib.TOMLDecodeError, dacite.DaciteError) as error:
+    except (ValueError, dacite.DaciteError) as error:
         raise ValueError(f"{path.name} cannot be read: {error}.") from None
 
 
@@ -113,25 +177,41 @@ class Task:
 
     @cached_property
     def _batches(self) -> dict[str, list[dict[str, Tensor]]]:
-        return {name: self._tokenised(getattr(self.spec, name)) for name in ("scoring", "evaluation", "entropy")}
+        return {name: self._tokenised(name) for name in ("scoring", "evaluation", "entropy")}
 
-    def _tokenised(self, sizes: Sizes) -> list[dict[str, Tensor]]:
+    def num_texts(self, sizes: str) -> int:
+        """How many texts the batches of "scoring", "evaluation" or "entropy" hold."""
+        return sum(len(batch["labels"]) for batch in self.batches(sizes))
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens that a text is cut to."""
+        return self.spec.max_length or hub.max_length(self.model, self.tokenizer)
+
+    def _tokenised(self, name: str) -> list[dict[str, Tensor]]:
+        sizes: Sizes = getattr(self.spec, name)
         split = self.splits[sizes.split]
-        if len(split) < sizes.texts:
-            raise ValueError(f"{self.name}: split {sizes.split} has {len(split)} texts, {sizes.texts} are asked for.")
-        columns = [name for name in ("text", "text_pair") if name in split.features]
+        if name == "evaluation":  # texts that no class of the model fits are scored, not evaluated
+            split = split.select([i for i, label in enumerate(split["label"]) if label != hub.NO_CLASS])
+        if sizes.overlong == "leave out":
+            lengths = [len(ids) for ids in self._encoded(split[:], truncation=False, verbose=False)["input_ids"]]
+            split = split.select([i for i, length in enumerate(lengths) if length <= self.max_length])
+        count = len(split) if sizes.texts == "all" else sizes.texts
+        if self.spec.dataset:  # a data set of the hub is what it is; how many there were is recorded
+            count = min(count, len(split))
+        if len(split) < count or not count:
+            raise ValueError(f"{self.name}: split {sizes.split} has {len(split)} texts, {count} are asked for.")
         batches = []
-        for begin in range(0, sizes.texts, sizes.batch):
-            rows = split[begin : min(begin + sizes.batch, sizes.texts)]
-            encoded = self.tokenizer(
-                *(rows[name] for name in columns),
-                padding=True,
-                truncation=True,
-                max_length=self.spec.max_length,
-                return_tensors="pt",
+        for begin in range(0, count, sizes.batch):
+            rows = split[begin : min(begin + sizes.batch, count)]
+            encoded = self._encoded(
+                rows, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
             )
             batches.append({**encoded, "labels": torch.tensor(rows["label"])})
         return batches
+
+    def _encoded(self, rows: Mapping[str, Any], **options: Any) -> Any:
+        return self.tokenizer(*(rows[name] for name in ("text", "text_pair") if name in rows), **options)
 
     @cached_property
     def accuracy(self) -> float:
@@ -153,33 +233,63 @@ def digest(content: Any) -> str:
 
 
 def load(profile: str, model: str, device: str | None = None, progress: bool = True) -> Task:
-    """The task ``model`` of ``profile``, its weights trained first where that was not done before.
+    """The task ``model`` of ``profile``; weights of packages are trained and those of the hub fetched where that was not
+    done before.
 
     device: where the model goes; the accelerator if there is one, else the CPU, if None.
 
-    Raises ``ValueError`` for an unknown profile or model, and ``RuntimeError`` where the model is less accurate on its
-    evaluation texts than the profile demands.
+    Raises ``ValueError`` for an unknown profile or model, ``hub.AssetError`` where something of the hub is missing or
+    not what the profile says, and ``RuntimeError`` where the model is less accurate on its evaluation texts than the
+    profile demands.
     """
     spec = _spec(profile, model)
-    folder = embedded.checkpoint(f"{profile}-{model}", spec.recipe, progress=progress)
-    with embedded.quiet_library():
-        classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+    classifier, tokenizer, splits, source = _from_hub(spec) if spec.checkpoint else _made(profile, model, progress)
     task = Task(
         profile=profile,
         name=model,
         spec=spec,
         model=classifier.to(device or default_device()).eval(),
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        splits=embedded.load_splits(folder),
-        source=_stable(json.loads((folder / "training.json").read_text("utf-8"))),
+        tokenizer=tokenizer,
+        splits=splits,
+        source=source,
     )
-    if task.accuracy < spec.min_accuracy:
+    if spec.min_accuracy and task.accuracy < spec.min_accuracy:
         raise RuntimeError(
-            f"{model} of profile {profile} classifies {task.accuracy:.4f} of its {spec.evaluation.texts} evaluation texts "
-            f"correctly, {spec.min_accuracy} are demanded before anything is pruned: change its training in "
+            f"{model} of profile {profile} classifies {task.accuracy:.4f} of its {task.num_texts('evaluation')} evaluation "
+            f"texts correctly, {spec.min_accuracy} are demanded before anything is pruned: change its training in "
             f"gnorm/profiles/{profile}.toml."
         )
     return task
+
+
+Origin = tuple[Any, Any, datasets.DatasetDict, dict[str, Any]]  # model, tokenizer, splits, and how they came about
+
+
+def _made(profile: str, model: str, progress: bool) -> Origin:
+    """What the packages bring, trained by the profile's recipe."""
+    spec = _spec(profile, model)
+    folder = embedded.checkpoint(f"{profile}-{model}", spec.recipe, progress=progress)
+    with embedded.quiet_library():
+        classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+    source = _stable(json.loads((folder / "training.json").read_text("utf-8")))
+    return classifier, AutoTokenizer.from_pretrained(folder), embedded.load_splits(folder), source
+
+
+def _from_hub(spec: ModelSpec) -> Origin:
+    """A checkpoint and a data set of the hub, with the columns text, text_pair for pairs, and label: the class by the
+    checkpoint's numbering."""
+    assert spec.checkpoint
+    assert spec.dataset
+    checkpoint, dataset = (hub.fetch(found) for found in hub.look_up([spec.checkpoint, spec.dataset]))
+    classifier, tokenizer = hub.load_checkpoint(checkpoint)
+    wanted = dict.fromkeys(sizes.split for sizes in (spec.scoring, spec.evaluation, spec.entropy))
+    loaded = hub.load_splits(dataset, wanted)
+    splits = datasets.DatasetDict(
+        {split: hub.labelled(rows, spec.dataset, classifier.config) for split, rows in loaded.items()}
+    )
+    source = {"checkpoint": checkpoint.record(), "dataset": dataset.record()}
+    source["dataset"]["rows"] = {split: len(rows) for split, rows in splits.items()}
+    return classifier, tokenizer, splits, source
 
 
 def _spec(profile: str, model: str) -> ModelSpec:
