@@ -1,8 +1,9 @@
 """Run the notebooks in order and regenerate every table and figure of a profile.
 
-python run_all.py [--profile auto|local|smoke] [--only NAME,...] [--models NAME,...] [--device ...] [--fresh] [--list]
+python run_all.py [--profile auto|paper|local|smoke] [--only NAME,...] [--models NAME,...] [--device ...] [--fresh]
+                  [--list] [--published DIR]
 
-Exit codes: 0 done; 1 a notebook failed; 2 wrong usage; 130 and 143 interrupted, to be taken up by the same command.
+Exit codes: 0 done; 1 a notebook failed; 2 wrong usage or missing assets; 130 and 143 interrupted, to be taken up by the same command.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ try:
     import filelock
     import papermill
     import torch
+    from huggingface_hub import constants
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from gnorm import report, results, tasks
+    from gnorm import hub, report, results, tasks
 except ModuleNotFoundError as missing:
     print(
         f"run_all.py needs the package {missing.name}: run `make setup`, then .venv/bin/python run_all.py",
@@ -105,15 +107,70 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the first accelerator, else the CPU")
     parser.add_argument("--fresh", action="store_true", help="run finished work again (trained models are kept)")
     parser.add_argument("--list", action="store_true", help="name the notebooks and say which are done, and stop")
+    parser.add_argument("--published", metavar="DIR", help="compare with the authors' result files in this folder")
     return parser.parse_args(arguments)
 
 
-def choose_profile(asked: str) -> str:
+def choose_profile(asked: str, device: str) -> str:
     """The profile to run; the first line printed says which and why."""
     if asked != "auto":
         return asked
-    print("profile local, chosen by auto: a profile of the paper's own checkpoints is not part of this version.")
-    return "local"
+    if device == "cpu":
+        print("profile local, chosen by auto: there is no accelerator, and without one the paper's models take days.")
+        return "local"
+    paper = tasks.read_profile("paper")
+    missing = [found for found in hub.look_up(paper.assets(list(paper.models))) if found.status == "missing"]
+    if missing:
+        print(
+            f"profile local, chosen by auto: {len(missing)} of the paper's assets are neither cached nor reachable, the "
+            f"first of them {missing[0].name} ({missing[0].why})."
+        )
+        return "local"
+    print(f"profile paper, chosen by auto: its assets are cached or reachable, and {device} is there.")
+    return "paper"
+
+
+def preflight(profile: str, known: tasks.Profile, models: list[str], chosen: list[str], device: str) -> list[hub.Found]:
+    """Say what of the hub is cached, reachable or missing and about how long it will take; then bring it all here.
+
+    Ends the program with 2 where something is missing, cannot be fetched, or is not what the profile says. Returns
+    every asset, cached.
+    """
+    found = hub.look_up(assets_of(known, models, chosen))
+    if not found:
+        return []
+    print(f"{'asset':76} {'state':9} {'commit':12} {'MB':>8}")
+    for asset in found:
+        size = "" if asset.megabytes is None else f"{asset.megabytes:,.1f}"
+        print(f"{asset.name:76} {asset.status:9} {asset.commit[:12]:12} {size:>8}")
+    missing = [asset for asset in found if asset.status == "missing"]
+    if missing:
+        each = "\n".join(f"  {asset.name}: {asset.why}" for asset in missing)
+        refuse(
+            f"{len(missing)} of the {len(found)} assets of profile {profile} are missing:\n{each}\n"
+            f"Either fill HF_HOME ({constants.HF_HOME}) on a machine that reaches the hub and copy it here, or run "
+            "`python run_all.py --profile local`, which needs no hub."
+        )
+    try:
+        for model in models:
+            (checkpoint,) = (asset for asset in found if asset.asset == known.models[model].checkpoint)
+            seconds = tasks.estimate(known.models[model], hub.load_config(checkpoint), device)
+            took = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
+            print(f"{model}: about {took} on {device}, for texts of {tasks.ASSUMED_TOKENS} tokens", flush=True)
+        found = [hub.fetch(asset) for asset in found]
+        for model in models:
+            task = tasks.load(profile, model, device="cpu")
+            for split, rows in task.source["dataset"]["rows"].items():
+                if rows != (published := known.models[model].published_rows.get(split, rows)):
+                    print(f"{model}: {split} has {rows} rows, the paper's had {published}; the results say so.")
+    except hub.AssetError as error:
+        refuse(str(error))
+    return found
+
+
+def assets_of(known: tasks.Profile, models: list[str], chosen: list[str]) -> list[hub.Asset]:
+    """What the models need of the hub, and what is only looked at if the notebook that looks at it runs."""
+    return known.assets(models) + (known.inspected if "data_processing" in chosen else [])
 
 
 def parameters_of(path: Path) -> set[str]:
@@ -121,8 +178,9 @@ def parameters_of(path: Path) -> set[str]:
     return set(papermill.inspect_notebook(str(path)))
 
 
-def fingerprint(name: str, parameters: dict[str, Any], device: str) -> str:
-    """What the notebook's outputs depend on: itself, its parameters, the package, its profile, versions and device."""
+def fingerprint(name: str, parameters: dict[str, Any], device: str, others: list[Any]) -> str:
+    """What the notebook's outputs depend on: itself, its parameters, the package, its profile, versions and device; and
+    ``others``, such as the commits of what the hub brings."""
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))
     package = sorted([*(ROOT / "gnorm").glob("*.py"), ROOT / "gnorm" / "profiles" / f"{parameters['profile']}.toml"])
     environment = results.environment()
@@ -134,6 +192,7 @@ def fingerprint(name: str, parameters: dict[str, Any], device: str) -> str:
             [path.read_text("utf-8") for path in package],
             environment,
             device,
+            others,
         ]
     )
 
@@ -210,7 +269,10 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
 
 def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
-    profile = choose_profile(asked.profile)
+    device = asked.device or tasks.default_device()
+    if not {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]:
+        refuse(f"device {device} is not there; leave --device out to take what is.")
+    profile = choose_profile(asked.profile, device)
     try:
         known = tasks.read_profile(profile)
         models = asked.models.split(",") if asked.models else list(known.models)
@@ -221,21 +283,22 @@ def main(arguments: list[str] | None = None) -> int:
     for name in chosen:
         if name not in NOTEBOOKS:
             refuse(f"notebook {name!r} is not known; choose from {', '.join(NOTEBOOKS)}.")
-    device = asked.device or tasks.default_device()
-    if not {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]:
-        refuse(f"device {device} is not there; leave --device out to take what is.")
     parameters = {"profile": profile, "models": models}
     for name in chosen:
         unknown = sorted(parameters.keys() - parameters_of(ROOT / "notebooks" / f"{name}.ipynb"))
         if unknown:
             refuse(f"notebook {name} has no parameter {unknown[0]!r}: name it in the cell tagged `parameters`.")
     chosen = [name for name in NOTEBOOKS if name in chosen]
-    wanted = {name: fingerprint(name, parameters, device) for name in chosen}
     if asked.list:
+        assets = [hub.in_cache(asset).record() for asset in assets_of(known, models, chosen)]
+        wanted = {name: fingerprint(name, parameters, device, assets) for name in chosen}
         for name in chosen:
             print(f"{name:32} {'done' if stamp_of(profile, name).get('fingerprint') == wanted[name] else 'to do'}")
         return 0
 
+    assets = [found.record() for found in preflight(profile, known, models, chosen, device)]
+    wanted = {name: fingerprint(name, parameters, device, assets) for name in chosen}
+    # What the hub brings is in the cache by now: kernels read it there and ask nobody.
     os.environ |= {"GNORM_DEVICE": device, "HF_HUB_OFFLINE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
     results.run_folder(profile).mkdir(parents=True, exist_ok=True)
@@ -243,13 +306,19 @@ def main(arguments: list[str] | None = None) -> int:
     lock = filelock.FileLock(results.run_folder(profile) / "run.lock", timeout=0)
     try:
         with lock:
-            return run(profile, known.description, parameters, wanted, asked.fresh, device)
+            return run(profile, known.description, parameters, wanted, asked.fresh, device, assets)
     except filelock.Timeout:
         refuse(f"another run is at work in {results.shown(results.results_folder(profile))}; wait for it or stop it.")
 
 
 def run(
-    profile: str, description: str, parameters: dict[str, Any], wanted: dict[str, str], fresh: bool, device: str
+    profile: str,
+    description: str,
+    parameters: dict[str, Any],
+    wanted: dict[str, str],
+    fresh: bool,
+    device: str,
+    assets: list[dict[str, Any]],
 ) -> int:
     folder = results.run_folder(profile)
     if fresh:
@@ -276,6 +345,7 @@ def run(
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - clock, 1),
             "environment": results.environment(),
+            "assets": assets,
             "notebooks": stamps,
         }
         results.write_json(results.results_folder(profile) / "manifest.json", manifest)

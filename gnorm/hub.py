@@ -194,7 +194,7 @@ def _look_up(asset: Asset) -> Found:
             why = f"the repository {error}"
         except (HTTPError, OSError, ValueError) as error:
             why = _reason(error)
-    found = _in_cache(asset)
+    found = in_cache(asset)
     return found if found.status == "cached" else Found(asset, "missing", why=f"{why}; {found.why}")
 
 
@@ -232,7 +232,7 @@ def _small_file(asset: Asset, name: str, commit: str) -> Path:
     return Path(hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=commit))
 
 
-def _in_cache(asset: Asset) -> Found:
+def in_cache(asset: Asset) -> Found:
     """The asset as the cache has it: at the commit its revision had when it was last fetched."""
     storage, revision = _storage(asset), _revision(asset)
     ref = storage / "refs" / revision
@@ -305,7 +305,7 @@ def fetch(found: Found) -> Found:
 
 def _known(found: Found) -> bool:
     """Whether the cache alone would find the same commit, as kernels without network must."""
-    again = _in_cache(found.asset)
+    again = in_cache(found.asset)
     return again.status == "cached" and again.commit == found.commit
 
 

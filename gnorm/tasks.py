@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import os
+import timeit
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from . import embedded, hub
-from .scoring import accuracy
+from .heads import head_mask_of
+from .scoring import accuracy, gnorm_scores, prepare
 
 PROFILES = Path(__file__).with_name("profiles")
 # What a trajectory depends on: a change here makes finished runs stale, a change to plots or tables does not.
@@ -108,6 +111,16 @@ class ModelSpec:
         return [asset for asset in (self.checkpoint, self.dataset) if asset is not None]
 
     @property
+    def published_rows(self) -> dict[str, int]:
+        """How many rows the splits had that the paper used."""
+        return self.dataset.rows if self.dataset else {}
+
+    @property
+    def data_name(self) -> str:
+        """The data source or repository."""
+        return self.dataset.repo if self.dataset else str((self.data or {})["source"])
+
+    @property
     def about_data(self) -> dict[str, Any]:
         """The data source, as results tell of it."""
         return dataclasses.asdict(self.dataset) if self.dataset else self.data or {}
@@ -133,8 +146,8 @@ class Profile:
                 raise ValueError(f"{name} is scored and measured on the split {spec.scoring.split!r}: name another")
 
     def assets(self, models: Sequence[str]) -> list[hub.Asset]:
-        """What ``models`` and the profile's inspected data sets need of the hub, each once."""
-        needed = [*(asset for model in models for asset in self.models[model].assets), *self.inspected]
+        """What ``models`` need of the hub, each once."""
+        needed = [asset for model in models for asset in self.models[model].assets]
         return [asset for i, asset in enumerate(needed) if asset not in needed[:i]]
 
 
@@ -290,6 +303,38 @@ def _from_hub(spec: ModelSpec) -> Origin:
     source = {"checkpoint": checkpoint.record(), "dataset": dataset.record()}
     source["dataset"]["rows"] = {split: len(rows) for split, rows in splits.items()}
     return classifier, tokenizer, splits, source
+
+
+ASSUMED_TOKENS = 40  # of a text, for an estimate made before there is any
+
+
+def estimate(spec: ModelSpec, config: Any, device: str) -> float:
+    """Seconds that the five methods take on a checkpoint with this configuration.
+
+    From a forward and a backward pass of its first layer, random weights, on texts of ``ASSUMED_TOKENS`` tokens: an
+    upper bound for those, since heads that are gone save time.
+    """
+    with torch.device("meta"):
+        heads = head_mask_of(AutoModelForSequenceClassification.from_config(config)).numel()
+    layer = copy.deepcopy(config)
+    layer.num_hidden_layers, layer.vocab_size = 1, min(config.vocab_size, 1000)
+    model = AutoModelForSequenceClassification.from_config(layer).to(device).eval()
+    tokens = min(ASSUMED_TOKENS, config.max_position_embeddings // 2)
+    ids = torch.randint(5, layer.vocab_size, (spec.scoring.batch, tokens), generator=torch.Generator().manual_seed(0))
+    batch = prepare([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0]}], model)
+    step, forward = (
+        min(timeit.repeat(partial(measured, model, batch), number=1, repeat=3)) * config.num_hidden_layers / len(ids)
+        for measured in (gnorm_scores, accuracy)
+    )
+    rows = {
+        name: spec.published_rows.get(sizes.split, 0) if sizes.texts == "all" else sizes.texts
+        for name, sizes in (("scoring", spec.scoring), ("evaluation", spec.evaluation), ("entropy", spec.entropy))
+    }
+    evaluation = 0 if spec.scoring == spec.evaluation else rows["evaluation"] * forward  # read off the scoring pass
+    greedy = heads * (rows["scoring"] * step + evaluation)
+    once = rows["entropy"] * forward + heads * rows["evaluation"] * forward
+    random = spec.random.trials * -(-heads // spec.random.heads_per_step) * rows["evaluation"] * forward
+    return 2 * greedy + 2 * once + random
 
 
 def _spec(profile: str, model: str) -> ModelSpec:

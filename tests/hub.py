@@ -25,7 +25,28 @@ from safetensors.torch import save
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-LANGUAGES = "ja nl ar pl de it pt tr es hi el ur bg en fr zh ru th sw vi".split()  # in the order of the checkpoint
+LANGUAGES = [
+    "ja",
+    "nl",
+    "ar",
+    "pl",
+    "de",
+    "it",
+    "pt",
+    "tr",
+    "es",
+    "hi",
+    "el",
+    "ur",
+    "bg",
+    "en",
+    "fr",
+    "zh",
+    "ru",
+    "th",
+    "sw",
+    "vi",
+]  # in the order of the checkpoint
 PARQUET = "refs/convert/parquet"
 
 
@@ -110,7 +131,9 @@ class Handler(BaseHTTPRequestHandler):
         for where, fault in self.server.faults.items():
             if re.search(where, asked):
                 return fault(self)
-        if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(.*))?", path):
+        if found := re.fullmatch(
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(.*))?", path
+        ):
             kind, repo, what, revision, rest = found.groups()
             return self.api((kind, repo), what, unquote(revision or "main"), unquote(rest or "").strip("/"))
         if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -144,7 +167,9 @@ class Handler(BaseHTTPRequestHandler):
                 "path": name,
                 "size": len(content),
                 "oid": hashlib.sha1(content).hexdigest(),
-                **({"lfs": {"oid": etag(name, content), "size": len(content), "pointerSize": 1}} if large(name) else {}),
+                **(
+                    {"lfs": {"oid": etag(name, content), "size": len(content), "pointerSize": 1}} if large(name) else {}
+                ),
             }
             for name, content in files.items()
         ]
@@ -234,7 +259,9 @@ def _unigram():
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(_texts(200, 1), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> </s> $B </s>", [("<s>", 0), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", "<s> $A </s> </s> $B </s>", [("<s>", 0), ("</s>", 2)]
+    )
     return {"tokenizer.json": tokenizer.to_str().encode()}
 
 
@@ -290,7 +317,11 @@ def _glue():
         for split in splits:
             n = 48
             files[f"{config}/{split}-00000-of-00001.parquet"] = parquet(
-                features, premise=_texts(n, 5), hypothesis=_texts(n, 6, 5), label=[i % 3 for i in range(n)], idx=range(n)
+                features,
+                premise=_texts(n, 5),
+                hypothesis=_texts(n, 6, 5),
+                label=[i % 3 for i in range(n)],
+                idx=range(n),
             )
             configs[-1]["data_files"].append({"split": split, "path": f"{config}/{split}-*"})
     return {"README.md": f"---\nconfigs: {json.dumps(configs)}\n---\n# GLUE\n".encode(), **files}
@@ -329,7 +360,9 @@ def repositories():
         ("models", "Alireza1044/albert-base-v2-mnli"): checkpoint(
             "albert", _sentencepiece(), ["contradiction", "entailment", "neutral"], pickled=True, pad_token_id=0
         ),
-        ("models", "siebert/sentiment-roberta-large-english"): checkpoint("roberta", _byte_pairs(), ["NEGATIVE", "POSITIVE"]),
+        ("models", "siebert/sentiment-roberta-large-english"): checkpoint(
+            "roberta", _byte_pairs(), ["NEGATIVE", "POSITIVE"]
+        ),
         ("models", "papluca/xlm-roberta-base-language-detection"): checkpoint("xlm-roberta", _unigram(), LANGUAGES),
         ("datasets", "hw2942/financial-news-sentiment"): {"train.json": news},
         ("datasets", "nyu-mll/glue"): _glue(),
