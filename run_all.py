@@ -283,6 +283,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name in chosen:
         if name not in NOTEBOOKS:
             refuse(f"notebook {name!r} is not known; choose from {', '.join(NOTEBOOKS)}.")
+    published = str(Path(asked.published).resolve()) if asked.published else ""
+    try:
+        curves = [(m, k, c.to_dict()) for m, by in results.published_curves(published).items() for k, c in by.items()]
+    except ValueError as error:
+        refuse(str(error))
     parameters = {"profile": profile, "models": models}
     for name in chosen:
         unknown = sorted(parameters.keys() - parameters_of(ROOT / "notebooks" / f"{name}.ipynb"))
@@ -291,15 +296,20 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [name for name in NOTEBOOKS if name in chosen]
     if asked.list:
         assets = [hub.in_cache(asset).record() for asset in assets_of(known, models, chosen)]
-        wanted = {name: fingerprint(name, parameters, device, assets) for name in chosen}
+        wanted = {name: fingerprint(name, parameters, device, [assets, curves]) for name in chosen}
         for name in chosen:
             print(f"{name:32} {'done' if stamp_of(profile, name).get('fingerprint') == wanted[name] else 'to do'}")
         return 0
 
     assets = [found.record() for found in preflight(profile, known, models, chosen, device)]
-    wanted = {name: fingerprint(name, parameters, device, assets) for name in chosen}
+    wanted = {name: fingerprint(name, parameters, device, [assets, curves]) for name in chosen}
     # What the hub brings is in the cache by now: kernels read it there and ask nobody.
-    os.environ |= {"GNORM_DEVICE": device, "HF_HUB_OFFLINE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    os.environ |= {
+        "GNORM_DEVICE": device,
+        "GNORM_PUBLISHED": published,
+        "HF_HUB_OFFLINE": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
     results.run_folder(profile).mkdir(parents=True, exist_ok=True)
     os.environ["GNORM_KERNEL_LOG"] = str(results.run_folder(profile) / "kernel.log")

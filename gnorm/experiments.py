@@ -40,6 +40,7 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
         "scored_on": dataclasses.asdict(getattr(task.spec, row.scored_on)),
         "evaluated_on": dataclasses.asdict(task.spec.evaluation),
         "weights": task.source,
+        "published": dataclasses.asdict(task.spec.published) if task.spec.published else None,
         "commit": results.commit(),
     }
     trajectory = dataclasses.replace(trajectory, info={**about, **trajectory.info})

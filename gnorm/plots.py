@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib
@@ -73,6 +73,17 @@ def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -
         axis.fill_between(accuracy.index, low, high, color=color, alpha=0.13, linewidth=0)
 
 
+def _published(axis: Axes, model: str, methods: Iterable[str], heads: int) -> bool:
+    """Lay the published curves of these methods over the axis; whether there were any."""
+    curves = {method: results.published_curve(model, method) for method in methods}
+    for method, accuracy in curves.items():
+        if accuracy is not None:
+            color = LOOKS.get(method, {}).get("color")
+            x = accuracy.index.to_numpy() * heads
+            axis.plot(x, accuracy.to_numpy(), color=color, linewidth=0.7, marker=".", markersize=2.5)
+    return any(accuracy is not None for accuracy in curves.values())
+
+
 def _accuracy_axis(axis: Axes, heads: int) -> None:
     axis.set_ylabel("accuracy")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -84,15 +95,18 @@ def _accuracy_axis(axis: Axes, heads: int) -> None:
 def pruning_curves(runs: Runs) -> Figure:
     """Accuracy against pruned heads: a panel a model, a line a method (the paper's PruningResults)."""
     figure, axes = _grid(len(runs))
+    published = False
     for axis, (model, methods) in zip(axes, runs.items(), strict=True):
         for method, trajectory in methods.items():
             _curve(axis, trajectory, method)
         some = next(iter(methods.values()))
+        published = _published(axis, model, methods, int(some.start.sum())) or published
         axis.set_title(_title(some, model), fontsize=10)
         _accuracy_axis(axis, int(some.start.sum()))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
-    _caption(figure, runs, "Bands: 95 % bootstrap over the texts.")
+    overlay = " Thin lines with dots: published." if published else ""
+    _caption(figure, runs, f"Bands: 95 % bootstrap over the texts.{overlay}")
     return figure
 
 
