@@ -160,10 +160,11 @@ def preflight(profile: str, known: tasks.Profile, models: list[str], chosen: lis
         found = [hub.fetch(asset) for asset in found]
         for model in models:
             task = tasks.load(profile, model, device="cpu")
+            task.batches("scoring")  # every text is tokenised here once, before anything runs
             for split, rows in task.source["dataset"]["rows"].items():
                 if rows != (published := known.models[model].published_rows.get(split, rows)):
                     print(f"{model}: {split} has {rows} rows, the paper's had {published}; the results say so.")
-    except hub.AssetError as error:
+    except (hub.AssetError, ValueError) as error:
         refuse(str(error))
     return found
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -208,12 +209,12 @@ def _on_hub(asset: Asset) -> Found:
     else:
         tree = api.list_repo_tree(asset.repo, recursive=True, repo_type=asset.kind, revision=commit)
         names = [entry.path for entry in tree if isinstance(entry, huggingface_hub.hf_api.RepoFile)]
-    card = _small_file(asset, "README.md", commit) if isinstance(asset, DataSet) and "README.md" in names else None
+    card = _small_file(asset, "README.md") if isinstance(asset, DataSet) and "README.md" in names else None
     found = Found(asset, "cached", commit, dict.fromkeys(asset.wanted(names, card)))
     sizes = {name: _size(found.path / name) for name in found.files}
     absent = [name for name, size in sizes.items() if size is None]
     with ThreadPoolExecutor(8) as pool:
-        sizes |= zip(absent, pool.map(lambda name: _head(asset, name, commit), absent))
+        sizes |= zip(absent, pool.map(partial(_head, asset), absent))
     return Found(asset, "reachable" if absent else "cached", commit, sizes)
 
 
@@ -221,15 +222,15 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.exists() else None
 
 
-def _head(asset: Asset, name: str, commit: str) -> int | None:
-    url = hf_hub_url(asset.repo, name, repo_type=asset.kind, revision=commit)
+def _head(asset: Asset, name: str) -> int | None:
+    url = hf_hub_url(asset.repo, name, repo_type=asset.kind, revision=_revision(asset))
     return get_hf_file_metadata(url, timeout=TIMEOUT, token=None).size
 
 
-def _small_file(asset: Asset, name: str, commit: str) -> Path:
+def _small_file(asset: Asset, name: str) -> Path:
     """A file of the repository, brought into the cache; asked for once before, because a download retries for long."""
-    _head(asset, name, commit)
-    return Path(hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=commit))
+    _head(asset, name)
+    return Path(hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=_revision(asset)))
 
 
 def in_cache(asset: Asset) -> Found:
@@ -372,7 +373,8 @@ def load_config(found: Found) -> Any:
     asset = found.asset
     assert isinstance(asset, Checkpoint)
     try:
-        _small_file(asset, "config.json", found.commit) if found.status == "reachable" else None
+        if found.status == "reachable":
+            _small_file(asset, "config.json")
         config = AutoConfig.from_pretrained(found.path)
     except (HTTPError, OSError, ValueError, KeyError) as error:
         raise AssetError(f"config.json of {found.name} cannot be read: {_reason(error)}.") from None
@@ -397,10 +399,6 @@ def load_checkpoint(found: Found) -> tuple[Any, Any]:
         if names := sorted(str(name) for name in report[problem]):
             what = "lack" if problem == "missing_keys" else "do not fit config.json in"
             raise AssetError(f"the weights of {found.name} at {found.commit[:12]} {what} {', '.join(names[:3])}.")
-    if len(tokenizer) > model.config.vocab_size:
-        raise AssetError(
-            f"the tokenizer of {found.name} has {len(tokenizer)} tokens, its model knows {model.config.vocab_size}."
-        )
     return model, tokenizer
 
 

@@ -220,6 +220,10 @@ class Task:
             encoded = self._encoded(
                 rows, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
             )
+            if (largest := int(encoded["input_ids"].max())) >= self.model.config.vocab_size:
+                raise hub.AssetError(
+                    f"{self.name}: its tokenizer gives token {largest}, its model knows {self.model.config.vocab_size}."
+                )
             batches.append({**encoded, "labels": torch.tensor(rows["label"])})
         return batches
 

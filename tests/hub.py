@@ -62,6 +62,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories, self.faults, self.log = repositories, {}, []
+        self.silence = threading.Event()  # set it to end what a silent handler waits for
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -70,6 +71,9 @@ class Hub(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
+
+    def content(self, key, name):
+        return io.BytesIO(self.repositories[key][name])
 
     @contextmanager
     def fault(self, where, answer):
@@ -80,11 +84,10 @@ class Hub(ThreadingHTTPServer):
             del self.faults[where]
 
     @contextmanager
-    def replaced(self, key, **files):
+    def replaced(self, key, files):
         """A repository with other files for a while; None takes one out. Its commit changes with them."""
         before = self.repositories[key]
-        named = {name.replace("__", "."): content for name, content in files.items()}
-        self.repositories[key] = {n: c for n, c in {**before, **named}.items() if c is not None}
+        self.repositories[key] = {n: c for n, c in {**before, **files}.items() if c is not None}
         try:
             yield self
         finally:
@@ -214,6 +217,11 @@ def cut(handler):
     handler.close_connection = True
 
 
+def short(handler):
+    """A file that ends early, whole by its own account."""
+    handler.answer(200, b"x" * 100)
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -230,7 +238,7 @@ def _texts(count, seed, longest=9):
     return [" ".join(generator.choices(WORDS, k=generator.randint(2, longest))) for _ in range(count)]
 
 
-def _wordpiece():
+def wordpiece():
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(WORDS)), *"abdegiklmnoprstuw"]
     return {"vocab.txt": "\n".join(dict.fromkeys(pieces)).encode() + b"\n"}
 
@@ -271,14 +279,14 @@ def _weights(config, seed=0):
         return AutoModelForSequenceClassification.from_config(config).state_dict()
 
 
-def checkpoint(family, tokenizer, classes, pickled=False, **sizes):
-    """The files of a tiny classifier: config.json, tokenizer, weights."""
+def checkpoint(family, tokenizer, classes, pickled=False, without="nothing", **sizes):
+    """The files of a tiny classifier: config.json, tokenizer, weights, all or ``without`` those of a module."""
     options = {**SIZES, **FAMILIES[family], "num_hidden_layers": 2, "vocab_size": 400, **sizes}
     del options["num_labels"]
     names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
     config = AutoConfig.for_model(family, **options, **names)
     config.architectures = [type(AutoModelForSequenceClassification.from_config(config)).__name__]
-    weights = {name: tensor.clone() for name, tensor in _weights(config).items()}
+    weights = {name: tensor.clone() for name, tensor in _weights(config).items() if without not in name}
     if pickled:
         file = io.BytesIO()
         torch.save(weights, file)
@@ -286,8 +294,7 @@ def checkpoint(family, tokenizer, classes, pickled=False, **sizes):
     else:
         saved = {"model.safetensors": save(weights, {"format": "pt"})}
     about = {"README.md": b"---\nlicense: mit\n---\n", "training_args.bin": b"\x80\x04never read"}
-    limit = {"tokenizer_config.json": json.dumps({"model_max_length": 32}).encode()}
-    return {**about, "config.json": config.to_json_string().encode(), **limit, **tokenizer, **saved}
+    return {**about, "config.json": config.to_json_string().encode(), **tokenizer, **saved}
 
 
 # ---------------------------------------------------------------- data sets
@@ -338,7 +345,7 @@ def repositories():
         f"{split}.csv": csv(labels=[LANGUAGES[(7 * i) % 20] for i in range(n)], text=texts)
         for split, n, texts in (
             ("train", 40, _texts(40, 10)),
-            ("valid", 60, [*_texts(59, 11), " ".join(WORDS * 2)]),  # the last one is too long for the model
+            ("valid", 60, [*_texts(59, 11, 3), " ".join(WORDS * 2)]),  # the last one is too long for the model
             ("test", 40, _texts(40, 12)),
         )
     }
@@ -355,7 +362,7 @@ def repositories():
     }
     return {
         ("models", "hw2942/bert-base-chinese-finetuning-financial-news-sentiment-v2"): checkpoint(
-            "bert", _wordpiece(), sentiment, pad_token_id=0
+            "bert", wordpiece(), sentiment, pad_token_id=0
         ),
         ("models", "Alireza1044/albert-base-v2-mnli"): checkpoint(
             "albert", _sentencepiece(), ["contradiction", "entailment", "neutral"], pickled=True, pad_token_id=0

@@ -1,0 +1,467 @@
+"""The paper profile against a hub of our own: what the profile says, what is fetched, and what happens when it fails."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pandas as pd
+import pytest
+import torch
+from hub import Hub, cached, checkpoint, csv, cut, repositories, short, status, wordpiece
+from huggingface_hub import constants
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+import gnorm
+import run_all
+from gnorm import hub, results, surgery, tasks
+
+ROOT = Path(__file__).parents[1]
+BERT = ("models", "hw2942/bert-base-chinese-finetuning-financial-news-sentiment-v2")
+NEWS = ("datasets", "hw2942/financial-news-sentiment")
+MNLI = ("models", "Alireza1044/albert-base-v2-mnli")
+TWEETS = ("datasets", "rahmaabusalma/tweets_sentiment_analysis")
+LANGUAGES = ("datasets", "papluca/language-identification")
+PAPER = tasks.read_profile("paper")
+
+
+@pytest.fixture(scope="session")
+def server():
+    with Hub(repositories()) as server:
+        yield server
+
+
+@pytest.fixture
+def home(server, tmp_path, monkeypatch):
+    """An empty HF_HOME whose hub is the one of these tests; returns it."""
+    home = tmp_path / "hf home"
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path / "results"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # between its attempts
+    point_to(server.url, monkeypatch)
+    yield home
+    huggingface_hub.utils.close_session()
+
+
+def point_to(url, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+# ---------------------------------------------------------------- what the paper says
+
+CONFIGURATIONS = {
+    "bert": {"vocab_size": 21128},
+    "albert": {
+        "embedding_size": 128,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "vocab_size": 30000,
+    },
+    "roberta": {
+        "vocab_size": 50265,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+    },
+    "xlm-roberta": {"vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_parameters_before_and_after_the_published_solution_are_the_published_ones(name):
+    spec = PAPER.models[name]
+    config = AutoConfig.for_model(name, num_labels=spec.checkpoint.classes, **CONFIGURATIONS[name])
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    mask = gnorm.head_mask_of(model)
+    assert mask.numel() == spec.published.heads
+    assert surgery.num_parameters(model) == spec.published.parameters[0]
+    assert round(surgery.memory_mb(model), 2) == spec.published.mb[0]
+    mask.view(-1)[torch.arange(spec.published.heads_pruned) * 7 % mask.numel() if name != "albert" else range(3)] = (
+        False
+    )
+    assert int(mask.sum()) == spec.published.heads - spec.published.heads_pruned
+    gnorm.remove_heads(model, mask)
+    assert surgery.num_parameters(model) == spec.published.parameters[1]
+    assert round(surgery.memory_mb(model), 2) == pytest.approx(spec.published.mb[1], abs=0.011)
+
+
+def test_the_profile_holds_the_sizes_of_the_paper():
+    sizes = {
+        name: [(s.split, s.texts, s.batch) for s in (m.scoring, m.evaluation, m.entropy)] + [(m.random.trials, m.random.heads_per_step)]
+        for name, m in PAPER.models.items()
+    }  # fmt: skip
+    matched, validation = "validation_matched", "validation"
+    assert sizes == {
+        "bert": [("train", "all", 32)] * 3 + [(100, 6)],
+        "albert": [(matched, "all", 32)] * 3 + [(25, 1)],
+        "roberta": [(validation, 250, 4), (validation, 1000, 32), (validation, "all", 32), (25, 16)],
+        "xlm-roberta": [(validation, 500, 8), (validation, 3000, 32), (validation, "all", 32), (25, 6)],
+    }
+    assert PAPER.protocol == "paper"
+    for spec in PAPER.models.values():
+        before, after = spec.published.accuracy
+        assert spec.budget == pytest.approx(before - after)
+        assert spec.published.curve.keys() == spec.published.area.keys() == gnorm.METHODS.keys() - {"random"}
+        assert all(len(values) == 5 for values in spec.published.curve.values())
+        assert {values[0] for values in spec.published.curve.values()} == {round(before, 3)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        (
+            'protocol = "paper"',
+            'protocol = "held out"',
+            "bert is scored and measured on the split 'train': name another",
+        ),
+        ('protocol = "paper"', 'protocol = "other"', "protocol"),
+        ("[models.bert.dataset]", "[models.bert.data]", "needs data, training and max_length, or else checkpoint and"),
+        ('texts = "all"', 'texts = "most"', "texts"),
+        ('overlong = "leave out"', 'overlong = "drop"', "overlong"),
+    ],
+)
+def test_mistakes_in_the_profile_are_refused_by_name(old, new, complaint, tmp_path, monkeypatch):
+    text = (tasks.PROFILES / "paper.toml").read_text("utf-8")
+    assert old in text
+    (tmp_path / "paper.toml").write_text(text.replace(old, new), "utf-8")
+    monkeypatch.setattr(tasks, "PROFILES", tmp_path)
+    with pytest.raises(ValueError, match=f"paper.toml cannot be read: .*{complaint}"):
+        tasks.read_profile("paper")
+
+
+# ---------------------------------------------------------------- what is fetched, and what becomes of it
+
+
+def test_assets_are_reachable_then_cached_and_then_need_no_hub(server, home, monkeypatch):
+    assets = PAPER.assets(list(PAPER.models)) + PAPER.inspected
+    assert [found.status for found in hub.look_up(assets)] == ["reachable"] * 9
+    fetched = [hub.fetch(found) for found in hub.look_up(assets)]
+    asked = [line for line in server.log if "training_args.bin" in line or ".py" in line or "/ax/" in line]
+    assert not asked  # neither pickles that are no weights, nor code, nor another configuration
+    before = cached(home)
+    again = hub.look_up(assets)
+    assert [found.status for found in again] == ["cached"] * 9
+    point_to(f"http://127.0.0.1:{_closed_port()}", monkeypatch)
+    offline = hub.look_up(assets)
+    assert [(f.status, f.commit, f.files) for f in offline] == [(f.status, f.commit, f.files) for f in fetched]
+    assert cached(home) == before
+    task = tasks.load("paper", "bert", device="cpu")
+    assert task.source["checkpoint"] == {
+        "repo": BERT[1],
+        "revision": "main",
+        "commit": fetched[0].commit,
+        "weights": "safetensors",
+    }
+
+
+def _closed_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_a_cache_that_others_filled_is_found(server, home, monkeypatch):
+    """As transformers and datasets leave it: without refs, fetched by commit, only the files they read."""
+    for asset in PAPER.models["bert"].assets:
+        found = hub._on_hub(asset)
+        for name in found.files:
+            huggingface_hub.hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=found.commit)
+    assert not list(home.glob("hub/*/refs/*"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert [found.status for found in hub.look_up(PAPER.models["bert"].assets)] == ["cached", "cached"]
+    assert tasks.load("paper", "bert", device="cpu").num_texts("evaluation") == 45
+
+
+def test_a_task_changes_with_the_commits_of_its_assets(server, home):
+    before = tasks.load("paper", "bert", device="cpu").hash
+    assert tasks.load("paper", "bert", device="cpu").hash == before
+    with server.replaced(BERT, {"README.md": b"new"}):
+        assert tasks.load("paper", "bert", device="cpu").hash != before
+    with server.replaced(NEWS, {"README.md": b"new"}):
+        assert tasks.load("paper", "bert", device="cpu").hash != before
+
+
+def test_texts_and_labels_are_those_of_the_paper(server, home):
+    roberta = tasks.load("paper", "roberta", device="cpu")
+    rows = pd.read_csv(server.content(TWEETS, "val_df.csv"))
+    assert roberta.splits["validation"]["text"][:] == rows.text.tolist()
+    scoring = torch.cat([batch["labels"] for batch in roberta.batches("scoring")])
+    assert scoring.tolist() == [
+        {0: 0, 1: hub.NO_CLASS, 2: 1}[label] for label in rows.label
+    ]  # neutral texts are scored
+    assert [len(batch["labels"]) for batch in roberta.batches("scoring")] == [4] * 15
+    evaluated = torch.cat([batch["labels"] for batch in roberta.batches("evaluation")])
+    assert evaluated.tolist() == [label // 2 for label in rows.label if label != 1]
+    first = roberta.tokenizer(rows.text[rows.label != 1].tolist()[:32], padding=True, return_tensors="pt")
+    assert torch.equal(roberta.batches("evaluation")[0]["input_ids"], first["input_ids"])
+
+    albert = tasks.load("paper", "albert", device="cpu")
+    names = [albert.model.config.id2label[label] for label in albert.splits["validation_matched"]["label"][:3]]
+    assert names == ["entailment", "neutral", "contradiction"]  # by name: the checkpoint numbers them otherwise
+    assert albert.splits["validation_matched"]["label"][:3] == [1, 2, 0]
+    pair = albert.splits["validation_matched"][0]
+    assert albert.tokenizer(pair["text"], pair["text_pair"])["input_ids"] == [
+        token
+        for token in albert.batches("scoring")[0]["input_ids"][0].tolist()
+        if token != albert.tokenizer.pad_token_id
+    ]
+    assert albert.source["checkpoint"]["weights"] == "pickle, read by torch's weights-only loader"
+
+    xlm = tasks.load("paper", "xlm-roberta", device="cpu")
+    codes = pd.read_csv(server.content(LANGUAGES, "valid.csv"), keep_default_na=False).labels.tolist()
+    assert [xlm.model.config.id2label[i] for i in xlm.splits["validation"]["label"]] == codes
+    assert xlm.num_texts("evaluation") == 60
+    assert xlm.num_texts("entropy") == 59  # one is too long
+    assert max(batch["input_ids"].shape[1] for batch in xlm.batches("evaluation")) == xlm.max_length == 38
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "classes", "labels", "expected"),
+    [
+        (datasets.ClassLabel(names=["Neg", "POS"]), [0, 1], ["pos", "neg"], {}, [1, 0]),
+        (datasets.Value("string"), ["neg", "Pos"], ["pos", "neg"], {}, [1, 0]),
+        (datasets.Value("int64"), [0, 1], ["pos", "neg"], {}, [0, 1]),
+        (datasets.Value("string"), ["0", "1"], ["pos", "neg"], {}, [0, 1]),
+        (datasets.ClassLabel(names=["Neg", "POS"]), [0, 1], ["LABEL_0", "LABEL_1"], {}, [0, 1]),
+        (datasets.ClassLabel(num_classes=2), [0, 1], ["pos", "neg"], {}, [0, 1]),
+        (datasets.Value("int64"), [0, 1, 2], ["pos", "neg"], {"0": "neg", "1": "", "2": "pos"}, [1, -100, 0]),
+        (datasets.Value("int64"), [2, 1, 0], ["LABEL_0", "LABEL_1"], {"0": "neg", "1": "", "2": "pos"}, [1, -100, 0]),
+        (datasets.ClassLabel(names=["x", "y", "z"]), [2, 0], ["pos", "neg"], {"0": "neg", "2": "pos"}, [0, 1]),
+        (datasets.Value("string"), ["pos", "meh"], ["pos", "neg"], {}, "'meh'"),
+        (datasets.Value("int64"), [0, 2], ["pos", "neg"], {}, "2"),
+        (datasets.Value("int64"), [-1, 0], ["pos", "neg"], {}, "-1"),
+        (datasets.ClassLabel(names=["yes", "no"]), [0, 1], ["pos", "neg"], {}, "0"),
+        (datasets.Value("int64"), [0, 3], ["pos", "neg"], {"0": "neg", "2": "pos"}, "3"),
+        (datasets.Value("int64"), [0, None], ["pos", "neg"], {}, "None"),
+    ],
+)
+def test_labels_find_their_class(feature, values, classes, labels, expected):
+    rows = datasets.Dataset.from_dict(
+        {"t": ["a"] * len(values), "l": values}, datasets.Features({"t": datasets.Value("string"), "l": feature})
+    )
+    asset = hub.DataSet("some/data", ["t"], "l", labels=labels)
+    config = AutoConfig.for_model("bert", id2label=dict(enumerate(classes)))
+    if isinstance(expected, str):
+        with pytest.raises(hub.AssetError, match=f"some/data has the label {expected} in column 'l', the checkpoint's"):
+            hub.labelled(rows, asset, config)
+    else:
+        assert list(hub.labelled(rows, asset, config)["label"]) == expected
+
+
+# ---------------------------------------------------------------- what fails, and how
+
+RUN = ("--profile", "paper", "--models", "bert", "--only", "greedy_pruning")
+
+
+def refused(capsys, *arguments):
+    """What run_all.py says when it ends with 2, before any notebook runs."""
+    with pytest.raises(SystemExit) as stopped:
+        run_all.main(list(arguments or RUN))
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert not list(results.root().rglob("*.ipynb"))
+    return printed
+
+
+def half(content):
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("where", "answer", "complaint"),
+    [
+        (r"api/models/hw2942", status(404, X_Error_Code="RepoNotFound"), "answered 404 (not found)"),
+        (r"api/models/hw2942", status(401), "answered 401 (it may be private or gone)"),
+        (r"api/models/hw2942", status(429, Retry_After=60), "answered 429 (too many requests, try again later)"),
+        (r"api/models/hw2942", status(500), "answered 500 (the hub failed, try again later)"),
+        (r"api/models/hw2942", cut, "cannot be reached (RemoteProtocolError)"),
+        (r"HEAD .*v2/resolve/.*/model.safetensors", status(500), "answered 500 (the hub failed, try again later)"),
+        (r"HEAD .*v2/resolve/.*/vocab.txt", status(404, X_Error_Code="EntryNotFound"), "answered 404 (not found)"),
+        (r"GET .*v2/resolve/.*/model.safetensors", status(403), "model.safetensors of hw2942/bert-base-chinese"),
+        (r"GET .*v2/resolve/.*/model.safetensors", status(429), "answered 429 (too many requests, try again later)"),
+        (r"GET .*v2/resolve/.*/model.safetensors", cut, "model.safetensors of hw2942/bert-base-chinese"),
+        (r"GET .*v2/resolve/.*/model.safetensors", short, "Consistency check failed"),
+        (
+            r"GET .*sentiment/resolve/.*/train.json",
+            status(500),
+            "train.json of hw2942/financial-news-sentiment could not",
+        ),
+    ],
+)
+def test_a_hub_that_fails_leaves_nothing_half_written(where, answer, complaint, server, home, capsys):
+    began = time.monotonic()
+    with server.fault(where, answer):
+        assert complaint in refused(capsys).err
+    assert time.monotonic() - began < 30
+    assert not [name for name in cached(home) if "incomplete" in name or name.endswith("model.safetensors")]
+    assert tasks.load("paper", "bert", device="cpu").num_texts("evaluation") == 45  # and the next run finds it whole
+
+
+def tiny(*classes, **options):
+    return checkpoint("bert", wordpiece(), classes or ("Neutral", "Positive", "Negative"), pad_token_id=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("key", "files", "complaint"),
+    [
+        (BERT, tiny("yes", "no"), "v2 has 2 classes, 3 are expected"),
+        (BERT, {"config.json": b'{"model_type": "bert"'}, "config.json of hw2942/bert-base-chinese"),
+        (BERT, {"config.json": None}, "the repository has no config.json"),
+        (BERT, {"vocab.txt": None}, "the repository has no tokenizer"),
+        (BERT, {"model.safetensors": None}, "has no weights (model.safetensors or pytorch_model.bin)"),
+        (BERT, {"model.safetensors": tiny(vocab_size=300)["model.safetensors"]}, "do not fit config.json in bert.embed"),
+        (BERT, {"model.safetensors": tiny(without="classifier")["model.safetensors"]}, "lack classifier.bias"),
+        (BERT, {"model.safetensors": half(tiny()["model.safetensors"])}, "model.safetensors of hw2942"),
+        (BERT, {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n" + b"-\n" * 400 + b"[SEP]"}, "its tokenizer gives token 403, its model"),
+        (NEWS, {"train.json": b'{"Title": "a", "label": 1}\n'}, "has no column 'labels'; it has Title, label"),
+        (NEWS, {"train.json": b'{"Title": "a", "labels": 7}\n'}, "has the label 7 in column 'labels'"),
+        (NEWS, {"train.json": b'{"Title": "a", "labels": "so so"}\n'}, "has the label 'so so' in column 'labels'"),
+        (NEWS, {"train.json": b'{"Title": "a", "labels": 0}\n{"labels": 1}\n'}, "row 1 of hw2942/financial-news-sentiment"),
+        (NEWS, {"train.json": b'{"Title": "a", "la'}, "financial-news-sentiment at"),
+        (NEWS, {"train.json": None, "test.csv": csv(Title=["a"], labels=[0])}, "has no split 'train'; it has test"),
+        (NEWS, {"train.json": None, "news.py": b"raise SystemExit"}, "the repository has no data files"),
+    ],
+)  # fmt: skip
+def test_an_asset_that_is_not_what_it_should_be_is_refused(key, files, complaint, server, home, capsys):
+    with server.replaced(key, files):
+        assert complaint in refused(capsys).err
+    assert tasks.load("paper", "bert", device="cpu").num_texts("evaluation") == 45
+
+
+def test_a_damaged_file_is_taken_out_of_the_cache(server, home, capsys, monkeypatch):
+    found = hub.find(PAPER.models["bert"].checkpoint)
+    weights = (found.path / "model.safetensors").resolve()
+    weights.write_bytes(half(weights.read_bytes()))
+    assert "model.safetensors of hw2942/bert-base-chinese" in (said := refused(capsys).err)
+    assert "is damaged and was taken out of the cache: run the same command again" in said
+    assert not weights.exists()
+    assert hub.look_up([PAPER.models["bert"].checkpoint])[0].status == "reachable"
+    assert tasks.load("paper", "bert", device="cpu").accuracy > 0
+
+
+def test_a_missing_hub_is_said_quickly_with_every_asset_and_two_ways_out(home, monkeypatch, capsys):
+    point_to(f"http://127.0.0.1:{_closed_port()}", monkeypatch)
+    printed = refused(capsys, "--profile", "paper")
+    assert "9 of the 9 assets of profile paper are missing" in printed.err
+    for asset in PAPER.assets(list(PAPER.models)) + PAPER.inspected:
+        assert asset.repo in printed.err
+    assert f"fill HF_HOME ({home})" in printed.err
+    assert "`python run_all.py --profile local`" in printed.err
+    assert printed.out.count(" missing ") == 9
+
+
+def test_a_hub_that_never_answers_is_given_up(server, home, monkeypatch, capsys):
+    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    began = time.monotonic()
+    with server.fault("/api/", lambda handler: handler.server.silence.wait(5)):
+        assert "9 of the 9 assets" in refused(capsys, "--profile", "paper").err
+    server.silence.set()
+    assert time.monotonic() - began < 4
+
+
+def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys):
+    begun = len(server.log)
+    assert run_all.choose_profile("auto", "cpu") == "local"
+    assert capsys.readouterr().out.startswith("profile local, chosen by auto: there is no accelerator")
+    assert len(server.log) == begun
+    assert run_all.choose_profile("auto", "cuda") == "paper"
+    assert capsys.readouterr().out.startswith(
+        "profile paper, chosen by auto: its assets are cached or reachable, and cuda"
+    )
+    with server.fault("api/models/papluca", status(404, X_Error_Code="RepoNotFound")):
+        assert run_all.choose_profile("auto", "cuda") == "local"
+    assert "papluca/xlm-roberta-base-language-detection" in capsys.readouterr().out
+    assert run_all.choose_profile("paper", "cpu") == "paper"
+
+
+def test_nothing_in_the_project_trusts_remote_code():
+    sources = [*ROOT.glob("gnorm/*.py"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "run_all.py"]
+    assert not [path for path in sources if "trust_remote_code" in path.read_text("utf-8")]
+
+
+def test_a_pickle_that_would_run_something_is_refused(server, home, capsys):
+    with server.replaced(MNLI, {"pytorch_model.bin": _pickle_bomb(home)}):
+        refused(capsys, "--profile", "paper", "--models", "albert", "--only", "greedy_pruning")
+    assert not (home / "ran").exists()
+
+
+def _pickle_bomb(home):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(home / "ran"),))
+
+    file = io.BytesIO()
+    torch.save({"classifier.bias": Bomb()}, file)
+    return file.getvalue()
+
+
+# ---------------------------------------------------------------- from end to end, as its users have it
+
+
+def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, tmp_path):
+    environment = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "GNORM_OUTPUT": str(tmp_path),
+    }
+
+    def call(*arguments, **changes):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run_all.py"), "--profile", "paper", *arguments],
+            env=environment | changes,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+
+    first = call("--only", "data_processing,greedy_pruning")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count(" reachable ") == 9
+    assert "bert: train has 45 rows, the paper's had 2329; the results say so." in first.stdout
+    for model in PAPER.models:
+        assert f"{model}: about " in first.stdout
+        info = json.loads((tmp_path / "experiments_results" / "paper" / model / "greedy_gnorm.json").read_text())
+        assert info["weights"]["checkpoint"]["repo"] == PAPER.models[model].checkpoint.repo
+        assert len(info["weights"]["dataset"]["commit"]) == 40
+        assert info["published"]["heads_pruned"] == PAPER.models[model].published.heads_pruned
+    manifest = json.loads((tmp_path / "experiments_results" / "paper" / "manifest.json").read_text())
+    assert len(manifest["assets"]) == 9
+    assert [asset["weights"].split(",")[0] for asset in manifest["assets"][:8:2]] == ["safetensors", "pickle"] + [
+        "safetensors"
+    ] * 2
+    executed = (tmp_path / "experiments_results/paper/.run/executed/data_processing.ipynb").read_text()
+    assert "tyqiangz/multilingual-sentiments (english), train: 12 texts, labels {0: 4, 1: 4, 2: 4}" in executed
+
+    asked = len(server.log)
+    again = call("--only", "data_processing,greedy_pruning,show_pruning_result", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count(" cached ") == 9
+    assert again.stdout.count("unchanged, not run again") == 2  # the same commits, read from the cache
+    assert len(server.log) == asked
+    table = pd.read_csv(tmp_path / "experiments_results/paper/tables/pruning_results.csv")
+    assert table.published.tolist() == [spec.published.area["greedy_gnorm"] for spec in PAPER.models.values()]
+    assert (table.difference - (table.area - table.published)).abs().max() < 1e-12
+    solutions = pd.read_csv(tmp_path / "experiments_results/paper/tables/published_solutions.csv")
+    assert solutions["published parameters"].tolist() == [
+        spec.published.parameters[1] for spec in PAPER.models.values()
+    ]
