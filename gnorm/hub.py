@@ -396,7 +396,7 @@ def load_checkpoint(found: Found) -> tuple[Any, Any]:
         )
         tokenizer = AutoTokenizer.from_pretrained(found.path)
     for problem in ("missing_keys", "mismatched_keys"):
-        if names := sorted(str(name) for name in report[problem]):
+        if names := sorted(name[0] if isinstance(name, tuple) else str(name) for name in report[problem]):
             what = "lack" if problem == "missing_keys" else "do not fit config.json in"
             raise AssetError(f"the weights of {found.name} at {found.commit[:12]} {what} {', '.join(names[:3])}.")
     return model, tokenizer
