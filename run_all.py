@@ -151,14 +151,15 @@ def preflight(profile: str, known: tasks.Profile, models: list[str], chosen: lis
             f"Either fill HF_HOME ({constants.HF_HOME}) on a machine that reaches the hub and copy it here, or run "
             "`python run_all.py --profile local`, which needs no hub."
         )
+    fetched = [model for model in models if known.models[model].checkpoint]
     try:
-        for model in models:
+        for model in fetched:
             (checkpoint,) = (asset for asset in found if asset.asset == known.models[model].checkpoint)
             seconds = tasks.estimate(known.models[model], hub.load_config(checkpoint), device)
             took = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
             print(f"{model}: about {took} on {device}, for texts of {tasks.ASSUMED_TOKENS} tokens", flush=True)
         found = [hub.fetch(asset) for asset in found]
-        for model in models:
+        for model in fetched:
             task = tasks.load(profile, model, device="cpu")
             task.batches("scoring")  # every text is tokenised here once, before anything runs
             for split, rows in task.source["dataset"]["rows"].items():

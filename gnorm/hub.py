@@ -42,6 +42,7 @@ PICKLED = (("pytorch_model.bin",), ("pytorch_model.bin.index.json", "pytorch_mod
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SMALL_FILES = ("*.json", "*.txt", "*.model")
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".gz", ".zip", ".zst", ".bz2", ".xz")
+SHARD = re.compile(r"(?P<before>.+)-\d+-of-(?P<count>\d+)(?P<after>\..+)")  # data count from 0, weights from 1
 ABOUT_DATA = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 
 
@@ -251,9 +252,24 @@ def in_cache(asset: Asset) -> Found:
     card = folder / "README.md" if "README.md" in names else None
     try:
         wanted = asset.wanted(names, card)
+        for name in wanted:
+            if (shard := SHARD.fullmatch(name)) and (lacking := _absent_shards(shard, wanted)):
+                raise AssetError(f"lacks {lacking[0]}")
     except AssetError as error:
         return Found(asset, "missing", why=f"what is in {constants.HF_HUB_CACHE} {error}")
     return Found(asset, "cached", commit, {name: _size(folder / name) for name in wanted})
+
+
+def _absent_shards(shard: re.Match[str], names: Sequence[str]) -> list[str]:
+    """The files of a split or of weights that were not fetched, told by how many there are in all."""
+    width, count = len(shard["count"]), int(shard["count"])
+    numbers = (
+        range(count)
+        if f"{shard['before']}-{0:0{width}}-of-{shard['count']}{shard['after']}" in names
+        else range(1, count + 1)
+    )
+    every = [f"{shard['before']}-{i:0{width}}-of-{shard['count']}{shard['after']}" for i in numbers]
+    return [name for name in every if name not in names]
 
 
 def _reason(error: Exception) -> str:
@@ -420,7 +436,7 @@ def load_splits(found: Found, splits: Iterable[str] | None = None) -> datasets.D
     asset = found.asset
     assert isinstance(asset, DataSet)
     card = found.path / "README.md" if "README.md" in found.files else None
-    with _reading(found), _quiet_datasets():
+    with _reading(found), quiet_library():
         # By name, a configuration could only be read where the card's first one is in the cache as well.
         files = asset.data_files(card)
         how = {"data_files": files, "features": asset.features(card)} if files else {"name": asset.config or None}
@@ -432,18 +448,6 @@ def load_splits(found: Found, splits: Iterable[str] | None = None) -> datasets.D
         if lacking := [name for name in (*asset.text, asset.label) if name not in columns]:
             raise AssetError(f"{split} of {found.name} has no column {lacking[0]!r}; it has {', '.join(columns)}.")
     return datasets.DatasetDict({split: loaded[split] for split in (splits if splits is not None else loaded)})
-
-
-@contextlib.contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Without bars for the milliseconds that reading small files takes."""
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 def labelled(rows: datasets.Dataset, asset: DataSet, config: Any) -> datasets.Dataset:
@@ -466,7 +470,8 @@ def labelled(rows: datasets.Dataset, asset: DataSet, config: Any) -> datasets.Da
     if unknown := [value for value, label in known.items() if label is None]:
         classes = ", ".join(str(config.id2label[i]) for i in range(config.num_labels))
         raise AssetError(
-            f"{asset.repo} has the label {unknown[0]!r} in column {asset.label!r}, the checkpoint's classes are {classes}."
+            f"{asset.repo} has the label {unknown[0]!r} in column {asset.label!r}, the checkpoint's classes are {classes}: "
+            "say what it stands for in the profile's `labels`."
         )
     return datasets.Dataset.from_dict({**columns, "label": [known[value] for value in values]})
 

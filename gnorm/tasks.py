@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from . import embedded, hub
 from .heads import head_mask_of
-from .scoring import accuracy, gnorm_scores, prepare
+from .scoring import accuracy, gnorm_scores
 
 PROFILES = Path(__file__).with_name("profiles")
 # What a trajectory depends on: a change here makes finished runs stale, a change to plots or tables does not.
@@ -325,9 +325,9 @@ def estimate(spec: ModelSpec, config: Any, device: str) -> float:
     model = AutoModelForSequenceClassification.from_config(layer).to(device).eval()
     tokens = min(ASSUMED_TOKENS, config.max_position_embeddings // 2)
     ids = torch.randint(5, layer.vocab_size, (spec.scoring.batch, tokens), generator=torch.Generator().manual_seed(0))
-    batch = prepare([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0]}], model)
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0]}]
     step, forward = (
-        min(timeit.repeat(partial(measured, model, batch), number=1, repeat=3)) * config.num_hidden_layers / len(ids)
+        min(timeit.repeat(partial(measured, model, batches), number=1, repeat=3)) * config.num_hidden_layers / len(ids)
         for measured in (gnorm_scores, accuracy)
     )
     rows = {

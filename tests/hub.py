@@ -184,6 +184,11 @@ class Handler(BaseHTTPRequestHandler):
         about = {"id": key[1], "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0}
         return self.json({**about, "siblings": [{"rfilename": name} for name in files]})
 
+    def bare(self):
+        """About a repository, its commit alone."""
+        kind, repo = re.search(r"/api/(models|datasets)/([^/]+/[^/]+)/", self.path).groups()
+        self.json({"id": repo, "sha": commit_of(self.server.repositories[kind, repo])})
+
     def resolve(self, key, revision, name):
         files, commit = self.files(key, revision)
         if files is None:

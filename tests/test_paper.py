@@ -14,7 +14,7 @@ import huggingface_hub
 import pandas as pd
 import pytest
 import torch
-from hub import Hub, cached, checkpoint, csv, cut, repositories, short, status, wordpiece
+from hub import Handler, Hub, cached, checkpoint, csv, cut, repositories, short, status, wordpiece
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -187,6 +187,25 @@ def test_a_cache_that_others_filled_is_found(server, home, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert [found.status for found in hub.look_up(PAPER.models["bert"].assets)] == ["cached", "cached"]
     assert tasks.load("paper", "bert", device="cpu").num_texts("evaluation") == 45
+
+
+def test_a_split_of_which_a_file_is_absent_is_not_cached(server, home, monkeypatch):
+    key, name = ("datasets", "nyu-mll/glue"), "mnli/validation_matched-0000{}-of-00002.parquet"
+    whole = server.repositories[key]["mnli/validation_matched-00000-of-00001.parquet"]
+    two = {"mnli/validation_matched-00000-of-00001.parquet": None, name.format(0): whole, name.format(1): whole}
+    with server.replaced(key, two):
+        found = hub.find(PAPER.models["albert"].dataset)
+        assert len(hub.load_splits(found)["validation_matched"]) == 96
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (found.path / name.format(1)).unlink()
+    (again,) = hub.look_up([found.asset])
+    assert again.status == "missing"
+    assert again.why.endswith(f"lacks {name.format(1)}")
+
+
+def test_a_hub_that_lists_files_as_a_tree_alone_will_do(server, home):
+    with server.fault(r"GET /api/models/[^/]+/[^/]+/revision", Handler.bare):
+        assert hub.find(PAPER.models["bert"].checkpoint).status == "cached"
 
 
 def test_a_task_changes_with_the_commits_of_its_assets(server, home):
