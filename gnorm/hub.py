@@ -370,7 +370,8 @@ def _damaged(found: Found) -> list[str]:
         try:
             WHOLE.get(path.suffix, Path.stat)(path)
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest() if len(expected) == 64 else expected
+                named = re.fullmatch(r"[0-9a-f]{64}", expected)
+                digest = hashlib.file_digest(file, "sha256").hexdigest() if named else expected
         except (OSError, ValueError, safetensors.SafetensorError):
             damaged.append(name)
         else:

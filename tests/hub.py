@@ -257,6 +257,15 @@ def _sentencepiece():
     return {"spiece.model": model.getvalue()}
 
 
+def language_pieces():
+    """As XLM-RoBERTa's: special tokens are not in the file's vocabulary, and numbered by the tokenizer."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_texts(200, 1)), model_writer=model, vocab_size=80, minloglevel=2
+    )
+    return {"sentencepiece.bpe.model": model.getvalue()}
+
+
 def _byte_pairs():
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     tokenizer = ByteLevelBPETokenizer()

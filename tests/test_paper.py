@@ -14,7 +14,20 @@ import huggingface_hub
 import pandas as pd
 import pytest
 import torch
-from hub import Handler, Hub, cached, checkpoint, csv, cut, repositories, short, status, wordpiece
+from hub import (
+    Handler,
+    Hub,
+    cached,
+    checkpoint,
+    csv,
+    cut,
+    language_pieces,
+    parquet,
+    repositories,
+    short,
+    status,
+    wordpiece,
+)
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -201,6 +214,48 @@ def test_a_split_of_which_a_file_is_absent_is_not_cached(server, home, monkeypat
     (again,) = hub.look_up([found.asset])
     assert again.status == "missing"
     assert again.why.endswith(f"lacks {name.format(1)}")
+
+
+def test_other_layouts_do_as_well(server, home):
+    """Pickled weights, other tokenizer files; labels named by a card, by Parquet, by text; other kinds of data files."""
+    card = {"features": [{"name": "Title", "dtype": "string"}, {"name": "labels", "dtype": {"class_label": {"names": {
+        "0": "negative", "1": "neutral", "2": "positive"}}}}], "splits": [{"name": "train", "num_examples": 3}]}  # fmt: skip
+    news = {"README.md": f"---\ndataset_info: {json.dumps(card)}\n---\n".encode(), "train.json": None}
+    news |= {"data/train.csv": csv(Title=["a", "b", "c"], labels=[0, 1, 2])}
+    with server.replaced(NEWS, news), server.replaced(BERT, tiny(pickled=True) | {"model.safetensors": None}):
+        bert = tasks.load("paper", "bert", device="cpu")
+    named = [bert.model.config.id2label[label] for label in bert.splits["train"]["label"]]
+    assert named == ["Negative", "Neutral", "Positive"]
+    assert bert.source["checkpoint"]["weights"].startswith("pickle")
+
+    kinds = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "neutral", "positive"])}
+    tweets = dict.fromkeys(("train_df.csv", "val_df.csv", "test_df.csv"))
+    tweets |= {"data/validation-00000-of-00001.parquet": parquet(kinds, text=["a", "b", "c"], label=[2, 1, 0])}
+    with server.replaced(TWEETS, tweets):
+        roberta = tasks.load("paper", "roberta", device="cpu")
+    assert roberta.splits["validation"]["label"][:] == [1, hub.NO_CLASS, 0]
+    assert roberta.num_texts("scoring") == 3
+    assert roberta.num_texts("evaluation") == 2
+
+    rows = "".join(json.dumps({"labels": code, "text": "abd egi"}) + "\n" for code in ("th", "ja", "sw"))
+    languages = dict.fromkeys(("train.csv", "valid.csv", "test.csv")) | {"validation.jsonl": rows.encode()}
+    xlm_key = ("models", "papluca/xlm-roberta-base-language-detection")
+    with (
+        server.replaced(LANGUAGES, languages),
+        server.replaced(xlm_key, language_pieces() | {"tokenizer.json": None}),
+    ):
+        xlm = tasks.load("paper", "xlm-roberta", device="cpu")
+    assert [xlm.model.config.id2label[label] for label in xlm.splits["validation"]["label"]] == ["th", "ja", "sw"]
+    assert xlm.num_texts("entropy") == 3
+
+
+def test_the_estimate_counts_every_pass(server, home, monkeypatch):
+    monkeypatch.setattr(tasks.timeit, "repeat", lambda *_, **__: [3.0, 1.0])
+    (found,) = hub.look_up([PAPER.models["bert"].checkpoint])
+    second = 2 / 32  # a text: two layers, batches of 32
+    greedy, once, random = 8, 1 + 8, 100 * 2  # 8 heads; of 100 trials each takes 8 heads in 2 steps
+    expected = (2 * greedy + 2 * once + random) * 2329 * second
+    assert tasks.estimate(PAPER.models["bert"], hub.load_config(found), "cpu") == pytest.approx(expected)
 
 
 def test_a_hub_that_lists_files_as_a_tree_alone_will_do(server, home):
