@@ -56,12 +56,15 @@ def _title(trajectory: Trajectory, model: str) -> str:
 
 def _caption(figure: Figure, runs: Runs, says: str) -> None:
     """Below the panels: the profile, how many texts were counted, and what the marks mean."""
-    some = next(iter(next(iter(runs.values())).values()))
-    texts = ", ".join(f"{model} {next(iter(methods.values())).correct.shape[1]}" for model, methods in runs.items())
-    split = some.info.get("evaluated_on", {}).get("split", "evaluation")
-    figure.supxlabel(
-        f"profile {some.info.get('profile', '-')}; n = {texts} texts of the {split} split. {says}", fontsize=7
+    first = {model: next(iter(methods.values())) for model, methods in runs.items()}
+    splits = {model: run.info.get("evaluated_on", {}).get("split", "evaluation") for model, run in first.items()}
+    some, *others = dict.fromkeys(splits.values())
+    texts = ", ".join(
+        f"{model} {run.correct.shape[1]}{f' ({splits[model]})' if others else ''}" for model, run in first.items()
     )
+    where = "" if others else f" of the {some} split"
+    profile = next(iter(first.values())).info.get("profile", "-")
+    figure.supxlabel(f"profile {profile}; n = {texts} texts{where}. {says}", fontsize=7)
 
 
 def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -> None:

@@ -97,3 +97,10 @@ def test_other_files_are_refused_before_anything_runs(name, content, complaint, 
     assert stopped.value.code == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_caption_names_the_split_of_every_model_where_they_differ():
+    runs = {name: {"greedy_gnorm": trajectory([0.9, 0.5])} for name in ("bert", "albert")}
+    assert "n = bert 100, albert 100 texts of the evaluation split." in plots.pruning_curves(runs).get_supxlabel()
+    runs["albert"]["greedy_gnorm"].info["evaluated_on"] = {"split": "test"}
+    assert "n = bert 100 (evaluation), albert 100 (test) texts. Bands" in plots.pruning_curves(runs).get_supxlabel()
