@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -29,6 +31,7 @@ from hub import (
     wordpiece,
 )
 from huggingface_hub import constants
+from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import gnorm
@@ -490,7 +493,50 @@ def _pickle_bomb(home):
 # ---------------------------------------------------------------- from end to end, as its users have it
 
 
-def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, tmp_path, monkeypatch):
+@pytest.fixture
+def fewer_trials(tmp_path, monkeypatch):
+    """The paper profile with two random trials a model, and nothing else changed."""
+    text = (tasks.PROFILES / "paper.toml").read_text("utf-8")
+    (tmp_path / "paper.toml").write_text(re.sub(r"trials = \d+", "trials = 2", text), "utf-8")
+    monkeypatch.setattr(tasks, "PROFILES", tmp_path)
+
+
+def test_every_notebook_runs_on_the_paper_profile(server, home, fewer_trials, monkeypatch):
+    """Their cells one after the other, here and not in thirteen kernels, which would take a minute to start."""
+    for asset in PAPER.assets(list(PAPER.models)) + PAPER.inspected:
+        hub.find(asset)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(
+        Figure, "savefig", lambda _, file, **__: file.write(b"not drawn here: it takes most of the time")
+    )
+    for name in run_all.NOTEBOOKS:
+        space = {}
+        for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, f"{name}.ipynb", "exec"), space)  # noqa: S102
+                if "parameters" in cell.metadata.get("tags", []):
+                    space["profile"] = "paper"
+    folder = results.results_folder("paper")
+    for model in PAPER.models:
+        info = json.loads((folder / model / "greedy_gnorm.json").read_text())
+        assert info["weights"]["checkpoint"]["repo"] == PAPER.models[model].checkpoint.repo
+        assert len(info["weights"]["dataset"]["commit"]) == 40
+        assert info["published"]["heads_pruned"] == PAPER.models[model].published.heads_pruned
+        assert results.saved_methods("paper", model) == list(gnorm.METHODS)
+        random = results.load_trajectory("paper", model, "random")
+        assert random.table.trial.nunique() == 2
+    solutions = pd.read_csv(folder / "tables" / "published_solutions.csv")
+    assert solutions["published parameters"].tolist() == [m.published.parameters[1] for m in PAPER.models.values()]
+    areas = pd.read_csv(folder / "tables" / "pruning_results.csv")
+    quoted = areas[areas.method != "random"]
+    assert quoted.published.tolist() == [
+        PAPER.models[row.model].published.area[row.method] for row in quoted.itertuples()
+    ]
+    assert (quoted.difference - (quoted.area - quoted.published)).abs().max() < 1e-12
+    assert (results.figures_folder("paper") / "pruning_results.png").exists()
+
+
+def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, tmp_path):
     environment = os.environ | {
         "HF_ENDPOINT": server.url,
         "HF_HOME": str(tmp_path / "hf"),
@@ -508,32 +554,24 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, tmp_path
             timeout=280,
         )
 
-    first = call("--only", "data_processing,greedy_pruning")
+    first = call("--only", "data_processing")
     assert first.returncode == 0, first.stderr
     assert first.stdout.count(" reachable ") == 9
     assert "bert: train has 45 rows, the paper's had 2329; the results say so." in first.stdout
-    for model in PAPER.models:
-        assert f"{model}: about " in first.stdout
-        info = json.loads((tmp_path / "experiments_results" / "paper" / model / "greedy_gnorm.json").read_text())
-        assert info["weights"]["checkpoint"]["repo"] == PAPER.models[model].checkpoint.repo
-        assert len(info["weights"]["dataset"]["commit"]) == 40
-        assert info["published"]["heads_pruned"] == PAPER.models[model].published.heads_pruned
-    manifest = json.loads((tmp_path / "experiments_results" / "paper" / "manifest.json").read_text())
-    assert len(manifest["assets"]) == 9
-    assert [asset["weights"].split(",")[0] for asset in manifest["assets"][:8:2]] == ["safetensors", "pickle"] + [
-        "safetensors"
-    ] * 2
-    executed = (tmp_path / "experiments_results/paper/.run/executed/data_processing.ipynb").read_text()
+    assert all(f"{model}: about " in first.stdout for model in PAPER.models)
+    folder = tmp_path / "experiments_results" / "paper"
+    assets = json.loads((folder / "manifest.json").read_text())["assets"]
+    assert {asset["repo"]: len(asset["commit"]) for asset in assets} == {
+        asset.repo: 40 for asset in PAPER.assets(list(PAPER.models)) + PAPER.inspected
+    }
+    weights = [asset["weights"].split(",")[0] for asset in assets if "weights" in asset]
+    assert weights == ["safetensors", "pickle", "safetensors", "safetensors"]
+    executed = (folder / ".run" / "executed" / "data_processing.ipynb").read_text()
     assert "tyqiangz/multilingual-sentiments (english), train: 12 texts, labels {0: 4, 1: 4, 2: 4}" in executed
 
     asked = len(server.log)
-    again = call("--only", "data_processing,greedy_pruning", HF_HUB_OFFLINE="1")
+    again = call("--only", "data_processing", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count(" cached ") == 9
-    assert again.stdout.count("unchanged, not run again") == 2  # the same commits, read from the cache
+    assert again.stdout.count("unchanged, not run again") == 1  # the same commits, read from the cache
     assert len(server.log) == asked
-    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
-    runs = {model: results.load_trajectory("paper", model, "greedy_gnorm") for model in PAPER.models}
-    table = results.summary_table({model: {"greedy_gnorm": run} for model, run in runs.items()})
-    assert table.published.tolist() == [spec.published.area["greedy_gnorm"] for spec in PAPER.models.values()]
-    assert len(results.published_solutions(runs)) == 4
