@@ -119,7 +119,7 @@ def choose_profile(asked: str, device: str) -> str:
         print("profile local, chosen by auto: there is no accelerator, and without one the paper's models take days.")
         return "local"
     paper = tasks.read_profile("paper")
-    missing = [found for found in hub.look_up(paper.assets(list(paper.models))) if found.status == "missing"]
+    missing = [f for f in hub.look_up(assets_of(paper, list(paper.models), [*NOTEBOOKS])) if f.status == "missing"]
     if missing:
         print(
             f"profile local, chosen by auto: {len(missing)} of the paper's assets are neither cached nor reachable, the "
@@ -130,13 +130,15 @@ def choose_profile(asked: str, device: str) -> str:
     return "paper"
 
 
-def preflight(profile: str, known: tasks.Profile, models: list[str], chosen: list[str], device: str) -> list[hub.Found]:
+def preflight(
+    profile: str, known: tasks.Profile, models: list[str], needed: list[hub.Asset], device: str
+) -> list[hub.Found]:
     """Say what of the hub is cached, reachable or missing and about how long it will take; then bring it all here.
 
     Ends the program with 2 where something is missing, cannot be fetched, or is not what the profile says. Returns
     every asset, cached.
     """
-    found = hub.look_up(assets_of(known, models, chosen))
+    found = hub.look_up(needed)
     if not found:
         return []
     print(f"{'asset':76} {'state':9} {'commit':12} {'MB':>8}")
@@ -296,15 +298,19 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown:
             refuse(f"notebook {name} has no parameter {unknown[0]!r}: name it in the cell tagged `parameters`.")
     chosen = [name for name in NOTEBOOKS if name in chosen]
+    needed = assets_of(known, models, chosen)
+    found = (
+        [hub.in_cache(asset) for asset in needed] if asked.list else preflight(profile, known, models, needed, device)
+    )
+    wanted = {}
+    for name in chosen:
+        assets = [asset.record() for asset in found if asset.asset in assets_of(known, models, [name])]
+        wanted[name] = fingerprint(name, parameters, device, [assets, curves])
     if asked.list:
-        assets = [hub.in_cache(asset).record() for asset in assets_of(known, models, chosen)]
-        wanted = {name: fingerprint(name, parameters, device, [assets, curves]) for name in chosen}
         for name in chosen:
             print(f"{name:32} {'done' if stamp_of(profile, name).get('fingerprint') == wanted[name] else 'to do'}")
         return 0
 
-    assets = [found.record() for found in preflight(profile, known, models, chosen, device)]
-    wanted = {name: fingerprint(name, parameters, device, [assets, curves]) for name in chosen}
     # What the hub brings is in the cache by now: kernels read it there and ask nobody.
     os.environ |= {
         "GNORM_DEVICE": device,
@@ -318,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     lock = filelock.FileLock(results.run_folder(profile) / "run.lock", timeout=0)
     try:
         with lock:
-            return run(profile, known.description, parameters, wanted, asked.fresh, device, assets)
+            return run(profile, known.description, parameters, wanted, asked.fresh, device, [f.record() for f in found])
     except filelock.Timeout:
         refuse(f"another run is at work in {results.shown(results.results_folder(profile))}; wait for it or stop it.")
 

@@ -463,9 +463,13 @@ def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys
     assert capsys.readouterr().out.startswith(
         "profile paper, chosen by auto: its assets are cached or reachable, and cuda"
     )
-    with server.fault("api/models/papluca", status(404, X_Error_Code="RepoNotFound")):
-        assert run_all.choose_profile("auto", "cuda") == "local"
-    assert "papluca/xlm-roberta-base-language-detection" in capsys.readouterr().out
+    for asset in (PAPER.models["xlm-roberta"].checkpoint, PAPER.inspected[0]):
+        with server.fault(f"api/[a-z]+/{asset.repo}", status(404, X_Error_Code="RepoNotFound")):
+            assert run_all.choose_profile("auto", "cuda") == "local"
+        assert (
+            f"profile local, chosen by auto: 1 of the paper's assets are neither cached nor reachable, the first of them {asset.repo}"
+            in capsys.readouterr().out
+        )
     assert run_all.choose_profile("paper", "cpu") == "paper"
 
 
