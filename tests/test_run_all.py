@@ -132,24 +132,6 @@ def test_list_names_the_notebooks_and_runs_none(smoke, tmp_path, monkeypatch, ca
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--profile", "huge"], "profile 'huge' is not known; choose one of"),
-        (["--profile", "smoke", "--models", "gpt"], "profile smoke has no model 'gpt'; it has bert, albert"),
-        (["--profile", "smoke", "--only", "greedy"], "notebook 'greedy' is not known; choose from data_processing"),
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
-        (["--device", "tpu"], "invalid choice: 'tpu'"),
-    ],
-)
-def test_wrong_usage_ends_with_2_and_one_sentence(arguments, complaint, tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        in_process(tmp_path, monkeypatch, *arguments)
-    assert stopped.value.code == 2
-    assert complaint in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.fixture
 def copied(tmp_path):
     """A copy of the project whose notebooks may be altered."""
@@ -309,7 +291,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_tables(smoke, tmp_path):
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_says_so_and_leaves_no_kernel(smoke, tmp_path, how, code):
-    process = start(tmp_path, "executed/greedy_pruning.ipynb")
+    process = start(tmp_path, "executed/greedy_pruning.ipynb.unfinished")
     kernels = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(how)
     _, printed = process.communicate(timeout=60)
@@ -321,7 +303,7 @@ def test_a_stopped_run_says_so_and_leaves_no_kernel(smoke, tmp_path, how, code):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(smoke, tmp_path):
-    process = start(tmp_path, "executed/greedy_pruning.ipynb")
+    process = start(tmp_path, "executed/greedy_pruning.ipynb.unfinished")
     second = call(*CUT, output=tmp_path)
     process.terminate()
     process.communicate(timeout=60)
