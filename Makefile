@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: setup reproduce test bench lint readme
+.PHONY: setup reproduce test soak bench lint readme
 .DEFAULT_GOAL := setup
 
 setup: $(DONE)
@@ -29,6 +29,9 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: setup
+	$(BIN)/python -m pytest -m soak
 
 readme: setup
 	$(BIN)/python docs/readme.py

@@ -267,7 +267,7 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
     """Run one notebook and stamp it as done; the executed copy is kept. Ends the program with 1 where a cell fails."""
     profile = parameters["profile"]
     copy = results.run_folder(profile) / "executed" / f"{name}.ipynb"
-    unfinished = copy.with_name(f"{name}.ipynb{results.UNFINISHED}")
+    unfinished = copy.with_name(f"{name}{results.UNFINISHED}.ipynb")  # papermill wants the suffix
     copy.parent.mkdir(parents=True, exist_ok=True)
     terminal, began, clock = Terminal(label), time.time() - 0.1, time.perf_counter()  # clocks of disks are coarse
     try:
@@ -288,7 +288,8 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
         os.replace(unfinished, copy)
         fail(
             f"{label} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
-            f"the executed copy, with the traceback, is {results.shown(copy)}"
+            f"the executed copy, with the traceback, is {results.shown(copy)}; finished steps are kept, and once the cause "
+            "is mended the same command goes on from them"
         )
     except DeadKernelError:
         terminal.close()
@@ -373,8 +374,8 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(f"another run is at work in {results.shown(results.results_folder(profile))}; wait for it or stop it.")
     except OSError as error:
         fail(
-            f"run_all.py: a file could not be read or written ({error}); what is finished is kept: make room or grant "
-            "access, or name another folder in $GNORM_OUTPUT, and the same command goes on."
+            f"run_all.py: a file in {results.root()} could not be read or written ({error}); what is finished is kept: "
+            "make room or grant access, and the same command goes on, or name another folder in $GNORM_OUTPUT."
         )
 
 
@@ -388,7 +389,7 @@ def run(
     assets: list[dict[str, Any]],
 ) -> int:
     folder = results.run_folder(profile)
-    for path in results.results_folder(profile).rglob(f"*{results.UNFINISHED}"):
+    for path in results.results_folder(profile).rglob(f"*{results.UNFINISHED}*"):
         path.unlink()  # of a run that was killed while it wrote
     if fresh:
         for path in [*folder.glob("journals/*/*.jsonl"), *(folder / "stamps" / f"{name}.json" for name in wanted)]:

@@ -88,8 +88,8 @@ def write_together(files: Mapping[Path, bytes | str]) -> Path:
     except BaseException as error:
         for temporary in unfinished.values():
             os.unlink(temporary)
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # not the temporary name
+        if isinstance(error, OSError):  # by the name that is meant, not the temporary one
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     return path
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from . import embedded, hub
 from .heads import head_mask_of
+from .journal import hash_of_model
 from .scoring import accuracy, gnorm_scores
 
 PROFILES = Path(__file__).with_name("profiles")
@@ -252,11 +253,10 @@ class Task:
 
     @cached_property
     def hash(self) -> str:
-        """What finished runs of this task depend on, beside the method: its sizes, its weights' recipe, the engine."""
+        """What finished runs of this task depend on, beside the method: its sizes, its weights, the engine."""
         engine = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ENGINE]
-        return digest(
-            [dataclasses.asdict(self.spec), self.source, str(self.model.device), str(self.model.dtype), engine]
-        )
+        weights = hash_of_model(self.model)  # trained again on another machine, a recipe gives others
+        return digest([dataclasses.asdict(self.spec), self.source, weights, str(self.model.device), engine])
 
 
 def digest(content: Any) -> str:
