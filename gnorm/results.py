@@ -21,7 +21,7 @@ import torch
 from IPython.display import Image
 from matplotlib.figure import Figure
 
-from .pruning import METHODS, Trajectory
+from .pruning import METHODS, NEAR_TIE, Trajectory
 
 UNFINISHED = ".unfinished"  # ends the names of files that are being written
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads: where the paper's tables read the curves
@@ -360,6 +360,22 @@ def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
                 row |= {"published": published, "difference": row["area"] - published}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def closeness_table(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
+    """A row for every model: how close the choices between its heads were, see ``Trajectory.info``."""
+    return pd.DataFrame(
+        [
+            {
+                "model": model,
+                "steps": trajectory.info["steps"],
+                "smallest gap": trajectory.info["smallest_gap"],
+                f"near-ties (gap below {NEAR_TIE:g})": trajectory.info["near_ties"],
+                "ties": trajectory.info["ties"],
+            }
+            for model, trajectory in runs.items()
+        ]
+    )
 
 
 def verdict(table: pd.DataFrame) -> pd.DataFrame:

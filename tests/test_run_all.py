@@ -21,7 +21,7 @@ from gnorm import METHODS, results, tasks
 ROOT = Path(__file__).parents[1]
 TABLES = (
     *("pruning_results", "pruning_summary", "all_methods", "winners", "four_models", "greedyprune_all_models"),
-    *("gradient_test", "underflow_entropy", "underflow_products"),
+    *("closeness", "gradient_test", "underflow_entropy", "underflow_products"),
 )
 FIGURES = (
     *("pruning_results", "random_pruning", "final_solutions", "data_processing", "greedy_pruning", "ae_pruning"),
