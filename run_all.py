@@ -241,23 +241,20 @@ def stamp_of(profile: str, name: str) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256, 16 digits, of a file."""
+    """SHA-256, 16 digits, of a file; empty for JSON, whose seconds and commit differ where the results do not."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return "" if path.suffix == ".json" else hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def written_since(profile: str, moment: float) -> list[Path]:
-    """Files under the profile's results and figures that were written after ``moment``, in seconds since the epoch.
-
-    Not the JSON files: they name the commit and the seconds, which differ where the results do not.
-    """
+    """Files under the profile's results and figures that were written after ``moment``, in seconds since the epoch."""
     folders = (results.results_folder(profile), results.figures_folder(profile))
     return sorted(
         path
         for folder in folders
         for path in folder.rglob("*")
         if path.is_file()
-        and path.suffix not in {".json", results.UNFINISHED}
+        and path.suffix != results.UNFINISHED
         and results.run_folder(profile) not in path.parents
         and path.stat().st_mtime >= moment
     )

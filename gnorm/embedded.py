@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import dacite
 import datasets
 import pandas as pd
 import torch
@@ -346,7 +347,7 @@ class Recipe:
 
     @classmethod
     def read(cls, table: Mapping[str, Any]) -> "Recipe":
-        """The recipe in a plain dictionary; ValueError if a key is unknown, missing or at odds with another."""
+        """The recipe in a plain dictionary; ValueError if a key is unknown, missing, of another type or at odds with another."""
         fields = dataclasses.fields(cls)
         _refuse_unknown(table, [field.name for field in fields], "recipe key")
         for field in fields:
@@ -354,7 +355,10 @@ class Recipe:
                 raise ValueError(f"the recipe has no {field.name!r}; add it")
         if ("start" in table) == ("tokenizer" in table and "config" in table):
             raise ValueError("a recipe has either 'start' or both 'tokenizer' and 'config'; leave one of them out")
-        return cls(**table)
+        try:
+            return dacite.from_dict(cls, dict(table), dacite.Config(strict=True))
+        except dacite.DaciteError as error:
+            raise ValueError(f"the recipe cannot be read: {error}") from None
 
     def versions(self) -> dict[str, str]:
         """The versions of the packages that the checkpoint depends on; FileNotFoundError if one is missing."""

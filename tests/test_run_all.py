@@ -120,6 +120,21 @@ def test_missing_and_altered_files_are_made_again_with_the_same_bytes(smoke):
     assert (missing.read_bytes(), altered.read_bytes()) == before
 
 
+def test_a_stamp_counts_as_long_as_what_was_written_is_there_and_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
+    files = [results.write(tmp_path / name, "{}") for name in ("a.csv", "a.json")]
+    stamp = {"written": {path.name: run_all.digest_of(path) for path in files}}
+    results.write_json(results.run_folder("smoke") / "stamps" / "greedy_pruning.json", stamp)
+    assert run_all.stamp_of("smoke", "greedy_pruning") == stamp
+    files[1].write_text('{"commit": "another"}')
+    assert run_all.stamp_of("smoke", "greedy_pruning") == stamp
+    files[0].write_text("altered")
+    assert run_all.stamp_of("smoke", "greedy_pruning") == {}
+    files[0].write_text("{}")
+    files[1].unlink()
+    assert run_all.stamp_of("smoke", "greedy_pruning") == {}
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"written": ["a"]}', '{"written": {"gone.csv": "0"}}'])
 def test_a_damaged_stamp_counts_as_not_done(content, tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
