@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
+LOCK := --universal --generate-hashes --python-version 3.11 --no-header --quiet
 
-.PHONY: setup reproduce test bench lint readme
+.PHONY: setup reproduce test soak bench lint lock readme
 .DEFAULT_GOAL := setup
 
 setup: $(DONE)
@@ -29,6 +30,15 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: setup
+	$(BIN)/python -m pytest -m soak
+
+# What pip install --require-hashes takes: every package that requirements*.txt bring, with the hashes of its files.
+lock: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip compile requirements.txt $(LOCK) -o requirements.lock
+	$(BIN)/uv pip compile requirements-nodeps.txt --no-deps $(LOCK) -o requirements-nodeps.lock
 
 readme: setup
 	$(BIN)/python docs/readme.py

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ try:
     import papermill
     import torch
     from huggingface_hub import constants
+    from jupyter_client.kernelspec import NoSuchKernel
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -60,6 +62,12 @@ def refuse(message: str) -> NoReturn:
     """Wrong usage: say what and how to mend it, and stop before anything runs."""
     print(f"run_all.py: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def fail(message: str) -> NoReturn:
+    """Something went wrong on the way: say what, and stop. What is finished stays."""
+    print(message, file=sys.stderr)
+    sys.exit(1)
 
 
 class Terminal:
@@ -109,6 +117,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="name the notebooks and say which are done, and stop")
     parser.add_argument("--published", metavar="DIR", help="compare with the authors' result files in this folder")
     return parser.parse_args(arguments)
+
+
+def names_in(flag: str, text: str) -> list[str]:
+    """The names behind a flag, each once."""
+    names = text.split(",")
+    if "" in names:
+        refuse(f"{flag} {text!r} holds an empty name: give names with commas in between, and no spaces.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        refuse(f"{flag} names {twice[0]!r} twice; name it once.")
+    return names
 
 
 def choose_profile(asked: str, device: str) -> str:
@@ -177,9 +195,19 @@ def assets_of(known: tasks.Profile, models: list[str], chosen: list[str]) -> lis
     return known.assets(models) + (known.inspected if "data_processing" in chosen else [])
 
 
-def parameters_of(path: Path) -> set[str]:
-    """Names that the notebook's parameters cell assigns."""
-    return set(papermill.inspect_notebook(str(path)))
+def check_parameters(name: str, parameters: dict[str, Any]) -> None:
+    """Refuse parameters that the notebook's cell tagged `parameters` does not declare, or declares of another type.
+
+    papermill only warns of the one and writes whatever it is given; the values themselves are names that the profile
+    knows by the time this is called.
+    """
+    declared = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+    for parameter, value in parameters.items():
+        if parameter not in declared:
+            refuse(f"notebook {name} has no parameter {parameter!r}: name it in the cell tagged `parameters`.")
+        kind = declared[parameter]["inferred_type_name"].partition("[")[0]
+        if kind != type(value).__name__:
+            refuse(f"notebook {name} declares {parameter!r} as {kind}, it is given a {type(value).__name__}: mend one.")
 
 
 def fingerprint(name: str, parameters: dict[str, Any], device: str, others: list[Any]) -> str:
@@ -202,22 +230,33 @@ def fingerprint(name: str, parameters: dict[str, Any], device: str, others: list
 
 
 def stamp_of(profile: str, name: str) -> dict[str, Any]:
-    """What is known of the notebook's last finished run; empty where there was none or a file it wrote is gone."""
+    """What is known of the notebook's last finished run; empty where there was none, or where a file that it wrote is
+    gone or was altered since."""
     try:
         stamp = json.loads((results.run_folder(profile) / "stamps" / f"{name}.json").read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+        intact = all(digest_of(results.root() / path) == content for path, content in stamp["written"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return stamp if all((results.root() / path).exists() for path in stamp["written"]) else {}
+    return stamp if intact else {}
 
 
-def written_since(profile: str, moment: float) -> list[str]:
+def digest_of(path: Path) -> str:
+    """SHA-256, 16 digits, of a file; empty for JSON, whose seconds and commit differ where the results do not."""
+    with path.open("rb") as file:
+        return "" if path.suffix == ".json" else hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def written_since(profile: str, moment: float) -> list[Path]:
     """Files under the profile's results and figures that were written after ``moment``, in seconds since the epoch."""
     folders = (results.results_folder(profile), results.figures_folder(profile))
     return sorted(
-        path.relative_to(results.root()).as_posix()
+        path
         for folder in folders
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in {".jsonl", ".lock", ".log"} and path.stat().st_mtime >= moment
+        if path.is_file()
+        and path.suffix != results.UNFINISHED
+        and results.run_folder(profile) not in path.parents
+        and path.stat().st_mtime >= moment
     )
 
 
@@ -225,12 +264,13 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
     """Run one notebook and stamp it as done; the executed copy is kept. Ends the program with 1 where a cell fails."""
     profile = parameters["profile"]
     copy = results.run_folder(profile) / "executed" / f"{name}.ipynb"
+    unfinished = copy.with_name(f"{name}{results.UNFINISHED}.ipynb")  # papermill wants the suffix
     copy.parent.mkdir(parents=True, exist_ok=True)
-    terminal, began, clock = Terminal(label), time.time() - 1, time.perf_counter()
+    terminal, began, clock = Terminal(label), time.time() - 0.1, time.perf_counter()  # clocks of disks are coarse
     try:
         papermill.execute_notebook(
             ROOT / "notebooks" / f"{name}.ipynb",
-            copy,
+            unfinished,
             parameters,
             cwd=ROOT,
             progress_bar=False,
@@ -242,30 +282,33 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
         terminal.close()
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
-        print(
+        os.replace(unfinished, copy)
+        fail(
             f"{label} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
-            f"the executed copy, with the traceback, is {results.shown(copy)}",
-            file=sys.stderr,
+            f"the executed copy, with the traceback, is {results.shown(copy)}; finished steps are kept, and once the cause "
+            "is mended the same command goes on from them"
         )
-        sys.exit(1)
     except DeadKernelError:
         terminal.close()
-        print(
+        fail(
             f"{label} ended with its kernel killed, perhaps for want of memory; finished steps are kept and the same "
-            f"command goes on from them (the kernel's log is {results.shown(results.run_folder(profile) / 'kernel.log')})",
-            file=sys.stderr,
+            f"command goes on from them (the kernel's log is {results.shown(results.run_folder(profile) / 'kernel.log')})"
         )
-        sys.exit(1)
-    except (RuntimeError, OSError) as error:
+    except NoSuchKernel as error:
+        fail(f"{label} needs the Jupyter kernel {error.name!r}, which is not installed: run `make setup`.")
+    except RuntimeError as error:
         terminal.close()
-        print(f"{label} could not be run to its end: {str(error) or type(error).__name__}", file=sys.stderr)
-        sys.exit(1)
+        fail(f"{label} could not be run to its end: {str(error) or type(error).__name__}")
+    os.replace(unfinished, copy)
     terminal.close()
     stamp = {
         "fingerprint": wanted,
         "parameters": parameters,
         "seconds": round(time.perf_counter() - clock, 1),
-        "written": written_since(profile, began),
+        "written": {
+            path.relative_to(results.root()).as_posix(): digest_of(path)
+            for path in [*written_since(profile, began), copy]
+        },
     }
     results.write_json(results.run_folder(profile) / "stamps" / f"{name}.json", stamp)
     return stamp
@@ -274,16 +317,17 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
 def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
     device = asked.device or tasks.default_device()
-    if not {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]:
-        refuse(f"device {device} is not there; leave --device out to take what is.")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device):
+        refuse(f"device {device} is not there; leave --device and $GNORM_DEVICE out to take what is.")
     profile = choose_profile(asked.profile, device)
     try:
         known = tasks.read_profile(profile)
-        models = asked.models.split(",") if asked.models else list(known.models)
+        models = list(known.models) if asked.models is None else names_in("--models", asked.models)
         tasks.check_models(profile, models)
     except ValueError as error:
         refuse(str(error))
-    chosen = asked.only.split(",")
+    chosen = names_in("--only", asked.only)
     for name in chosen:
         if name not in NOTEBOOKS:
             refuse(f"notebook {name!r} is not known; choose from {', '.join(NOTEBOOKS)}.")
@@ -294,9 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(str(error))
     parameters = {"profile": profile, "models": models}
     for name in chosen:
-        unknown = sorted(parameters.keys() - parameters_of(ROOT / "notebooks" / f"{name}.ipynb"))
-        if unknown:
-            refuse(f"notebook {name} has no parameter {unknown[0]!r}: name it in the cell tagged `parameters`.")
+        check_parameters(name, parameters)
     chosen = [name for name in NOTEBOOKS if name in chosen]
     needed = assets_of(known, models, chosen)
     found = (
@@ -319,14 +361,19 @@ def main(arguments: list[str] | None = None) -> int:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
-    results.run_folder(profile).mkdir(parents=True, exist_ok=True)
     os.environ["GNORM_KERNEL_LOG"] = str(results.run_folder(profile) / "kernel.log")
     lock = filelock.FileLock(results.run_folder(profile) / "run.lock", timeout=0)
     try:
+        results.run_folder(profile).mkdir(parents=True, exist_ok=True)
         with lock:
             return run(profile, known.description, parameters, wanted, asked.fresh, device, [f.record() for f in found])
     except filelock.Timeout:
         refuse(f"another run is at work in {results.shown(results.results_folder(profile))}; wait for it or stop it.")
+    except OSError as error:
+        fail(
+            f"run_all.py: a file in {results.root()} could not be read or written ({error}); what is finished is kept: "
+            "make room or grant access, and the same command goes on, or name another folder in $GNORM_OUTPUT."
+        )
 
 
 def run(
@@ -339,6 +386,8 @@ def run(
     assets: list[dict[str, Any]],
 ) -> int:
     folder = results.run_folder(profile)
+    for path in results.results_folder(profile).rglob(f"*{results.UNFINISHED}*"):
+        path.unlink()  # of a run that was killed while it wrote
     if fresh:
         for path in [*folder.glob("journals/*/*.jsonl"), *(folder / "stamps" / f"{name}.json" for name in wanted)]:
             path.unlink(missing_ok=True)

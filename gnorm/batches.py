@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .packing import Packing, Row, packed, packing_of
+from .packing import Packing, Row, logits_of, packed, packing_of
 
 Batch = Mapping[str, Tensor]
 
@@ -84,20 +84,23 @@ def prepare(
     max_tokens: the most tokens, padding counted, that one micro-batch holds (a single longer text goes alone); it
     bounds the memory of a forward and backward pass. Default by device.
 
-    Raises ``ValueError`` for no batches, an empty batch, tensors of unequal first dimension, or a text whose
-    attention mask is all zero.
+    Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
+    unequal first dimension, a text with nothing but padding, token ids outside the vocabulary, a text longer than the
+    model takes, labels that are not a class index each, batches that do not go together, a model whose weights are not
+    there or on several devices, or one that gives no logits (text, class).
     """
     if isinstance(batches, Prepared):
         return batches
-    checked = [_checked(batch, i) for i, batch in enumerate(batches)]
+    device, limits = _device_of(model), _limits_of(model)
+    checked = [_checked(batch, i, **limits) for i, batch in enumerate(batches)]
     if not checked:
         raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
     sizes = [_size(batch) for batch in checked]
     texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
     lengths, parameter = _lengths(texts), next(model.parameters())
-    packing = _packing_of(model, texts, lengths, parameter.device)
-    overhead = (OVERHEAD_TOKENS if packing is None else PACKED_OVERHEAD_TOKENS)[parameter.device.type]
-    most = max_tokens or (MAX_TOKENS if packing is None else PACKED_MAX_TOKENS)[parameter.device.type]
+    packing = _packing_of(model, texts, lengths, device)
+    overhead = (OVERHEAD_TOKENS if packing is None else PACKED_OVERHEAD_TOKENS)[device.type]
+    most = max_tokens or (MAX_TOKENS if packing is None else PACKED_MAX_TOKENS)[device.type]
     cuts = [
         (batch, rows)
         for batch, of_batch in enumerate(torch.arange(sum(sizes)).split(sum(sizes) if together else sizes))
@@ -163,27 +166,89 @@ def _size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def _checked(batch: Batch, i: int) -> Batch:
+def _device_of(model: nn.Module) -> torch.device:
+    devices = sorted({parameter.device for parameter in model.parameters()}, key=str)
+    if len(devices) > 1:
+        raise ValueError(
+            f"the model lies on {' and '.join(map(str, devices))}: bring it to one device with model.to()."
+        )
+    if devices[0].type == "meta":
+        raise ValueError("the model is on the meta device, which holds no weights: load them first.")
+    return devices[0]
+
+
+def _limits_of(model: Any) -> dict[str, Any]:
+    """The size of the vocabulary and how many positions there are for a text's tokens; None where the model has no
+    table of them. Tables with a padding row (RoBERTa's) start counting behind it."""
+    words = getattr(model, "get_input_embeddings", lambda: None)()
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding)
+    ]
+    room = [t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables]
+    return {"vocabulary": getattr(words, "num_embeddings", None), "room": min(room, default=None)}
+
+
+def _checked(batch: Batch, i: int, vocabulary: int | None, room: int | None) -> Batch:
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"batch {i} is of type {type(batch).__name__}: give a sequence of mappings of tensors.")
+    for name, tensor in batch.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name} of batch {i} is of type {type(tensor).__name__}, not a tensor: leave it out, or have the "
+                'tokenizer return_tensors="pt".'
+            )
+        if not tensor.dim():
+            raise ValueError(f"{name} of batch {i} is a single number: its first dimension must be the texts.")
     sizes = {name: len(tensor) for name, tensor in batch.items()}
     if not sizes or not min(sizes.values()):
         raise ValueError(f"batch {i} is empty: give every batch at least one text.")
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the tensors of batch {i} disagree on how many texts there are: {sizes}.")
-    if "attention_mask" in batch:
-        blank = (batch["attention_mask"] == 0).all(1).nonzero()
-        if len(blank):
-            raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
+    labels, ids, mask = (batch.get(name) for name in ("labels", "input_ids", "attention_mask"))
+    if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
+        raise ValueError(
+            f"the labels of batch {i} are {labels.dtype} of shape {tuple(labels.shape)}: give the index of a class for "
+            "each text."
+        )
+    if mask is not None and mask.dim() != 2:
+        raise ValueError(f"the attention mask of batch {i} has shape {tuple(mask.shape)}, it must be (text, token).")
+    if mask is not None and ids is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"batch {i}: attention mask {tuple(mask.shape)} and token ids {tuple(ids.shape)} do not match."
+        )
+    if mask is not None and len(blank := (mask == 0).all(1).nonzero()):
+        raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
+    if ids is not None and not ids.numel():
+        raise ValueError(f"the texts of batch {i} have no token: a tokenizer's special tokens are enough.")
+    if ids is not None and vocabulary is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        raise ValueError(
+            f"batch {i} has token ids from {int(ids.min())} to {int(ids.max())}, the model knows 0 to {vocabulary - 1}: "
+            "use the tokenizer that belongs to it."
+        )
+    longest = int(mask.ne(0).any(0).nonzero().max()) + 1 if mask is not None else 0 if ids is None else ids.shape[1]
+    if room is not None and longest > room:
+        raise ValueError(
+            f"the longest text of batch {i} has {longest} tokens, the model takes {room}: have the tokenizer truncate "
+            f"to max_length={room}."
+        )
     return batch
 
 
 def _joined(batches: Sequence[Batch], pad_token: int) -> dict[str, Tensor]:
     """All batches as one, padded to the longest."""
     joined = {}
+    for i, batch in enumerate(batches):
+        if batch.keys() != batches[0].keys():
+            raise ValueError(f"batch {i} holds {', '.join(batch)}, batch 0 {', '.join(batches[0])}: give all the same.")
     for name in batches[0]:
         tensors = [batch[name] for batch in batches]
         if "attention_mask" in batches[0] and tensors[0].dim() == 2:
             width, value = max(t.shape[1] for t in tensors), pad_token if name == "input_ids" else 0
             tensors = [pad(t, (0, width - t.shape[1]), value=value) for t in tensors]
+        if len({t.shape[1:] for t in tensors}) > 1:
+            raise ValueError(f"{name} differs in shape from batch to batch: give an attention_mask with every batch.")
         joined[name] = torch.cat(tensors)
     return joined
 
@@ -240,7 +305,7 @@ Forward = Callable[[MicroBatch], Tensor]
 def forwarding(model: nn.Module, prepared: Prepared) -> Iterator[Forward]:
     """A function that gives the logits (text, class) of a micro-batch of ``prepared``."""
     if prepared.packing is None:
-        yield lambda micro: model(**micro.inputs).logits
+        yield lambda micro: logits_of(model, micro.inputs)
         return
     with packed(model, prepared.packing) as forward:
         yield lambda micro: forward(micro.inputs, cast(Row, micro.row))

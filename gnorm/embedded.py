@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import dacite
 import datasets
 import pandas as pd
 import torch
@@ -346,7 +347,7 @@ class Recipe:
 
     @classmethod
     def read(cls, table: Mapping[str, Any]) -> "Recipe":
-        """The recipe in a plain dictionary; ValueError if a key is unknown, missing or at odds with another."""
+        """The recipe in a plain dictionary; ValueError if a key is unknown, missing, of another type or at odds with another."""
         fields = dataclasses.fields(cls)
         _refuse_unknown(table, [field.name for field in fields], "recipe key")
         for field in fields:
@@ -354,7 +355,10 @@ class Recipe:
                 raise ValueError(f"the recipe has no {field.name!r}; add it")
         if ("start" in table) == ("tokenizer" in table and "config" in table):
             raise ValueError("a recipe has either 'start' or both 'tokenizer' and 'config'; leave one of them out")
-        return cls(**table)
+        try:
+            return dacite.from_dict(cls, dict(table), dacite.Config(strict=True))
+        except dacite.DaciteError as error:
+            raise ValueError(f"the recipe cannot be read: {error}") from None
 
     def versions(self) -> dict[str, str]:
         """The versions of the packages that the checkpoint depends on; FileNotFoundError if one is missing."""
@@ -378,7 +382,8 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
     versions, recipe.
     A folder is there whole or not at all, and two processes do not train the same one.
 
-    Raises ValueError for a recipe that cannot be read and FileNotFoundError for a package not installed.
+    Raises ValueError for a recipe that cannot be read, FileNotFoundError for a package not installed, and OSError
+    where the folder cannot be written.
     """
     plan = Recipe.read(recipe)
     identity = {
@@ -389,7 +394,14 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     root = Path(os.environ.get("GNORM_CACHE") or Path.home() / ".cache" / "gnorm")
     folder, unfinished = root / f"{name}-{digest}", root / f"{name}-{digest}.unfinished"
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: trained models cannot be kept, name another folder in $GNORM_CACHE",
+            str(root),
+        ) from None
     with FileLock(root / f"{name}-{digest}.lock"):
         if not folder.exists():
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
@@ -495,7 +507,9 @@ def _start(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     auto = transformers.AutoModelForSequenceClassification
     if recipe.start:
         folder = package_path(recipe.start)
-        return auto.from_pretrained(folder, **names), transformers.AutoTokenizer.from_pretrained(folder)
+        return auto.from_pretrained(folder, use_safetensors=True, **names), transformers.AutoTokenizer.from_pretrained(
+            folder
+        )
     options = dict(recipe.tokenizer or {}) | {"model_max_length": recipe.max_length}
     tokenizer_class, vocab_size = getattr(transformers, options.pop("class")), options.pop("vocab_size")
     texts = [text for column in ("text", "text_pair") if column in train.features for text in train[column]]

@@ -78,9 +78,12 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
 
     Raises ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where the row's names lead
-    nowhere in this model, or where the model has decoder layers (causal or cross attention).
+    nowhere in this model, or where the model has decoder layers (causal or cross attention); ``TypeError`` for what is
+    no model of transformers.
     """
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "model_type"):
+        raise TypeError(f"{type(model).__name__} is no model of transformers: it has no config with a model_type.")
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"attention heads of model_type {config.model_type!r} are not known (known: {', '.join(FAMILIES)}); "
@@ -140,9 +143,13 @@ def head_mask_of(model: nn.Module) -> Tensor:
 def checked_mask(mask: Tensor | Sequence[Sequence[int]], blocks: Sequence[AttentionBlock]) -> Tensor:
     """``mask`` as a (layer, head) bool tensor on the CPU; 1 keeps a head, 0 takes it out.
 
-    Raises ``ValueError`` where the shape is not (blocks, heads of a block) or a value is neither 0 nor 1.
+    Raises ``ValueError`` for what is no table, for a shape other than (blocks, heads of a block), and for values other
+    than 0 and 1.
     """
-    mask = torch.as_tensor(mask).detach().cpu()
+    try:
+        mask = torch.as_tensor(mask).detach().cpu()
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the head mask is no (layer, head) table of numbers: {error}.") from None
     shape = (len(blocks), blocks[0].num_heads)
     if tuple(mask.shape) != shape:
         raise ValueError(f"the head mask has shape {tuple(mask.shape)}, this model needs (layer, head) = {shape}.")

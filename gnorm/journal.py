@@ -7,55 +7,77 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 FORMAT = 1
+LOCK_SECONDS = 10.0  # the kernel of a run that was killed takes a second or two to notice
 log = logging.getLogger(__name__)
 
 
 class Journal:
     """Lines of JSON in ``path``: a header that says which run this is, then one line for every finished step.
 
-    Each line ends with a check chained over all lines before it, so an edited, lost or reordered line is noticed. A
-    last line that was cut off while it was written is dropped, and the run goes on from the line before.
+    A context manager. Entering it takes the lock, a file ``<path>.lock`` that is there while the run lasts and that a
+    dead process does not hold, and reads ``steps``, the steps that an earlier run finished. The header is written with
+    the first step, so a run that finishes none leaves nothing behind.
 
-    Raises ``ValueError`` where the file is of another run, of a later format, or was altered. ``path`` None keeps
-    nothing.
+    Each line ends with a check chained over all lines before it, and counts only if it is byte for byte what was
+    written, so an edited, lost or reordered line is noticed. A last line that was cut off while it was written is
+    dropped, and the run goes on from the line before.
+
+    Entering raises ``ValueError`` where the file is of another run, of a later format, or was altered; ``RuntimeError``
+    where another run still writes it after ``LOCK_SECONDS``; ``OSError`` where it cannot be read or its lock not be
+    made. ``path`` None keeps nothing.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> None:
         self.path = None if path is None else Path(path)
         self.steps: list[dict[str, Any]] = []
+        self._header = {"journal": FORMAT, **header}
         self._check = ""
+        self._lock = FileLock(f"{path}.lock", timeout=LOCK_SECONDS)
+
+    def __enter__(self) -> Self:
         if self.path is None:
-            return
-        header = {"journal": FORMAT, **header}
-        lines = self._read()
-        if lines:
-            self._compare(lines[0], json.loads(json.dumps(header)))
-            self.steps = lines[1:]
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(header)
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RuntimeError(
+                f"another run is writing {self.path}: wait for it, stop it, or name another journal."
+            ) from None
+        try:
+            if lines := self._read():
+                self._compare(lines[0], json.loads(json.dumps(self._header)))
+                self.steps = lines[1:]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock.is_locked:
+            with suppress(OSError):  # while it is held: whoever waits for it then makes another
+                os.unlink(self._lock.lock_file)
+            self._lock.release()
 
     def _read(self) -> list[dict[str, Any]]:
         assert self.path is not None
         raw = self.path.read_bytes() if self.path.exists() else b""
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            log.warning("%s ends in a line that was cut off; the run goes on from the line before.", self.path)
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        lines = []
-        for number, text in enumerate(whole.decode("utf-8", "replace").splitlines(), start=1):
+        lines: list[dict[str, Any]] = []
+        *whole, torn = raw.split(b"\n")
+        for number, text in enumerate(whole, start=1):
             try:
                 line = json.loads(text)
                 check = line.pop("check")
-            except (ValueError, AttributeError, KeyError):
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
                 raise ValueError(f"line {number} of {self.path} is not a journal line: delete the file.") from None
             if number == 1 and line.get("journal") != FORMAT:
                 raise ValueError(
@@ -63,9 +85,12 @@ class Journal:
                     "update gnorm, or delete the file."
                 )
             self._check = _chained(self._check, line)
-            if check != self._check:
+            if check != self._check or text != _encoded(line, check):
                 raise ValueError(f"line {number} of {self.path} was altered after it was written: delete the file.")
             lines.append(line)
+        if torn:
+            log.warning("%s ends in a line that was cut off; the run goes on from the line before.", self.path)
+            os.truncate(self.path, len(raw) - len(torn))
         return lines
 
     def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -76,17 +101,31 @@ class Journal:
             )
 
     def append(self, step: Mapping[str, Any]) -> None:
-        """Write one finished step and return when it is on the disk."""
-        if self.path is not None:
-            self._write(step)
+        """Write one finished step and return when it is on the disk.
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        assert self.path is not None
-        self._check = _chained(self._check, line)
-        with self.path.open("ab") as file:
-            file.write(json.dumps({**line, "check": self._check}).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        Raises ``OSError`` where that fails; the file then ends with the step before.
+        """
+        if self.path is None:
+            return
+        content = b""
+        for line in [step] if self._check else [self._header, step]:
+            self._check = _chained(self._check, line)
+            content += _encoded(line, self._check) + b"\n"
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(size)
+                raise OSError(
+                    error.errno, f"{error.strerror}; mend that, and the same call goes on from here", str(self.path)
+                ) from None
+
+
+def _encoded(line: Mapping[str, Any], check: str) -> bytes:
+    return json.dumps({**line, "check": check}).encode()
 
 
 def _chained(before: str, line: Mapping[str, Any]) -> str:

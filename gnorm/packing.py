@@ -9,7 +9,7 @@ Neither changes a result beyond the rounding of a sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -101,6 +101,15 @@ def _attention_in_rectangles(
     return torch.cat(contexts, 1), None
 
 
+def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(text, class); ``ValueError`` for a model that gives no such thing."""
+    logits = getattr(model(**inputs), "logits", None)
+    if logits is None or logits.dim() != 2:
+        given = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
+        raise ValueError(f"{type(model).__name__} gives {given}, not (text, class): load it as a sequence classifier.")
+    return logits
+
+
 @contextmanager
 def evaluating(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[None]:
     """Eval mode, and gradients recorded for ``weights`` alone; mode and requires_grad are put back on leaving."""
@@ -176,7 +185,7 @@ def packed(model: nn.Module, packing: Packing) -> Iterator[Callable[[dict[str, T
         nonlocal calls, everything
         calls, token = 0, _ROW.set(row)
         try:
-            return model(**inputs).logits
+            return logits_of(model, inputs)
         finally:
             everything = torch.empty(0)
             _ROW.reset(token)
@@ -211,7 +220,7 @@ def packing_of(model: Any, inputs: dict[str, Tensor]) -> Packing | None:
     with evaluating(model), ExitStack() as hooks:
         for layer in layers_of(model):
             hooks.callback(layer.register_forward_hook(lambda layer, *_: calls.append(layer)).remove)
-        logits, passes = model(**inputs).logits, len(calls)
+        logits, passes = logits_of(model, inputs), len(calls)
         for layer in layers_of(model):
             hooks.callback(layer.register_forward_hook(poison).remove)
         first_token = torch.equal(model(**inputs).logits, logits)

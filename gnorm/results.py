@@ -21,8 +21,9 @@ import torch
 from IPython.display import Image
 from matplotlib.figure import Figure
 
-from .pruning import METHODS, Trajectory
+from .pruning import METHODS, NEAR_TIE, Trajectory
 
+UNFINISHED = ".unfinished"  # ends the names of files that are being written
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads: where the paper's tables read the curves
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "pandas", "papermill", "matplotlib")
 
@@ -56,36 +57,68 @@ def shown(path: Path) -> str:
 
 
 def write(path: Path, content: bytes | str) -> Path:
-    """Write a file under a temporary name in its folder and rename it, so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file under a temporary name in its folder and rename it, so that it is there whole or not at all.
+
+    Raises ``OSError`` where that fails; a file that was there before is then what it was.
+    """
+    return write_together({path: content})
+
+
+def write_together(files: Mapping[Path, bytes | str]) -> Path:
+    """Write files that belong together: all under temporary names first, then renamed. Returns the last path.
+
+    An older file of the last name goes before the first is renamed: where there is one, the others are its own.
+    Raises ``OSError`` as ``write`` does.
+    """
+    unfinished: dict[Path, str] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, unfinished[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(unfinished[path], 0o644)
+        if len(files) > 1:
+            path.unlink(missing_ok=True)
+        for path in files:
+            os.replace(unfinished[path], path)
+            del unfinished[path]
+    except BaseException as error:
+        for temporary in unfinished.values():
+            os.unlink(temporary)
+        if isinstance(error, OSError):  # by the name that is meant, not the temporary one
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     return path
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    return write(path, json.dumps(content, indent=2, default=str) + "\n")
+    return write(path, _json(content))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, default=str) + "\n"
 
 
 def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:
     """``<method>.csv`` with the table as it is, ``.json`` on how it came about, ``.npz`` with what was classified
-    correctly, all in experiments_results/<profile>/<model>. Returns the path of the CSV."""
+    correctly, all in experiments_results/<profile>/<model>. Returns the path of the CSV.
+
+    Raises ``OSError`` where a file cannot be written.
+    """
     path = results_folder(profile) / model / f"{method}.csv"
     arrays = io.BytesIO()
     bits = np.packbits(trajectory.correct, axis=1)
     np.savez_compressed(arrays, correct=bits, texts=trajectory.correct.shape[1], start=trajectory.start.numpy())
-    write(path.with_suffix(".npz"), arrays.getvalue())
-    write_json(path.with_suffix(".json"), trajectory.info)
-    return write(path, trajectory.table.to_csv(index=False))
+    return write_together(
+        {
+            path.with_suffix(".npz"): arrays.getvalue(),
+            path.with_suffix(".json"): _json(trajectory.info | {"profile": profile, "model": model}),
+            path: trajectory.table.to_csv(index=False),
+        }
+    )
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> pd.DataFrame:
@@ -138,7 +171,7 @@ def save_figure(figure: Figure, profile: str, name: str) -> Image:
 def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
     """A trajectory that ``save_trajectory`` wrote.
 
-    Raises ``FileNotFoundError`` where it is not there, ``ValueError`` where a file of it is damaged.
+    Raises ``FileNotFoundError`` where it is not there, ``ValueError`` where a file of it is damaged or of another run.
     """
     path = results_folder(profile) / model / f"{method}.csv"
     if not path.exists():
@@ -151,10 +184,16 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
         with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as arrays:
             correct = np.unpackbits(arrays["correct"], axis=1, count=int(arrays["texts"])).astype(bool)
             start = torch.from_numpy(arrays["start"])
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        of = {name: info[name] for name in ("profile", "model", "method")}
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{shown(path)} or the files beside it are damaged ({error}): delete them and run again."
         ) from None
+    if of != {"profile": profile, "model": model, "method": method}:
+        raise ValueError(
+            f"{shown(path)} holds the results of {of['method']} on {of['model']} of profile {of['profile']}: results "
+            "do not move between folders; delete them and run again."
+        )
     if len(table) != len(correct) or not np.allclose(correct.mean(1), table.accuracy):
         raise ValueError(f"{shown(path)} does not match the files beside it: delete them and run again.")
     return Trajectory(table, correct, start, info)
@@ -321,6 +360,22 @@ def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
                 row |= {"published": published, "difference": row["area"] - published}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def closeness_table(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
+    """A row for every model: how close the choices between its heads were, see ``Trajectory.info``."""
+    return pd.DataFrame(
+        [
+            {
+                "model": model,
+                "steps": trajectory.info["steps"],
+                "smallest gap": trajectory.info["smallest_gap"],
+                f"near-ties (gap below {NEAR_TIE:g})": trajectory.info["near_ties"],
+                "ties": trajectory.info["ties"],
+            }
+            for model, trajectory in runs.items()
+        ]
+    )
 
 
 def verdict(table: pd.DataFrame) -> pd.DataFrame:

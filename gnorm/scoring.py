@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from .batches import Batch, Forward, MicroBatch, Part, Prepared, forwarding, prepare
 from .heads import AttentionBlock, attention_blocks, head_mask_of
 from .norms import log_norm
-from .packing import attention_implementation, evaluating
+from .packing import attention_implementation, evaluating, logits_of
 
 # ------------------------------------------------------------------------------------------ accuracy
 
@@ -26,18 +26,21 @@ class Tally:
         self.correct = torch.zeros(num_texts, dtype=torch.bool)
         self.complete = False  # whether every text has been seen
         self._texts_seen = 0
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(self, logits: Tensor, micro: MicroBatch) -> None:
         if micro.labels is None:
             raise ValueError(f"text {int(micro.index[0])} has no label: accuracy needs `labels` in every batch.")
-        self._seen.append((micro.index, logits.detach().argmax(-1) == micro.labels))  # stays on the device
+        z = logits.detach()
+        self._seen.append((micro.index, z.argmax(-1) == micro.labels, z.isfinite().all(-1)))  # stays on the device
         self._texts_seen += len(micro.index)
         self.complete = self._texts_seen == len(self.correct)
 
     def result(self) -> Tensor:
-        """(text,) bool, in the order in which the batches were given."""
-        for index, hits in self._seen:
+        """(text,) bool, in the order in which the batches were given; ``ValueError`` for logits that are not finite."""
+        for index, hits, finite in self._seen:
+            if not bool(finite.all()):
+                raise ValueError(_not_finite(f"text {int(index[~finite.cpu()].min())}"))
             self.correct[index] = hits.cpu()
         self._seen.clear()
         return self.correct
@@ -46,7 +49,7 @@ class Tally:
 def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """(text,) bool: which texts the model classifies as their ``labels`` say.
 
-    Raises ``ValueError`` where a batch has no labels or as ``prepare`` does.
+    Raises ``ValueError`` where a batch has no labels or logits are not finite, and as ``prepare`` does.
     """
     prepared = prepare(batches, model, together=True)
     tally = Tally(prepared.num_texts)
@@ -56,8 +59,15 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tens
     return tally.result()
 
 
+def _not_finite(of: str) -> str:
+    return f"the logits of {of} are not finite: look for NaN or infinity in the weights, or use float32."
+
+
 def accuracy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> float:
-    """Fraction of texts classified as their ``labels`` say; divided by the number of texts that were counted."""
+    """Fraction of texts classified as their ``labels`` say; divided by the number of texts that were counted.
+
+    Raises ``ValueError`` as ``correct_texts`` does.
+    """
     return correct_texts(model, batches).double().mean().item()
 
 
@@ -112,7 +122,7 @@ def gnorm_scores(
         for b, (gradients, logits) in enumerate(_gradients(forward, model, prepared, on_logits)):
             log_z = log_norm(logits.reshape(1, -1))
             if not bool(log_z < torch.inf):
-                raise ValueError(f"the logits of batch {b} are not finite: look for NaN or infinity in the weights.")
+                raise ValueError(_not_finite(f"batch {b}"))
             if bool(log_z > -torch.inf):
                 norms = torch.cat([log_norm(g.view(n, -1)) for g, n in zip(gradients, heads, strict=True)])
                 sums = torch.logaddexp(sums.to(norms.device), norms - log_z)
@@ -245,7 +255,8 @@ def attention_entropy(
     axes; passes through a shared block are summed. ``form`` and ``eps`` name the variants in ``ENTROPY_FORMS``.
     Holds the attention weights of one layer and one micro-batch at a time.
 
-    Raises ``ValueError`` for an unknown form, or where the attention modules do not return their weights.
+    Raises ``ValueError`` for an unknown form, where the attention modules do not return their weights, where logits are
+    not finite, and as ``prepare`` and ``attention_blocks`` do. In the plain form a score may be NaN.
     """
     if form not in ENTROPY_FORMS:
         raise ValueError(f"entropy form {form!r} is not known; choose one of {', '.join(ENTROPY_FORMS)}.")
@@ -278,6 +289,8 @@ def activation_energy(
 
     E(h) = mean over texts of mean over tokens of ||c_h||^2, where c_h (head_dim,) is what head h hands to the output
     projection; padding left out, passes through a shared block summed.
+
+    Raises ``ValueError`` where logits are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
     head_dim = attention_blocks(model)[0].head_dim
 
@@ -318,6 +331,7 @@ def _mean_over_texts(
     prepared = prepare(batches, model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
     mask: Tensor | None = None
+    finite: list[Tensor] = []  # a flag for each micro-batch, on the device
 
     def see(tensor: Tensor, layer: int) -> None:
         per_token = values(tensor, mask).double()  # (text, head, token)
@@ -332,9 +346,12 @@ def _mean_over_texts(
         for micro in (rectangle for row in prepared for rectangle in row.rectangles()):
             mask = micro.inputs.get("attention_mask")
             mask = None if mask is None else mask.bool()
-            logits = model(**micro.inputs).logits
+            logits = logits_of(model, micro.inputs)
+            finite.append(logits.isfinite().all())
             if on_logits is not None:
                 on_logits(logits, micro)
+    if not bool(torch.stack(finite).all()):
+        raise ValueError(_not_finite("a text"))
     scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
     for row, block, total in zip(scores, blocks, sums, strict=True):
         row[list(block.kept)] = total / prepared.num_texts

@@ -18,11 +18,13 @@ from typing import Any, Literal
 import dacite
 import datasets
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from . import embedded, hub
 from .heads import head_mask_of
+from .journal import hash_of_model
 from .scoring import accuracy, gnorm_scores
 
 PROFILES = Path(__file__).with_name("profiles")
@@ -46,6 +48,9 @@ class Sizes:
     batch: int = 32
     overlong: Literal["cut", "leave out"] = "cut"
 
+    def __post_init__(self) -> None:
+        _at_least_one(texts=1 if self.texts == "all" else self.texts, batch=self.batch)
+
 
 @dataclass(frozen=True)
 class RandomSizes:
@@ -53,6 +58,15 @@ class RandomSizes:
 
     trials: int
     heads_per_step: int
+
+    def __post_init__(self) -> None:
+        _at_least_one(trials=self.trials, heads_per_step=self.heads_per_step)
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} = {number}, it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ def read_profile(name: str) -> Profile:
     """The profile called ``name``.
 
     Raises ``ValueError`` where there is none of that name, or where the file is not TOML, has unknown or missing keys
-    or values of the wrong type.
+    or values of the wrong type or out of range.
     """
     if name not in profile_names():
         raise ValueError(f"profile {name!r} is not known; choose one of {', '.join(profile_names())}.")
@@ -168,7 +182,7 @@ def read_profile(name: str) -> Profile:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
         return dacite.from_dict(Profile, {**table, "name": name}, dacite.Config(strict=True))
-    except (ValueError, dacite.DaciteError) as error:
+    except (ValueError, dacite.DaciteError) as error:  # what is not TOML or not UTF-8 is a ValueError
         raise ValueError(f"{path.name} cannot be read: {error}.") from None
 
 
@@ -203,6 +217,8 @@ class Task:
 
     def _tokenised(self, name: str) -> list[dict[str, Tensor]]:
         sizes: Sizes = getattr(self.spec, name)
+        if sizes.split not in self.splits:
+            raise ValueError(f"{self.name}: there is no split {sizes.split!r}; there are {', '.join(self.splits)}.")
         split = self.splits[sizes.split]
         if name == "evaluation":  # texts that no class of the model fits are scored, not evaluated
             split = split.select([i for i, label in enumerate(split["label"]) if label != hub.NO_CLASS])
@@ -237,11 +253,10 @@ class Task:
 
     @cached_property
     def hash(self) -> str:
-        """What finished runs of this task depend on, beside the method: its sizes, its weights' recipe, the engine."""
+        """What finished runs of this task depend on, beside the method: its sizes, its weights, the engine."""
         engine = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ENGINE]
-        return digest(
-            [dataclasses.asdict(self.spec), self.source, str(self.model.device), str(self.model.dtype), engine]
-        )
+        weights = hash_of_model(self.model)  # trained again on another machine, a recipe gives others
+        return digest([dataclasses.asdict(self.spec), self.source, weights, str(self.model.device), engine])
 
 
 def digest(content: Any) -> str:
@@ -256,8 +271,8 @@ def load(profile: str, model: str, device: str | None = None, progress: bool = T
     device: where the model goes; the accelerator if there is one, else the CPU, if None.
 
     Raises ``ValueError`` for an unknown profile or model, ``hub.AssetError`` where something of the hub is missing or
-    not what the profile says, and ``RuntimeError`` where the model is less accurate on its evaluation texts than the
-    profile demands.
+    not what the profile says, ``RuntimeError`` where the model is less accurate on its evaluation texts than the
+    profile demands or was damaged since it was trained, and ``OSError`` where trained models cannot be kept.
     """
     spec = _spec(profile, model)
     classifier, tokenizer, splits, source = _from_hub(spec) if spec.checkpoint else _made(profile, model, progress)
@@ -286,10 +301,24 @@ def _made(profile: str, model: str, progress: bool) -> Origin:
     """What the packages bring, trained by the profile's recipe."""
     spec = _spec(profile, model)
     folder = embedded.checkpoint(f"{profile}-{model}", spec.recipe, progress=progress)
-    with embedded.quiet_library():
-        classifier = AutoModelForSequenceClassification.from_pretrained(folder)
-    source = _stable(json.loads((folder / "training.json").read_text("utf-8")))
-    return classifier, AutoTokenizer.from_pretrained(folder), embedded.load_splits(folder), source
+    try:
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "training.json"):
+            if not (folder / name).is_file():  # for want of one the library would make up an empty tokenizer
+                raise FileNotFoundError(f"it has no {name}")
+        with embedded.quiet_library():
+            classifier, found = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True
+            )
+        if found["missing_keys"]:
+            raise ValueError(f"it has no weights for {', '.join(sorted(found['missing_keys'])[:3])}")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        source = _stable(json.loads((folder / "training.json").read_text("utf-8")))
+        return classifier, tokenizer, embedded.load_splits(folder), source
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise RuntimeError(
+            f"the trained model in {folder} is damaged ({str(error).rstrip('.')}): delete the folder, and it is trained "
+            "anew."
+        ) from error
 
 
 def _from_hub(spec: ModelSpec) -> Origin:

