@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -263,7 +264,7 @@ def attention_entropy(
 
         return block.module.register_forward_hook(hook)
 
-    with attention_implementation(model, "eager"):
+    with attention_implementation(model, "eager"), _asked_for_attentions(model):
         return _mean_over_texts(model, batches, tap, entropy, on_logits)
 
 
@@ -339,3 +340,22 @@ def _mean_over_texts(
     for row, block, total in zip(scores, blocks, sums, strict=True):
         row[list(block.kept)] = total / prepared.num_texts
     return scores
+
+
+@contextmanager
+def _asked_for_attentions(model: nn.Module) -> Iterator[None]:
+    """Attention modules that hand out their weights only when they are asked to are asked to."""
+    with ExitStack() as hooks:
+        for block in attention_blocks(model):
+            signature = inspect.signature(block.module.forward)
+            if "output_attentions" in signature.parameters:
+
+                def ask(
+                    _: nn.Module, args: Any, kwargs: Any, signature: inspect.Signature = signature
+                ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                    call = signature.bind(*args, **kwargs)
+                    call.arguments["output_attentions"] = True
+                    return call.args, call.kwargs
+
+                hooks.callback(block.module.register_forward_pre_hook(ask, with_kwargs=True).remove)
+        yield
