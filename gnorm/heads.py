@@ -159,10 +159,10 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
         for owner, row in zip(owners, kept, strict=True)
     ]
     for layer, block in enumerate(blocks):
-        found, needed = block.query.out_features, len(block.kept) * block.head_dim
-        if {found, block.key.out_features, block.value.out_features, block.output.in_features} != {needed}:
+        rows, needed = block.query.out_features, len(block.kept) * block.head_dim
+        if {rows, block.key.out_features, block.value.out_features, block.output.in_features} != {needed}:
             raise ValueError(
-                f"layer {layer} has {found} query rows, its {len(block.kept)} heads of {block.head_dim} need {needed}: "
+                f"layer {layer} has {rows} query rows, its {len(block.kept)} heads of {block.head_dim} need {needed}: "
                 "the weights contradict config.head_mask, or the model shares keys and values between heads."
             )
     return blocks

@@ -235,3 +235,24 @@ def rank_correlations(table: pd.DataFrame, profile: str, says: str) -> Figure:
     axis.legend(loc="lower left", frameon=False)
     figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
     return figure
+
+
+def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure:
+    """Shares of operations and of time saved, a panel a model, a pair of bars for every batch size and length.
+
+    Frames as ``gnorm.cost`` returns them.
+    """
+    figure, axes = _grid(len(tables), height=2.8)
+    for axis, (model, table) in zip(axes, tables.items(), strict=True):
+        at = np.arange(len(table))
+        axis.bar(at - 0.2, table["flops saved"], width=0.38, color="#BBBBBB", label="operations saved")
+        axis.bar(at + 0.2, table["time saved"], width=0.38, color="#0072B2", label="time saved")
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_xticks(at, [f"{row.batch} x {row.length}" for row in table.itertuples()])
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set(xlabel="batch x length", ylabel="share of the intact model")
+        axis.set_title(model, fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
+    return figure

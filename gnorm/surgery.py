@@ -152,7 +152,7 @@ def load_pruned(folder: str | os.PathLike[str], **from_pretrained_kwargs: Any) -
     mask = getattr(config, "head_mask", None)
     if mask is None:
         raise ValueError(f"{folder / 'config.json'} has no head_mask: load it with from_pretrained, or save it anew.")
-    kind = getattr(transformers, (config.architectures or ["none"])[0], None)
+    kind: Any = getattr(transformers, (config.architectures or ["none"])[0], None)
     if kind is None:
         raise ValueError(f"{folder / 'config.json'} names no architecture of transformers: save the model anew.")
     config.head_mask = None  # the model is built whole, then cut to the mask, then its weights are read
@@ -162,10 +162,11 @@ def load_pruned(folder: str | os.PathLike[str], **from_pretrained_kwargs: Any) -
         with torch.device("cpu"):  # where masks live; the weights may have no storage yet
             remove_heads(self, mask)
 
+    pruned: Any = type(kind.__name__, (kind,), {"__init__": build})
     level = transformers.logging.get_verbosity()
     try:
         transformers.logging.set_verbosity_error()  # what is wrong is said below
-        model, found = type(kind.__name__, (kind,), {"__init__": build}).from_pretrained(
+        model, found = pruned.from_pretrained(
             folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **from_pretrained_kwargs
         )
     except SafetensorError as error:

@@ -21,12 +21,12 @@ from gnorm import METHODS, results, tasks
 ROOT = Path(__file__).parents[1]
 TABLES = (
     *("pruning_results", "pruning_summary", "all_methods", "winners", "four_models", "greedyprune_all_models"),
-    *("gradient_test", "underflow_entropy", "underflow_products"),
+    *("gradient_test", "underflow_entropy", "underflow_products", "costs"),
 )
 FIGURES = (
     *("pruning_results", "random_pruning", "final_solutions", "data_processing", "greedy_pruning", "ae_pruning"),
     *("inverse_greedy_gnorm_pruning", "ae_inverse_pruning", "greedyprune_all_models", "gradient_test"),
-    *("gradient_pooling", "attention_entropy"),
+    *("gradient_pooling", "attention_entropy", "costs"),
 )
 
 
