@@ -52,6 +52,8 @@ NOTEBOOKS = (
     "show_pruning_result",
     "pruning_summary",
 )
+# Beyond the paper: run by name alone, `--only NAME`.
+OPTIONAL = ("criteria_comparison", "prune_your_model")
 
 
 def refuse(message: str) -> NoReturn:
@@ -219,8 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(str(error))
     chosen = asked.only.split(",")
     for name in chosen:
-        if name not in NOTEBOOKS:
-            refuse(f"notebook {name!r} is not known; choose from {', '.join(NOTEBOOKS)}.")
+        if name not in NOTEBOOKS + OPTIONAL:
+            refuse(f"notebook {name!r} is not known; choose from {', '.join(NOTEBOOKS + OPTIONAL)}.")
     device = asked.device or tasks.default_device()
     if not {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]:
         refuse(f"device {device} is not there; leave --device out to take what is.")
@@ -229,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
         unknown = sorted(parameters.keys() - parameters_of(ROOT / "notebooks" / f"{name}.ipynb"))
         if unknown:
             refuse(f"notebook {name} has no parameter {unknown[0]!r}: name it in the cell tagged `parameters`.")
-    chosen = [name for name in NOTEBOOKS if name in chosen]
+    chosen = [name for name in NOTEBOOKS + OPTIONAL if name in chosen]
     wanted = {name: fingerprint(name, parameters, device) for name in chosen}
     if asked.list:
         for name in chosen:
@@ -268,7 +270,7 @@ def run(
     index = results.results_folder(profile) / "report" / "index.html"
     if ran or not index.exists():
         # Notebooks that an earlier run finished belong to the results as much as those of this one.
-        stamps = {name: stamp for name in NOTEBOOKS if (stamp := stamp_of(profile, name))}
+        stamps = {name: stamp for name in NOTEBOOKS + OPTIONAL if (stamp := stamp_of(profile, name))}
         manifest = {
             "profile": profile,
             "models": parameters["models"],

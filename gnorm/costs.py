@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .heads import head_mask_of
-from .scoring import evaluating
+from .packing import evaluating
 from .surgery import memory_mb, num_parameters
 
 Inputs = dict[str, Tensor]

@@ -196,7 +196,14 @@ def _flows(
         )
     scale = 2.0**16 if z.dtype == torch.float16 else 1.0
     while True:
-        gradients = torch.autograd.grad(z, [y for _, _, y in passes], z.detach() * scale, retain_graph=scale > 1)
+        gradients = torch.autograd.grad(
+            z,
+            [y for _, _, y in passes],
+            z.detach() * scale,
+            retain_graph=scale > 1,
+            allow_unused=True,  # what a model computes and does not use has a gradient of zero
+            materialize_grads=True,
+        )
         if scale <= 1 or all(bool(g.isfinite().all()) for g in gradients):
             break
         scale /= 16

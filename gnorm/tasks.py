@@ -24,7 +24,19 @@ from .scoring import accuracy
 
 PROFILES = Path(__file__).with_name("profiles")
 # What a trajectory depends on: a change here makes finished runs stale, a change to plots or tables does not.
-ENGINE = ("heads", "norms", "packing", "batches", "scoring", "pruning", "journal", "surgery", "tasks", "embedded")
+ENGINE = (
+    "heads",
+    "norms",
+    "packing",
+    "batches",
+    "scoring",
+    "criteria",
+    "pruning",
+    "journal",
+    "surgery",
+    "tasks",
+    "embedded",
+)
 _ENGINE = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ENGINE]  # as it was imported
 
 

@@ -8,8 +8,9 @@ from conftest import SIZES, ragged_batches
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import gnorm
+from gnorm.batches import MAX_TOKENS, prepare
 from gnorm.heads import FAMILIES
-from gnorm.scoring import evaluating
+from gnorm.packing import evaluating
 
 IMAGES = {"image_size": 16, "patch_size": 4, "num_channels": 3}
 # What each configuration needs beside the sizes; a family comes twice where its configuration alters the block.
@@ -174,6 +175,14 @@ def test_scores_equal_gradients_of_one_batch_at_a_time(encoder):
     encoder.zero_grad()
     expected = sums.prod(1).log()
     torch.testing.assert_close(gnorm.gnorm_scores(encoder, batches), expected, atol=2e-4, rtol=0)
+
+
+def test_images_are_counted_in_tokens_so_that_memory_is_bounded():
+    model = make("vit")
+    images = {"pixel_values": torch.randn(100, 3, 16, 16), "labels": torch.zeros(100).long()}  # 24 x hidden size each
+    sizes = [len(micro.index) for micro in prepare([images, images], model, together=True)]
+    assert sum(sizes) == 200
+    assert max(sizes) == MAX_TOKENS["cpu"] // 24
 
 
 def test_entropies_are_those_of_the_attentions_that_the_model_hands_out(encoder):
