@@ -102,12 +102,16 @@ def _intact(model: Any) -> Any:
         return type(model)(config).to(model.device, model.dtype).eval()
 
 
+def longest_text(config: Any) -> int:
+    """The most tokens that the model takes; positions of some families start behind the padding token's number."""
+    return int(config.max_position_embeddings - 1 - (config.pad_token_id or 0))
+
+
 def _lengths(config: Any) -> list[int]:
-    """Usual lengths that the model takes; positions of some families start behind the padding token's number."""
+    """Usual lengths that the model takes."""
     if hasattr(config, "image_size"):
         return [config.image_size]
-    longest = config.max_position_embeddings - 1 - (config.pad_token_id or 0)
-    return sorted({min(length, longest) for length in (32, 128)})
+    return sorted({min(length, longest_text(config)) for length in (32, 128)})
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -111,9 +111,7 @@ def save_pruned(model: Any, folder: str | os.PathLike[str], tokenizer: Any = Non
 
     Raises ``FileExistsError`` where it exists already.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already: delete it, or name another folder.")
+    folder = refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     config: Any = model.config
@@ -132,6 +130,13 @@ def save_pruned(model: Any, folder: str | os.PathLike[str], tokenizer: Any = Non
         raise
     finally:
         config.head_mask = before
+    return folder
+
+
+def refuse_existing(folder: str | os.PathLike[str]) -> Path:
+    """The folder as a path; ``FileExistsError`` where it exists already."""
+    if (folder := Path(folder)).exists():
+        raise FileExistsError(f"{folder} exists already: delete it, or name another folder.")
     return folder
 
 
