@@ -15,8 +15,10 @@ import pandas as pd
 import psutil
 import pytest
 
+import gnorm
 import run_all
 from gnorm import METHODS, results, tasks
+from gnorm.pruning import MORE_METHODS
 
 ROOT = Path(__file__).parents[1]
 TABLES = (
@@ -356,3 +358,23 @@ def test_every_notebook_is_in_the_order_and_the_order_names_no_other():
 
 def test_methods_that_the_results_name_exist():
     assert set(results.saved_methods("smoke", "bert")) <= set(METHODS)
+
+
+def test_notebooks_beyond_the_paper_run_by_name(smoke, tmp_path):
+    """criteria_comparison takes up the trajectories that are there; prune_your_model ends in a folder with a card."""
+    shutil.copytree(smoke[0], tmp_path, dirs_exist_ok=True)
+    names = ",".join(run_all.OPTIONAL)
+    done = call("--profile", "smoke", "--models", "bert", "--only", names, output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "experiments_results" / "smoke"
+    table = pd.read_csv(folder / "tables" / "criteria_comparison.csv")
+    assert set(MORE_METHODS) - {"activation_energy", "inverse_activation_energy"} <= set(table.method)
+    assert (table.area_low < table.area).all()
+    assert (table.area < table.area_high).all()
+    for figure in ("criteria_comparison", "criteria_curves", "prune_your_model"):
+        assert (tmp_path / "figures" / "smoke" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    smaller = folder / ".run" / "example" / "bert" / "smaller"
+    assert "attention heads removed" in (smaller / "README.md").read_text("utf-8")
+    assert not gnorm.head_mask_of(gnorm.load_pruned(smaller)).all()
+    index = Page(folder / "report" / "index.html")
+    assert {"criteria_comparison.html", "prune_your_model.html"} <= set(index.links)

@@ -69,7 +69,7 @@ def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-4)
     assert f"with {pruned} of its 8 attention heads removed" in card
     kept = gnorm.head_mask_of(model).sum(1).tolist()
-    assert f"| heads kept | {kept[0]} | {kept[1]} |" in card
+    assert f"| layer | 0 | 1 |\n|:--|--:|--:|\n| heads kept | {kept[0]} | {kept[1]} |\n" in card
     assert f"{gnorm.surgery.num_parameters(model):,} after" in card
     assert re.findall(r"^\| (\d+) \| 8 \| [\d.]+ \| [\d.]+ \|", card, re.MULTILINE) == ["1", "8", "32"]
     assert "Greedy-Gnorm, a head at a time" in card
