@@ -57,13 +57,14 @@ def cost(
 
     Raises ``ValueError`` where it is not known what to feed to the model, or as ``attention_blocks`` does.
     """
-    if model.main_input_name not in INPUTS:
-        raise ValueError(f"inputs called {model.main_input_name!r} are not known; known: {', '.join(INPUTS)}.")
+    name = str(getattr(model, "main_input_name", None))
+    if name not in INPUTS:
+        raise ValueError(f"inputs called {name!r} are not known; known: {', '.join(INPUTS)}.")
     intact = _intact(model)
     rows = []
     for length in lengths or _lengths(model.config):
         for batch in batch_sizes:
-            inputs = INPUTS[model.main_input_name](model.config, batch, length)
+            inputs = INPUTS[name](model.config, batch, length)
             moved = {n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
             flops, flops_after = _flops(intact, moved), _flops(model, moved)
             times = _times((intact, model), moved, rounds, seconds)

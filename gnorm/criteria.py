@@ -10,18 +10,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
-from .batches import Batch, Prepared, prepare
+from .batches import Batch, MicroBatch, Prepared, forwarding, prepare
 from .heads import AttentionBlock, attention_blocks
 from .norms import log_norm
 from .packing import evaluating
-from .scoring import Tally, attention_entropy, gnorm_scores
+from .scoring import Tally, attention_entropy, gnorm_scores, gradients_by_batch
 
 
 def head_importance(
@@ -42,7 +40,7 @@ def head_importance(
     blocks = attention_blocks(model)
     prepared = prepare(batches, model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    for derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
+    for _index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
         sums = [total + d.abs().sum(0) for total, d in zip(sums, derivatives, strict=True)]
     return _table(blocks, [total / prepared.num_texts for total in sums])
 
@@ -64,10 +62,15 @@ def output_saliency(
     """
     blocks = attention_blocks(model)
     prepared = prepare(batches, model)
-    sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    for derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
-        sums = [total + d.mean(0).abs() for total, d in zip(sums, derivatives, strict=True)]
-    return _table(blocks, [total / prepared.num_texts for total in sums])
+    batch_of = torch.empty(prepared.num_texts, dtype=torch.long)
+    for micro in prepared:
+        for part in micro.parts:
+            batch_of[micro.index[part.texts]] = part.batch
+    sizes = batch_of.bincount()[:, None]  # (batch, 1)
+    sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
+    for index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
+        sums = [total.index_add(0, batch_of[index], d) for total, d in zip(sums, derivatives, strict=True)]
+    return _table(blocks, [(total / sizes).abs().sum(0) / prepared.num_texts for total in sums])
 
 
 def weight_magnitude(
@@ -148,26 +151,39 @@ def gnorm_cross_entropy(
     """
     blocks = attention_blocks(model)
     live = [block for block in blocks if block.kept]
-    weights = [linear.weight for block in live for linear in (block.query, block.key, block.value)]
-    sums = [torch.full((len(block.kept),), -torch.inf, dtype=torch.float64) for block in live for _ in "QKV"]
-    with evaluating(model, weights):
-        for _, parts in groupby(_losses(model, prepare(batches, model), on_logits) if live else [], itemgetter(0)):
-            texts, total = 0, [torch.zeros_like(weight) for weight in weights]
-            for _batch, losses in parts:
-                texts += len(losses)
-                total = [t.add_(g) for t, g in zip(total, torch.autograd.grad(losses.sum(), weights), strict=True)]
-            norms = [log_norm(t.view(len(s), -1)).cpu() for t, s in zip(total, sums, strict=True)]
-            sums = [torch.logaddexp(s, n - math.log(texts)) for s, n in zip(sums, norms, strict=True)]
-    if not all(bool((s < torch.inf).all()) for s in sums):
+    heads = [len(block.kept) for block in live for _ in "QKV"]
+    if not live:
+        return _table(blocks, [torch.zeros(0) for _ in blocks])
+    sums = torch.full((sum(heads),), -torch.inf, dtype=torch.float64)
+    prepared = prepare(batches, model)
+    with evaluating(model), forwarding(model, prepared) as forward:
+        for gradients, logits in gradients_by_batch(forward, model, prepared, on_logits, _of_cross_entropy):
+            norms = torch.cat([log_norm(g.view(n, -1)).cpu() for g, n in zip(gradients, heads, strict=True)])
+            sums = torch.logaddexp(sums, norms - math.log(len(logits)))
+    if not bool((sums < torch.inf).all()):
         raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
-    products = iter([q + k + v for q, k, v in zip(sums[0::3], sums[1::3], sums[2::3], strict=True)])
+    terms = sums.split(heads)
+    products = iter([q + k + v for q, k, v in zip(terms[0::3], terms[1::3], terms[2::3], strict=True)])
     return _table(blocks, [next(products) if block.kept else torch.zeros(0) for block in blocks])
+
+
+def _labels(micro: MicroBatch) -> Tensor:
+    if micro.labels is None:
+        raise ValueError(f"text {int(micro.index[0])} has no label: this criterion needs `labels` in every batch.")
+    return micro.labels
+
+
+def _of_cross_entropy(logits: Tensor, micro: MicroBatch) -> Tensor:
+    """(text, class) derivative of each text's cross-entropy by its logits."""
+    right = one_hot(_labels(micro), logits.shape[1])
+    return (logits.float().softmax(1) - right).to(logits.dtype)
 
 
 def _mask_derivatives(
     model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared, on_logits: Tally | None
-) -> Iterator[list[Tensor]]:
-    """For every batch, for every block: (text, kept head) derivatives of each text's loss by each head's mask.
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
+    (text, kept head) derivatives of each text's cross-entropy by each head's mask.
 
     The mask is a tensor of ones, one for each text and head, that multiplies the contexts at the input of the output
     projection; passes through a shared block share it, so their derivatives add up.
@@ -184,30 +200,15 @@ def _mask_derivatives(
     with evaluating(model), ExitStack() as hooks:
         for i, block in enumerate(live):
             hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
-        for _, parts in groupby(_losses(model, prepared, on_logits) if live else [], itemgetter(0)):
-            found = []
-            for _batch, losses in parts:
-                found.append(torch.autograd.grad(losses.sum(), [masks[i] for i in range(len(live))]))
-                masks.clear()
-            rows = iter([torch.cat(of_block).double().cpu() for of_block in zip(*found, strict=True)])
-            yield [next(rows) if block.kept else torch.zeros(1, 0, dtype=torch.float64) for block in blocks]
-
-
-def _losses(model: nn.Module, prepared: Prepared, on_logits: Tally | None) -> Iterator[tuple[int, Tensor]]:
-    """(batch, (text,) cross-entropy of each text) for texts of one batch and of like length at a time."""
-    for micro in prepared:
-        if micro.labels is None:
-            raise ValueError(f"text {int(micro.index[0])} has no label: this criterion needs `labels` in every batch.")
-        logits: list[Tensor] = []
-        begin = 0
-        for inputs in micro.rectangles():
-            z = model(**inputs).logits  # (text, class)
-            batch = next(part.batch for part in micro.parts if part.texts.start <= begin < part.texts.stop)
-            logits.append(z.detach())
-            yield batch, cross_entropy(z, micro.labels[begin : begin + len(z)], reduction="none")
-            begin += len(z)
-        if on_logits is not None:
-            on_logits(torch.cat(logits), micro)
+        for micro in (rectangle for row in prepared for rectangle in row.rectangles() if live):
+            masks.clear()
+            logits = model(**micro.inputs).logits  # (text, class)
+            loss = cross_entropy(logits, _labels(micro), reduction="sum")
+            rows = iter(torch.autograd.grad(loss, [masks[i] for i in range(len(live))]))
+            nothing = torch.zeros(len(logits), 0)
+            yield micro.index, [(next(rows) if block.kept else nothing).double().cpu() for block in blocks]
+            if on_logits is not None:
+                on_logits(logits, micro)
 
 
 def _rescaled(scores: Tensor) -> Tensor:

@@ -22,8 +22,10 @@ class Family:
     ``feed_forward`` (from the base model) is the projection at the end of each feed-forward block, where there is one.
     ``also`` (from each block) are projections with rows by head beside query, key and value, such as DeBERTa's of
     positions; a model whose configuration leaves one out has none. ``per_head`` is an argument of the attention
-    module's forward whose second axis counts heads, such as MPNet's bias by position. ``norm`` (from each block) is
-    the normalisation of the residual sum where the attention module itself ends in one.
+    module's forward whose second axis counts heads, such as MPNet's bias by position. ``skippable`` says that the
+    attention module, the one that owns query, returns a tuple of its output and the attention weights, so that it can
+    be passed by where it has no head left; ``norm`` (from each block) is the normalisation of the residual sum where
+    such a module itself ends in one.
     """
 
     blocks: str
@@ -34,13 +36,20 @@ class Family:
     feed_forward: str = ""
     also: tuple[str, ...] = ()
     per_head: str = ""
+    skippable: bool = False
     norm: str = ""
 
 
 _BERT_LIKE = Family(
-    "encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense", "encoder.layer.*.output.dense"
+    "encoder.layer.*.attention",
+    "self.query",
+    "self.key",
+    "self.value",
+    "output.dense",
+    "encoder.layer.*.output.dense",
+    skippable=True,
 )
-_VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2")
+_VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True)
 
 FAMILIES: dict[str, Family] = {
     "bert": _BERT_LIKE,
@@ -55,10 +64,17 @@ FAMILIES: dict[str, Family] = {
         "value",
         "dense",
         "encoder.albert_layer_groups.*.albert_layers.*.ffn_output",
+        skippable=True,
         norm="LayerNorm",
     ),
     "distilbert": Family(
-        "transformer.layer.*.attention", "q_lin", "k_lin", "v_lin", "out_lin", "transformer.layer.*.ffn.lin2"
+        "transformer.layer.*.attention",
+        "q_lin",
+        "k_lin",
+        "v_lin",
+        "out_lin",
+        "transformer.layer.*.ffn.lin2",
+        skippable=True,
     ),
     "deberta-v2": Family(
         "encoder.layer.*.attention",
@@ -68,6 +84,7 @@ FAMILIES: dict[str, Family] = {
         "output.dense",
         "encoder.layer.*.output.dense",
         also=("self.pos_key_proj", "self.pos_query_proj"),
+        skippable=True,
     ),
     "mpnet": Family(
         "encoder.layer.*.attention",
@@ -77,6 +94,7 @@ FAMILIES: dict[str, Family] = {
         "attn.o",
         "encoder.layer.*.output.dense",
         per_head="position_bias",
+        skippable=True,
     ),
     "vit": _VIT_LIKE,
     "deit": _VIT_LIKE,
@@ -93,10 +111,11 @@ def register(
     feed_forward: str = "",
     also: tuple[str, ...] = (),
     per_head: str = "",
+    skippable: bool = False,
     norm: str = "",
 ) -> None:
     """Make an encoder family known: one row of module names, see ``Family``; an existing row is replaced."""
-    FAMILIES[model_type] = Family(blocks, query, key, value, output, feed_forward, also, per_head, norm)
+    FAMILIES[model_type] = Family(blocks, query, key, value, output, feed_forward, also, per_head, skippable, norm)
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ class AttentionBlock:
 
     ``num_heads`` counts the heads of the intact block, ``head_dim`` the rows of query, key and value that belong to
     one head (and the columns of ``output``); ``kept`` lists the heads still there, by their index in the intact block.
-    ``also``, ``per_head`` and ``norm`` are what ``Family`` says of them.
+    ``also``, ``per_head``, ``skippable`` and ``norm`` are what ``Family`` says of them.
     """
 
     query: nn.Linear
@@ -118,6 +137,7 @@ class AttentionBlock:
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
     also: tuple[nn.Linear, ...] = ()
     per_head: str = ""
+    skippable: bool = False
     norm: nn.Module | None = None
 
 
@@ -154,6 +174,7 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
             module=owner.get_submodule(family.query.rpartition(".")[0]),
             also=tuple(found[name] for name in family.also if name in (found := dict(owner.named_modules()))),
             per_head=family.per_head,
+            skippable=family.skippable,
             norm=owner.get_submodule(family.norm) if family.norm else None,
         )
         for owner, row in zip(owners, kept, strict=True)

@@ -29,8 +29,8 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
 
     mask: (layer, head), 1 keeps and 0 removes; indices are those of the intact model, and a head that is gone stays
     gone whatever the mask says. Unequal and empty layers are fine. The attributes of the attention modules that count
-    heads follow; a layer with no head left computes no query, key, value or attention, and hands an empty context to
-    an output projection without columns, whose bias remains. What is left is written to ``model.config.head_mask``,
+    heads follow; a layer with no head left computes no query, key, value or attention (where its family's row says that
+    this can be skipped), and hands an empty context to an output projection without columns, whose bias remains. What is left is written to ``model.config.head_mask``,
     where ``head_mask_of`` and ``save_pretrained`` find it. A compiled model has to be compiled anew.
 
     Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, and as
@@ -63,7 +63,7 @@ def _adapt(block: AttentionBlock, row: Tensor) -> None:
         if not hasattr(module, "kept_heads"):
             module.register_forward_pre_hook(partial(_select_heads, block.per_head, place), with_kwargs=True)
         module.kept_heads = heads
-    if not heads:
+    if block.skippable and not heads:
         inside = any(block.output is other for other in module.modules())
         module.forward = partial(_without_heads, block.output if inside else None, block.norm)
 
