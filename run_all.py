@@ -56,6 +56,8 @@ NOTEBOOKS = (
     "show_pruning_result",
     "pruning_summary",
 )
+# Beyond the paper: run by name alone, `--only NAME`.
+OPTIONAL = ("criteria_comparison", "prune_your_model")
 
 
 def refuse(message: str) -> NoReturn:
@@ -329,8 +331,8 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(str(error))
     chosen = names_in("--only", asked.only)
     for name in chosen:
-        if name not in NOTEBOOKS:
-            refuse(f"notebook {name!r} is not known; choose from {', '.join(NOTEBOOKS)}.")
+        if name not in NOTEBOOKS + OPTIONAL:
+            refuse(f"notebook {name!r} is not known; choose from {', '.join(NOTEBOOKS + OPTIONAL)}.")
     published = str(Path(asked.published).resolve()) if asked.published else ""
     try:
         curves = [(m, k, c.to_dict()) for m, by in results.published_curves(published).items() for k, c in by.items()]
@@ -339,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     parameters = {"profile": profile, "models": models}
     for name in chosen:
         check_parameters(name, parameters)
-    chosen = [name for name in NOTEBOOKS if name in chosen]
+    chosen = [name for name in NOTEBOOKS + OPTIONAL if name in chosen]
     needed = assets_of(known, models, chosen)
     found = (
         [hub.in_cache(asset) for asset in needed] if asked.list else preflight(profile, known, models, needed, device)
@@ -404,7 +406,7 @@ def run(
     index = results.results_folder(profile) / "report" / "index.html"
     if ran or not index.exists():
         # Notebooks that an earlier run finished belong to the results as much as those of this one.
-        stamps = {name: stamp for name in NOTEBOOKS if (stamp := stamp_of(profile, name))}
+        stamps = {name: stamp for name in NOTEBOOKS + OPTIONAL if (stamp := stamp_of(profile, name))}
         manifest = {
             "profile": profile,
             "models": parameters["models"],

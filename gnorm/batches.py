@@ -97,7 +97,7 @@ def prepare(
         raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
     sizes = [_size(batch) for batch in checked]
     texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
-    lengths, parameter = _lengths(texts), next(model.parameters())
+    lengths, parameter = _lengths(texts, getattr(model.config, "hidden_size", 1)), next(model.parameters())
     packing = _packing_of(model, texts, lengths, device)
     overhead = (OVERHEAD_TOKENS if packing is None else PACKED_OVERHEAD_TOKENS)[device.type]
     most = max_tokens or (MAX_TOKENS if packing is None else PACKED_MAX_TOKENS)[device.type]
@@ -253,10 +253,16 @@ def _joined(batches: Sequence[Batch], pad_token: int) -> dict[str, Tensor]:
     return joined
 
 
-def _lengths(batch: Batch) -> Tensor:
-    """(text,) tokens of each text: up to its last unmasked one; padding before it, where there is any, counts."""
+def _lengths(batch: Batch, hidden: int) -> Tensor:
+    """(text,) tokens of each text: up to its last unmasked one; padding before it, where there is any, counts.
+
+    Without an attention mask all are alike: an integer is a token, and ``hidden`` other numbers are. That is so for
+    embeddings, and about so for the pixels of images, which are no texts but go the same way.
+    """
     if (mask := batch.get("attention_mask")) is None:
-        return torch.ones(_size(batch), dtype=torch.long)
+        tensors = [t for name, t in batch.items() if name != "labels"]
+        tokens = max((t[0].numel() // (hidden if t.is_floating_point() else 1) for t in tensors), default=1)
+        return torch.full((_size(batch),), max(1, tokens))
     return (mask != 0).mul(torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
 
 

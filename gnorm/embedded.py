@@ -557,6 +557,29 @@ def _train(
     model.eval()
 
 
+def finetune(
+    model: Any,
+    tokenizer: Any,
+    split: datasets.Dataset,
+    max_length: int,
+    epochs: int = 1,
+    lr: float = 5e-5,
+    batch: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Train a classifier a little more, in place and on the CPU: after heads were removed, to recover accuracy.
+
+    split: columns text, label and, for pairs, text_pair. The rest as in ``Recipe``, with its warm-up and decay.
+    """
+    recipe = Recipe(data={}, max_length=max_length, epochs=epochs, lr=lr, batch=batch, seed=seed)
+    device = model.device
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        _train("what is left", recipe, model.cpu(), _encode(split, tokenizer, max_length), tokenizer, progress)
+    model.to(device)
+
+
 @torch.inference_mode()
 def _accuracy(model: Any, loader: DataLoader) -> float:
     """The share of texts whose label is the likeliest one."""

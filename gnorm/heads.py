@@ -20,6 +20,12 @@ class Family:
 
     ``*`` stands for any index, so ``encoder.layer.*.attention`` finds the attention block of every layer.
     ``feed_forward`` (from the base model) is the projection at the end of each feed-forward block, where there is one.
+    ``also`` (from each block) are projections with rows by head beside query, key and value, such as DeBERTa's of
+    positions; a model whose configuration leaves one out has none. ``per_head`` is an argument of the attention
+    module's forward whose second axis counts heads, such as MPNet's bias by position. ``skippable`` says that the
+    attention module, the one that owns query, returns a tuple of its output and the attention weights, so that it can
+    be passed by where it has no head left; ``norm`` (from each block) is the normalisation of the residual sum where
+    such a module itself ends in one.
     """
 
     blocks: str
@@ -28,16 +34,29 @@ class Family:
     value: str
     output: str
     feed_forward: str = ""
+    also: tuple[str, ...] = ()
+    per_head: str = ""
+    skippable: bool = False
+    norm: str = ""
 
 
 _BERT_LIKE = Family(
-    "encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense", "encoder.layer.*.output.dense"
+    "encoder.layer.*.attention",
+    "self.query",
+    "self.key",
+    "self.value",
+    "output.dense",
+    "encoder.layer.*.output.dense",
+    skippable=True,
 )
+_VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True)
 
 FAMILIES: dict[str, Family] = {
     "bert": _BERT_LIKE,
     "roberta": _BERT_LIKE,
     "xlm-roberta": _BERT_LIKE,
+    "camembert": _BERT_LIKE,
+    "electra": _BERT_LIKE,
     "albert": Family(
         "encoder.albert_layer_groups.*.albert_layers.*.attention",
         "query",
@@ -45,23 +64,67 @@ FAMILIES: dict[str, Family] = {
         "value",
         "dense",
         "encoder.albert_layer_groups.*.albert_layers.*.ffn_output",
+        skippable=True,
+        norm="LayerNorm",
     ),
+    "distilbert": Family(
+        "transformer.layer.*.attention",
+        "q_lin",
+        "k_lin",
+        "v_lin",
+        "out_lin",
+        "transformer.layer.*.ffn.lin2",
+        skippable=True,
+    ),
+    "deberta-v2": Family(
+        "encoder.layer.*.attention",
+        "self.query_proj",
+        "self.key_proj",
+        "self.value_proj",
+        "output.dense",
+        "encoder.layer.*.output.dense",
+        also=("self.pos_key_proj", "self.pos_query_proj"),
+        skippable=True,
+    ),
+    "mpnet": Family(
+        "encoder.layer.*.attention",
+        "attn.q",
+        "attn.k",
+        "attn.v",
+        "attn.o",
+        "encoder.layer.*.output.dense",
+        per_head="position_bias",
+        skippable=True,
+    ),
+    "vit": _VIT_LIKE,
+    "deit": _VIT_LIKE,
 }
 
 
 def register(
-    model_type: str, blocks: str, query: str, key: str, value: str, output: str, feed_forward: str = ""
+    model_type: str,
+    blocks: str,
+    query: str,
+    key: str,
+    value: str,
+    output: str,
+    feed_forward: str = "",
+    also: tuple[str, ...] = (),
+    per_head: str = "",
+    skippable: bool = False,
+    norm: str = "",
 ) -> None:
     """Make an encoder family known: one row of module names, see ``Family``; an existing row is replaced."""
-    FAMILIES[model_type] = Family(blocks, query, key, value, output, feed_forward)
+    FAMILIES[model_type] = Family(blocks, query, key, value, output, feed_forward, also, per_head, skippable, norm)
 
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """The four projections of one attention block.
+    """The projections of one attention block.
 
     ``num_heads`` counts the heads of the intact block, ``head_dim`` the rows of query, key and value that belong to
     one head (and the columns of ``output``); ``kept`` lists the heads still there, by their index in the intact block.
+    ``also``, ``per_head``, ``skippable`` and ``norm`` are what ``Family`` says of them.
     """
 
     query: nn.Linear
@@ -72,14 +135,18 @@ class AttentionBlock:
     head_dim: int
     kept: tuple[int, ...]
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
+    also: tuple[nn.Linear, ...] = ()
+    per_head: str = ""
+    skippable: bool = False
+    norm: nn.Module | None = None
 
 
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
 
     Raises ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where the row's names lead
-    nowhere in this model, or where the model has decoder layers (causal or cross attention); ``TypeError`` for what is
-    no model of transformers.
+    nowhere in this model, where the model has decoder layers (causal or cross attention), or where a projection does
+    not have the size that its heads need; ``TypeError`` for what is no model of transformers.
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
@@ -94,9 +161,10 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     family = FAMILIES[config.model_type]
     owners = _named(model, family.blocks)
     num_heads = int(config.num_attention_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
+    sizes = (getattr(config, name, None) for name in ("head_dim", "attention_head_size"))
+    head_dim = int(next(filter(None, sizes), config.hidden_size // num_heads))
     kept = getattr(config, "head_mask", None) or [[1] * num_heads] * len(owners)
-    return [
+    blocks = [
         AttentionBlock(
             query=owner.get_submodule(family.query),
             key=owner.get_submodule(family.key),
@@ -106,9 +174,21 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
             head_dim=head_dim,
             kept=tuple(head for head, bit in enumerate(row) if bit),
             module=owner.get_submodule(family.query.rpartition(".")[0]),
+            also=tuple(found[name] for name in family.also if name in (found := dict(owner.named_modules()))),
+            per_head=family.per_head,
+            skippable=family.skippable,
+            norm=owner.get_submodule(family.norm) if family.norm else None,
         )
         for owner, row in zip(owners, kept, strict=True)
     ]
+    for layer, block in enumerate(blocks):
+        rows, needed = block.query.out_features, len(block.kept) * block.head_dim
+        if {rows, block.key.out_features, block.value.out_features, block.output.in_features} != {needed}:
+            raise ValueError(
+                f"layer {layer} has {rows} query rows, its {len(block.kept)} heads of {block.head_dim} need {needed}: "
+                "the weights contradict config.head_mask, or the model shares keys and values between heads."
+            )
+    return blocks
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

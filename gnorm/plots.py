@@ -24,6 +24,12 @@ LOOKS: dict[str, dict[str, Any]] = {
     "attention_entropy": {"color": "#009E73", "linestyle": "-.", "linewidth": 1.5},
     "inverse_attention_entropy": {"color": "#CC79A7", "linestyle": ":", "linewidth": 2.0},
     "random": {"color": "#555555", "linestyle": (0, (1, 1, 4, 1)), "linewidth": 1.5},
+    "head_importance": {"color": "#E69F00", "linestyle": "-", "linewidth": 1.2},
+    "output_saliency": {"color": "#E69F00", "linestyle": ":", "linewidth": 1.8},
+    "hies": {"color": "#56B4E9", "linestyle": "--", "linewidth": 1.5},
+    "gnorm_by_text": {"color": "#0072B2", "linestyle": (0, (3, 1)), "linewidth": 1.2},
+    "gnorm_cross_entropy": {"color": "#0072B2", "linestyle": ":", "linewidth": 1.8},
+    "weight_magnitude": {"color": "#000000", "linestyle": "-.", "linewidth": 1.0},
 }
 STYLE: Any = {
     "font.size": 9,
@@ -251,4 +257,48 @@ def rank_correlations(table: pd.DataFrame, profile: str, says: str) -> Figure:
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.legend(loc="lower left", frameon=False)
     figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
+    return figure
+
+
+def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure:
+    """Shares of operations and of time saved, a panel a model, a pair of bars for every batch size and length.
+
+    Frames as ``gnorm.cost`` returns them.
+    """
+    figure, axes = _grid(len(tables), height=2.8)
+    for axis, (model, table) in zip(axes, tables.items(), strict=True):
+        at = np.arange(len(table))
+        axis.bar(at - 0.2, table["flops saved"], width=0.38, color="#BBBBBB", label="operations saved")
+        axis.bar(at + 0.2, table["time saved"], width=0.38, color="#0072B2", label="time saved")
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_xticks(at, [f"{row.batch} x {row.length}" for row in table.itertuples()])
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set(xlabel="batch x length", ylabel="share of the intact model")
+        axis.set_title(model, fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
+    return figure
+
+
+def areas(table: pd.DataFrame, profile: str) -> Figure:
+    """Area under the accuracy curve with its interval, a panel a model, a row a method, the largest on top.
+
+    A table as ``results.summary_table`` makes it.
+    """
+    groups = dict(list(table.groupby("model", sort=False)))
+    figure, axes = _grid(len(groups), width=5.2, height=0.28 * table["method"].nunique() + 0.9)
+    for axis, (model, rows) in zip(axes, groups.items(), strict=True):
+        ranked = rows.sort_values("area")
+        for at, row in enumerate(ranked.to_dict("records")):
+            color = LOOKS.get(row["method"], {}).get("color", "black")
+            axis.plot([row["area_low"], row["area_high"]], [at, at], color=color, linewidth=2)
+            axis.plot(row["area"], at, marker="o", markersize=5, color=color)
+        axis.set_yticks(range(len(ranked)), [find_method(name).title for name in ranked["method"]])
+        axis.set_xlabel("area under the accuracy curve")
+        axis.set_title(str(model), fontsize=10)
+    texts = ", ".join(f"{model!s} {rows.texts.iloc[0]}" for model, rows in groups.items())
+    figure.supxlabel(
+        f"profile {profile}; n = {texts} evaluation texts. Bars: 95 % bootstrap over the texts.", fontsize=7
+    )
     return figure

@@ -19,6 +19,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batches import Batch, prepare
+from .criteria import (
+    gnorm_by_text,
+    gnorm_cross_entropy,
+    head_importance,
+    hies,
+    output_saliency,
+    weight_magnitude,
+)
 from .heads import head_mask_of
 from .journal import Journal, hash_of_model, hash_of_tensors
 from .scoring import (
@@ -61,6 +69,12 @@ METHODS: dict[str, Method] = {
 MORE_METHODS: dict[str, Method] = {
     "activation_energy": Method("Activation energy", activation_energy, highest_first=True, scored_on="entropy"),
     "inverse_activation_energy": Method("Inverse activation energy", activation_energy, scored_on="entropy"),
+    "head_importance": Method("Head importance (Michel)", head_importance, rescore=True),
+    "output_saliency": Method("Output saliency (TextPruner)", output_saliency, rescore=True),
+    "weight_magnitude": Method("Weight magnitude", weight_magnitude),
+    "hies": Method("HIES", hies, rescore=True),
+    "gnorm_by_text": Method("G-norm by text", gnorm_by_text, rescore=True),
+    "gnorm_cross_entropy": Method("G-norm of the cross-entropy", gnorm_cross_entropy, rescore=True),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -119,7 +120,7 @@ def gnorm_scores(
     prepared = prepare(batches, model)
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     with evaluating(model), forwarding(model, prepared) as forward:
-        for b, (gradients, logits) in enumerate(_gradients(forward, model, prepared, on_logits)):
+        for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, on_logits)):
             log_z = log_norm(logits.reshape(1, -1))
             if not bool(log_z < torch.inf):
                 raise ValueError(_not_finite(f"batch {b}"))
@@ -134,21 +135,31 @@ def gnorm_scores(
     return scores
 
 
-def _gradients(
-    forward: Forward, model: nn.Module, prepared: Prepared, on_logits: Tally | None = None
+def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
+    """What the backward pass of the norm of the logits starts from, times that norm."""
+    return logits
+
+
+def gradients_by_batch(
+    forward: Forward,
+    model: nn.Module,
+    prepared: Prepared,
+    on_logits: Tally | None = None,
+    cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
 ) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
     """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, class) itself.
 
     d||Z|| = sum_i <z_i, dz_i> / ||Z||, so a backward pass from the logits themselves gives ||Z|| times the gradient,
     and texts of several batches may share it: dW is the product of what came into a projection and of the gradient of
     what came out, over the tokens of one batch at a time. Weights are never asked for gradients. The gradients are to be
-    taken before the next batch is.
+    taken before the next batch is. ``cotangent`` (logits, micro-batch) -> (text, class) starts the backward pass of
+    another objective: what it gives is the sum over a batch's texts of that objective's gradient.
     """
     projections = [p for block in attention_blocks(model) if block.kept for p in (block.query, block.key, block.value)]
     totals: list[Tensor] = []
     logits: list[Tensor] = []
     for micro in prepared:
-        z, flows = _flows(forward, micro, projections)
+        z, flows = _flows(forward, micro, projections, cotangent)
         if on_logits is not None:
             on_logits(z, micro)
         for part in micro.parts:
@@ -182,10 +193,13 @@ def _of_part(part: Part, micro: MicroBatch, x: Tensor, dy: Tensor) -> tuple[Tens
 
 
 def _flows(
-    forward: Forward, micro: MicroBatch, projections: list[nn.Linear]
+    forward: Forward,
+    micro: MicroBatch,
+    projections: list[nn.Linear],
+    cotangent: Callable[[Tensor, MicroBatch], Tensor],
 ) -> tuple[Tensor, list[list[tuple[Tensor, Tensor]]]]:
     """The logits z (text, class) of a micro-batch, and for every projection and each of its passes what came into it
-    (token, in) and the gradient <z, dz> / d of what came out of it (token, out); fp32 at least.
+    (token, in) and the gradient <cotangent, dz> / d of what came out of it (token, out); fp32 at least.
 
     fp16 gradients are scaled by a power of two on their way back, lowered until nothing overflows.
     """
@@ -203,9 +217,17 @@ def _flows(
             f"the {('query', 'key', 'value')[min(missing) % 3]} projection of a block is never called as a module, so "
             "its gradient cannot be seen: correct the family's row with gnorm.register."
         )
+    start = cotangent(z.detach(), micro)
     scale = 2.0**16 if z.dtype == torch.float16 else 1.0
     while True:
-        gradients = torch.autograd.grad(z, [y for _, _, y in passes], z.detach() * scale, retain_graph=scale > 1)
+        gradients = torch.autograd.grad(
+            z,
+            [y for _, _, y in passes],
+            start * scale,
+            retain_graph=scale > 1,
+            allow_unused=True,  # what a model computes and does not use has a gradient of zero
+            materialize_grads=True,
+        )
         if scale <= 1 or all(bool(g.isfinite().all()) for g in gradients):
             break
         scale /= 16
@@ -228,7 +250,7 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
         raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
     prepared = prepare(batches, model)
     with evaluating(model), forwarding(model, prepared) as forward:
-        total = sum(torch.stack(list(g)) / z.norm() for g, z in _gradients(forward, model, prepared))
+        total = sum(torch.stack(list(g)) / z.norm() for g, z in gradients_by_batch(forward, model, prepared))
     return torch.as_tensor(total).unflatten(0, (-1, 3))
 
 
@@ -274,7 +296,7 @@ def attention_entropy(
 
         return block.module.register_forward_hook(hook)
 
-    with attention_implementation(model, "eager"):
+    with attention_implementation(model, "eager"), _asked_for_attentions(model):
         return _mean_over_texts(model, batches, tap, entropy, on_logits)
 
 
@@ -356,3 +378,22 @@ def _mean_over_texts(
     for row, block, total in zip(scores, blocks, sums, strict=True):
         row[list(block.kept)] = total / prepared.num_texts
     return scores
+
+
+@contextmanager
+def _asked_for_attentions(model: nn.Module) -> Iterator[None]:
+    """Attention modules that hand out their weights only when they are asked to are asked to."""
+    with ExitStack() as hooks:
+        for block in attention_blocks(model):
+            signature = inspect.signature(block.module.forward)
+            if "output_attentions" in signature.parameters:
+
+                def ask(
+                    _: nn.Module, args: Any, kwargs: Any, signature: inspect.Signature = signature
+                ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                    call = signature.bind(*args, **kwargs)
+                    call.arguments["output_attentions"] = True
+                    return call.args, call.kwargs
+
+                hooks.callback(block.module.register_forward_pre_hook(ask, with_kwargs=True).remove)
+        yield

@@ -2,42 +2,95 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from .heads import attention_blocks, checked_mask, head_mask_of
+from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of
+
+# What modules of transformers call the number of their heads, and the rows that these make up.
+HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
+HEAD_ROWS = ("all_head_size",)
 
 
 def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
     """Remove heads from ``model``, in place, with their weights and biases.
 
     mask: (layer, head), 1 keeps and 0 removes; indices are those of the intact model, and a head that is gone stays
-    gone whatever the mask says. Unequal and empty layers are fine: the modules of transformers infer the number of
-    heads from the shapes, so a block with no head left hands an empty context to an output projection without
-    columns, whose bias remains. What is left is written to ``model.config.head_mask``, where ``head_mask_of`` and
-    ``save_pretrained`` find it. Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1.
+    gone whatever the mask says. Unequal and empty layers are fine. The attributes of the attention modules that count
+    heads follow; a layer with no head left computes no query, key, value or attention (where its family's row says that
+    this can be skipped), and hands an empty context to an output projection without columns, whose bias remains. What is left is written to ``model.config.head_mask``,
+    where ``head_mask_of`` and ``save_pretrained`` find it. A compiled model has to be compiled anew.
+
+    Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, and as
+    ``attention_blocks`` does.
     """
     blocks = attention_blocks(model)
     left = checked_mask(mask, blocks) & head_mask_of(model)
     for block, row in zip(blocks, left, strict=True):
         keep = row[list(block.kept)].repeat_interleave(block.head_dim).nonzero()[:, 0]  # (kept * head_dim,)
         if len(keep) < block.query.out_features:
-            for linear in (block.query, block.key, block.value):
+            for linear in (block.query, block.key, block.value, *block.also):
                 _slice(linear, keep, dim=0)
             _slice(block.output, keep, dim=1)
+            _adapt(block, row)
     if not left.all():
         config: Any = model.config
         config.head_mask = left.int().tolist()
+
+
+def _adapt(block: AttentionBlock, row: Tensor) -> None:
+    """Make the module of a block agree with the heads, ``row`` (head,), that its projections were cut to."""
+    module: Any = block.module
+    heads = row.nonzero()[:, 0].tolist()
+    for names, value in ((HEAD_COUNTS, len(heads)), (HEAD_ROWS, len(heads) * block.head_dim)):
+        for name in names:
+            if hasattr(module, name):
+                setattr(module, name, value)
+    if block.per_head:
+        place = list(inspect.signature(type(module).forward).parameters).index(block.per_head) - 1  # self is not passed
+        if not hasattr(module, "kept_heads"):
+            module.register_forward_pre_hook(partial(_select_heads, block.per_head, place), with_kwargs=True)
+        module.kept_heads = heads
+    if block.skippable and not heads:
+        inside = any(block.output is other for other in module.modules())
+        module.forward = partial(_without_heads, block.output if inside else None, block.norm)
+
+
+def _select_heads(name: str, place: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Cut the argument ``name`` of an attention module, (text, head, ...), to the heads that are left."""
+    if kwargs.get(name) is not None:
+        kwargs = {**kwargs, name: kwargs[name][:, module.kept_heads]}
+    elif len(args) > place and args[place] is not None:
+        args = (*args[:place], args[place][:, module.kept_heads], *args[place + 1 :])
+    return args, kwargs
+
+
+def _without_heads(
+    output: nn.Module | None, norm: nn.Module | None, hidden_states: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, Tensor]:
+    """The forward of an attention module with no head left: what it would compute from an empty context.
+
+    output, norm: what the module applies itself, after attention; without dropout, as there is nothing to drop.
+    """
+    texts, tokens, _width = hidden_states.shape
+    context = hidden_states.new_empty(texts, tokens, 0)
+    if output is not None:
+        context = output(context)
+    if norm is not None:
+        context = norm(hidden_states + context)
+    return context, hidden_states.new_empty(texts, 0, tokens, tokens)
 
 
 def _slice(linear: nn.Linear, keep: Tensor, dim: int) -> None:
@@ -49,22 +102,27 @@ def _slice(linear: nn.Linear, keep: Tensor, dim: int) -> None:
     linear.out_features, linear.in_features = linear.weight.shape
 
 
-def save_pruned(model: Any, folder: str | os.PathLike[str]) -> Path:
+def save_pruned(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None, card: str = "") -> Path:
     """Save a model whose heads were removed as a folder that ``load_pruned`` reads; returns the folder.
 
-    It holds model.safetensors and config.json, whose ``head_mask`` (layer, head) says which heads are left. The folder
-    is written under a temporary name and renamed. Raises ``FileExistsError`` where it exists already.
+    It holds model.safetensors and config.json, whose ``head_mask`` (layer, head) says which heads are left.
+    tokenizer: saved beside the model; an image processor will do as well. card: the text of the folder's README.md,
+    such as ``gnorm.shipping.card`` writes it. The folder is written under a temporary name and renamed.
+
+    Raises ``FileExistsError`` where it exists already.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already: delete it, or name another folder.")
+    folder = refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     config: Any = model.config
     before = getattr(config, "head_mask", None)
     try:
         config.head_mask = head_mask_of(model).int().tolist()
-        model.save_pretrained(unfinished)
+        for part in (model, tokenizer):
+            if part is not None:
+                part.save_pretrained(unfinished)
+        if card:
+            (unfinished / "README.md").write_text(card, "utf-8")
         unfinished.chmod(0o755)
         unfinished.rename(folder)
     except BaseException:
@@ -75,35 +133,61 @@ def save_pruned(model: Any, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def refuse_existing(folder: str | os.PathLike[str]) -> Path:
+    """The folder as a path; ``FileExistsError`` where it exists already."""
+    if (folder := Path(folder)).exists():
+        raise FileExistsError(f"{folder} exists already: delete it, or name another folder.")
+    return folder
+
+
 def load_pruned(folder: str | os.PathLike[str], **from_pretrained_kwargs: Any) -> Any:
     """Load a model that ``save_pruned`` saved, in eval mode.
 
-    from_pretrained_kwargs: ``dtype``, ``attn_implementation`` and whatever else ``AutoConfig.from_pretrained`` takes.
-    Raises ``FileNotFoundError`` where a file is missing, ``ValueError`` where the folder was not saved by
-    ``save_pruned`` or its weights contradict its head mask.
+    from_pretrained_kwargs: ``dtype``, ``attn_implementation``, ``device_map`` and whatever else ``from_pretrained`` of
+    the model's class takes. A folder that ``save_pretrained`` or ``Trainer`` wrote from a pruned model is read too.
+
+    Raises ``FileNotFoundError`` where a file is missing, ``ValueError`` where the folder holds no pruned model, its
+    weights contradict its head mask, or a file is damaged.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: give a folder that gnorm.save_pruned wrote.")
-    dtype = from_pretrained_kwargs.pop("dtype", None)
-    attention = from_pretrained_kwargs.pop("attn_implementation", None)
-    config = AutoConfig.from_pretrained(folder, **from_pretrained_kwargs)
+    config = AutoConfig.from_pretrained(folder)
     mask = getattr(config, "head_mask", None)
     if mask is None:
         raise ValueError(f"{folder / 'config.json'} has no head_mask: load it with from_pretrained, or save it anew.")
-    config.head_mask = None  # the model is built whole, then cut to the mask
-    options = {} if attention is None else {"attn_implementation": attention}
-    model = getattr(transformers, config.architectures[0])._from_config(config, **options)
-    remove_heads(model, mask)
+    kind: Any = getattr(transformers, (config.architectures or ["none"])[0], None)
+    if kind is None:
+        raise ValueError(f"{folder / 'config.json'} names no architecture of transformers: save the model anew.")
+    config.head_mask = None  # the model is built whole, then cut to the mask, then its weights are read
+
+    def build(self: Any, *arguments: Any, **options: Any) -> None:
+        kind.__init__(self, *arguments, **options)
+        with torch.device("cpu"):  # where masks live; the weights may have no storage yet
+            remove_heads(self, mask)
+
+    pruned: Any = type(kind.__name__, (kind,), {"__init__": build})
+    level = transformers.logging.get_verbosity()
     try:
-        missing, unexpected = load_model(model, folder / "model.safetensors", strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} contradict the head mask in its config.json ({error}).") from None
-    if missing or unexpected:
-        named = ", ".join(sorted([*missing, *unexpected])[:3])
-        raise ValueError(f"the weights in {folder} are not those of its config.json: {named} missing or not expected.")
-    return model.to(dtype or config.dtype or torch.float32).eval()
+        transformers.logging.set_verbosity_error()  # what is wrong is said below
+        model, found = pruned.from_pretrained(
+            folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **from_pretrained_kwargs
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged ({error}): save the model anew.") from None
+    finally:
+        transformers.logging.set_verbosity(level)
+    model.__class__ = kind
+    if found["mismatched_keys"]:
+        name, stored, wanted = min(found["mismatched_keys"])
+        raise ValueError(
+            f"the weights in {folder} contradict the head mask in its config.json: {name} is {tuple(stored)}, the mask "
+            f"needs {tuple(wanted)}."
+        )
+    if names := sorted([*found["missing_keys"], *found["unexpected_keys"]])[:3]:
+        raise ValueError(f"the weights in {folder} are not those of its config.json: {', '.join(names)} do not match.")
+    return model
 
 
 def num_parameters(model: nn.Module) -> int:

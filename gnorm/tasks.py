@@ -30,7 +30,7 @@ from .scoring import accuracy, gnorm_scores
 PROFILES = Path(__file__).with_name("profiles")
 # What a trajectory depends on: a change here makes finished runs stale, a change to plots or tables does not.
 ENGINE = (
-    *("heads", "norms", "packing", "batches", "scoring", "pruning", "journal", "surgery"),
+    *("heads", "norms", "packing", "batches", "scoring", "criteria", "pruning", "journal", "surgery"),
     *("tasks", "embedded", "hub"),
 )
 _ENGINE = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ENGINE]  # as it was imported

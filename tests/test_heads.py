@@ -10,7 +10,7 @@ from conftest import ragged_batches, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import gnorm
-from gnorm.scoring import evaluating
+from gnorm.packing import evaluating
 
 BATCH = {name: tensor for name, tensor in ragged_batches(1, 6)[0].items() if name != "labels"}
 
@@ -154,6 +154,19 @@ def test_a_new_family_is_one_row(monkeypatch):
     gnorm.register("bert", "encoder.blocks.*", "query", "key", "value", "dense")
     with pytest.raises(ValueError, match=r"no module of BertModel is named 'encoder.blocks.\*'"):
         gnorm.attention_blocks(model)
+
+
+def test_a_module_that_may_return_anything_is_not_passed_by(monkeypatch):
+    """A row of one's own says nothing of what the attention module returns: without heads it runs as it did."""
+    monkeypatch.setattr("gnorm.heads.FAMILIES", {})
+    gnorm.register("bert", "encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense")
+    model = tiny_model("bert")
+    mask = random_mask(model, empty_layer=1)
+    with gnorm.masked(model, mask):
+        expected = logits(model)
+    gnorm.remove_heads(model, mask)
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    assert not ["forward" for block in gnorm.attention_blocks(model) if "forward" in vars(block.module)]
 
 
 def test_without_feed_forward_the_blocks_add_their_bias_alone(model):

@@ -15,18 +15,20 @@ import pandas as pd
 import psutil
 import pytest
 
+import gnorm
 import run_all
 from gnorm import METHODS, results, tasks
+from gnorm.pruning import MORE_METHODS
 
 ROOT = Path(__file__).parents[1]
 TABLES = (
     *("pruning_results", "pruning_summary", "all_methods", "winners", "four_models", "greedyprune_all_models"),
-    *("closeness", "gradient_test", "underflow_entropy", "underflow_products"),
+    *("closeness", "gradient_test", "underflow_entropy", "underflow_products", "costs"),
 )
 FIGURES = (
     *("pruning_results", "random_pruning", "final_solutions", "data_processing", "greedy_pruning", "ae_pruning"),
     *("inverse_greedy_gnorm_pruning", "ae_inverse_pruning", "greedyprune_all_models", "gradient_test"),
-    *("gradient_pooling", "attention_entropy"),
+    *("gradient_pooling", "attention_entropy", "costs"),
 )
 
 
@@ -435,8 +437,30 @@ def test_notebooks_are_stored_clean_and_thin(path):
 
 
 def test_every_notebook_is_in_the_order_and_the_order_names_no_other():
-    assert sorted(run_all.NOTEBOOKS) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    names = sorted(run_all.NOTEBOOKS + run_all.OPTIONAL)
+    assert names == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert len(run_all.NOTEBOOKS) == 13
 
 
 def test_methods_that_the_results_name_exist():
     assert set(results.saved_methods("smoke", "bert")) <= set(METHODS)
+
+
+def test_notebooks_beyond_the_paper_run_by_name(smoke, tmp_path):
+    """criteria_comparison takes up the trajectories that are there; prune_your_model ends in a folder with a card."""
+    shutil.copytree(smoke[0], tmp_path, dirs_exist_ok=True)
+    names = ",".join(run_all.OPTIONAL)
+    done = call("--profile", "smoke", "--models", "bert", "--only", names, output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "experiments_results" / "smoke"
+    table = pd.read_csv(folder / "tables" / "criteria_comparison.csv")
+    assert set(MORE_METHODS) - {"activation_energy", "inverse_activation_energy"} <= set(table.method)
+    assert (table.area_low < table.area).all()
+    assert (table.area < table.area_high).all()
+    for figure in ("criteria_comparison", "criteria_curves", "prune_your_model"):
+        assert (tmp_path / "figures" / "smoke" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    smaller = folder / ".run" / "example" / "bert" / "smaller"
+    assert "attention heads removed" in (smaller / "README.md").read_text("utf-8")
+    assert not gnorm.head_mask_of(gnorm.load_pruned(smaller)).all()
+    index = Page(folder / "report" / "index.html")
+    assert {"criteria_comparison.html", "prune_your_model.html"} <= set(index.links)

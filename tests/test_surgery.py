@@ -1,11 +1,16 @@
 """Saving and loading pruned models."""
 
+import copy
 import json
+import pickle
 
+import datasets
 import pytest
 import torch
-from conftest import tiny_model
-from test_heads import logits, random_mask
+import transformers
+from conftest import ragged_batches, tiny_model
+from test_encoders import make, masks
+from test_heads import BATCH, logits, random_mask
 
 import gnorm
 
@@ -77,3 +82,161 @@ def test_folders_that_cannot_be_loaded_say_why(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no model.safetensors"):
         gnorm.load_pruned(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "complaint"),
+    [
+        (lambda config: config.update(head_mask=[[1, 1, 1, 1]] * 2), ValueError, "this model needs .* = .3, 4."),
+        (lambda config: config.update(head_mask=[[2, 1, 1, 1]] * 3), ValueError, "other than 0 and 1"),
+        (lambda config: config.update(architectures=["NoSuchModel"]), ValueError, "names no architecture of transform"),
+        (lambda config: config.pop("architectures"), ValueError, "names no architecture of transformers"),
+        (lambda config: config.update(model_type="no-such-type"), ValueError, "no-such-type"),
+        (lambda config: config.update(num_hidden_layers=2, head_mask=[[1, 1, 1, 1]] * 2), ValueError, "do not match"),
+    ],
+)
+def test_a_config_that_was_altered_is_refused(damage, error, complaint, tmp_path):
+    folder = gnorm.save_pruned(tiny_model("bert"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    damage(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match=complaint):
+        gnorm.load_pruned(folder)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    folder = gnorm.save_pruned(tiny_model("bert"), tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is damaged .*: save the model anew"):
+        gnorm.load_pruned(folder)
+
+
+def test_an_option_that_does_not_exist_is_refused(tmp_path):
+    folder = gnorm.save_pruned(tiny_model("bert"), tmp_path / "model")
+    with pytest.raises(TypeError, match="no_such_option"):
+        gnorm.load_pruned(folder, no_such_option=1)
+
+
+def test_the_weights_of_another_mask_with_as_many_heads_are_told_apart_by_layer(tmp_path):
+    model = tiny_model("bert")
+    mask = torch.ones(3, 4)
+    mask[0, :2] = 0
+    gnorm.remove_heads(model, mask)
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["head_mask"] = config["head_mask"][::-1]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"contradict the head mask in its config.json: .* is \(.*\), the mask needs"):
+        gnorm.load_pruned(folder)
+    model.config.head_mask = config["head_mask"]
+    with pytest.raises(ValueError, match="layer 0 has 16 query rows, its 4 heads of 8 need 32"):
+        gnorm.attention_blocks(model)
+
+
+def test_tokenizer_and_card_go_into_the_folder(tmp_path):
+    tokenizer = transformers.BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5})
+    folder = gnorm.save_pruned(tiny_model("bert"), tmp_path / "model", tokenizer, "# a card, ünd so weiter")
+    assert (folder / "README.md").read_text("utf-8") == "# a card, ünd so weiter"
+    assert transformers.AutoTokenizer.from_pretrained(folder)("a")["input_ids"] == [2, 5, 3]
+
+
+# ---------------------------------------------------------------- what a pruned model still has to do
+
+
+@pytest.fixture(params=["bert", "albert", "mpnet", "vit"])
+def pruned(request):
+    """A model with unequal layers, one of them empty (all of them for albert's one block)."""
+    model = make(request.param)
+    gnorm.remove_heads(model, masks(model)["empty"])
+    return model
+
+
+def inputs_of(model):
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    return BATCH
+
+
+def test_pruned_models_are_traced_whole_by_the_compiler(pruned):
+    """Without a graph break; what the backend then makes of the graph is not ours to test."""
+    inputs = inputs_of(pruned)
+    with torch.no_grad():
+        compiled = torch.compile(pruned, backend="eager", fullgraph=True)(**inputs).logits
+        torch.testing.assert_close(compiled, pruned(**inputs).logits, atol=1e-5, rtol=0)
+    torch._dynamo.reset()
+
+
+def test_pruned_models_are_copied_and_pickled_with_what_was_removed(pruned):
+    expected = pruned(**inputs_of(pruned)).logits
+    for other in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        assert torch.equal(other(**inputs_of(pruned)).logits, expected)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()  # nothing of the copy is shared with the model
+        assert torch.equal(pruned(**inputs_of(pruned)).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pruned_models_run_in_half_precision(pruned, dtype):
+    expected = pruned(**inputs_of(pruned)).logits
+    half = pruned.to(dtype)
+    inputs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs_of(pruned).items()}
+    found = half(**inputs).logits
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=0.15, rtol=0.05)
+
+
+def test_gradients_of_a_pruned_model_are_those_of_the_masked_one():
+    model = tiny_model("bert")
+    mask = random_mask(model, empty_layer=1)
+    masked = copy.deepcopy(model)
+    batch = ragged_batches(1, 6)[0]
+    with gnorm.masked(masked, mask):
+        masked(**batch).loss.backward()
+    gnorm.remove_heads(model, mask)
+    model(**batch).loss.backward()
+    for block, other, row in zip(gnorm.attention_blocks(model), gnorm.attention_blocks(masked), mask, strict=True):
+        rows = row.repeat_interleave(8)
+        if row.any():
+            torch.testing.assert_close(block.query.weight.grad, other.query.weight.grad[rows], atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(block.value.bias.grad, other.value.bias.grad[rows], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(block.output.weight.grad, other.output.weight.grad[:, rows], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(block.output.bias.grad, other.output.bias.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_trainer_trains_saves_and_evaluates_a_pruned_model(tmp_path):
+    model = tiny_model("bert")
+    mask = random_mask(model, empty_layer=1)
+    gnorm.remove_heads(model, mask)
+    rows = [
+        {name: tensor[i] for name, tensor in batch.items()} | {"labels": int(batch["input_ids"][i, 0]) % 3}
+        for batch in ragged_batches(3, 8, longest=9)
+        for i in range(len(batch["labels"]))
+    ]
+    width = max(len(row["input_ids"]) for row in rows)
+    rows = [
+        {
+            n: torch.nn.functional.pad(t, (0, width - len(t)), value=int(n == "input_ids")).tolist()
+            for n, t in row.items()
+            if n != "labels"
+        }
+        | {"labels": row["labels"]}
+        for row in rows
+    ]
+    trainer = transformers.Trainer(
+        model,
+        transformers.TrainingArguments(
+            str(tmp_path / "trainer"), num_train_epochs=8, learning_rate=5e-3, report_to="none", disable_tqdm=True,
+            per_device_train_batch_size=8, save_strategy="epoch", save_total_limit=1, use_cpu=True, logging_strategy="no",
+        ),
+        train_dataset=datasets.Dataset.from_list(rows),
+        eval_dataset=datasets.Dataset.from_list(rows),
+    )  # fmt: skip
+    untrained = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < untrained / 2
+    (checkpoint,) = (tmp_path / "trainer").glob("checkpoint-*")
+    reloaded = gnorm.load_pruned(checkpoint)
+    assert torch.equal(gnorm.head_mask_of(reloaded), mask)
+    assert torch.equal(logits(reloaded), logits(model))

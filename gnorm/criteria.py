@@ -1,0 +1,227 @@
+"""Criteria that are not the paper's, under the same protocol: (model, batches) -> (layer, head) scores.
+
+All follow ``scoring.Criterion``: float64, -inf for heads that are gone, low scores go first. Those of a loss need
+``labels`` in every batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from .batches import Batch, MicroBatch, Prepared, forwarding, prepare
+from .heads import AttentionBlock, attention_blocks
+from .norms import log_norm
+from .packing import evaluating
+from .scoring import Tally, attention_entropy, gnorm_scores, gradients_by_batch
+
+
+def head_importance(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    *,
+    generator: torch.Generator | None = None,
+    on_logits: Tally | None = None,
+) -> Tensor:
+    """Head importance of Michel, Levy and Neubig (arXiv 1905.10650): (layer, head), not a logarithm.
+
+    I(h) = mean over texts x of |d L(x) / d m_h|, where L is the cross-entropy of a text and m_h, at 1, multiplies the
+    context of head h in every pass through its block. The absolute value is taken text by text, so the batches do not
+    matter. Not normalised by layer.
+
+    Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
+    """
+    blocks = attention_blocks(model)
+    prepared = prepare(batches, model)
+    sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
+    for _index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
+        sums = [total + d.abs().sum(0) for total, d in zip(sums, derivatives, strict=True)]
+    return _table(blocks, [total / prepared.num_texts for total in sums])
+
+
+def output_saliency(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    *,
+    generator: torch.Generator | None = None,
+    on_logits: Tally | None = None,
+) -> Tensor:
+    """TextPruner's importance of heads: (layer, head), not a logarithm.
+
+    S(h) = 1/N sum over batches b of |sum over w of w dL_b/dw|, with w the columns of head h in the output projection,
+    L_b the mean cross-entropy of the batch, N the number of texts. Since the context meets nothing but these columns,
+    the inner sum is dL_b/dm_h of ``head_importance``: the two differ in where the absolute value is taken.
+
+    Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
+    """
+    blocks = attention_blocks(model)
+    prepared = prepare(batches, model)
+    batch_of = torch.empty(prepared.num_texts, dtype=torch.long)
+    for micro in prepared:
+        for part in micro.parts:
+            batch_of[micro.index[part.texts]] = part.batch
+    sizes = batch_of.bincount()[:, None]  # (batch, 1)
+    sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
+    for index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
+        sums = [total.index_add(0, batch_of[index], d) for total, d in zip(sums, derivatives, strict=True)]
+    return _table(blocks, [(total / sizes).abs().sum(0) / prepared.num_texts for total in sums])
+
+
+def weight_magnitude(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    *,
+    generator: torch.Generator | None = None,
+    on_logits: Tally | None = None,
+) -> Tensor:
+    """Natural logarithm of the L2 norm of a head's weights: (layer, head); rows of query, key and value, columns of
+    the output projection, no biases. Looks at no text."""
+    blocks = attention_blocks(model)
+    norms = []
+    for block in blocks:
+        rows = [linear.weight for linear in (block.query, block.key, block.value)]
+        weights = torch.cat([*rows, block.output.weight.T], dim=1)  # (kept * head_dim, 4 * hidden)
+        norms.append(log_norm(weights.detach().reshape(len(block.kept), -1)).cpu())
+    return _table(blocks, norms)
+
+
+def hies(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    *,
+    alpha: float = 0.5,
+    generator: torch.Generator | None = None,
+    on_logits: Tally | None = None,
+) -> Tensor:
+    """Head importance-entropy score (arXiv 2510.13832, version 2, Eq. 1): (layer, head), from 0 to 1.
+
+    HIES(h) = alpha I'(h) + (1 - alpha) (1 - H'(h)): ``head_importance`` and ``attention_entropy``, each brought to 0
+    to 1 by its smallest and largest value over the heads that are left. The entropy is the plain one of the paper's
+    section 2, in nats, not divided by the logarithm of the text's length as its Eq. 5 has it. The paper tunes alpha
+    by task and compression; here it is 0.5 throughout.
+
+    Raises ``ValueError`` as the two criteria do.
+    """
+    prepared = prepare(batches, model)
+    importance = _rescaled(head_importance(model, prepared, on_logits=on_logits))
+    entropy = _rescaled(attention_entropy(model, prepared))
+    return (alpha * importance + (1 - alpha) * (1 - entropy)).masked_fill(importance.isneginf(), -torch.inf)
+
+
+def gnorm_by_text(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    *,
+    generator: torch.Generator | None = None,
+    on_logits: Tally | None = None,
+) -> Tensor:
+    """G-norm with every text a batch of its own: (layer, head), natural logarithm.
+
+    score(h) = log prod_{W in Q, K, V} sum_x || d||z_x|| / dW_h || over the texts x. The paper's score depends on which
+    texts share a batch, since gradients of the same batch cancel; this one does not. Raises as ``gnorm_scores``.
+    """
+    prepared = prepare(batches, model)
+    texts = {
+        int(index): {name: tensor[i : i + 1] for name, tensor in micro.inputs.items()}
+        | ({} if micro.labels is None else {"labels": micro.labels[i : i + 1]})
+        for micro in prepared
+        for i, index in enumerate(micro.index)
+    }
+    return gnorm_scores(model, prepare([texts[i] for i in range(len(texts))], model), on_logits=on_logits)
+
+
+def gnorm_cross_entropy(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    *,
+    generator: torch.Generator | None = None,
+    on_logits: Tally | None = None,
+) -> Tensor:
+    """G-norm of the mean cross-entropy of each batch instead of the norm of its logits: (layer, head), natural
+    logarithm, -inf where no gradient flows.
+
+    score(h) = log prod_{W in Q, K, V} sum_b || dL_b / dW_h ||. Raises ``ValueError`` for texts without labels, where
+    gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
+    """
+    blocks = attention_blocks(model)
+    live = [block for block in blocks if block.kept]
+    heads = [len(block.kept) for block in live for _ in "QKV"]
+    if not live:
+        return _table(blocks, [torch.zeros(0) for _ in blocks])
+    sums = torch.full((sum(heads),), -torch.inf, dtype=torch.float64)
+    prepared = prepare(batches, model)
+    with evaluating(model), forwarding(model, prepared) as forward:
+        for gradients, logits in gradients_by_batch(forward, model, prepared, on_logits, _of_cross_entropy):
+            norms = torch.cat([log_norm(g.view(n, -1)).cpu() for g, n in zip(gradients, heads, strict=True)])
+            sums = torch.logaddexp(sums, norms - math.log(len(logits)))
+    if not bool((sums < torch.inf).all()):
+        raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
+    terms = sums.split(heads)
+    products = iter([q + k + v for q, k, v in zip(terms[0::3], terms[1::3], terms[2::3], strict=True)])
+    return _table(blocks, [next(products) if block.kept else torch.zeros(0) for block in blocks])
+
+
+def _labels(micro: MicroBatch) -> Tensor:
+    if micro.labels is None:
+        raise ValueError(f"text {int(micro.index[0])} has no label: this criterion needs `labels` in every batch.")
+    return micro.labels
+
+
+def _of_cross_entropy(logits: Tensor, micro: MicroBatch) -> Tensor:
+    """(text, class) derivative of each text's cross-entropy by its logits."""
+    right = one_hot(_labels(micro), logits.shape[1])
+    return (logits.float().softmax(1) - right).to(logits.dtype)
+
+
+def _mask_derivatives(
+    model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared, on_logits: Tally | None
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
+    (text, kept head) derivatives of each text's cross-entropy by each head's mask.
+
+    The mask is a tensor of ones, one for each text and head, that multiplies the contexts at the input of the output
+    projection; passes through a shared block share it, so their derivatives add up.
+    """
+    live = [block for block in blocks if block.kept]
+    masks: dict[int, Tensor] = {}
+
+    def multiply(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> tuple[Tensor]:
+        context = inputs[0]  # (text, token, kept * head_dim)
+        if i not in masks:
+            masks[i] = context.new_ones(len(context), len(live[i].kept)).requires_grad_()
+        return (context * masks[i].repeat_interleave(live[i].head_dim, dim=1)[:, None],)
+
+    with evaluating(model), ExitStack() as hooks:
+        for i, block in enumerate(live):
+            hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
+        for micro in (rectangle for row in prepared for rectangle in row.rectangles() if live):
+            masks.clear()
+            logits = model(**micro.inputs).logits  # (text, class)
+            loss = cross_entropy(logits, _labels(micro), reduction="sum")
+            rows = iter(torch.autograd.grad(loss, [masks[i] for i in range(len(live))]))
+            nothing = torch.zeros(len(logits), 0)
+            yield micro.index, [(next(rows) if block.kept else nothing).double().cpu() for block in blocks]
+            if on_logits is not None:
+                on_logits(logits, micro)
+
+
+def _rescaled(scores: Tensor) -> Tensor:
+    """Brought to 0 to 1 by the smallest and the largest finite value; all zero where these are the same."""
+    left = scores[scores.isfinite()]
+    if not len(left) or left.max() == left.min():
+        return torch.where(scores.isfinite(), 0.0, scores)
+    return (scores - left.min()) / (left.max() - left.min())
+
+
+def _table(blocks: Sequence[AttentionBlock], values: Sequence[Tensor]) -> Tensor:
+    """(layer, head) float64 from the values of the heads that are left in each block; -inf elsewhere."""
+    scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
+    for row, block, of_block in zip(scores, blocks, values, strict=True):
+        row[list(block.kept)] = of_block.double()
+    return scores

@@ -1,0 +1,199 @@
+"""A checkpoint and a CSV of texts in, a smaller model with its card out.
+
+    import gnorm.shipping
+    own = gnorm.shipping.load("my-checkpoint", "my-texts.csv")
+    run = gnorm.prune(own.model, own.scoring, own.choosing)
+    gnorm.shipping.ship(own, run, "my-smaller-model", budget=0.01)
+    model = gnorm.load_pruned("my-smaller-model")
+
+The texts are shared out at random: heads are scored on some, the number of heads that go is chosen on others, and what
+the card says of accuracy is measured on the rest, which nothing was chosen by.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+from huggingface_hub import ModelCardData
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from . import results
+from .batches import Batch
+from .costs import cost, longest_text
+from .heads import head_mask_of
+from .pruning import Trajectory, find_method
+from .scoring import correct_texts
+from .surgery import load_pruned, refuse_existing, remove_heads, save_pruned
+from .tasks import default_device
+
+FEWEST = 30  # texts, a third of them for each purpose: fewer say nothing
+
+
+@dataclass(frozen=True)
+class Own:
+    """A user's model with its texts, shared out to what they are for; each a list of batches."""
+
+    model: Any
+    tokenizer: Any
+    scoring: list[dict[str, Tensor]]
+    choosing: list[dict[str, Tensor]]
+    testing: list[dict[str, Tensor]]
+    checkpoint: str
+    data: str
+
+
+def load(
+    checkpoint: str | os.PathLike[str],
+    texts: str | os.PathLike[str],
+    scoring: int = 128,
+    batch: int = 32,
+    max_length: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> Own:
+    """A fine-tuned text classifier and its texts.
+
+    checkpoint: a folder (or a name on the hub) with model and tokenizer; a pruned model may be pruned further.
+    texts: a CSV file with columns text and label, and text_pair where the model reads pairs. Labels are the names in
+    the model's ``config.label2id`` or class numbers. A text that comes twice is taken once.
+    scoring: how many texts, drawn at random, heads are scored on, at most a third; the others are halved, to choose by
+    and to test on. batch, max_length, seed: texts a batch, tokens a text (what the model takes, if None), the draw.
+    device: the accelerator if there is one, else the CPU, if None.
+
+    Raises ``FileNotFoundError`` for a CSV that is not there, ``ValueError`` for one without these columns, with an
+    empty text, a label that the model has no class for, or too few texts, and where the checkpoint has no classifier.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if getattr(AutoConfig.from_pretrained(checkpoint), "head_mask", None):
+        model = load_pruned(checkpoint)
+    else:
+        model, found = AutoModelForSequenceClassification.from_pretrained(checkpoint, output_loading_info=True)
+        if found["missing_keys"]:
+            raise ValueError(
+                f"{checkpoint} has no weights for {min(found['missing_keys'])}: fine-tune it as a classifier first."
+            )
+    head_mask_of(model)  # refuses what cannot be pruned before anything is read
+    frame = _read(Path(texts), model.config)
+    frame = frame.sample(frac=1, random_state=seed)
+    first = min(scoring, len(frame) // 3)
+    rest = first + (len(frame) - first) // 2
+    tokens = max_length or min(tokenizer.model_max_length, longest_text(model.config))
+    return Own(
+        model=model.to(device or default_device()).eval(),
+        tokenizer=tokenizer,
+        scoring=_batches(frame[:first], tokenizer, batch, tokens),
+        choosing=_batches(frame[first:rest], tokenizer, batch, tokens),
+        testing=_batches(frame[rest:], tokenizer, batch, tokens),
+        checkpoint=Path(checkpoint).name,
+        data=Path(texts).name,
+    )
+
+
+def _read(path: Path, config: Any) -> pd.DataFrame:
+    """Columns text, text_pair where there is one, and label as a class number."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: give a CSV file with columns text and label.")
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)  # "NA" is a text
+    if missing := {"text", "label"} - set(frame.columns):
+        raise ValueError(f"{path} has no column {min(missing)!r}: name its columns text and label (and text_pair).")
+    columns = [name for name in ("text", "text_pair") if name in frame.columns]
+    for column in columns:
+        if (empty := frame[column].str.strip() == "").any():
+            raise ValueError(f"row {int(empty.argmax()) + 1} of {path} has an empty {column}: fill it in or delete it.")
+    known = {str(number): number for number in range(config.num_labels)} | dict(config.label2id)
+    if unknown := sorted(set(frame.label) - set(known)):
+        raise ValueError(f"{path} has the label {unknown[0]!r}; the model knows {', '.join(config.label2id)}.")
+    frame = frame[[*columns, "label"]].assign(label=frame.label.map(known)).drop_duplicates(columns)
+    if len(frame) < FEWEST:
+        raise ValueError(f"{path} has {len(frame)} different texts; give at least {FEWEST}, better some hundreds.")
+    return frame
+
+
+def _batches(frame: pd.DataFrame, tokenizer: Any, size: int, tokens: int) -> list[dict[str, Tensor]]:
+    batches = []
+    for begin in range(0, len(frame), size):
+        rows = frame[begin : begin + size]
+        texts = [rows[name].tolist() for name in ("text", "text_pair") if name in rows.columns]
+        encoded = tokenizer(*texts, padding=True, truncation=True, max_length=tokens, return_tensors="pt")
+        batches.append({**encoded, "labels": torch.tensor(rows.label.tolist())})
+    return batches
+
+
+def ship(own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: float = 0.01) -> Path:
+    """Remove as many heads as the budget allows, save the smaller model with its tokenizer and card; the folder.
+
+    run: what ``prune`` made of ``own.model``, ``own.scoring`` and ``own.choosing``. budget: accuracy that may be lost
+    on the texts to choose by (0.01 is a point). ``own.model`` stays as it was.
+
+    Raises ``FileExistsError`` where the folder exists already, ``ValueError`` where the run is not of this model.
+    """
+    refuse_existing(folder)
+    if not torch.equal(run.start, head_mask_of(own.model)):
+        raise ValueError("the run began with other heads than the model has: prune own.model itself.")
+    pruned = results.solution(run, budget)
+    smaller = copy.deepcopy(own.model)
+    remove_heads(smaller, run.mask(pruned))
+    before, after = (correct_texts(model, own.testing).numpy() for model in (own.model, smaller))
+    curve = results.curve(run)
+    text = card(
+        name=Path(folder).name,
+        checkpoint=own.checkpoint,
+        data=own.data,
+        model=smaller,
+        pruned=pruned,
+        of=int(run.start.sum()),
+        method=find_method(run.info["method"]).title,
+        budget=budget,
+        chosen={"before": float(curve.iloc[0]), "after": float(curve[pruned])},
+        correct={"before": before, "after": after},
+        texts={name: _count(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
+        costs=cost(smaller),
+        versions=run.info["versions"],
+    )
+    return save_pruned(smaller, folder, own.tokenizer, text)
+
+
+def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
+    """The text of a model card, README.md, in Markdown with the head that model hubs read.
+
+    correct: (text,) bool, before and after, of the same test texts; accuracies come with 95 % Wilson intervals, their
+    difference with a 95 % bootstrap interval over texts. about: what else ``card.md.j2`` names.
+    """
+    change = correct["after"].astype(float) - correct["before"]
+    low, high = scipy.stats.bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("gnorm", ""), undefined=jinja2.StrictUndefined)
+    return environment.get_template("card.md.j2").render(
+        head=ModelCardData(
+            library_name="transformers",
+            pipeline_tag="text-classification",
+            tags=["attention-head-pruning", "gnorm"],
+        ).to_yaml(),
+        accuracy={name: _share(hits) for name, hits in correct.items()},
+        change={"mean": change.mean(), "low": low, "high": high},
+        kept=head_mask_of(model).sum(1).tolist(),
+        device=model.device.type,
+        threads=torch.get_num_threads(),
+        date=datetime.date.today().isoformat(),
+        **about,
+    )
+
+
+def _share(hits: np.ndarray) -> dict[str, float]:
+    interval = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return {"share": float(hits.mean()), "low": interval.low, "high": interval.high}
+
+
+def _count(batches: Sequence[Batch]) -> int:
+    return sum(len(batch["labels"]) for batch in batches)

@@ -1,0 +1,152 @@
+"""Criteria beside the paper's, each against a literal computation: whole gradients of weights, text by text."""
+
+import copy
+import math
+
+import literal
+import pytest
+import textpruner
+import torch
+from conftest import ragged_batches, tiny_model
+
+import gnorm
+from gnorm import criteria
+from gnorm.pruning import METHODS, MORE_METHODS
+
+BATCHES = ragged_batches()
+NAMES = ("head_importance", "output_saliency", "weight_magnitude", "hies", "gnorm_by_text", "gnorm_cross_entropy")
+
+
+def texts(batches):
+    """Every text as a batch of its own, without padding."""
+    for batch in batches:
+        for i, label in enumerate(batch["labels"]):
+            length = int(batch["attention_mask"][i].sum())
+            yield {name: batch[name][i : i + 1, :length] for name in ("input_ids", "attention_mask")} | {
+                "labels": label[None]
+            }
+
+
+def loss(model, batch):
+    return torch.nn.functional.cross_entropy(literal.forward(model, batch), batch["labels"])
+
+
+def saliency(model, batch):
+    """(layer, head): |sum of weight x gradient| over the columns of the output projection, for one batch."""
+    model.zero_grad()
+    loss(model, batch).backward()
+    return torch.stack(
+        [(p[3].weight * p[3].weight.grad).double().view(32, 4, 8).sum((0, 2)).abs() for p in literal.projections(model)]
+    ).detach()
+
+
+def test_head_importance_takes_the_absolute_value_text_by_text(model):
+    expected = torch.stack([saliency(model, text) for text in texts(BATCHES)]).mean(0)
+    torch.testing.assert_close(criteria.head_importance(model, BATCHES), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_output_saliency_takes_it_batch_by_batch(model):
+    expected = torch.stack([saliency(model, batch) for batch in BATCHES]).sum(0) / 13
+    torch.testing.assert_close(criteria.output_saliency(model, BATCHES), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_output_saliency_is_textpruners_own(family, tmp_path):
+    model = tiny_model(family)
+    pruner = textpruner.TransformerPruner(
+        copy.deepcopy(model),
+        general_config=textpruner.GeneralConfig(use_device="cpu", output_dir=str(tmp_path)),
+    )
+    expected, _ = pruner.get_importance_score(BATCHES)
+    torch.testing.assert_close(criteria.output_saliency(model, BATCHES), expected.double(), atol=1e-6, rtol=1e-4)
+
+
+def test_weight_magnitude_is_the_norm_of_all_weights_of_a_head(model):
+    found = criteria.weight_magnitude(model, [])
+    for layer, (query, key, value, output) in enumerate(literal.projections(model)):
+        for head in range(4):
+            rows = slice(8 * head, 8 * head + 8)
+            squares = [w.weight[rows].double().square().sum().item() for w in (query, key, value)]
+            squares.append(output.weight[:, rows].double().square().sum().item())
+            assert found[layer, head].item() == pytest.approx(0.5 * math.log(sum(squares)), abs=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.8])
+def test_hies_weighs_what_both_say_between_their_extremes(model, alpha):
+    importance = criteria.head_importance(model, BATCHES).flatten().tolist()
+    entropy = gnorm.attention_entropy(model, BATCHES).flatten().tolist()
+    expected = [
+        alpha * (i - min(importance)) / (max(importance) - min(importance))
+        + (1 - alpha) * (1 - (e - min(entropy)) / (max(entropy) - min(entropy)))
+        for i, e in zip(importance, entropy, strict=True)
+    ]
+    found = criteria.hies(model, BATCHES, alpha=alpha).flatten().tolist()
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert 0 <= min(found) <= max(found) <= 1
+
+
+def test_hies_of_the_last_head_is_a_number():
+    model = tiny_model("bert")
+    mask = torch.zeros(3, 4)
+    mask[1, 2] = 1
+    gnorm.remove_heads(model, mask)
+    assert criteria.hies(model, BATCHES)[1, 2] == 0.5
+
+
+def test_gnorm_by_text_is_the_literal_score_of_single_texts_whatever_the_batches(model):
+    expected = literal.scores(model, list(texts(BATCHES))).log()
+    torch.testing.assert_close(criteria.gnorm_by_text(model, BATCHES), expected, atol=1e-4, rtol=0)
+    other = list(texts(BATCHES))[::-1]
+    torch.testing.assert_close(criteria.gnorm_by_text(model, other), expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(gnorm.gnorm_scores(model, BATCHES), expected, atol=1e-2)
+
+
+def test_gnorm_of_the_cross_entropy_equals_backward_on_whole_batches(model):
+    blocks = literal.projections(model)
+    sums = torch.zeros(len(blocks), 3, 4, dtype=torch.float64)
+    for batch in BATCHES:
+        model.zero_grad()
+        loss(model, batch).backward()
+        for layer, block in enumerate(blocks):
+            for i, linear in enumerate(block[:3]):
+                sums[layer, i] += linear.weight.grad.double().view(4, -1).norm(dim=1)
+    torch.testing.assert_close(criteria.gnorm_cross_entropy(model, BATCHES), sums.prod(1).log(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_heads_that_are_gone_count_for_nothing_and_the_others_as_under_a_mask(name, model):
+    criterion = getattr(criteria, name)
+    mask = torch.ones_like(gnorm.head_mask_of(model))
+    mask[0, 1] = mask[-1, 3] = False
+    with gnorm.masked(model, mask):
+        expected = criterion(model, BATCHES)
+    gnorm.remove_heads(model, mask)
+    scores = criterion(model, BATCHES)
+    assert torch.equal(scores.isneginf(), ~mask)
+    if name != "hies":  # whose extremes are those of the heads that are left
+        torch.testing.assert_close(scores[mask], expected[mask], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_criterion_prunes_to_the_last_head_and_leaves_the_model_alone(name):
+    assert MORE_METHODS[name].criterion is getattr(criteria, name)
+    assert name not in METHODS
+    model = tiny_model("bert")
+    before = copy.deepcopy(model.state_dict())
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    run = gnorm.prune(model, BATCHES, method=name, progress=False)
+    assert len(set(run.order())) == 12
+    separate = gnorm.prune(model, BATCHES, ragged_batches(), method=name, progress=False)
+    assert run.table.accuracy.tolist() == separate.table.accuracy.tolist()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]
+    assert not [hook for module in model.modules() for hook in module._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("name", ["head_importance", "output_saliency", "hies", "gnorm_cross_entropy"])
+def test_criteria_of_a_loss_need_labels(name):
+    unlabelled = [{key: tensor for key, tensor in batch.items() if key != "labels"} for batch in BATCHES]
+    model = tiny_model("bert")
+    with pytest.raises(ValueError, match="has no label: this criterion needs `labels` in every batch"):
+        getattr(criteria, name)(model, unlabelled)
+    assert not [hook for module in model.modules() for hook in module._forward_pre_hooks]

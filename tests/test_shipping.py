@@ -1,0 +1,168 @@
+"""A user's own checkpoint and CSV: the five lines as they stand, what they leave, and what is refused."""
+
+import copy
+import inspect
+import re
+import textwrap
+
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from conftest import ragged_batches, tiny_model
+
+import gnorm
+from gnorm import embedded, results, shipping, tasks
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tasks.load("smoke", "bert", device="cpu", progress=False)
+
+
+@pytest.fixture
+def home(task, tmp_path, monkeypatch):
+    """A folder with a checkpoint and a CSV that names the labels, as a user has them."""
+    monkeypatch.chdir(tmp_path)
+    task.model.save_pretrained("my-checkpoint")
+    task.tokenizer.save_pretrained("my-checkpoint")
+    frame = task.splits["test"].to_pandas()
+    frame["label"] = [task.model.config.id2label[label] for label in frame.label]
+    frame.to_csv("my-texts.csv", index=False)
+    return tmp_path
+
+
+def rows_of(card):
+    return {
+        cells[0]: cells[1:]
+        for cells in re.findall(r"^\| (\w[\w ]*) \| (.*?) \| (.*?) \| (.*?) \|$", card, re.MULTILINE)
+    }
+
+
+def test_the_five_lines_run_as_they_stand(home, monkeypatch):
+    lines = textwrap.dedent("\n".join(re.findall(r"^    \S.*$", shipping.__doc__, re.MULTILINE)))
+    assert len(lines.splitlines()) == 5
+    monkeypatch.setattr("gnorm.costs._lengths", lambda config: [8])
+    found = {}
+    exec(lines, found)  # noqa: S102 our own docstring
+    folder, own, model = home / "my-smaller-model", found["own"], found["model"]
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+    assert [sum(len(b["labels"]) for b in part) for part in (own.scoring, own.choosing, own.testing)] == [66, 67, 67]
+
+    pruned = results.solution(found["run"], 0.01)
+    assert torch.equal(gnorm.head_mask_of(model), found["run"].mask(pruned))
+    before, after = gnorm.accuracy(own.model, own.testing), gnorm.accuracy(model, own.testing)
+    card = (folder / "README.md").read_text("utf-8")
+    head = huggingface_hub.ModelCard(card).data
+    assert (head.library_name, head.pipeline_tag) == ("transformers", "text-classification")
+    assert "attention-head-pruning" in head.tags
+    rows = rows_of(card)
+    assert rows["intact"][:2] == ("67", f"{before:.4f}")
+    assert rows["pruned"][:2] == ("67", f"{after:.4f}")
+    assert rows["change"][:2] == ("67", f"{after - before:+.4f}")
+    low, high = (float(x) for x in rows["pruned"][2].split(" to "))
+    z, n = 1.959964, 67
+    centre = (after + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (after * (1 - after) / n + z * z / (4 * n * n)) ** 0.5
+    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-4)
+    assert f"with {pruned} of its 8 attention heads removed" in card
+    kept = gnorm.head_mask_of(model).sum(1).tolist()
+    assert f"| layer | 0 | 1 |\n|:--|--:|--:|\n| heads kept | {kept[0]} | {kept[1]} |\n" in card
+    assert f"{gnorm.surgery.num_parameters(model):,} after" in card
+    assert re.findall(r"^\| (\d+) \| 8 \| [\d.]+ \| [\d.]+ \|", card, re.MULTILINE) == ["1", "8", "32"]
+    assert "Greedy-Gnorm, a head at a time" in card
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("hola")["input_ids"] == own.tokenizer("hola")["input_ids"]
+    again = shipping.load(folder, "my-texts.csv")  # and it can be pruned further
+    assert torch.equal(gnorm.head_mask_of(again.model), gnorm.head_mask_of(model))
+
+
+def test_no_text_is_in_two_shares_and_the_draw_is_seeded(home):
+    frame = pd.read_csv("my-texts.csv")
+    pd.concat([frame, frame]).to_csv("twice.csv", index=False)
+
+    def texts(own, share):
+        decoded = (own.tokenizer.batch_decode(b["input_ids"], skip_special_tokens=True) for b in getattr(own, share))
+        return [text for batch in decoded for text in batch]
+
+    own, other = (
+        shipping.load("my-checkpoint", "twice.csv", scoring=40),
+        shipping.load("my-checkpoint", "twice.csv", scoring=40),
+    )
+    shares = [texts(own, share) for share in ("scoring", "choosing", "testing")]
+    assert [len(share) for share in shares] == [40, 80, 80]
+    assert shares == [texts(other, share) for share in ("scoring", "choosing", "testing")]
+    assert shares[2] != texts(shipping.load("my-checkpoint", "twice.csv", scoring=40, seed=1), "testing")
+    everything = [text for share in shares for text in share]
+    assert len(set(everything)) >= 0.99 * len(everything)  # two texts may come out of the tokenizer alike
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda f: f.rename(columns={"text": "sentence"}), "has no column 'text': name its columns text and label"),
+        (lambda f: f.drop(columns="label"), "has no column 'label'"),
+        (lambda f: f.assign(label=["xx", *f.label[1:]]), "has the label 'xx'; the model knows de, en, es, fr"),
+        (lambda f: f.assign(label=["4", *f.label[1:]]), "has the label '4'"),
+        (lambda f: f.assign(text=[*f.text[:2], " ", *f.text[3:]]), "row 3 of .* has an empty text"),
+        (lambda f: f[:29], "has 29 different texts; give at least 30"),
+        (lambda f: pd.concat([f[:20]] * 9), "has 20 different texts"),
+    ],
+)
+def test_texts_that_will_not_do_are_refused(home, change, complaint):
+    change(pd.read_csv("my-texts.csv")).to_csv("bad.csv", index=False)
+    with pytest.raises(ValueError, match=complaint):
+        shipping.load("my-checkpoint", "bad.csv")
+
+
+def test_texts_named_na_and_labels_by_number_are_taken(home):
+    frame = pd.read_csv("my-texts.csv")
+    frame["label"] = frame.label.map(["de", "en", "es", "fr"].index)
+    frame.loc[0, "text"] = "NA"
+    frame.to_csv("numbers.csv", index=False)
+    own = shipping.load("my-checkpoint", "numbers.csv")
+    labels = torch.cat([batch["labels"] for part in (own.scoring, own.choosing, own.testing) for batch in part])
+    assert sorted(labels.tolist()) == sorted(frame.label)
+
+
+def test_what_is_missing_is_named(home):
+    with pytest.raises(FileNotFoundError, match="none.csv is not there: give a CSV file with columns text and label"):
+        shipping.load("my-checkpoint", "none.csv")
+    model = transformers.AutoModel.from_pretrained("my-checkpoint")
+    model.save_pretrained("encoder")
+    transformers.AutoTokenizer.from_pretrained("my-checkpoint").save_pretrained("encoder")
+    with pytest.raises(ValueError, match=r"has no weights for classifier.bias: fine-tune it as a classifier first"):
+        shipping.load("encoder", "my-texts.csv")
+
+
+def test_a_run_of_another_model_and_a_folder_that_exists_are_refused(home):
+    own = shipping.load("my-checkpoint", "my-texts.csv")
+    run = gnorm.prune(tiny_model("bert"), ragged_batches(), steps=1, progress=False)
+    with pytest.raises(ValueError, match="prune own.model itself"):
+        shipping.ship(own, run, "smaller")
+    with pytest.raises(FileExistsError, match="exists already"):
+        shipping.ship(own, run, "my-checkpoint")
+
+
+def test_the_card_is_written_from_the_run_alone():
+    """Whatever the template names has to be given: nothing in it is made up."""
+    parameters = inspect.signature(shipping.card).parameters
+    with pytest.raises(Exception, match="is undefined"):
+        shipping.card(model=tiny_model("bert"), correct={"before": np.ones(9, bool), "after": np.ones(9, bool)})
+    assert "about" in parameters
+
+
+def test_a_short_finetuning_recovers_accuracy(task):
+    model = copy.deepcopy(task.model)
+    mask = torch.ones_like(gnorm.head_mask_of(model))
+    mask[:, 1:] = False
+    gnorm.remove_heads(model, mask)
+    pruned = gnorm.accuracy(model, task.batches("evaluation"))
+    state = torch.get_rng_state()
+    embedded.finetune(model, task.tokenizer, task.splits["train"], 40, epochs=2, lr=4e-3, progress=False)
+    assert gnorm.accuracy(model, task.batches("evaluation")) > pruned + 0.1
+    assert torch.equal(gnorm.head_mask_of(model), mask)
+    assert not model.training
+    assert torch.equal(torch.get_rng_state(), state)
