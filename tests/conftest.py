@@ -10,6 +10,7 @@ os.environ["GNORM_CACHE"] = CACHE = tempfile.mkdtemp(
 
 import pytest
 import torch
+from pipeline import ROOT
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 SIZES = {
@@ -70,3 +71,19 @@ def family(request):
 @pytest.fixture
 def model(family):
     return tiny_model(family)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the project whose notebooks may be altered."""
+    root = tmp_path / "projekt für köpfe"
+    root.mkdir()
+    for name in ("gnorm", "notebooks"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run_all.py", root)
+    return root
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first, so that the others fill the time beside it."""
+    items.sort(key=lambda item: item.path.name != "test_run_all.py")

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_run_all import CUT, call, launch, trajectories
+from pipeline import call
+from test_cut_off import CUT, launch, trajectories
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.soak)])
