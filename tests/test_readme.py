@@ -3,7 +3,10 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+
+from gnorm import shipping
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -18,7 +21,8 @@ def test_the_generated_part_is_not_stale():
 
 
 def test_the_example_runs_as_it_stands(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    own, example = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert textwrap.indent(own, "    ") in shipping.__doc__  # whose tests run it
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
