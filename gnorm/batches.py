@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -38,17 +39,17 @@ class MicroBatch:
     parts: tuple[Part, ...]
     row: Row | None = None  # where the tokens stand when they go through without padding
 
-    def rectangles(self) -> Iterator[MicroBatch]:
+    @cached_property
+    def rectangles(self) -> tuple[MicroBatch, ...]:
         """Its texts in passes of their own, those of like length together: for what has to look at padded tensors."""
-        device = next(iter(self.inputs.values())).device
-        order = self.lengths.argsort(descending=True, stable=True)
-        for texts in order.split(
-            _cuts(self.lengths[order].tolist(), OVERHEAD_TOKENS[device.type], MAX_TOKENS[device.type])
-        ):
+        device, found = next(iter(self.inputs.values())).device, []
+        everything = torch.arange(len(self.index))
+        for texts in _rectangles(everything, self.lengths, OVERHEAD_TOKENS[device.type], MAX_TOKENS[device.type]):
             at, longest = texts.to(device), int(self.lengths[texts].max())
             inputs = _cut({name: tensor[at] for name, tensor in self.inputs.items()}, longest)
             labels = None if self.labels is None else self.labels[at]
-            yield MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], ())
+            found.append(MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], ()))
+        return tuple(found)
 
 
 class Prepared(Sequence[MicroBatch]):
@@ -91,8 +92,9 @@ def prepare(
     """
     if isinstance(batches, Prepared):
         return batches
-    device, limits = _device_of(model), _limits_of(model)
-    checked = [_checked(batch, i, **limits) for i, batch in enumerate(batches)]
+    device, room = _device_of(model), longest_text(model)
+    vocabulary = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
+    checked = [_checked(batch, i, vocabulary, room) for i, batch in enumerate(batches)]
     if not checked:
         raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
     sizes = [_size(batch) for batch in checked]
@@ -177,17 +179,15 @@ def _device_of(model: nn.Module) -> torch.device:
     return devices[0]
 
 
-def _limits_of(model: Any) -> dict[str, Any]:
-    """The size of the vocabulary and how many positions there are for a text's tokens; None where the model has no
-    table of them. Tables with a padding row (RoBERTa's) start counting behind it."""
-    words = getattr(model, "get_input_embeddings", lambda: None)()
+def longest_text(model: Any) -> int | None:
+    """The most tokens of a text that the model has positions for, by its tables of them; None where it has no table.
+    Tables with a padding row (RoBERTa's) start counting behind it."""
     tables = [
         module
         for name, module in model.named_modules()
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding)
     ]
-    room = [t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables]
-    return {"vocabulary": getattr(words, "num_embeddings", None), "room": min(room, default=None)}
+    return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
 
 
 def _checked(batch: Batch, i: int, vocabulary: int | None, room: int | None) -> Batch:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from .batches import Batch, MicroBatch, Prepared, forwarding, prepare
+from .batches import Batch, MicroBatch, Prepared, prepare
 from .heads import AttentionBlock, attention_blocks
 from .norms import log_norm
 from .packing import evaluating
-from .scoring import Tally, attention_entropy, gnorm_scores, gradients_by_batch
+from .scoring import Tally, attention_entropy, gnorm_scores, gradient_norms, table_of
 
 
 def head_importance(
@@ -42,7 +42,7 @@ def head_importance(
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
     for _index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
         sums = [total + d.abs().sum(0) for total, d in zip(sums, derivatives, strict=True)]
-    return _table(blocks, [total / prepared.num_texts for total in sums])
+    return table_of(blocks, [total / prepared.num_texts for total in sums])
 
 
 def output_saliency(
@@ -70,7 +70,7 @@ def output_saliency(
     sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
     for index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
         sums = [total.index_add(0, batch_of[index], d) for total, d in zip(sums, derivatives, strict=True)]
-    return _table(blocks, [(total / sizes).abs().sum(0) / prepared.num_texts for total in sums])
+    return table_of(blocks, [(total / sizes).abs().sum(0) / prepared.num_texts for total in sums])
 
 
 def weight_magnitude(
@@ -88,7 +88,7 @@ def weight_magnitude(
         rows = [linear.weight for linear in (block.query, block.key, block.value)]
         weights = torch.cat([*rows, block.output.weight.T], dim=1)  # (kept * head_dim, 4 * hidden)
         norms.append(log_norm(weights.detach().reshape(len(block.kept), -1)).cpu())
-    return _table(blocks, norms)
+    return table_of(blocks, norms)
 
 
 def hies(
@@ -149,22 +149,11 @@ def gnorm_cross_entropy(
     score(h) = log prod_{W in Q, K, V} sum_b || dL_b / dW_h ||. Raises ``ValueError`` for texts without labels, where
     gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
-    blocks = attention_blocks(model)
-    live = [block for block in blocks if block.kept]
-    heads = [len(block.kept) for block in live for _ in "QKV"]
-    if not live:
-        return _table(blocks, [torch.zeros(0) for _ in blocks])
-    sums = torch.full((sum(heads),), -torch.inf, dtype=torch.float64)
-    prepared = prepare(batches, model)
-    with evaluating(model), forwarding(model, prepared) as forward:
-        for gradients, logits in gradients_by_batch(forward, model, prepared, on_logits, _of_cross_entropy):
-            norms = torch.cat([log_norm(g.view(n, -1)).cpu() for g, n in zip(gradients, heads, strict=True)])
-            sums = torch.logaddexp(sums, norms - math.log(len(logits)))
-    if not bool((sums < torch.inf).all()):
-        raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
-    terms = sums.split(heads)
-    products = iter([q + k + v for q, k, v in zip(terms[0::3], terms[1::3], terms[2::3], strict=True)])
-    return _table(blocks, [next(products) if block.kept else torch.zeros(0) for block in blocks])
+
+    def log_size(logits: Tensor, _: int) -> Tensor:
+        return torch.tensor([math.log(len(logits))], dtype=torch.float64, device=logits.device)
+
+    return gradient_norms(model, batches, on_logits, log_size, _of_cross_entropy)
 
 
 def _labels(micro: MicroBatch) -> Tensor:
@@ -200,7 +189,7 @@ def _mask_derivatives(
     with evaluating(model), ExitStack() as hooks:
         for i, block in enumerate(live):
             hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
-        for micro in (rectangle for row in prepared for rectangle in row.rectangles() if live):
+        for micro in (rectangle for row in prepared for rectangle in row.rectangles if live):
             masks.clear()
             logits = model(**micro.inputs).logits  # (text, class)
             loss = cross_entropy(logits, _labels(micro), reduction="sum")
@@ -217,11 +206,3 @@ def _rescaled(scores: Tensor) -> Tensor:
     if not len(left) or left.max() == left.min():
         return torch.where(scores.isfinite(), 0.0, scores)
     return (scores - left.min()) / (left.max() - left.min())
-
-
-def _table(blocks: Sequence[AttentionBlock], values: Sequence[Tensor]) -> Tensor:
-    """(layer, head) float64 from the values of the heads that are left in each block; -inf elsewhere."""
-    scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
-    for row, block, of_block in zip(scores, blocks, values, strict=True):
-        row[list(block.kept)] = of_block.double()
-    return scores

@@ -9,7 +9,7 @@ Neither changes a result beyond the rounding of a sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -111,16 +111,14 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module, weights: Sequence[Tensor] = ()) -> Iterator[None]:
-    """Eval mode, and gradients recorded for ``weights`` alone; mode and requires_grad are put back on leaving."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and no parameter asked for a gradient; mode and requires_grad are put back on leaving."""
     training = [module for module in model.modules() if module.training]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
         with torch.enable_grad():
             yield
     finally:

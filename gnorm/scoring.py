@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
@@ -111,33 +111,61 @@ def gnorm_scores(
 
     Raises ``ValueError`` as ``prepare`` and ``attention_blocks`` do, and where logits or gradients are not finite.
     """
-    blocks = attention_blocks(model)
-    scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
-    live = [i for i, block in enumerate(blocks) if block.kept]
-    if not live:
-        return scores
-    heads = [len(blocks[i].kept) for i in live for _ in "QKV"]
-    prepared = prepare(batches, model)
-    sums = torch.tensor(-torch.inf, dtype=torch.float64)
-    with evaluating(model), forwarding(model, prepared) as forward:
-        for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, on_logits)):
-            log_z = log_norm(logits.reshape(1, -1))
-            if not bool(log_z < torch.inf):
-                raise ValueError(_not_finite(f"batch {b}"))
-            if bool(log_z > -torch.inf):
-                norms = torch.cat([log_norm(g.view(n, -1)) for g, n in zip(gradients, heads, strict=True)])
-                sums = torch.logaddexp(sums.to(norms.device), norms - log_z)
-    terms = sums.cpu().expand(sum(heads)).split(heads)
-    for i, q, k, v in zip(live, terms[0::3], terms[1::3], terms[2::3], strict=True):
-        scores[i, list(blocks[i].kept)] = q + k + v
-    if not bool((scores < torch.inf).all()):
-        raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
-    return scores
+
+    def log_norm_of_logits(logits: Tensor, batch: int) -> Tensor:
+        log_z = log_norm(logits.reshape(1, -1))
+        if not bool(log_z < torch.inf):
+            raise ValueError(_not_finite(f"batch {batch}"))
+        return log_z
+
+    return gradient_norms(model, batches, on_logits, log_norm_of_logits)
 
 
 def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
     """What the backward pass of the norm of the logits starts from, times that norm."""
     return logits
+
+
+def gradient_norms(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    on_logits: Tally | None,
+    log_divisor: Callable[[Tensor, int], Tensor],
+    cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
+) -> Tensor:
+    """log prod_{W in Q, K, V} sum_b || G_b / d_b || over the rows of W that are a head's: (layer, head) float64.
+
+    G_b is the gradient of batch b that ``gradients_by_batch`` gives for ``cotangent``; ``log_divisor`` (logits, number
+    of the batch) -> (1,) float64 gives log d_b. A batch with d_b = 0 has no gradient. Heads that are gone, and those
+    where nothing flows, score -inf. Raises ``ValueError`` where gradients are not finite, and as ``prepare`` and
+    ``attention_blocks`` do.
+    """
+    blocks = attention_blocks(model)
+    live = [block for block in blocks if block.kept]
+    heads = [len(block.kept) for block in live for _ in "QKV"]
+    sums = torch.tensor(-torch.inf, dtype=torch.float64)
+    if live:
+        prepared = prepare(batches, model)
+        with evaluating(model), forwarding(model, prepared) as forward:
+            for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, on_logits, cotangent)):
+                divisor = log_divisor(logits, b)
+                if bool(divisor > -torch.inf):
+                    norms = torch.cat([log_norm(g.view(n, -1)) for g, n in zip(gradients, heads, strict=True)])
+                    sums = torch.logaddexp(sums.to(norms.device), norms - divisor)
+    terms = sums.cpu().expand(sum(heads)).split(heads)
+    products = iter([q + k + v for q, k, v in zip(terms[0::3], terms[1::3], terms[2::3], strict=True)])
+    scores = table_of(blocks, [next(products) if block.kept else torch.zeros(0) for block in blocks])
+    if not bool((scores < torch.inf).all()):
+        raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
+    return scores
+
+
+def table_of(blocks: Sequence[AttentionBlock], values: Sequence[Tensor]) -> Tensor:
+    """(layer, head) float64 from the values of the heads that are left in each block; -inf elsewhere."""
+    scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
+    for row, block, of_block in zip(scores, blocks, values, strict=True):
+        row[list(block.kept)] = of_block.double()
+    return scores
 
 
 def gradients_by_batch(
@@ -365,7 +393,7 @@ def _mean_over_texts(
         for layer, block in enumerate(blocks):
             if block.kept:
                 hooks.callback(tap(block, partial(see, layer=layer)).remove)
-        for micro in (rectangle for row in prepared for rectangle in row.rectangles()):
+        for micro in (rectangle for row in prepared for rectangle in row.rectangles):
             mask = micro.inputs.get("attention_mask")
             mask = None if mask is None else mask.bool()
             logits = logits_of(model, micro.inputs)
@@ -374,10 +402,7 @@ def _mean_over_texts(
                 on_logits(logits, micro)
     if not bool(torch.stack(finite).all()):
         raise ValueError(_not_finite("a text"))
-    scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
-    for row, block, total in zip(scores, blocks, sums, strict=True):
-        row[list(block.kept)] = total / prepared.num_texts
-    return scores
+    return table_of(blocks, [total / prepared.num_texts for total in sums])
 
 
 @contextmanager
