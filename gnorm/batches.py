@@ -168,6 +168,11 @@ def _size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+def num_texts(batches: Iterable[Batch]) -> int:
+    """How many texts the batches hold."""
+    return sum(map(_size, batches))
+
+
 def _device_of(model: nn.Module) -> torch.device:
     devices = sorted({parameter.device for parameter in model.parameters()}, key=str)
     if len(devices) > 1:

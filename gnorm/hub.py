@@ -31,6 +31,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from .batches import longest_text
 from .embedded import quiet_library
 
 TIMEOUT = 8.0  # seconds that a question to the hub may take; all assets are asked for at the same time
@@ -420,13 +421,8 @@ def load_checkpoint(found: Found) -> tuple[Any, Any]:
 
 
 def max_length(model: Any, tokenizer: Any) -> int:
-    """The most tokens that the model takes: its positions, less those that come before the first token's."""
-    limits = [int(tokenizer.model_max_length)]
-    for name, module in model.base_model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - reserved)
-    return min(limits)
+    """The most tokens that both the model and the tokenizer take."""
+    return min(filter(None, (longest_text(model), int(tokenizer.model_max_length))))
 
 
 def load_splits(found: Found, splits: Iterable[str] | None = None) -> datasets.DatasetDict:

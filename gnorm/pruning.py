@@ -165,7 +165,7 @@ def prune(
     scoring = list(scoring)
     evaluation = scoring if evaluation is None else list(evaluation)
     score_on = prepare(scoring, model)
-    evaluate_on = prepare(evaluation, model, together=True)
+    evaluate_on = score_on if evaluation is scoring else prepare(evaluation, model, together=True)
     for i, batch in enumerate(evaluation):
         _check_labels(batch, i, getattr(model.config, "num_labels", None))
     shared = _same(scoring, evaluation)

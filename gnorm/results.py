@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -227,8 +228,11 @@ def published_curves(folder: str | os.PathLike[str] | None = None) -> dict[str, 
     Raises ``ValueError`` where the folder is not there, holds no such file, or a file cannot be read.
     """
     folder = folder or os.environ.get("GNORM_PUBLISHED")
-    if not folder:
-        return {}
+    return _published_files(str(folder)) if folder else {}
+
+
+@functools.cache  # asked for once a curve and once an area, of every method and model
+def _published_files(folder: str) -> dict[str, dict[str, pd.Series]]:
     curves: dict[str, dict[str, pd.Series]] = {}
     for path in sorted(Path(folder).glob("*")):
         if found := PUBLISHED_CURVE.fullmatch(path.name):

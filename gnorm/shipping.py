@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import datetime
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from . import results
-from .batches import Batch
+from .batches import num_texts
 from .costs import cost, longest_text
 from .heads import head_mask_of
 from .pruning import Trajectory, find_method
 from .scoring import correct_texts
 from .surgery import load_pruned, refuse_existing, remove_heads, save_pruned
-from .tasks import default_device
+from .tasks import batched, default_device
 
 FEWEST = 30  # texts, a third of them for each purpose: fewer say nothing
 
@@ -90,12 +89,16 @@ def load(
     first = min(scoring, len(frame) // 3)
     rest = first + (len(frame) - first) // 2
     tokens = max_length or min(tokenizer.model_max_length, longest_text(model.config))
+    scored, chosen, tested = (
+        batched(tokenizer, {str(name): column.tolist() for name, column in part.items()}, batch, tokens)
+        for part in (frame[:first], frame[first:rest], frame[rest:])
+    )
     return Own(
         model=model.to(device or default_device()).eval(),
         tokenizer=tokenizer,
-        scoring=_batches(frame[:first], tokenizer, batch, tokens),
-        choosing=_batches(frame[first:rest], tokenizer, batch, tokens),
-        testing=_batches(frame[rest:], tokenizer, batch, tokens),
+        scoring=scored,
+        choosing=chosen,
+        testing=tested,
         checkpoint=Path(checkpoint).name,
         data=Path(texts).name,
     )
@@ -119,16 +122,6 @@ def _read(path: Path, config: Any) -> pd.DataFrame:
     if len(frame) < FEWEST:
         raise ValueError(f"{path} has {len(frame)} different texts; give at least {FEWEST}, better some hundreds.")
     return frame
-
-
-def _batches(frame: pd.DataFrame, tokenizer: Any, size: int, tokens: int) -> list[dict[str, Tensor]]:
-    batches = []
-    for begin in range(0, len(frame), size):
-        rows = frame[begin : begin + size]
-        texts = [rows[name].tolist() for name in ("text", "text_pair") if name in rows.columns]
-        encoded = tokenizer(*texts, padding=True, truncation=True, max_length=tokens, return_tensors="pt")
-        batches.append({**encoded, "labels": torch.tensor(rows.label.tolist())})
-    return batches
 
 
 def ship(own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: float = 0.01) -> Path:
@@ -158,7 +151,7 @@ def ship(own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: floa
         budget=budget,
         chosen={"before": float(curve.iloc[0]), "after": float(curve[pruned])},
         correct={"before": before, "after": after},
-        texts={name: _count(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
+        texts={name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
         costs=cost(smaller),
         versions=run.info["versions"],
     )
@@ -193,7 +186,3 @@ def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
 def _share(hits: np.ndarray) -> dict[str, float]:
     interval = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return {"share": float(hits.mean()), "low": interval.low, "high": interval.high}
-
-
-def _count(batches: Sequence[Batch]) -> int:
-    return sum(len(batch["labels"]) for batch in batches)

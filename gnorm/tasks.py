@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from . import embedded, hub
+from .batches import num_texts
 from .heads import head_mask_of
 from .journal import hash_of_model
 from .scoring import accuracy, gnorm_scores
@@ -208,7 +209,7 @@ class Task:
 
     def num_texts(self, sizes: str) -> int:
         """How many texts the batches of "scoring", "evaluation" or "entropy" hold."""
-        return sum(len(batch["labels"]) for batch in self.batches(sizes))
+        return num_texts(self.batches(sizes))
 
     @cached_property
     def max_length(self) -> int:
@@ -223,28 +224,22 @@ class Task:
         if name == "evaluation":  # texts that no class of the model fits are scored, not evaluated
             split = split.select([i for i, label in enumerate(split["label"]) if label != hub.NO_CLASS])
         if sizes.overlong == "leave out":
-            lengths = [len(ids) for ids in self._encoded(split[:], truncation=False, verbose=False)["input_ids"]]
+            lengths = [
+                len(ids) for ids in encoded(self.tokenizer, split[:], truncation=False, verbose=False)["input_ids"]
+            ]
             split = split.select([i for i, length in enumerate(lengths) if length <= self.max_length])
         count = len(split) if sizes.texts == "all" else sizes.texts
         if self.spec.dataset:  # a data set of the hub is what it is; how many there were is recorded
             count = min(count, len(split))
         if len(split) < count or not count:
             raise ValueError(f"{self.name}: split {sizes.split} has {len(split)} texts, {count} are asked for.")
-        batches = []
-        for begin in range(0, count, sizes.batch):
-            rows = split[begin : min(begin + sizes.batch, count)]
-            encoded = self._encoded(
-                rows, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        batches = batched(self.tokenizer, split[:count], sizes.batch, self.max_length)
+        largest = max(int(batch["input_ids"].max()) for batch in batches)
+        if largest >= self.model.config.vocab_size:
+            raise hub.AssetError(
+                f"{self.name}: its tokenizer gives token {largest}, its model knows {self.model.config.vocab_size}."
             )
-            if (largest := int(encoded["input_ids"].max())) >= self.model.config.vocab_size:
-                raise hub.AssetError(
-                    f"{self.name}: its tokenizer gives token {largest}, its model knows {self.model.config.vocab_size}."
-                )
-            batches.append({**encoded, "labels": torch.tensor(rows["label"])})
         return batches
-
-    def _encoded(self, rows: Mapping[str, Any], **options: Any) -> Any:
-        return self.tokenizer(*(rows[name] for name in ("text", "text_pair") if name in rows), **options)
 
     @cached_property
     def accuracy(self) -> float:
@@ -257,6 +252,22 @@ class Task:
         engine = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ENGINE]
         weights = hash_of_model(self.model)  # trained again on another machine, a recipe gives others
         return digest([dataclasses.asdict(self.spec), self.source, weights, str(self.model.device), engine])
+
+
+def encoded(tokenizer: Any, rows: Mapping[str, Any], **options: Any) -> Any:
+    """The columns text and, for pairs, text_pair of ``rows`` through the tokenizer."""
+    return tokenizer(*(rows[name] for name in ("text", "text_pair") if name in rows), **options)
+
+
+def batched(tokenizer: Any, rows: Mapping[str, Any], size: int, max_length: int) -> list[dict[str, Tensor]]:
+    """Columns text, text_pair for pairs, and label, lists all, in consecutive batches of ``size``, each padded to its
+    longest text; texts are cut to ``max_length`` tokens."""
+    batches = []
+    for begin in range(0, len(rows["label"]), size):
+        some = {name: column[begin : begin + size] for name, column in rows.items()}
+        tensors = encoded(tokenizer, some, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        batches.append({**tensors, "labels": torch.tensor(some["label"])})
+    return batches
 
 
 def digest(content: Any) -> str:

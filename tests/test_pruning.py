@@ -255,12 +255,17 @@ def test_a_journal_gives_back_what_it_was_given(steps, more, tmp_path_factory):
     assert recorded(path) == as_json([*steps, *more])
 
 
+def written(tmp_path_factory, steps):
+    """A journal of these steps, and its bytes."""
+    path = tmp_path_factory.mktemp("journal") / "journal"
+    recorded(path, steps)
+    return path, path.read_bytes()
+
+
 @settings(max_examples=80, deadline=None)
 @given(steps=STEPS.filter(len), data=st.data())
 def test_a_journal_cut_at_any_byte_goes_on_from_the_last_whole_line(steps, data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("journal") / "journal"
-    recorded(path, steps)
-    whole = path.read_bytes()
+    path, whole = written(tmp_path_factory, steps)
     cut = whole[: data.draw(st.integers(0, len(whole)))]
     path.write_bytes(cut)
     left = max(0, cut.count(b"\n") - 1)  # a line of them is the header
@@ -271,9 +276,7 @@ def test_a_journal_cut_at_any_byte_goes_on_from_the_last_whole_line(steps, data,
 @settings(max_examples=150, deadline=None)
 @given(steps=STEPS.filter(len), data=st.data())
 def test_any_altered_byte_of_a_journal_is_noticed(steps, data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("journal") / "journal"
-    recorded(path, steps)
-    whole = path.read_bytes()
+    path, whole = written(tmp_path_factory, steps)
     at = data.draw(st.integers(0, len(whole) - 1))
     other = data.draw(st.integers(0, 255).filter(lambda byte: byte != whole[at]))
     path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
