@@ -40,6 +40,7 @@ class MicroBatch:
     row: Row | None = None  # where the tokens stand when they go through without padding
 
     @cached_property
+    @torch.inference_mode(False)  # whoever asks first, the tensors serve passes with gradients too
     def rectangles(self) -> tuple[MicroBatch, ...]:
         """Its texts in passes of their own, those of like length together: for what has to look at padded tensors."""
         device, found = next(iter(self.inputs.values())).device, []

@@ -11,6 +11,7 @@ from conftest import ragged_batches, tiny_model
 
 import gnorm
 from gnorm import criteria
+from gnorm.batches import prepare
 from gnorm.pruning import METHODS, MORE_METHODS
 
 BATCHES = ragged_batches()
@@ -150,3 +151,10 @@ def test_criteria_of_a_loss_need_labels(name):
     with pytest.raises(ValueError, match="has no label: this criterion needs `labels` in every batch"):
         getattr(criteria, name)(model, unlabelled)
     assert not [hook for module in model.modules() for hook in module._forward_pre_hooks]
+
+
+def test_prepared_batches_serve_criteria_with_and_without_gradients_in_turn(model):
+    prepared = prepare(ragged_batches(), model)
+    expected = criteria.head_importance(model, ragged_batches())
+    gnorm.attention_entropy(model, prepared)
+    torch.testing.assert_close(criteria.head_importance(model, prepared), expected, atol=0, rtol=0)
