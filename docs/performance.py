@@ -83,7 +83,19 @@ def on_paper() -> str:
         step = blocks * TOKENS * (4.5 * scored + 2 * evaluated)
         rows.append({"greedy pruning of": what, "steps": steps, "PFLOP a step": step / 1e15})
         rows[-1] |= {"one H100, minutes": steps * step / TF32 / 60, "eight, minutes": steps * step / TF32 / 60 / 8}
-    return pd.DataFrame(rows).to_markdown(index=False, floatfmt=".2g")
+    return shown(pd.DataFrame(rows))
+
+
+def shown(table: pd.DataFrame) -> str:
+    """A Markdown table: whole numbers as they are, others to three digits."""
+    cells = [
+        [
+            f"{v:.3g}" if isinstance(v, float) and abs(v) < 1000 else f"{v:,.0f}" if isinstance(v, float) else v
+            for v in row
+        ]
+        for row in table.itertuples(index=False)
+    ]
+    return pd.DataFrame(cells, columns=table.columns).astype(str).to_markdown(index=False, disable_numparse=True)
 
 
 def page() -> str:
@@ -97,7 +109,7 @@ def page() -> str:
         wheres = ", ".join(f"{key} {found[key]}" for key in ("threads", "torch", "transformers", "commit"))
         parts += [
             reading,
-            table.to_markdown(index=False, floatfmt=".3g"),
+            shown(table),
             f"{found['processor']} ({found['device']}), {wheres}.",
         ]
     return "\n\n".join([*parts, ON_PAPER, on_paper()]) + "\n"
