@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .packing import Packing, Row, logits_of, packed, packing_of
+from .packing import Folded, Packing, Row, logits_of, packed, packing_of
 
 Batch = Mapping[str, Tensor]
 
@@ -71,7 +71,7 @@ class Prepared(Sequence[MicroBatch]):
 # What one more rectangle costs, in tokens: a forward pass of its own where every micro-batch is one, a call of the
 # attention kernel where they are packed. Measured on CPU and assumed for GPUs, where launches cost more.
 OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
-PACKED_OVERHEAD_TOKENS = {"cpu": 6, "cuda": 256, "mps": 256}
+PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 256, "mps": 256}
 MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
 PACKED_MAX_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
 
@@ -133,12 +133,13 @@ def _micro_batch(
     for batch in dict.fromkeys(batch for batch, _ in rectangles):
         own = [rows for b, rows in rectangles if b == batch]
         width = sum(len(rows) for rows in own)
-        area = sum(len(rows) * int(lengths[rows].max()) for rows in own)
+        area = sum(int(lengths[rows].sum()) for rows in own)
         parts.append(Part(batch, slice(text, text + width), slice(token, token + area), ends[batch] == k))
         text, token = text + width, token + area
     row = None
     if packing is not None:
-        row = Row.of(tensors["attention_mask"], [len(rows) for _, rows in rectangles], parameter.dtype)
+        sizes = [len(rows) for _, rows in rectangles]
+        row = Row.of(tensors["attention_mask"], lengths[index], sizes, parameter.dtype)
     return MicroBatch(tensors, labels, index, lengths[index], tuple(parts), row)
 
 
@@ -153,7 +154,7 @@ def _rows(cuts: list[tuple[int, Tensor]], lengths: Tensor, most: int) -> list[li
     rows: list[list[tuple[int, Tensor]]] = []
     filled = math.inf
     for batch in dict.fromkeys(batch for batch, _ in cuts):
-        own = [(len(texts) * int(lengths[texts].max()), texts) for b, texts in cuts if b == batch]
+        own = [(int(lengths[texts].sum()), texts) for b, texts in cuts if b == batch]
         if filled + sum(area for area, _ in own) > most:
             filled = math.inf
         for area, texts in own:
@@ -302,22 +303,24 @@ def _cuts(lengths: list[int], overhead: int, most: int) -> list[int]:
 
 
 def _packing_of(model: nn.Module, texts: Batch, lengths: Tensor, device: torch.device) -> Packing | None:
-    """How the model passes through its layers, tried on the longest text; None where texts have no attention mask."""
+    """How the model passes through its layers, tried on the longest and the shortest text; None where texts have no
+    attention mask."""
     if "attention_mask" not in texts:
         return None
-    longest = int(lengths.argmax())
-    inputs = {name: t[longest : longest + 1].to(device) for name, t in texts.items() if name != "labels"}
-    return packing_of(model, _cut(inputs, int(lengths.max())))
+    two = torch.stack([lengths.argmax(), lengths.argmin()])
+    inputs = {name: t[two.to(t.device)].to(device) for name, t in texts.items() if name != "labels"}
+    return packing_of(model, _cut(inputs, int(lengths.max())), lengths[two])
 
 
-Forward = Callable[[MicroBatch], Tensor]
+Forward = Callable[[MicroBatch], tuple[Tensor, Sequence[Folded]]]
 
 
 @contextmanager
 def forwarding(model: nn.Module, prepared: Prepared) -> Iterator[Forward]:
-    """A function that gives the logits (text, class) of a micro-batch of ``prepared``."""
+    """A function that gives the logits (text, class) of a micro-batch of ``prepared``, and what of the last block's
+    weights was not applied to tokens."""
     if prepared.packing is None:
-        yield lambda micro: logits_of(model, micro.inputs)
+        yield lambda micro: (logits_of(model, micro.inputs), ())
         return
     with packed(model, prepared.packing) as forward:
         yield lambda micro: forward(micro.inputs, cast(Row, micro.row))

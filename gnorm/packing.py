@@ -1,10 +1,11 @@
 """Texts of different lengths in one forward pass, without padding, and the last block for the tokens that are read.
 
 An encoder's projections, norms and feed-forward blocks treat every token alike; only attention knows which text a
-token belongs to. So the layers run on one long row of tokens (1, token, hidden), in which texts of like length stand
-together as rectangles, and attention is computed rectangle by rectangle. Where the classifier reads nothing but the
-first token of each text, the last pass computes queries, output projection and feed-forward block for that token alone.
-Neither changes a result beyond the rounding of a sum.
+token belongs to. So the layers run on one long row of tokens (1, token, hidden) without padding; attention alone brings
+texts of like length together into padded rectangles. Where the classifier reads nothing but the first token of each
+text, the last pass computes queries, output projection and feed-forward block for that token alone, and applies key and
+value weights to one vector a text and head instead of to every token. Neither changes a result beyond the rounding of a
+sum.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from .heads import attention_blocks, layers_of
+from .heads import AttentionBlock, attention_blocks, layers_of
 
 
 @dataclass(frozen=True)
@@ -33,28 +34,57 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Row:
-    """Where the tokens of padded texts (text, longest) stand in a row of tokens."""
+    """Where the tokens of padded texts (text, longest) stand in a row of tokens, and these in rectangles."""
 
     rectangles: tuple[Rectangle, ...]
     tokens: Tensor  # (token,) position of each token of the row among the text * longest of the padded texts
     first: Tensor  # (text,) position in the row of each text's first token
     shape: tuple[int, int]  # (text, longest)
+    slots: Tensor  # (slot,) position in the row of what stands in each slot of the rectangles; padding: behind its end
+    back: Tensor  # (token,) slot of each token of the row
 
     @classmethod
-    def of(cls, attention_mask: Tensor, sizes: list[int], dtype: torch.dtype) -> Row:
-        """The row of texts (text, longest), longest first, in rectangles of ``sizes`` texts."""
-        texts, longest = attention_mask.shape
-        positions = torch.arange(texts * longest, device=attention_mask.device).view(texts, longest)
-        rectangles, tokens, first, begin = [], [], [], 0
-        for rows, mask in zip(positions.split(sizes), attention_mask.split(sizes), strict=True):
-            width = int(mask.any(0).nonzero().max()) + 1
-            mask = mask[:, :width].bool()
-            bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-            rectangles.append(Rectangle(len(rows), width, None if bool(mask.all()) else bias[:, None, None, :]))
-            tokens.append(rows[:, :width].flatten())
-            first.append(begin + width * torch.arange(len(rows), device=mask.device))
-            begin += rows[:, :width].numel()
-        return cls(tuple(rectangles), torch.cat(tokens), torch.cat(first), (texts, longest))
+    def of(cls, attention_mask: Tensor, lengths: Tensor, sizes: list[int], dtype: torch.dtype) -> Row:
+        """The row of texts (text, longest) of ``lengths`` (text,) tokens, longest first, in rectangles of ``sizes``
+        texts. A token that is masked within its text stands in the row, and no other attends to it."""
+        device, (texts, longest) = attention_mask.device, attention_mask.shape
+        there = torch.arange(longest, device=device) < lengths.to(device)[:, None]  # (text, longest)
+        number = there.flatten().cumsum(0).sub(1).view(texts, longest)  # of each token in the row
+        slots, rectangles = [], []
+        for mask, real, numbers in zip(*(t.split(sizes) for t in (attention_mask.bool(), there, number)), strict=True):
+            width = int(real.sum(1).max())
+            mask = mask[:, :width]
+            bias = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -torch.inf)
+            rectangles.append(Rectangle(len(mask), width, None if bool(mask.all()) else bias[:, None, None, :]))
+            slots.append(numbers[:, :width].masked_fill(~real[:, :width], int(there.sum())).flatten())
+        slot = torch.cat(slots)
+        tokens, back = there.flatten().nonzero()[:, 0], (slot < there.sum()).nonzero()[:, 0]
+        return cls(tuple(rectangles), tokens, number[:, 0].contiguous(), (texts, longest), slot, back)
+
+    def split(self, slots: Tensor) -> Iterator[tuple[Rectangle, Tensor]]:
+        """Each rectangle and its part of ``slots`` (slot, ...) as (text, width, ...)."""
+        parts = slots.split([r.texts * r.width for r in self.rectangles])
+        for rectangle, part in zip(self.rectangles, parts, strict=True):
+            yield rectangle, part.unflatten(0, (rectangle.texts, rectangle.width))
+
+
+class _Moved(torch.autograd.Function):
+    """Rows of ``x`` (row, ...) in the places ``there``, zeros where these are behind its end; ``back`` undoes it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.way = back, there
+        if len(there) > len(x):
+            x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Moved.apply(gradient, *ctx.way), None, None
+
+
+def _moved(x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    return x if len(there) == len(back) else _Moved.apply(x, there, back)  # without padding both are in order
 
 
 @dataclass(frozen=True)
@@ -65,10 +95,36 @@ class Packing:
     first_token: bool  # whether the classifier reads the first token of each text alone
 
 
-_ROW: ContextVar[Row] = ContextVar("row of tokens at work")
+class Folded(NamedTuple):
+    """What a key or value weight met in the last pass, one vector a text and head: its gradient is the sum over texts
+    of the outer products of ``rows`` (text, head, head_dim) and ``columns`` (text, head, hidden), where the one that is
+    ``output`` is replaced by its gradient."""
+
+    projection: nn.Linear
+    rows: Tensor
+    columns: Tensor
+    output: Tensor
+
+    def flow(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns and rows, given the gradient of ``output``."""
+        return (gradient, self.rows) if self.output is self.columns else (self.columns, gradient)
 
 
-def _attention_in_rectangles(
+@dataclass
+class _Pass:
+    """A forward pass of a row at work."""
+
+    row: Row
+    last: AttentionBlock
+    calls: int = 0  # of layers
+    everything: Tensor | None = None  # (token, hidden) what comes into the last pass, where only first tokens go on
+    folded: list[Folded] = field(default_factory=list)
+
+
+_PASS: ContextVar[_Pass] = ContextVar("forward pass of a row at work")
+
+
+def _attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -77,28 +133,54 @@ def _attention_in_rectangles(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each text of a row; query (1, head, token or text, head_dim) -> (1, token or text, head, head_dim).
+    """Attention within each text of a row, as transformers calls it: query, key and value (1, head, token, head_dim),
+    or in a last pass for first tokens (1, head, text, head_dim) -> (1, token or text, head, head_dim)."""
+    now, head_dim = _PASS.get(), query.shape[-1]
+    scale = head_dim**-0.5 if scaling is None else scaling
+    rows = [t[0].transpose(0, 1) for t in (query, key, value)]  # (token or text, head, head_dim)
+    if not query.shape[1]:
+        context = rows[0]
+    elif now.everything is None:
+        context = _of_all_tokens(now.row, rows, scale)
+    else:
+        context = _of_first_tokens(now, now.everything, rows[0] * scale)
+    return context[None], None
 
-    In the last pass there may be a query per text, and keys and values come as (1, token / text * head, text,
-    head_dim): shaped like the queries by modules that know no other shape.
-    """
-    row, (_one, heads, length, head_dim) = _ROW.get(), query.shape
-    query = query.transpose(1, 2)
-    if not heads:
-        return query, None
-    key, value = key.transpose(1, 2), value.transpose(1, 2)
-    wide = narrow = [r.texts * r.width for r in row.rectangles]
-    if length < len(row.tokens):
-        narrow = [r.texts for r in row.rectangles]
-        key, value = (t.reshape(1, -1, heads, head_dim)[:, : len(row.tokens)] for t in (key, value))
+
+def _of_all_tokens(row: Row, rows: list[Tensor], scale: float) -> Tensor:
+    """Query, key and value to context, all (token, head, head_dim)."""
     contexts = []
-    for r, q, k, v in zip(
-        row.rectangles, query.split(narrow, 1), key.split(wide, 1), value.split(wide, 1), strict=True
-    ):
-        q, k, v = (t.view(r.texts, -1, heads, head_dim).transpose(1, 2) for t in (q, k, v))
-        context = scaled_dot_product_attention(q, k, v, attn_mask=r.bias, scale=scaling)
-        contexts.append(context.transpose(1, 2).reshape(1, -1, heads, head_dim))
-    return torch.cat(contexts, 1), None
+    tensors = [_moved(t, row.slots, row.back) for t in rows]
+    for (r, q), (_r, k), (_r, v) in zip(*map(row.split, tensors), strict=True):
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (text, head, token, head_dim)
+        context = scaled_dot_product_attention(q, k, v, attn_mask=r.bias, scale=scale)
+        contexts.append(context.transpose(1, 2).flatten(0, 1))
+    return _moved(torch.cat(contexts), row.back, row.slots)
+
+
+def _of_first_tokens(now: _Pass, everything: Tensor, query: Tensor) -> Tensor:
+    """The context of each text's first token, from its query (both (text, head, head_dim), the query scaled) and
+    ``everything`` (token, hidden) that comes into the block.
+
+    q (W_k x + b_k) = (q W_k) x + q b_k, where the last term is the same for all tokens of a text and falls out of the
+    softmax; and sum_j a_j (W_v x_j + b_v) = W_v (sum_j a_j x_j) + b_v. So the weights meet one vector a text and head.
+    """
+    block, by_head = now.last, query.shape[1:]
+    key, value = (linear.weight.unflatten(0, by_head) for linear in (block.key, block.value))
+    folded = torch.einsum("thd,hdi->thi", query, key)
+    means, texts = [], folded.split([r.texts for r in now.row.rectangles])
+    for (r, x), of_texts in zip(now.row.split(_moved(everything, now.row.slots, now.row.back)), texts, strict=True):
+        scores = of_texts @ x.transpose(1, 2)  # (text, head, token)
+        if r.bias is not None:
+            scores = scores + r.bias[:, 0]
+        means.append(scores.softmax(-1) @ x)  # (text, head, hidden)
+    mean = torch.cat(means)
+    context = torch.einsum("thi,hdi->thd", mean, value)
+    now.folded += [
+        Folded(block.key, query.detach(), folded, folded),
+        Folded(block.value, context, mean.detach(), context),
+    ]
+    return context if block.value.bias is None else context + block.value.bias.unflatten(0, by_head)
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -143,65 +225,61 @@ def attention_implementation(model: Any, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def packed(model: nn.Module, packing: Packing) -> Iterator[Callable[[dict[str, Tensor], Row], Tensor]]:
-    """A forward function (inputs, row) -> logits (text, class) that runs the layers of ``model`` on rows of tokens.
+def packed(
+    model: nn.Module, packing: Packing
+) -> Iterator[Callable[[dict[str, Tensor], Row], tuple[Tensor, list[Folded]]]]:
+    """A forward function (inputs, row) -> logits (text, class) that runs the layers of ``model`` on rows of tokens; and
+    what the weights met that were not applied to tokens.
 
     inputs are padded to the longest text as ever: embeddings and classifier see them so.
     """
     from transformers import AttentionInterface  # here, because it takes seconds and whoever has a model has paid
 
-    AttentionInterface.register("gnorm_rectangles", _attention_in_rectangles)
-    calls, everything = 0, torch.empty(0)
+    AttentionInterface.register("gnorm_rectangles", _attention)
+    last = attention_blocks(model)[-1]
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        nonlocal calls, everything
-        calls += 1
-        row, hidden = _ROW.get(), inputs[0]
-        if calls == 1:
-            hidden = hidden.flatten(0, 1).index_select(0, row.tokens)[None]
-        if calls == packing.passes and packing.first_token:
-            # Keys and values are shaped like the queries, so their number has to be a multiple of the texts'.
-            everything = pad(hidden, (0, 0, 0, -hidden.shape[1] % len(row.first)))
-            hidden = hidden.index_select(1, row.first)
+        now, hidden = _PASS.get(), inputs[0]
+        now.calls += 1
+        if now.calls == 1:
+            hidden = hidden.flatten(0, 1).index_select(0, now.row.tokens)[None]
+        if now.calls == packing.passes and packing.first_token:
+            now.everything = hidden[0]
+            hidden = hidden.index_select(1, now.row.first)
         return (hidden, *inputs[1:])
 
-    def whole(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (everything,) if calls == packing.passes and packing.first_token else inputs
-
     def leave(_: nn.Module, __: Any, output: Any) -> Any:
-        if calls < packing.passes:
+        now = _PASS.get()
+        if now.calls < packing.passes:
             return output
-        hidden, row = output[0] if isinstance(output, tuple) else output, _ROW.get()
+        hidden = output[0] if isinstance(output, tuple) else output
         if packing.first_token:
             hidden = hidden.transpose(0, 1)  # (text, 1, hidden)
         else:
-            padded = hidden.new_zeros(row.shape[0] * row.shape[1], hidden.shape[2])
-            hidden = padded.index_copy(0, row.tokens, hidden[0]).unflatten(0, row.shape)
+            padded = hidden.new_zeros(now.row.shape[0] * now.row.shape[1], hidden.shape[2])
+            hidden = padded.index_copy(0, now.row.tokens, hidden[0]).unflatten(0, now.row.shape)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def forward(inputs: dict[str, Tensor], row: Row) -> Tensor:
-        nonlocal calls, everything
-        calls, token = 0, _ROW.set(row)
+    def forward(inputs: dict[str, Tensor], row: Row) -> tuple[Tensor, list[Folded]]:
+        now = _Pass(row, last)
+        token = _PASS.set(now)
         try:
-            return logits_of(model, inputs)
+            return logits_of(model, inputs), now.folded
         finally:
-            everything = torch.empty(0)
-            _ROW.reset(token)
+            _PASS.reset(token)
 
     with ExitStack() as hooks:
         for layer in layers_of(model):
             hooks.callback(layer.register_forward_pre_hook(enter).remove)
             hooks.callback(layer.register_forward_hook(leave).remove)
-        last = attention_blocks(model)[-1]
-        for projection in (last.key, last.value):
-            hooks.callback(projection.register_forward_pre_hook(whole).remove)
         hooks.enter_context(attention_implementation(model, "gnorm_rectangles"))
         yield forward
 
 
 @torch.no_grad()
-def packing_of(model: Any, inputs: dict[str, Tensor]) -> Packing | None:
-    """How ``model`` passes through its layers, tried on a text; None where it has to be given padded texts.
+def packing_of(model: Any, inputs: dict[str, Tensor], lengths: Tensor) -> Packing | None:
+    """How ``model`` passes through its layers, tried on some texts of ``lengths`` (text,) tokens, longest first; None
+    where it has to be given padded texts.
 
     Whether the classifier reads other tokens than the first is seen by making them NaN behind the last layer. A model
     is packed only where that gives the logits that it gives without: modules that compute attention in a way of their
@@ -223,10 +301,10 @@ def packing_of(model: Any, inputs: dict[str, Tensor]) -> Packing | None:
             hooks.callback(layer.register_forward_hook(poison).remove)
         first_token = torch.equal(model(**inputs).logits, logits)
     packing = Packing(passes, first_token)
-    row = Row.of(inputs["attention_mask"], [len(logits)], logits.dtype)
+    row = Row.of(inputs["attention_mask"], lengths, [len(logits)], logits.dtype)
     try:
         with evaluating(model), packed(model, packing) as forward:
-            off = (forward(inputs, row) - logits).abs().max() / logits.abs().max()
+            off = (forward(inputs, row)[0] - logits).abs().max() / logits.abs().max()
     except (RuntimeError, IndexError):  # shapes that do not fit, or layers that are called otherwise
         return None
     return packing if bool(off < torch.finfo(logits.dtype).eps ** 0.5) else None

@@ -56,7 +56,7 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tens
     tally = Tally(prepared.num_texts)
     with evaluating(model), forwarding(model, prepared) as forward, torch.inference_mode():
         for micro in prepared:
-            tally(forward(micro), micro)
+            tally(forward(micro)[0], micro)
     return tally.result()
 
 
@@ -200,24 +200,29 @@ def gradients_by_batch(
                 totals = list(gradients)
 
 
-def _products(
-    totals: list[Tensor], flows: list[list[tuple[Tensor, Tensor]]], part: Part, micro: MicroBatch
-) -> Iterator[Tensor]:
+def _products(totals: list[Tensor], flows: list[list[Flow]], part: Part, micro: MicroBatch) -> Iterator[Tensor]:
     """The gradient of each weight over the tokens of a part, added to ``totals``; one at a time, while it is in cache."""
     for k, passes in enumerate(flows):
         total = totals[k] if totals else None
         for x, dy in passes:
             x, dy = _of_part(part, micro, x, dy)
-            total = dy.T @ x if total is None else total.addmm_(dy.T, x)
+            if x.dim() == 3:
+                product = torch.einsum("tho,thi->hoi", dy, x).flatten(0, 1)
+                total = product if total is None else total.add_(product)
+            else:
+                total = dy.T @ x if total is None else total.addmm_(dy.T, x)
         yield cast(Tensor, total)
 
 
 def _of_part(part: Part, micro: MicroBatch, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of ``x`` and ``dy`` that belong to a part: in the last pass there may be a row a text, and zeros behind."""
+    """The rows of ``x`` and ``dy`` that belong to a part: in the last pass there is a row a text."""
     if len(micro.parts) == 1:
         return x, dy
     rows = part.texts if len(dy) == len(micro.index) else part.tokens
     return x[rows], dy[rows]
+
+
+Flow = tuple[Tensor, Tensor]
 
 
 def _flows(
@@ -225,45 +230,53 @@ def _flows(
     micro: MicroBatch,
     projections: list[nn.Linear],
     cotangent: Callable[[Tensor, MicroBatch], Tensor],
-) -> tuple[Tensor, list[list[tuple[Tensor, Tensor]]]]:
+) -> tuple[Tensor, list[list[Flow]]]:
     """The logits z (text, class) of a micro-batch, and for every projection and each of its passes what came into it
-    (token, in) and the gradient <cotangent, dz> / d of what came out of it (token, out); fp32 at least.
+    (token, in) and the gradient <cotangent, dz> / d of what came out of it (token, out); fp32 at least. A weight that
+    was folded into something else met (text, head, in) and (text, head, out).
 
     fp16 gradients are scaled by a power of two on their way back, lowered until nothing overflows.
     """
-    passes: list[tuple[int, Tensor, Tensor]] = []
+    # of each pass: the projection, the tensor whose gradient is asked for, and what makes a flow of that gradient
+    passes: list[tuple[int, Tensor, Callable[[Tensor], Flow]]] = []
 
     def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
-        passes.append((k, inputs[0].detach(), output.requires_grad_()))
+        x = inputs[0].detach().flatten(0, -2)
+        passes.append((k, output.requires_grad_(), lambda g: (x, g.flatten(0, -2))))
 
     with ExitStack() as hooks:
         for k, projection in enumerate(projections):
             hooks.callback(projection.register_forward_hook(partial(see, k=k)).remove)
-        z = forward(micro)
+        z, folded = forward(micro)
     if missing := set(range(len(projections))) - {k for k, _, _ in passes}:
         raise ValueError(
             f"the {('query', 'key', 'value')[min(missing) % 3]} projection of a block is never called as a module, so "
             "its gradient cannot be seen: correct the family's row with gnorm.register."
         )
+    numbers = {projection: k for k, projection in enumerate(projections)}
+    passes += [(numbers[one.projection], one.output, one.flow) for one in folded]
     start = cotangent(z.detach(), micro)
     scale = 2.0**16 if z.dtype == torch.float16 else 1.0
     while True:
+        # what a model computes and does not use has no gradient
         gradients = torch.autograd.grad(
-            z,
-            [y for _, _, y in passes],
-            start * scale,
-            retain_graph=scale > 1,
-            allow_unused=True,  # what a model computes and does not use has a gradient of zero
-            materialize_grads=True,
+            z, [y for _, y, _ in passes], start * scale, retain_graph=scale > 1, allow_unused=True
         )
-        if scale <= 1 or all(bool(g.isfinite().all()) for g in gradients):
+        if scale <= 1 or all(bool(g.isfinite().all()) for g in gradients if g is not None):
             break
         scale /= 16
     dtype = torch.promote_types(z.dtype, torch.float32)
-    flows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in projections]
-    for (k, x, _), dy in zip(passes, gradients, strict=True):
-        dy = dy.flatten(0, -2).to(dtype)
-        flows[k].append((x.flatten(0, -2).to(dtype), dy / scale if scale > 1 else dy))
+    flows: list[list[Flow]] = [[] for _ in projections]
+    for (k, _, flow), gradient in zip(passes, gradients, strict=True):
+        if gradient is not None:
+            gradient = gradient.to(dtype)
+            x, dy = flow(gradient / scale if scale > 1 else gradient)
+            flows[k].append((x.to(dtype), dy.to(dtype)))
+    for projection, of_passes in zip(projections, flows, strict=True):
+        if not of_passes:
+            sides = (projection.in_features, projection.out_features)
+            nothing, none = (start.new_zeros(0, side, dtype=dtype) for side in sides)
+            of_passes.append((nothing, none))
     return z.detach(), flows
 
 

@@ -125,7 +125,10 @@ def test_masked_equals_removed_equals_reloaded(name, which, tmp_path):
     torch.testing.assert_close(logits(copy.deepcopy(model)), expected, atol=1e-5, rtol=0)
     assert torch.equal(gnorm.head_mask_of(model), mask)
     reloaded = gnorm.load_pruned(gnorm.save_pruned(model, tmp_path / "pruned"))
-    assert torch.equal(logits(reloaded), logits(model))
+    weights = reloaded.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    # the file's weights may lie in memory otherwise aligned, and a product of them be rounded otherwise
+    torch.testing.assert_close(logits(reloaded), logits(model), atol=1e-6, rtol=0)
     assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     for block, other in zip(gnorm.attention_blocks(model), gnorm.attention_blocks(reloaded), strict=True):
         rows = len(block.kept) * 8

@@ -9,7 +9,7 @@ from conftest import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.batches import forwarding, prepare
-from gnorm.packing import Packing, packing_of
+from gnorm.packing import Packing
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
 
@@ -24,7 +24,7 @@ class MeanOfTokens(torch.nn.Module):
 def logits_of(model, prepared):
     """(text, class), in the order of the texts."""
     with forwarding(model, prepared) as forward, torch.no_grad():
-        found = [(micro.index, forward(micro)) for micro in prepared]
+        found = [(micro.index, forward(micro)[0]) for micro in prepared]
     index, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     return logits[index.argsort()]
 
@@ -91,7 +91,7 @@ def test_attention_of_ones_own_is_noticed_and_not_packed():
     attention = model.bert.encoder.layer[1].attention.self
     whole = attention.forward
     attention.forward = lambda hidden, *arguments, **options: whole(hidden.flip(1), *arguments, **options)
-    assert packing_of(model, {name: t[:1] for name, t in ragged_batches(1)[0].items() if name != "labels"}) is None
+    assert prepare(ragged_batches(1), model).packing is None
 
 
 def test_an_exception_leaves_no_hook_and_the_attention_as_it_was():
