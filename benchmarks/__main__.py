@@ -35,6 +35,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import gnorm
 from gnorm import batches, results
+from gnorm.packing import NOTHING_KEPT
 from gnorm.scoring import Tally, correct_texts
 from gnorm.tasks import default_device
 
@@ -192,6 +193,8 @@ def optimisations() -> Iterator[dict[str, Any]]:
                 "with it s": spent[""],
                 "gain": spent[name] / spent[""],
             }
+        if case is SIX:
+            yield {**about(case), "without": "layers below the last change passed by", **passed_by(case)}
         yield {
             **about(case),
             "without": "accuracy read off the scoring pass",
@@ -199,6 +202,16 @@ def optimisations() -> Iterator[dict[str, Any]]:
             "with it s": spent[""],
             "gain": (spent[""] + spent["evaluation"]) / spent[""],
         }
+
+
+def passed_by(case: Case) -> dict[str, float]:
+    """The evaluations of a whole random trial, a head a step, with what came into the layers kept and not."""
+    model, found = make(case)
+    trial = partial(gnorm.prune, model, found, method="random", progress=False)
+    spent = {"with it s": seconds(trial)}
+    with mock.patch.object(gnorm.pruning, "kept_of", lambda _, prepared: [NOTHING_KEPT] * len(prepared)):
+        spent["s"] = seconds(trial)
+    return {"s": spent["s"], "with it s": spent["with it s"], "gain": spent["s"] / spent["with it s"]}
 
 
 def trajectory() -> Iterator[dict[str, Any]]:

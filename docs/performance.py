@@ -26,12 +26,16 @@ What makes the engine fast, none of it at the cost of a different result:
   computed for texts of like length together (`gnorm/packing.py`). Several batches share a pass: each batch's gradient is
   the product of what came into a projection and what flows back out of it, over that batch's tokens.
 - **The last pass** computes queries, output projection and feed-forward block for the first token alone, where the
-  classifier reads no other. That is found out by trial: what is not read may as well be NaN.
+  classifier reads no other. That is found out by trial: what is not read may as well be NaN. Its key and value weights
+  meet one vector a text and head, not every token: q (W x) = (q W) x.
+- **Evaluations start where something changed.** A head that goes from layer l changes nothing that comes into layer l, so
+  that is kept from one evaluation to the next, and the layers below are passed by: half of them, on average. It takes no
+  more than `gnorm.batches.KEPT_BYTES`; where that is too little, every second or third layer is kept.
 - **Accuracy is read off the scoring pass** where both use the same texts, and heads that have gone are cut out of the
   working copy, so that a step costs less than the one before.
 
-Memory is bounded by the tokens of one pass: `gnorm.batches.prepare(batches, model, max_tokens=...)` bounds it further, and
-what it returns goes wherever batches go.
+Memory is bounded by the tokens of one pass, beside what is kept between evaluations:
+`gnorm.batches.prepare(batches, model, max_tokens=...)` bounds a pass further, and what it returns goes wherever batches go.
 """
 READINGS = {
     "step": """## One greedy step
@@ -41,7 +45,8 @@ a plain `torch.mm`; the roof counts the last layer whole and every real token on
 step above it.""",
     "optimisations": """## What each optimisation is worth
 
-`gain` is the time without the optimisation over the time with it. Below 1 it costs more than it brings in that case.""",
+`gain` is the time without the optimisation over the time with it. Below 1 it costs more than it brings in that case. Times
+are of one scoring, but for the layers passed by, where they are of a whole random trial, a head a step.""",
     "trajectory": """## A whole trajectory
 
 Greedy pruning to the last head. Removed heads take their part of the attention block along; feed-forward blocks, two

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .packing import Folded, Packing, Row, logits_of, packed, packing_of
+from .heads import layers_of
+from .packing import NOTHING_KEPT, Folded, Kept, Packing, Row, logits_of, packed, packing_of
 
 Batch = Mapping[str, Tensor]
 
@@ -74,6 +75,7 @@ OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
 PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 256, "mps": 256}
 MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
 PACKED_MAX_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
+KEPT_BYTES = 2**30  # for what comes into layers, kept from one evaluation to the next
 
 
 def prepare(
@@ -312,15 +314,29 @@ def _packing_of(model: nn.Module, texts: Batch, lengths: Tensor, device: torch.d
     return packing_of(model, _cut(inputs, int(lengths.max())), lengths[two])
 
 
-Forward = Callable[[MicroBatch], tuple[Tensor, Sequence[Folded]]]
+class Forward(Protocol):
+    """The logits (text, class) of a micro-batch, and what of the last block's weights was not applied to tokens."""
+
+    def __call__(self, micro: MicroBatch, kept: Kept = ...) -> tuple[Tensor, Sequence[Folded]]: ...
 
 
 @contextmanager
 def forwarding(model: nn.Module, prepared: Prepared) -> Iterator[Forward]:
-    """A function that gives the logits (text, class) of a micro-batch of ``prepared``, and what of the last block's
-    weights was not applied to tokens."""
+    """The function that passes micro-batches of ``prepared`` through ``model``."""
     if prepared.packing is None:
-        yield lambda micro: (logits_of(model, micro.inputs), ())
+        yield lambda micro, kept=NOTHING_KEPT: (logits_of(model, micro.inputs), ())
         return
     with packed(model, prepared.packing) as forward:
-        yield lambda micro: forward(micro.inputs, cast(Row, micro.row))
+        yield lambda micro, kept=NOTHING_KEPT: forward(micro.inputs, cast(Row, micro.row), kept)
+
+
+def kept_of(model: nn.Module, prepared: Prepared) -> list[Kept]:
+    """For every micro-batch, a place for what comes into the model's layers: of all layers, or of every second, third
+    ... where ``KEPT_BYTES`` are too few for all."""
+    layers, parameter = len(layers_of(model)), next(model.parameters())
+    if prepared.packing is None or prepared.packing.passes != layers:
+        return [NOTHING_KEPT] * len(prepared)
+    tokens = sum(int(micro.lengths.sum()) for micro in prepared)
+    hidden: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
+    size = tokens * hidden * parameter.element_size()
+    return [Kept(range(0, layers, math.ceil(size * layers / KEPT_BYTES))) for _ in prepared]

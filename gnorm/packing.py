@@ -111,11 +111,26 @@ class Folded(NamedTuple):
 
 
 @dataclass
+class Kept:
+    """What came into some layers in an earlier forward pass of the same tokens, so that another one, of a model altered
+    in layer l and above, can start from the highest layer up to l of which that is known: those below would give the
+    same again."""
+
+    layers: range  # of which it is kept; a model that calls its layers otherwise than once each has none
+    states: dict[int, Tensor] = field(default_factory=dict)  # (1, token, hidden) by layer
+
+    def forget(self, above: int) -> None:
+        """What came into the layers above ``above`` holds no longer."""
+        self.states = {layer: state for layer, state in self.states.items() if layer <= above}
+
+
+@dataclass
 class _Pass:
     """A forward pass of a row at work."""
 
     row: Row
     last: AttentionBlock
+    kept: Kept
     calls: int = 0  # of layers
     everything: Tensor | None = None  # (token, hidden) what comes into the last pass, where only first tokens go on
     folded: list[Folded] = field(default_factory=list)
@@ -224,25 +239,51 @@ def attention_implementation(model: Any, name: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+def _unchanged(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden
+
+
+@contextmanager
+def _passed_by(layers: list[nn.Module]) -> Iterator[None]:
+    """Layers that hand on what comes into them, for the length of a ``with`` block."""
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = _unchanged
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
+
+
+NOTHING_KEPT = Kept(range(0))
+
+
 @contextmanager
 def packed(
     model: nn.Module, packing: Packing
-) -> Iterator[Callable[[dict[str, Tensor], Row], tuple[Tensor, list[Folded]]]]:
-    """A forward function (inputs, row) -> logits (text, class) that runs the layers of ``model`` on rows of tokens; and
-    what the weights met that were not applied to tokens.
+) -> Iterator[Callable[[dict[str, Tensor], Row, Kept], tuple[Tensor, list[Folded]]]]:
+    """A forward function (inputs, row, kept) -> logits (text, class) that runs the layers of ``model`` on rows of
+    tokens; and what the weights met that were not applied to tokens.
 
-    inputs are padded to the longest text as ever: embeddings and classifier see them so.
+    inputs are padded to the longest text as ever: embeddings and classifier see them so. The pass starts from what
+    ``kept`` has, and adds to it.
     """
     from transformers import AttentionInterface  # here, because it takes seconds and whoever has a model has paid
 
     AttentionInterface.register("gnorm_rectangles", _attention)
-    last = attention_blocks(model)[-1]
+    last, layers = attention_blocks(model)[-1], layers_of(model)
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         now, hidden = _PASS.get(), inputs[0]
         now.calls += 1
         if now.calls == 1:
             hidden = hidden.flatten(0, 1).index_select(0, now.row.tokens)[None]
+        if (layer := now.calls - 1) in now.kept.layers:
+            hidden = now.kept.states.setdefault(layer, hidden)
         if now.calls == packing.passes and packing.first_token:
             now.everything = hidden[0]
             hidden = hidden.index_select(1, now.row.first)
@@ -260,16 +301,17 @@ def packed(
             hidden = padded.index_copy(0, now.row.tokens, hidden[0]).unflatten(0, now.row.shape)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def forward(inputs: dict[str, Tensor], row: Row) -> tuple[Tensor, list[Folded]]:
-        now = _Pass(row, last)
+    def forward(inputs: dict[str, Tensor], row: Row, kept: Kept) -> tuple[Tensor, list[Folded]]:
+        now = _Pass(row, last, kept)
         token = _PASS.set(now)
         try:
-            return logits_of(model, inputs), now.folded
+            with _passed_by(layers[: max(kept.states, default=0)]):
+                return logits_of(model, inputs), now.folded
         finally:
             _PASS.reset(token)
 
     with ExitStack() as hooks:
-        for layer in layers_of(model):
+        for layer in layers:
             hooks.callback(layer.register_forward_pre_hook(enter).remove)
             hooks.callback(layer.register_forward_hook(leave).remove)
         hooks.enter_context(attention_implementation(model, "gnorm_rectangles"))
@@ -304,7 +346,7 @@ def packing_of(model: Any, inputs: dict[str, Tensor], lengths: Tensor) -> Packin
     row = Row.of(inputs["attention_mask"], lengths, [len(logits)], logits.dtype)
     try:
         with evaluating(model), packed(model, packing) as forward:
-            off = (forward(inputs, row)[0] - logits).abs().max() / logits.abs().max()
+            off = (forward(inputs, row, NOTHING_KEPT)[0] - logits).abs().max() / logits.abs().max()
     except (RuntimeError, IndexError):  # shapes that do not fit, or layers that are called otherwise
         return None
     return packing if bool(off < torch.finfo(logits.dtype).eps ** 0.5) else None

@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import Batch, prepare
+from .batches import Batch, kept_of, prepare
 from .criteria import (
     gnorm_by_text,
     gnorm_cross_entropy,
@@ -29,6 +29,7 @@ from .criteria import (
 )
 from .heads import head_mask_of
 from .journal import Journal, hash_of_model, hash_of_tensors
+from .packing import Kept
 from .scoring import (
     Criterion,
     Tally,
@@ -201,6 +202,7 @@ def prune(
         recorded = iter(log.steps)
         for trial in range(trials):
             worker, mask, scores = copy.deepcopy(model), start.clone(), None
+            kept = kept_of(worker, evaluate_on)
             for step in range(steps + 1):
                 done, began = next(recorded, None), time.perf_counter()
                 if done is None:
@@ -212,14 +214,14 @@ def prune(
                                 worker if row.rescore else model, score_on, generator=_generator(seed, trial)
                             )
                         gone, gap = _choose(scores, mask, heads_per_step, row.highest_first)
-                    _take(worker, mask, gone)
+                    _take(worker, mask, gone, kept)
                     scores = None if row.rescore else scores
                     tally = Tally(evaluate_on.num_texts)
                     if shared and row.rescore and step < steps:
                         scores = row.criterion(worker, score_on, generator=_generator(seed, trial), on_logits=tally)
                     state = mask.numpy().tobytes()
                     if state not in measured:
-                        measured[state] = tally.result() if tally.complete else correct_texts(worker, evaluate_on)
+                        measured[state] = tally.result() if tally.complete else correct_texts(worker, evaluate_on, kept)
                     hits = measured[state].numpy()
                     bits = np.packbits(hits).tobytes().hex()
                     seconds = round(time.perf_counter() - began, 3)
@@ -227,7 +229,7 @@ def prune(
                     log.append(done)
                 else:
                     gone = [(layer, head, score) for layer, head, score in done["gone"]]
-                    _take(worker, mask, gone)
+                    _take(worker, mask, gone, kept)
                     hits = _unpacked(done["correct"], evaluate_on.num_texts)
                     measured[mask.numpy().tobytes()] = torch.from_numpy(hits)
                 spent += done["seconds"]
@@ -290,11 +292,13 @@ def _choose(
     return [(int(left[i]) // width, int(left[i]) % width, float(values[i])) for i in chosen], gap
 
 
-def _take(worker: nn.Module, mask: Tensor, gone: Sequence[tuple[int, int, float]]) -> None:
+def _take(worker: nn.Module, mask: Tensor, gone: Sequence[tuple[int, int, float]], kept: Sequence[Kept]) -> None:
     for layer, head, _ in gone:
         mask[layer, head] = False
     if gone:
         remove_heads(worker, mask)
+        for of_micro in kept:
+            of_micro.forget(above=min(layer for layer, _, _ in gone))
 
 
 def _unpacked(bits: str, texts: int) -> np.ndarray:

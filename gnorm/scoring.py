@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from .batches import Batch, Forward, MicroBatch, Part, Prepared, forwarding, prepare
 from .heads import AttentionBlock, attention_blocks, head_mask_of
 from .norms import log_norm
-from .packing import attention_implementation, evaluating, logits_of
+from .packing import NOTHING_KEPT, Kept, attention_implementation, evaluating, logits_of
 
 # ------------------------------------------------------------------------------------------ accuracy
 
@@ -47,16 +47,17 @@ class Tally:
         return self.correct
 
 
-def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: Sequence[Kept] | None = None) -> Tensor:
     """(text,) bool: which texts the model classifies as their ``labels`` say.
 
+    kept: ``kept_of`` the model and prepared batches, for evaluations one after the other of a model that changes.
     Raises ``ValueError`` where a batch has no labels or logits are not finite, and as ``prepare`` does.
     """
     prepared = prepare(batches, model, together=True)
     tally = Tally(prepared.num_texts)
     with evaluating(model), forwarding(model, prepared) as forward, torch.inference_mode():
-        for micro in prepared:
-            tally(forward(micro)[0], micro)
+        for micro, of_micro in zip(prepared, kept or [NOTHING_KEPT] * len(prepared), strict=True):
+            tally(forward(micro, of_micro)[0], micro)
     return tally.result()
 
 

@@ -3,13 +3,15 @@
 import copy
 
 import literal
+import pandas as pd
 import pytest
 import torch
 from conftest import ragged_batches, tiny_model
 
 import gnorm
-from gnorm.batches import forwarding, prepare
-from gnorm.packing import Packing
+from gnorm import batches as micro_batches
+from gnorm.batches import forwarding, kept_of, prepare
+from gnorm.packing import NOTHING_KEPT, Packing
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
 
@@ -21,10 +23,11 @@ class MeanOfTokens(torch.nn.Module):
         return hidden.mean(1)
 
 
-def logits_of(model, prepared):
+def logits_of(model, prepared, kept=None):
     """(text, class), in the order of the texts."""
+    kept = kept or [NOTHING_KEPT] * len(prepared)
     with forwarding(model, prepared) as forward, torch.no_grad():
-        found = [(micro.index, forward(micro)[0]) for micro in prepared]
+        found = [(micro.index, forward(micro, of_micro)[0]) for micro, of_micro in zip(prepared, kept, strict=True)]
     index, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     return logits[index.argsort()]
 
@@ -103,6 +106,63 @@ def test_an_exception_leaves_no_hook_and_the_attention_as_it_was():
     handle.remove()
     assert model.config._attn_implementation == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("room", ["all layers", "every second layer"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
+def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(name, room, monkeypatch):
+    model, steps = tiny_model(name), [(2, 1), (1, 3), (2, 0), (0, 2), (2, 2), (2, 3), (1, 0), (1, 1), (1, 2)]
+    prepared = prepare(ragged_batches(), model, together=True, max_tokens=40)
+    assert len(prepared) > 1
+    if room != "all layers":
+        tokens = sum(int(micro.lengths.sum()) for micro in prepared)
+        monkeypatch.setattr(micro_batches, "KEPT_BYTES", tokens * 32 * 4 * 2)
+    kept, ran, mask = kept_of(model, prepared), [], gnorm.head_mask_of(model)
+    layers = model.base_model.encoder.layer
+    for number, layer in enumerate(layers):
+        layer.intermediate.register_forward_hook(lambda *_, number=number: ran.append(number))
+    logits_of(model, prepared, kept)
+    for layer, head in steps:
+        mask[layer, head] = False
+        gnorm.remove_heads(model, mask)
+        for of_micro in kept:
+            of_micro.forget(above=layer)
+        ran.clear()
+        found = logits_of(model, prepared, kept)
+        start = layer if room == "all layers" else layer // 2 * 2
+        assert ran == [*range(start, 3)] * len(prepared)
+        assert torch.equal(found, logits_of(model, prepared))  # not close: the same
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+@pytest.mark.parametrize("method", ["greedy_gnorm", "attention_entropy", "random"])
+def test_trajectories_are_the_same_with_nothing_kept(model, method, monkeypatch):
+    texts = ragged_batches(), ragged_batches(count=4, seed=7)
+    found = gnorm.prune(model, *texts, method=method, progress=False)
+    monkeypatch.setattr(gnorm.pruning, "kept_of", lambda _, prepared: [NOTHING_KEPT] * len(prepared))
+    expected = gnorm.prune(model, *texts, method=method, progress=False)
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    assert (found.correct == expected.correct).all()
+
+
+def test_nothing_is_kept_of_layers_that_share_a_block_and_of_padded_texts():
+    for model in (tiny_model("albert"), tiny_model("bert")):
+        model._supports_attention_backend = model.config.model_type == "albert"
+        prepared = prepare(ragged_batches(), model)
+        assert kept_of(model, prepared) == [NOTHING_KEPT] * len(prepared)
+
+
+def test_an_exception_leaves_every_layer_its_own_forward():
+    model = tiny_model("bert")
+    prepared, (first, _, last) = prepare(ragged_batches(1), model), model.bert.encoder.layer
+    own = first.forward = first.forward  # somebody's wrapper
+    kept = kept_of(model, prepared)
+    logits_of(model, prepared, kept)
+    last.output.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        logits_of(model, prepared, kept)
+    assert first.forward is own
+    assert "forward" not in vars(last)
 
 
 class Unseen(torch.nn.Module):
