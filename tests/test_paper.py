@@ -5,14 +5,12 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import datasets
 import huggingface_hub
-import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -31,7 +29,7 @@ from hub import (
     wordpiece,
 )
 from huggingface_hub import constants
-from matplotlib.figure import Figure
+from pipeline import call
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import gnorm
@@ -498,37 +496,42 @@ def _pickle_bomb(home):
 
 
 @pytest.fixture
-def fewer_trials(tmp_path, monkeypatch):
-    """The paper profile with two random trials a model, and nothing else changed."""
-    text = (tasks.PROFILES / "paper.toml").read_text("utf-8")
-    (tmp_path / "paper.toml").write_text(re.sub(r"trials = \d+", "trials = 2", text), "utf-8")
-    monkeypatch.setattr(tasks, "PROFILES", tmp_path)
+def fewer_trials(copied):
+    """The project, its paper profile with two random trials a model and nothing else changed."""
+    profile = copied / "gnorm" / "profiles" / "paper.toml"
+    profile.write_text(re.sub(r"trials = \d+", "trials = 2", profile.read_text("utf-8")), "utf-8")
+    return copied
 
 
-def test_every_notebook_runs_on_the_paper_profile(server, home, fewer_trials, monkeypatch):
-    """Their cells one after the other, here and not in thirteen kernels, which would take a minute to start."""
-    for asset in PAPER.assets(list(PAPER.models)) + PAPER.inspected:
-        hub.find(asset)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(
-        Figure, "savefig", lambda _, file, **__: file.write(b"not drawn here: it takes most of the time")
-    )
-    for name in run_all.NOTEBOOKS:
-        space = {}
-        for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
-            if cell.cell_type == "code":
-                exec(compile(cell.source, f"{name}.ipynb", "exec"), space)  # noqa: S102
-                if "parameters" in cell.metadata.get("tags", []):
-                    space["profile"] = "paper"
+def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_trials, tmp_path, monkeypatch):
+    """run_all.py as its users have it, every notebook, with nothing cached; then again with no hub."""
+    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
+    hub_of_ours = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    whole = partial(call, "--profile", "paper", output=tmp_path, root=fewer_trials)
+    first = whole(**hub_of_ours)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count(" reachable ") == 9
+    assert "bert: train has 45 rows, the paper's had 2329; the results say so." in first.stdout
+    assert all(f"{model}: about " in first.stdout for model in PAPER.models)
+
     folder = results.results_folder("paper")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert list(manifest["notebooks"]) == list(run_all.NOTEBOOKS)
+    assets = manifest["assets"]
+    assert {asset["repo"]: len(asset["commit"]) for asset in assets} == {
+        asset.repo: 40 for asset in PAPER.assets(list(PAPER.models)) + PAPER.inspected
+    }
+    weights = [asset["weights"].split(",")[0] for asset in assets if "weights" in asset]
+    assert weights == ["safetensors", "pickle", "safetensors", "safetensors"]
+    executed = (folder / ".run" / "executed" / "data_processing.ipynb").read_text()
+    assert "tyqiangz/multilingual-sentiments (english), train: 12 texts, labels {0: 4, 1: 4, 2: 4}" in executed
     for model in PAPER.models:
         info = json.loads((folder / model / "greedy_gnorm.json").read_text())
         assert info["weights"]["checkpoint"]["repo"] == PAPER.models[model].checkpoint.repo
         assert len(info["weights"]["dataset"]["commit"]) == 40
         assert info["published"]["heads_pruned"] == PAPER.models[model].published.heads_pruned
         assert results.saved_methods("paper", model) == list(gnorm.METHODS)
-        random = results.load_trajectory("paper", model, "random")
-        assert random.table.trial.nunique() == 2
+        assert results.load_trajectory("paper", model, "random").table.trial.nunique() == 2
     solutions = pd.read_csv(folder / "tables" / "published_solutions.csv")
     assert solutions["published parameters"].tolist() == [m.published.parameters[1] for m in PAPER.models.values()]
     areas = pd.read_csv(folder / "tables" / "pruning_results.csv")
@@ -537,45 +540,12 @@ def test_every_notebook_runs_on_the_paper_profile(server, home, fewer_trials, mo
         PAPER.models[row.model].published.area[row.method] for row in quoted.itertuples()
     ]
     assert (quoted.difference - (quoted.area - quoted.published)).abs().max() < 1e-12
-    assert (results.figures_folder("paper") / "pruning_results.png").exists()
-
-
-def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, tmp_path):
-    environment = os.environ | {
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "0",
-        "GNORM_OUTPUT": str(tmp_path),
-    }
-
-    def call(*arguments, **changes):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "run_all.py"), "--profile", "paper", *arguments],
-            env=environment | changes,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=280,
-        )
-
-    first = call("--only", "data_processing")
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.count(" reachable ") == 9
-    assert "bert: train has 45 rows, the paper's had 2329; the results say so." in first.stdout
-    assert all(f"{model}: about " in first.stdout for model in PAPER.models)
-    folder = tmp_path / "experiments_results" / "paper"
-    assets = json.loads((folder / "manifest.json").read_text())["assets"]
-    assert {asset["repo"]: len(asset["commit"]) for asset in assets} == {
-        asset.repo: 40 for asset in PAPER.assets(list(PAPER.models)) + PAPER.inspected
-    }
-    weights = [asset["weights"].split(",")[0] for asset in assets if "weights" in asset]
-    assert weights == ["safetensors", "pickle", "safetensors", "safetensors"]
-    executed = (folder / ".run" / "executed" / "data_processing.ipynb").read_text()
-    assert "tyqiangz/multilingual-sentiments (english), train: 12 texts, labels {0: 4, 1: 4, 2: 4}" in executed
+    assert (results.figures_folder("paper") / "pruning_results.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report" / "index.html").exists()
 
     asked = len(server.log)
-    again = call("--only", "data_processing", HF_HUB_OFFLINE="1")
+    again = whole(**hub_of_ours | {"HF_HUB_OFFLINE": "1"})
     assert again.returncode == 0, again.stderr
     assert again.stdout.count(" cached ") == 9
-    assert again.stdout.count("unchanged, not run again") == 1  # the same commits, read from the cache
+    assert again.stdout.count("unchanged, not run again") == len(run_all.NOTEBOOKS)  # the same commits, from the cache
     assert len(server.log) == asked
