@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy.special
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -181,7 +181,7 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
             flierprops={"markersize": 3},
         )
         mean = table.groupby("pruned_heads").accuracy.agg(["mean", "sem", "count"])
-        half = mean["sem"] * scipy.stats.t.ppf(0.975, (mean["count"] - 1).clip(lower=1))
+        half = mean["sem"] * scipy.special.stdtrit((mean["count"] - 1).clip(lower=1), 0.975)  # Student's t
         axis.errorbar(
             mean.index, mean["mean"], half, label="Random, mean of trials with 95 % interval",
             marker="o", markersize=3, capsize=2, **LOOKS["random"],

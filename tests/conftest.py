@@ -84,6 +84,9 @@ def copied(tmp_path):
     return root
 
 
+LONGEST = ("test_run_all.py", "test_paper.py", "test_cut_off.py")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first, so that the others fill the time beside it."""
-    items.sort(key=lambda item: item.path.name != "test_run_all.py")
+    """The longest files first, so that the others fill the time beside them."""
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else len(LONGEST))
