@@ -1,6 +1,7 @@
 """Attention-head pruning: the Greedy-Gnorm paper (arXiv 2602.04491), reproduced, and the tool that comes of it."""
 
 from .costs import cost
+from .export import export_onnx
 from .heads import AttentionBlock, attention_blocks, head_mask_of, masked, register, without_feed_forward
 from .pruning import METHODS, Method, Trajectory, prune
 from .scoring import accuracy, activation_energy, attention_entropy, gnorm_scores
@@ -16,6 +17,7 @@ __all__ = [
     "attention_blocks",
     "attention_entropy",
     "cost",
+    "export_onnx",
     "gnorm_scores",
     "head_mask_of",
     "load_pruned",

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from .export import INPUTS, Exported, Inputs, export_onnx, longest_text, main_input
 from .heads import head_mask_of
 from .packing import evaluating
 from .surgery import memory_mb, num_parameters
-
-Inputs = dict[str, Tensor]
-
-
-def _texts(config: Any, batch: int, length: int) -> Inputs:
-    ids = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _images(config: Any, batch: int, length: int) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-    return {"pixel_values": torch.randn(batch, config.num_channels, length, length, generator=generator)}
-
-
-# What is fed to a model, by the name of its main input. The length is in tokens, or in pixels a side.
-INPUTS: Mapping[str, Callable[[Any, int, int], Inputs]] = {"input_ids": _texts, "pixel_values": _images}
 
 
 def cost(
@@ -41,6 +28,7 @@ def cost(
     lengths: Sequence[int] | None = None,
     rounds: int = 30,
     seconds: float = 3.0,
+    onnx: bool = False,
 ) -> pd.DataFrame:
     """What ``model`` costs beside an intact model of its configuration (with random weights: time does not depend on
     them), a row for every batch size and length.
@@ -48,26 +36,31 @@ def cost(
     lengths: tokens of a text (32 and 128 if None, less where the model takes less), or pixels a side of an image.
     rounds, seconds: each pair of models is run in turns, ``rounds`` times or until ``seconds`` are spent, at least
     five times, after two that do not count.
+    onnx: both are exported too (``export_onnx``, which takes seconds) and run in the same turns by onnxruntime, on the
+    CPU whatever device the model is on.
 
     Columns, ``... after`` for ``model``, without for the intact one: batch, length; parameters; MB (2**20 bytes);
     GFLOP of one forward pass (10**9 operations in matrix products and attention, a multiplication and an addition
     being two); ms, the median of one forward pass, and ms spread, the distance of its quartiles. Then flops saved and
     time saved, as shares of the intact model's (time by the median over turns of the ratio of the two), and returned,
-    the one divided by the other: how much of what was saved in operations came back as time.
+    the one divided by the other: how much of what was saved in operations came back as time. With
+    ``onnx``, ms onnx: the median of one forward pass of the exported model.
 
-    Raises ``ValueError`` where it is not known what to feed to the model, or as ``attention_blocks`` does.
+    Raises ``ValueError`` where it is not known what to feed to the model, as ``attention_blocks`` does, and with
+    ``onnx`` as ``export_onnx`` does.
     """
-    name = str(getattr(model, "main_input_name", None))
-    if name not in INPUTS:
-        raise ValueError(f"inputs called {name!r} are not known; known: {', '.join(INPUTS)}.")
+    name = main_input(model)
     intact = _intact(model)
+    models = [intact, model]
+    if onnx:
+        models += _exported(models, list(INPUTS[name](model.config, 1, 1)))
     rows = []
     for length in lengths or _lengths(model.config):
         for batch in batch_sizes:
             inputs = INPUTS[name](model.config, batch, length)
             moved = {n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
             flops, flops_after = _flops(intact, moved), _flops(model, moved)
-            times = _times((intact, model), moved, rounds, seconds)
+            times = _times(models, moved, rounds, seconds)
             spread = np.subtract(*np.quantile(times, [0.75, 0.25], axis=0))
             median = np.median(times, axis=0)
             flops_saved = 1 - flops_after / flops
@@ -90,6 +83,7 @@ def cost(
                     "time saved": time_saved,
                     "returned": time_saved / flops_saved if flops_saved else np.nan,
                 }
+                | dict(zip(("ms onnx", "ms onnx after"), 1e3 * median[2:]))  # without ``onnx`` there are none
             )
     return pd.DataFrame(rows)
 
@@ -103,9 +97,10 @@ def _intact(model: Any) -> Any:
         return type(model)(config).to(model.device, model.dtype).eval()
 
 
-def longest_text(config: Any) -> int:
-    """The most tokens that the model takes; positions of some families start behind the padding token's number."""
-    return int(config.max_position_embeddings - 1 - (config.pad_token_id or 0))
+def _exported(models: Sequence[nn.Module], inputs: Sequence[str]) -> list[nn.Module]:
+    """The models as onnxruntime runs them; their files are gone once they are read."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [Exported(export_onnx(model, Path(folder, f"{i}.onnx"), inputs)) for i, model in enumerate(models)]
 
 
 def _lengths(config: Any) -> list[int]:

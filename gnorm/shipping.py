@@ -30,7 +30,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from . import results
 from .batches import num_texts
-from .costs import cost, longest_text
+from .costs import cost
+from .export import longest_text
 from .heads import head_mask_of
 from .pruning import Trajectory, find_method
 from .scoring import correct_texts

@@ -133,11 +133,11 @@ def save_pruned(model: Any, folder: str | os.PathLike[str], tokenizer: Any = Non
     return folder
 
 
-def refuse_existing(folder: str | os.PathLike[str]) -> Path:
-    """The folder as a path; ``FileExistsError`` where it exists already."""
-    if (folder := Path(folder)).exists():
-        raise FileExistsError(f"{folder} exists already: delete it, or name another folder.")
-    return folder
+def refuse_existing(path: str | os.PathLike[str]) -> Path:
+    """Where a folder or a file is to be written; ``FileExistsError`` where it exists already."""
+    if (path := Path(path)).exists():
+        raise FileExistsError(f"{path} exists already: delete it, or give another name.")
+    return path
 
 
 def load_pruned(folder: str | os.PathLike[str], **from_pretrained_kwargs: Any) -> Any:
