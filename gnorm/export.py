@@ -1,4 +1,4 @@
-"""A model as an ONNX file, and what such a file says: an optional extra, ``pip install "gnorm[onnx]"``."""
+"""A model as an ONNX file, and what such a file says: needs onnx, onnxscript and onnxruntime, the extra `onnx`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _require() -> None:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f'{package} cannot be imported, which ONNX files need: pip install "gnorm[onnx]".', name=error.name
+                f"{package} cannot be imported, which ONNX files need: pip install onnx onnxscript onnxruntime.", name=error.name
             ) from None
 
 
