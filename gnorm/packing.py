@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +125,9 @@ class Kept:
         self.states = {layer: state for layer, state in self.states.items() if layer <= above}
 
 
+Look = Callable[[nn.Module, Tensor, Rectangle], None]  # attention module, weights (text, head, query, key), and of what
+
+
 @dataclass
 class _Pass:
     """A forward pass of a row at work."""
@@ -131,6 +135,7 @@ class _Pass:
     row: Row
     last: AttentionBlock
     kept: Kept
+    look: Look | None = None
     calls: int = 0  # of layers
     everything: Tensor | None = None  # (token, hidden) what comes into the last pass, where only first tokens go on
     folded: list[Folded] = field(default_factory=list)
@@ -156,19 +161,27 @@ def _attention(
     if not query.shape[1]:
         context = rows[0]
     elif now.everything is None:
-        context = _of_all_tokens(now.row, rows, scale)
+        context = _of_all_tokens(now.row, rows, scale, now.look and partial(now.look, module))
     else:
         context = _of_first_tokens(now, now.everything, rows[0] * scale)
     return context[None], None
 
 
-def _of_all_tokens(row: Row, rows: list[Tensor], scale: float) -> Tensor:
+def _of_all_tokens(
+    row: Row, rows: list[Tensor], scale: float, look: Callable[[Tensor, Rectangle], None] | None
+) -> Tensor:
     """Query, key and value to context, all (token, head, head_dim)."""
     contexts = []
     tensors = [_moved(t, row.slots, row.back) for t in rows]
     for (r, q), (_r, k), (_r, v) in zip(*map(row.split, tensors), strict=True):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (text, head, token, head_dim)
-        context = scaled_dot_product_attention(q, k, v, attn_mask=r.bias, scale=scale)
+        if look is None:
+            context = scaled_dot_product_attention(q, k, v, attn_mask=r.bias, scale=scale)
+        else:
+            scores = q * scale @ k.transpose(2, 3)  # (text, head, query, key)
+            weights = (scores if r.bias is None else scores.add_(r.bias)).softmax(-1)
+            look(weights, r)
+            context = weights @ v
         contexts.append(context.transpose(1, 2).flatten(0, 1))
     return _moved(torch.cat(contexts), row.back, row.slots)
 
@@ -264,13 +277,14 @@ NOTHING_KEPT = Kept(range(0))
 
 @contextmanager
 def packed(
-    model: nn.Module, packing: Packing
+    model: nn.Module, packing: Packing, look: Look | None = None
 ) -> Iterator[Callable[[dict[str, Tensor], Row, Kept], tuple[Tensor, list[Folded]]]]:
     """A forward function (inputs, row, kept) -> logits (text, class) that runs the layers of ``model`` on rows of
     tokens; and what the weights met that were not applied to tokens.
 
     inputs are padded to the longest text as ever: embeddings and classifier see them so. The pass starts from what
-    ``kept`` has, and adds to it.
+    ``kept`` has, and adds to it. ``look`` is shown the attention weights of one rectangle after the other, but for those
+    of a last pass for first tokens.
     """
     from transformers import AttentionInterface  # here, because it takes seconds and whoever has a model has paid
 
@@ -302,7 +316,7 @@ def packed(
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def forward(inputs: dict[str, Tensor], row: Row, kept: Kept) -> tuple[Tensor, list[Folded]]:
-        now = _Pass(row, last, kept)
+        now = _Pass(row, last, kept, look)
         token = _PASS.set(now)
         try:
             with _passed_by(layers[: max(kept.states, default=0)]):

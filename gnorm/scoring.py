@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from .batches import Batch, Forward, MicroBatch, Part, Prepared, forwarding, prepare
 from .heads import AttentionBlock, attention_blocks, head_mask_of
 from .norms import log_norm
-from .packing import NOTHING_KEPT, Kept, attention_implementation, evaluating, logits_of
+from .packing import NOTHING_KEPT, Kept, Rectangle, attention_implementation, evaluating, logits_of, packed
 
 # ------------------------------------------------------------------------------------------ accuracy
 
@@ -338,8 +339,11 @@ def attention_entropy(
 
         return block.module.register_forward_hook(hook)
 
+    prepared = prepare(batches, model)
+    if prepared.packing is not None:
+        return _mean_over_texts(model, prepared, _weights_in_rows, entropy, on_logits)
     with attention_implementation(model, "eager"), _asked_for_attentions(model):
-        return _mean_over_texts(model, batches, tap, entropy, on_logits)
+        return _mean_over_texts(model, prepared, partial(_in_padded_texts, tap=tap), entropy, on_logits)
 
 
 def activation_energy(
@@ -364,7 +368,7 @@ def activation_energy(
     def tap(block: AttentionBlock, see: Callable[[Tensor], None]) -> RemovableHandle:
         return block.output.register_forward_pre_hook(lambda _, inputs: see(inputs[0]))
 
-    return _mean_over_texts(model, batches, tap, energy, on_logits)
+    return _mean_over_texts(model, prepare(batches, model), partial(_in_padded_texts, tap=tap), energy, on_logits)
 
 
 def uniform_scores(
@@ -379,41 +383,72 @@ def uniform_scores(
     return torch.rand(mask.shape, generator=generator, dtype=torch.float64).masked_fill(~mask, -torch.inf)
 
 
+See = Callable[[int, Tensor, Tensor | None], None]  # layer, what is looked at, (text, token) which tokens are real
+Done = Callable[[MicroBatch, Tensor], None]  # texts that have passed, and their logits
+
+
+def _in_padded_texts(
+    model: nn.Module,
+    prepared: Prepared,
+    see: See,
+    done: Done,
+    tap: Callable[[AttentionBlock, Callable[[Tensor], None]], RemovableHandle],
+) -> None:
+    """Texts of like length at a time, padded; ``tap(block, look)`` hooks ``look`` up to the tensor to look at."""
+    mask: Tensor | None = None
+    with ExitStack() as hooks:
+        for layer, block in enumerate(attention_blocks(model)):
+            if block.kept:
+                look = partial(lambda tensor, layer: see(layer, tensor, mask), layer=layer)
+                hooks.callback(tap(block, look).remove)
+        for micro in (rectangle for row in prepared for rectangle in row.rectangles):
+            mask = micro.inputs.get("attention_mask")
+            mask = None if mask is None else mask.bool()
+            done(micro, logits_of(model, micro.inputs))
+
+
+def _weights_in_rows(model: nn.Module, prepared: Prepared, see: See, done: Done) -> None:
+    """Rows of tokens without padding; the attention weights are looked at."""
+    layers = {block.module: layer for layer, block in enumerate(attention_blocks(model))}
+
+    def look(module: nn.Module, weights: Tensor, of: Rectangle) -> None:
+        see(layers[module], weights, None if of.bias is None else of.bias[:, 0, 0] == 0)
+
+    assert prepared.packing is not None
+    with packed(model, dataclasses.replace(prepared.packing, first_token=False), look) as forward:
+        for micro in prepared:
+            assert micro.row is not None
+            done(micro, forward(micro.inputs, micro.row, NOTHING_KEPT)[0])
+
+
 def _mean_over_texts(
     model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    tap: Callable[[AttentionBlock, Callable[[Tensor], None]], RemovableHandle],
+    prepared: Prepared,
+    go_through: Callable[[nn.Module, Prepared, See, Done], None],
     values: Callable[[Tensor, Tensor | None], Tensor],
     on_logits: Tally | None,
 ) -> Tensor:
     """Mean over texts of the mean over real tokens of ``values`` (text, head, token), for every (layer, head).
 
-    ``tap(block, see)`` hooks ``see`` up to the tensor to look at; it is called once per pass through the block, and
-    passes are summed.
+    ``go_through`` shows what is looked at once per pass through a block; passes are summed.
     """
     blocks = attention_blocks(model)
-    prepared = prepare(batches, model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    mask: Tensor | None = None
     finite: list[Tensor] = []  # a flag for each micro-batch, on the device
 
-    def see(tensor: Tensor, layer: int) -> None:
+    def see(layer: int, tensor: Tensor, mask: Tensor | None) -> None:
         per_token = values(tensor, mask).double()  # (text, head, token)
         real = torch.ones_like(per_token[:, 0]) if mask is None else mask.double()  # (text, token)
         means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)
         sums[layer] += means.sum(0).cpu()
 
-    with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
-        for layer, block in enumerate(blocks):
-            if block.kept:
-                hooks.callback(tap(block, partial(see, layer=layer)).remove)
-        for micro in (rectangle for row in prepared for rectangle in row.rectangles):
-            mask = micro.inputs.get("attention_mask")
-            mask = None if mask is None else mask.bool()
-            logits = logits_of(model, micro.inputs)
-            finite.append(logits.isfinite().all())
-            if on_logits is not None:
-                on_logits(logits, micro)
+    def done(micro: MicroBatch, logits: Tensor) -> None:
+        finite.append(logits.isfinite().all())
+        if on_logits is not None:
+            on_logits(logits, micro)
+
+    with evaluating(model), torch.inference_mode():
+        go_through(model, prepared, see, done)
     if not bool(torch.stack(finite).all()):
         raise ValueError(_not_finite("a text"))
     return table_of(blocks, [total / prepared.num_texts for total in sums])
