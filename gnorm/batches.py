@@ -74,7 +74,7 @@ class Prepared(Sequence[MicroBatch]):
 OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
 PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 256, "mps": 256}
 MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
-PACKED_MAX_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
+PACKED_MAX_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 KEPT_BYTES = 2**30  # for what comes into layers, kept from one evaluation to the next
 
 
