@@ -103,7 +103,8 @@ def _require() -> None:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"{package} cannot be imported, which ONNX files need: pip install onnx onnxscript onnxruntime.", name=error.name
+                f"{package} cannot be imported, which ONNX files need: pip install onnx onnxscript onnxruntime.",
+                name=error.name,
             ) from None
 
 

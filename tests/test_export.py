@@ -144,7 +144,9 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(bert, package,
         lambda: anew.Exported(path),
         lambda: gnorm.cost(bert, onnx=True),
     ):
-        with pytest.raises(ModuleNotFoundError, match=rf'^{package} cannot .*: pip install onnx onnxscript onnxruntime\.$'):
+        with pytest.raises(
+            ModuleNotFoundError, match=rf"^{package} cannot .*: pip install onnx onnxscript onnxruntime\.$"
+        ):
             call()
     assert not list(tmp_path.iterdir())
 
