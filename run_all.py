@@ -237,7 +237,7 @@ def stamp_of(profile: str, name: str) -> dict[str, Any]:
     try:
         stamp = json.loads((results.run_folder(profile) / "stamps" / f"{name}.json").read_text("utf-8"))
         intact = all(digest_of(results.root() / path) == content for path, content in stamp["written"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return stamp if intact else {}
 
@@ -392,7 +392,8 @@ def run(
     for path in results.results_folder(profile).rglob(f"*{results.UNFINISHED}*"):
         path.unlink()  # of a run that was killed while it wrote
     if fresh:
-        for path in [*folder.glob("journals/*/*.jsonl"), *(folder / "stamps" / f"{name}.json" for name in wanted)]:
+        journals = [path for model in parameters["models"] for path in folder.glob(f"journals/{model}/*.jsonl")]
+        for path in [*journals, *(folder / "stamps" / f"{name}.json" for name in wanted)]:
             path.unlink(missing_ok=True)
     print(f"profile {profile}, models {', '.join(parameters['models'])}, device {device}", flush=True)
     clock, ran = time.perf_counter(), 0

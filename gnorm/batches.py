@@ -229,6 +229,11 @@ def _checked(batch: Batch, i: int, vocabulary: int | None, room: int | None) -> 
         )
     if mask is not None and len(blank := (mask == 0).all(1).nonzero()):
         raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
+    if ids is not None and (ids.dim() != 2 or ids.is_floating_point()):
+        raise ValueError(
+            f"the token ids of batch {i} are {ids.dtype} of shape {tuple(ids.shape)}: they must be whole numbers, (text, "
+            "token)."
+        )
     if ids is not None and not ids.numel():
         raise ValueError(f"the texts of batch {i} have no token: a tokenizer's special tokens are enough.")
     if ids is not None and vocabulary is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
@@ -253,13 +258,18 @@ def _joined(batches: Sequence[Batch], pad_token: int) -> dict[str, Tensor]:
             raise ValueError(f"batch {i} holds {', '.join(batch)}, batch 0 {', '.join(batches[0])}: give all the same.")
     for name in batches[0]:
         tensors = [batch[name] for batch in batches]
-        if "attention_mask" in batches[0] and tensors[0].dim() == 2:
+        if "attention_mask" in batches[0] and (tensors[0].dim() == 2 or _by_token(name, batches)):
             width, value = max(t.shape[1] for t in tensors), pad_token if name == "input_ids" else 0
-            tensors = [pad(t, (0, width - t.shape[1]), value=value) for t in tensors]
+            tensors = [pad(t, (0, 0) * (t.dim() - 2) + (0, width - t.shape[1]), value=value) for t in tensors]
         if len({t.shape[1:] for t in tensors}) > 1:
             raise ValueError(f"{name} differs in shape from batch to batch: give an attention_mask with every batch.")
         joined[name] = torch.cat(tensors)
     return joined
+
+
+def _by_token(name: str, batches: Sequence[Batch]) -> bool:
+    """Whether the second dimension of a tensor is the token's in every batch, as it is of embeddings."""
+    return all(b[name].dim() > 1 and b[name].shape[1] == b["attention_mask"].shape[1] for b in batches)
 
 
 def _lengths(batch: Batch, hidden: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -253,12 +254,19 @@ def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator
             gone = ~row[list(block.kept)]
             if gone.any():
                 columns = gone.repeat_interleave(block.head_dim).to(block.output.weight.device)  # (kept * head_dim,)
-
-                def zero_heads(_: nn.Module, inputs: tuple[Tensor, ...], columns: Tensor = columns) -> tuple[Tensor]:
-                    return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * head_dim)
-
-                hooks.callback(block.output.register_forward_pre_hook(zero_heads).remove)
+                hooks.callback(block.output.register_forward_pre_hook(partial(_zero_heads, columns)).remove)
         yield
+
+
+def _zero_heads(columns: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * head_dim)
+
+
+def refuse_masked(blocks: Sequence[AttentionBlock]) -> None:
+    """``ValueError`` where heads are masked, for what removes heads: a mask counts those that were there before."""
+    for block in blocks:
+        if any(getattr(hook, "func", None) is _zero_heads for hook in block.output._forward_pre_hooks.values()):
+            raise ValueError("heads cannot be removed while the model is under gnorm.masked: leave that block first.")
 
 
 @contextmanager

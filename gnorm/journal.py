@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 FORMAT = 1
+BEGINNING = b'{"journal": '  # of every journal: a file without it is somebody's, and not to be written into
 LOCK_SECONDS = 10.0  # the kernel of a run that was killed takes a second or two to notice
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ class Journal:
                 raise ValueError(f"line {number} of {self.path} was altered after it was written: delete the file.")
             lines.append(line)
         if torn:
+            if not lines and torn[: len(BEGINNING)] != BEGINNING[: len(torn)]:
+                raise ValueError(f"{self.path} is no journal: name another file.")
             log.warning("%s ends in a line that was cut off; the run goes on from the line before.", self.path)
             os.truncate(self.path, len(raw) - len(torn))
         return lines
@@ -135,6 +138,18 @@ def _chained(before: str, line: Mapping[str, Any]) -> str:
 def hash_of_model(model: nn.Module) -> str:
     """SHA-256, 16 digits, over the names, types and values of all parameters and buffers."""
     return hash_of_tensors(model.state_dict().items())
+
+
+# What a configuration says of where and by what it was saved, and how attention is computed, not what.
+OF_NO_ACCOUNT = ("_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation")
+
+
+def hash_of_config(config: Any) -> str:
+    """SHA-256, 16 digits, over what the configuration says of the model: weights alone do not tell an activation or
+    the number of heads."""
+    content = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    told = {name: value for name, value in content.items() if name not in OF_NO_ACCOUNT}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def hash_of_tensors(items: Iterable[tuple[str, Tensor]]) -> str:

@@ -213,10 +213,12 @@ def _of_first_tokens(now: _Pass, everything: Tensor, query: Tensor) -> Tensor:
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """(text, class); ``ValueError`` for a model that gives no such thing."""
-    logits = getattr(model(**inputs), "logits", None)
+    output = model(**inputs)
+    logits = getattr(output, "logits", None)
     if logits is None or logits.dim() != 2:
         given = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
-        raise ValueError(f"{type(model).__name__} gives {given}, not (text, class): load it as a sequence classifier.")
+        mend = "set config.return_dict to True" if isinstance(output, tuple) else "load it as a sequence classifier"
+        raise ValueError(f"{type(model).__name__} gives {given}, not (text, class): {mend}.")
     return logits
 
 

@@ -27,8 +27,8 @@ from .criteria import (
     output_saliency,
     weight_magnitude,
 )
-from .heads import head_mask_of
-from .journal import Journal, hash_of_model, hash_of_tensors
+from .heads import attention_blocks, head_mask_of, refuse_masked
+from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .packing import Kept
 from .scoring import (
     Criterion,
@@ -147,19 +147,20 @@ def prune(
     progress: a bar on standard error; a string is written before it.
 
     Raises ``ValueError`` for an unknown method, numbers out of range, batches that ``prepare`` refuses, labels that
-    the model has no class for, scores or logits that are not finite, or a journal that is not this run's; ``TypeError``
+    the model has no class for, a model under ``gnorm.masked``, scores or logits that are not finite, or a journal that is not this run's; ``TypeError``
     for numbers that are not whole and batches of no tensors; ``RuntimeError`` where another run is writing the journal; ``OSError`` where the
     journal cannot be written, finished steps kept.
     """
     row = find_method(method)
     start = head_mask_of(model)
+    refuse_masked(attention_blocks(model))
     heads = int(start.sum())
-    heads_per_step, trials = _whole("heads_per_step", heads_per_step, 1), _whole("trials", trials, 1)
-    seed = _whole("seed", seed, 0)
+    heads_per_step, trials = whole("heads_per_step", heads_per_step, 1), whole("trials", trials, 1)
+    seed = whole("seed", seed, 0)
     if trials > 1 and not row.seeded:
         raise ValueError(f"{method} draws nothing at random: trials={trials} would repeat one run; use trials=1.")
     most = math.ceil(heads / heads_per_step)
-    steps = most if steps is None else _whole("steps", steps, 0)
+    steps = most if steps is None else whole("steps", steps, 0)
     if steps > most:
         raise ValueError(f"steps={steps} is out of range: {heads} heads, {heads_per_step} a step, make {most} steps.")
 
@@ -252,7 +253,7 @@ def prune(
     return Trajectory(table.astype({"layer": "Int64", "head": "Int64"}), np.stack(correct), start, info)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int) -> int:
     """``value`` as an int of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={value!r} must be a whole number, it is of type {type(value).__name__}.")
@@ -327,6 +328,7 @@ def _same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
 def _hashes(model: nn.Module, scoring: Sequence[Batch], evaluation: Sequence[Batch]) -> dict[str, str]:
     return {
         "model": hash_of_model(model),
+        "config": hash_of_config(model.config),
         "scoring": hash_of_tensors(item for batch in scoring for item in batch.items()),
         "evaluation": hash_of_tensors(item for batch in evaluation for item in batch.items()),
     }

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import datetime
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import pandas as pd
 import scipy.stats
 import torch
 from huggingface_hub import ModelCardData
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -33,7 +35,8 @@ from .batches import num_texts
 from .costs import cost
 from .export import longest_text
 from .heads import head_mask_of
-from .pruning import Trajectory, find_method
+from .hub import TOKENIZERS
+from .pruning import Trajectory, find_method, whole
 from .scoring import correct_texts
 from .surgery import load_pruned, refuse_existing, remove_heads, save_pruned
 from .tasks import batched, default_device
@@ -73,13 +76,25 @@ def load(
     device: the accelerator if there is one, else the CPU, if None.
 
     Raises ``FileNotFoundError`` for a CSV that is not there, ``ValueError`` for one without these columns, with an
-    empty text, a label that the model has no class for, or too few texts, and where the checkpoint has no classifier.
+    empty text, a label that the model has no class for, or too few texts, for numbers out of range, and where the
+    checkpoint has no classifier or is damaged; ``FileNotFoundError`` too for a folder without a tokenizer.
     """
+    scoring, batch = whole("scoring", scoring, 1), whole("batch", batch, 1)
+    if (folder := Path(checkpoint)).is_dir() and not any(file for name in TOKENIZERS for file in folder.glob(name)):
+        # for want of one the library would make up an empty tokenizer
+        raise FileNotFoundError(
+            f"{checkpoint} has no tokenizer: save the one that the model was fine-tuned with there."
+        )
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if max_length is not None:
+        max_length = whole("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
     if getattr(AutoConfig.from_pretrained(checkpoint), "head_mask", None):
         model = load_pruned(checkpoint)
     else:
-        model, found = AutoModelForSequenceClassification.from_pretrained(checkpoint, output_loading_info=True)
+        try:
+            model, found = AutoModelForSequenceClassification.from_pretrained(checkpoint, output_loading_info=True)
+        except SafetensorError as error:
+            raise ValueError(f"the weights in {checkpoint} are damaged ({error}): save the model anew.") from None
         if found["missing_keys"]:
             raise ValueError(
                 f"{checkpoint} has no weights for {min(found['missing_keys'])}: fine-tune it as a classifier first."
@@ -109,7 +124,14 @@ def _read(path: Path, config: Any) -> pd.DataFrame:
     """Columns text, text_pair where there is one, and label as a class number."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give a CSV file with columns text and label.")
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)  # "NA" is a text
+    try:  # "NA" is a text; a comma too many makes no index of the first column
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except (ValueError, pd.errors.ParserWarning) as error:  # not UTF-8, not CSV, empty
+        raise ValueError(
+            f"{path} cannot be read ({error}): give a CSV file in UTF-8 with columns text and label, texts with commas "
+            "in quotes."
+        ) from None
     if missing := {"text", "label"} - set(frame.columns):
         raise ValueError(f"{path} has no column {min(missing)!r}: name its columns text and label (and text_pair).")
     columns = [name for name in ("text", "text_pair") if name in frame.columns]
@@ -131,9 +153,14 @@ def ship(own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: floa
     run: what ``prune`` made of ``own.model``, ``own.scoring`` and ``own.choosing``. budget: accuracy that may be lost
     on the texts to choose by (0.01 is a point). ``own.model`` stays as it was.
 
-    Raises ``FileExistsError`` where the folder exists already, ``ValueError`` where the run is not of this model.
+    Raises ``FileExistsError`` where the folder exists already, ``ValueError`` where the run is not of this model or has
+    several trials, and for a budget below 0.
     """
     refuse_existing(folder)
+    if not budget >= 0:
+        raise ValueError(f"budget={budget} is out of range: it is the accuracy that may be lost, 0.01 for a point.")
+    if run.info["trials"] > 1:
+        raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
     if not torch.equal(run.start, head_mask_of(own.model)):
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
     pruned = results.solution(run, budget)
@@ -149,6 +176,7 @@ def ship(own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: floa
         pruned=pruned,
         of=int(run.start.sum()),
         method=find_method(run.info["method"]).title,
+        heads_per_step=run.info["heads_per_step"],
         budget=budget,
         chosen={"before": float(curve.iloc[0]), "after": float(curve[pruned])},
         correct={"before": before, "after": after},

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of
+from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of, refuse_masked
 
 # What modules of transformers call the number of their heads, and the rows that these make up.
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
@@ -33,10 +33,11 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     this can be skipped), and hands an empty context to an output projection without columns, whose bias remains. What is left is written to ``model.config.head_mask``,
     where ``head_mask_of`` and ``save_pretrained`` find it. A compiled model has to be compiled anew.
 
-    Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, and as
-    ``attention_blocks`` does.
+    Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, for a model under
+    ``gnorm.masked``, and as ``attention_blocks`` does.
     """
     blocks = attention_blocks(model)
+    refuse_masked(blocks)
     left = checked_mask(mask, blocks) & head_mask_of(model)
     for block, row in zip(blocks, left, strict=True):
         keep = row[list(block.kept)].repeat_interleave(block.head_dim).nonzero()[:, 0]  # (kept * head_dim,)
@@ -109,15 +110,15 @@ def save_pruned(model: Any, folder: str | os.PathLike[str], tokenizer: Any = Non
     tokenizer: saved beside the model; an image processor will do as well. card: the text of the folder's README.md,
     such as ``gnorm.shipping.card`` writes it. The folder is written under a temporary name and renamed.
 
-    Raises ``FileExistsError`` where it exists already.
+    Raises ``FileExistsError`` where it exists already, and as ``attention_blocks`` does.
     """
-    folder = refuse_existing(folder)
+    folder, mask = refuse_existing(folder), head_mask_of(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     config: Any = model.config
     before = getattr(config, "head_mask", None)
     try:
-        config.head_mask = head_mask_of(model).int().tolist()
+        config.head_mask = mask.int().tolist()
         for part in (model, tokenizer):
             if part is not None:
                 part.save_pretrained(unfinished)
@@ -153,12 +154,16 @@ def load_pruned(folder: str | os.PathLike[str], **from_pretrained_kwargs: Any) -
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: give a folder that gnorm.save_pruned wrote.")
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, TypeError, RecursionError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged ({error}): save the model anew.") from None
     mask = getattr(config, "head_mask", None)
     if mask is None:
         raise ValueError(f"{folder / 'config.json'} has no head_mask: load it with from_pretrained, or save it anew.")
-    kind: Any = getattr(transformers, (config.architectures or ["none"])[0], None)
-    if kind is None:
+    kind: Any = getattr(transformers, str((config.architectures or ["none"])[0]), None)
+    known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not known:
         raise ValueError(f"{folder / 'config.json'} names no architecture of transformers: save the model anew.")
     config.head_mask = None  # the model is built whole, then cut to the mask, then its weights are read
 

@@ -185,3 +185,26 @@ def test_a_projection_that_is_never_called_is_named(monkeypatch):
     gnorm.register("bert", "encoder.layer.*.attention", *names)
     with pytest.raises(ValueError, match="the key projection of a block is never called"):
         gnorm.gnorm_scores(model, ragged_batches(1))
+
+
+def test_embeddings_of_batches_of_different_widths_are_padded_like_ids(model):
+    batches = ragged_batches()
+    assert len({batch["input_ids"].shape[1] for batch in batches}) > 1
+    embed = model.get_input_embeddings()
+    embedded = [
+        {"inputs_embeds": embed(batch["input_ids"]).detach(), "attention_mask": batch["attention_mask"]}
+        for batch in batches
+    ]
+    torch.testing.assert_close(
+        gnorm.gnorm_scores(model, embedded), gnorm.gnorm_scores(model, batches), atol=1e-4, rtol=0
+    )
+
+
+def test_a_model_that_gives_tuples_and_ids_that_are_none_are_refused():
+    model, batch = tiny_model("bert"), ragged_batches(1)[0]
+    for ids in (batch["input_ids"].float(), batch["input_ids"][:, 0]):
+        with pytest.raises(ValueError, match=r"the token ids of batch 0 are .*: they must be whole numbers"):
+            gnorm.gnorm_scores(model, [{"input_ids": ids}])
+    model.config.return_dict = False
+    with pytest.raises(ValueError, match="gives no logits, .*: set config.return_dict to True"):
+        gnorm.gnorm_scores(model, [batch])

@@ -316,3 +316,35 @@ def test_scores_of_zero_are_ties_that_a_journal_can_hold(tmp_path):
     assert first.info["ties"] == 11
     assert first.order() == [(i, j) for i in range(3) for j in range(4)]
     assert run(model, journal=tmp_path / "journal").table.equals(first.table)
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"\x17\xae\x0b", b'{"journal'])
+def test_a_file_that_is_no_journal_is_not_written_into(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    if content[:1] == b"{":  # a journal cut off in its first line
+        gnorm.prune(tiny_model("bert"), ragged_batches(1), steps=0, journal=path, progress=False)
+        return
+    with pytest.raises(ValueError, match=r"notes.txt is no journal: name another file"):
+        gnorm.prune(tiny_model("bert"), ragged_batches(1), steps=0, journal=path, progress=False)
+    assert path.read_bytes() == content
+
+
+def test_a_journal_of_the_same_weights_in_another_model_is_refused(tmp_path):
+    for family in ({"hidden_act": "relu"}, {"num_attention_heads": 8}):
+        path = tmp_path / f"{next(iter(family))}.jsonl"
+        gnorm.prune(tiny_model("bert", **family), ragged_batches(1), steps=1, journal=path, progress=False)
+        with pytest.raises(ValueError, match=r"journal of another run \(config differ\)"):
+            gnorm.prune(tiny_model("bert"), ragged_batches(1), steps=1, journal=path, progress=False)
+
+
+def test_nothing_is_removed_from_a_masked_model(tmp_path):
+    model, mask = tiny_model("bert"), [[1, 0, 1, 1]] * 3
+    with gnorm.masked(model, mask):
+        for remove in (
+            lambda: gnorm.remove_heads(model, mask),
+            lambda: gnorm.prune(model, ragged_batches(1), progress=False),
+        ):
+            with pytest.raises(ValueError, match="under gnorm.masked: leave that block first"):
+                remove()
+    gnorm.remove_heads(model, mask)

@@ -123,12 +123,24 @@ def test_a_stamp_counts_as_long_as_what_was_written_is_there_and_the_same(tmp_pa
     assert run_all.stamp_of("smoke", "greedy_pruning") == {}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"written": ["a"]}', '{"written": {"gone.csv": "0"}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, "{}", '{"written": ["a"]}', '{"written": {"gone.csv": "0"}}']
+)
 def test_a_damaged_stamp_counts_as_not_done(content, tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     stamp = results.run_folder("smoke") / "stamps" / "greedy_pruning.json"
     results.write(stamp, content)
     assert run_all.stamp_of("smoke", "greedy_pruning") == {}
+
+
+def test_fresh_leaves_the_journals_of_models_that_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(run_all, "execute", lambda *_: {"seconds": 0.0})
+    run = results.run_folder("smoke")
+    bert, albert = (results.write(run / "journals" / name / "greedy_gnorm-0.jsonl", "") for name in ("bert", "albert"))
+    run_all.run("smoke", "", {"models": ["bert"]}, {"data_processing": ""}, True, "cpu", [])
+    assert albert.exists()
+    assert not bert.exists()
 
 
 def test_list_names_the_notebooks_and_runs_none(smoke, tmp_path, monkeypatch, capsys):

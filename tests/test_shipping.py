@@ -166,3 +166,58 @@ def test_a_short_finetuning_recovers_accuracy(task):
     assert torch.equal(gnorm.head_mask_of(model), mask)
     assert not model.training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused(home):
+    """The library would make up one that knows no word."""
+    for path in (home / "my-checkpoint").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="has no tokenizer"):
+        shipping.load("my-checkpoint", "my-texts.csv")
+
+
+def test_damaged_weights_are_refused(home):
+    (home / "my-checkpoint" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="the weights in my-checkpoint are damaged"):
+        shipping.load("my-checkpoint", "my-texts.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "bad.csv cannot be read"),
+        (b"text,label\ncaf\xe9,de\n", "bad.csv cannot be read"),
+        (b'text,label\n"hallo,de\n', "bad.csv cannot be read"),
+        (b"text,label\nhallo,de\nhallo, du,de\n", "bad.csv cannot be read"),
+        (b"text,label\nhallo,wir,de\nhallo,du,de\n", "bad.csv cannot be read"),  # no index made of the first column
+    ],
+)
+def test_files_that_are_no_csv_of_texts_are_named(home, content, complaint):
+    (home / "bad.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        shipping.load("my-checkpoint", "bad.csv")
+
+
+@pytest.mark.parametrize("number", [{"scoring": -5}, {"batch": 0}, {"max_length": 1}])
+def test_numbers_out_of_range_are_refused(home, number):
+    with pytest.raises(ValueError, match=f"{next(iter(number))}=.* is out of range"):
+        shipping.load("my-checkpoint", "my-texts.csv", **number)
+
+
+def test_no_budget_and_no_one_model_to_ship(home):
+    own = shipping.load("my-checkpoint", "my-texts.csv")
+    run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)
+    for budget in (-0.01, float("nan")):
+        with pytest.raises(ValueError, match="budget=.* is out of range"):
+            shipping.ship(own, run, "smaller", budget)
+    run = gnorm.prune(own.model, own.scoring, own.choosing, "random", steps=1, trials=2, progress=False)
+    with pytest.raises(ValueError, match="the run has 2 trials, whose mean is no model"):
+        shipping.ship(own, run, "smaller")
+    assert not (home / "smaller").exists()
+
+
+def test_the_card_says_how_many_heads_went_at_a_time(home, monkeypatch):
+    monkeypatch.setattr("gnorm.costs._lengths", lambda config: [8])
+    own = shipping.load("my-checkpoint", "my-texts.csv")
+    run = gnorm.prune(own.model, own.scoring, own.choosing, heads_per_step=2, progress=False)
+    assert "Greedy-Gnorm, 2 heads at a time" in (shipping.ship(own, run, "smaller") / "README.md").read_text("utf-8")

@@ -240,3 +240,26 @@ def test_a_trainer_trains_saves_and_evaluates_a_pruned_model(tmp_path):
     reloaded = gnorm.load_pruned(checkpoint)
     assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     assert torch.equal(logits(reloaded), logits(model))
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "null"])
+def test_a_damaged_configuration_is_named(tmp_path, content):
+    folder = gnorm.save_pruned(tiny_model("bert"), tmp_path / "model")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        gnorm.load_pruned(folder)
+
+
+@pytest.mark.parametrize("name", ["pipeline", "BertConfig", 3])
+def test_an_architecture_that_is_no_model_is_refused(tmp_path, name):
+    folder = gnorm.save_pruned(tiny_model("bert"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+    with pytest.raises(ValueError, match=r"names no architecture of transformers"):
+        gnorm.load_pruned(folder)
+
+
+def test_what_is_no_model_leaves_no_folder(tmp_path):
+    with pytest.raises(TypeError, match="Linear is no model of transformers"):
+        gnorm.save_pruned(torch.nn.Linear(2, 2), tmp_path / "model")
+    assert not any(tmp_path.iterdir())
