@@ -140,8 +140,12 @@ def hash_of_model(model: nn.Module) -> str:
     return hash_of_tensors(model.state_dict().items())
 
 
-# What a configuration says of where and by what it was saved, and how attention is computed, not what.
-OF_NO_ACCOUNT = ("_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation")
+# What a configuration says of where and by what it was saved, of what a loss made of it, and of how attention is
+# computed; the precision stands in the header by itself.
+OF_NO_ACCOUNT = (
+    *("_name_or_path", "architectures", "transformers_version", "dtype", "problem_type"),
+    *("_attn_implementation", "attn_implementation"),
+)
 
 
 def hash_of_config(config: Any) -> str:

@@ -31,7 +31,8 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     gone whatever the mask says. Unequal and empty layers are fine. The attributes of the attention modules that count
     heads follow; a layer with no head left computes no query, key, value or attention (where its family's row says that
     this can be skipped), and hands an empty context to an output projection without columns, whose bias remains. What is left is written to ``model.config.head_mask``,
-    where ``head_mask_of`` and ``save_pretrained`` find it. A compiled model has to be compiled anew.
+    where ``head_mask_of`` and ``save_pretrained`` find it. A compiled model has to be compiled anew, and a
+    second model built on the same configuration object needs a copy of it first.
 
     Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, for a model under
     ``gnorm.masked``, and as ``attention_blocks`` does.
