@@ -99,6 +99,37 @@ def generated() -> str:
     return "\n\n".join(parts)
 
 
+def speed() -> str:
+    """How fast the engine is and what a pruned model saves, from benchmarks/results."""
+    step, pruned = (
+        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8")) for name in ("step", "pruned")
+    )
+    rows = pd.DataFrame(step["rows"])
+    table = pd.DataFrame(
+        {
+            "layers x width": [f"{row.layers} x {row.hidden}" for row in rows.itertuples()],
+            "texts, in batches of": [f"{row.texts}, {row.batch}" for row in rows.itertuples()],
+            "literal s": rows["literal s"].map("{:.1f}".format),
+            "engine s": rows["engine s"].map("{:.2f}".format),
+            "ratio": rows["ratio"].map("{:.1f}".format),
+            "of the products' rate": rows["of roof"].map("{:.0%}".format),
+        }
+    )
+    costs = pd.DataFrame(pruned["rows"])
+    back = "; ".join(
+        f"{row.batch} x {row.length} tokens {row.returned:.0%} of {row.saved:.0%}"
+        for row in costs.rename(columns={"flops saved": "saved"}).itertuples()
+    )
+    return (
+        f"One greedy step, scores and accuracy, against the literal procedure in the same process, with the same head "
+        f"chosen and the same accuracy ({step['processor']}, {step['threads']} threads, random weights and tokens; "
+        "`make bench`, [all tables](docs/performance.md)):\n\n"
+        f"{table.to_markdown(index=False, disable_numparse=True)}\n\n"
+        "A BERT-base with 117 of its 144 heads removed, as many as in the paper's solution, gives back as time, of the "
+        f"operations that it saves ({pruned['processor']}, batch x length): {back}."
+    )
+
+
 def notebooks_table() -> str:
     rows = ["| notebook | what it shows |", "|:--|:--|"]
     for name in NOTEBOOKS:
@@ -112,7 +143,7 @@ def readme(text: str) -> str:
     """The README with its generated part made anew."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{generated()}\n\n### The notebooks\n\n{notebooks_table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{generated()}\n\n### How fast\n\n{speed()}\n\n### The notebooks\n\n{notebooks_table()}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
