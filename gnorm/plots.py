@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
@@ -93,9 +94,15 @@ def _published(axis: Axes, model: str, methods: Iterable[str], heads: int) -> bo
     return any(accuracy is not None for accuracy in curves.values())
 
 
+def _in_percent(side: Axis) -> None:
+    """Shares as whole percents: ticks at 2.5 % would be shown as 2 %."""
+    side.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10]))
+    side.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
 def _accuracy_axis(axis: Axes, heads: int) -> None:
     axis.set_ylabel("accuracy")
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _in_percent(axis.yaxis)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlim(0, heads)
     axis.set_xlabel(f"heads pruned (of {heads})")
@@ -207,7 +214,7 @@ def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
         )
     axis.set(xlabel="heads pruned", ylabel="accuracy", xlim=(0, 1))
     for side in (axis.xaxis, axis.yaxis):
-        side.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _in_percent(side)
     axis.legend(loc="lower left", frameon=False)
     _caption(figure, {model: {"greedy_gnorm": trajectory} for model, trajectory in greedy.items()}, "")
     return figure
@@ -254,7 +261,7 @@ def rank_correlations(table: pd.DataFrame, profile: str, says: str) -> Figure:
     axis.set(
         xlabel="heads pruned", ylabel="Spearman rank correlation\nwith the intact model's scores", ylim=(-1.05, 1.05)
     )
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _in_percent(axis.xaxis)
     axis.legend(loc="lower left", frameon=False)
     figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
     return figure
@@ -272,7 +279,7 @@ def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure
         axis.bar(at + 0.2, table["time saved"], width=0.38, color="#0072B2", label="time saved")
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xticks(at, [f"{row.batch} x {row.length}" for row in table.itertuples()])
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _in_percent(axis.yaxis)
         axis.set(xlabel="batch x length", ylabel="share of the intact model")
         axis.set_title(model, fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
