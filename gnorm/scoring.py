@@ -52,6 +52,7 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: S
     """(text,) bool: which texts the model classifies as their ``labels`` say.
 
     kept: ``kept_of`` the model and prepared batches, for evaluations one after the other of a model that changes.
+
     Raises ``ValueError`` where a batch has no labels or logits are not finite, and as ``prepare`` does.
     """
     prepared = prepare(batches, model, together=True)
