@@ -104,67 +104,73 @@ def prepare(
     texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
     lengths, parameter = _lengths(texts, getattr(model.config, "hidden_size", 1)), next(model.parameters())
     packing = _packing_of(model, texts, lengths, device)
-    overhead = (OVERHEAD_TOKENS if packing is None else PACKED_OVERHEAD_TOKENS)[device.type]
     most = max_tokens or (MAX_TOKENS if packing is None else PACKED_MAX_TOKENS)[device.type]
-    cuts = [
-        (batch, rows)
-        for batch, of_batch in enumerate(torch.arange(sum(sizes)).split(sum(sizes) if together else sizes))
-        for rows in _rectangles(of_batch, lengths, overhead, most)
-    ]
-    rows = _rows(cuts, lengths, most) if packing else [[cut] for cut in cuts]
-    ends = {batch: k for k, row in enumerate(rows) for batch, _ in row}  # in which row each batch ends
+    given = torch.arange(sum(sizes)).split(sum(sizes) if together else sizes)
+    if packing is None:
+        overhead = OVERHEAD_TOKENS[device.type]
+        cuts = [[(b, part)] for b, texts in enumerate(given) for part in _rectangles(texts, lengths, overhead, most)]
+    else:
+        cuts = _rows(given, lengths, most)
+    ends = {batch: k for k, cut in enumerate(cuts) for batch, _ in cut}  # in which micro-batch each batch ends
     return Prepared(
-        [_micro_batch(texts, lengths, row, k, ends, parameter, packing) for k, row in enumerate(rows)], packing
+        [_micro_batch(texts, lengths, cut, k, ends, parameter, packing, most) for k, cut in enumerate(cuts)], packing
     )
 
 
 def _micro_batch(
     texts: dict[str, Tensor],
     lengths: Tensor,
-    rectangles: list[tuple[int, Tensor]],
+    cut: list[tuple[int, Tensor]],
     k: int,
     ends: Mapping[int, int],
     parameter: Tensor,
     packing: Packing | None,
+    most: int,
 ) -> MicroBatch:
-    index = torch.cat([rows for _, rows in rectangles])
-    tensors = _cut({name: t[index.to(t.device)] for name, t in texts.items()}, int(lengths[index].max()))
+    index = torch.cat([of_batch for _, of_batch in cut])
+    lengths = lengths[index]
+    tensors = _cut({name: t[index.to(t.device)] for name, t in texts.items()}, int(lengths.max()))
     tensors = {name: t.contiguous().to(parameter.device) for name, t in tensors.items()}
     labels = tensors.pop("labels", None)
     parts, text, token = [], 0, 0
-    for batch in dict.fromkeys(batch for batch, _ in rectangles):
-        own = [rows for b, rows in rectangles if b == batch]
-        width = sum(len(rows) for rows in own)
-        area = sum(int(lengths[rows].sum()) for rows in own)
+    for batch, of_batch in cut:
+        width, area = len(of_batch), int(lengths[text : text + len(of_batch)].sum())
         parts.append(Part(batch, slice(text, text + width), slice(token, token + area), ends[batch] == k))
         text, token = text + width, token + area
     row = None
     if packing is not None:
-        sizes = [len(rows) for _, rows in rectangles]
-        row = Row.of(tensors["attention_mask"], lengths[index], sizes, parameter.dtype)
-    return MicroBatch(tensors, labels, index, lengths[index], tuple(parts), row)
+        overhead = PACKED_OVERHEAD_TOKENS[parameter.device.type]
+        groups = _rectangles(torch.arange(len(index)), lengths, overhead, most)
+        row = Row.of(tensors["attention_mask"], lengths, groups, parameter.dtype)
+    return MicroBatch(tensors, labels, index, lengths, tuple(parts), row)
+
+
+def _longest_first(texts: Tensor, lengths: Tensor) -> Tensor:
+    return texts[lengths[texts].argsort(descending=True, stable=True)]
 
 
 def _rectangles(texts: Tensor, lengths: Tensor, overhead: int, most: int) -> Sequence[Tensor]:
     """``texts`` (text,), longest first, in groups of like length."""
-    texts = texts[lengths[texts].argsort(descending=True, stable=True)]
+    texts = _longest_first(texts, lengths)
     return texts.split(_cuts(lengths[texts].tolist(), overhead, most))
 
 
-def _rows(cuts: list[tuple[int, Tensor]], lengths: Tensor, most: int) -> list[list[tuple[int, Tensor]]]:
-    """Consecutive rectangles, as many together as hold no more than ``most`` tokens; a batch is cut only if it must be."""
+def _rows(batches: Sequence[Tensor], lengths: Tensor, most: int) -> list[list[tuple[int, Tensor]]]:
+    """The texts of consecutive batches, as many together as hold no more than ``most`` tokens; a batch is cut, longest
+    texts first, only if it must be."""
     rows: list[list[tuple[int, Tensor]]] = []
-    filled = math.inf
-    for batch in dict.fromkeys(batch for batch, _ in cuts):
-        own = [(int(lengths[texts].sum()), texts) for b, texts in cuts if b == batch]
-        if filled + sum(area for area, _ in own) > most:
-            filled = math.inf
-        for area, texts in own:
-            if filled + area > most:
+    filled = most
+    for batch, texts in enumerate(batches):
+        texts = _longest_first(texts, lengths)
+        while len(texts):
+            fits = max(1, int((lengths[texts].cumsum(0) <= most).sum()))
+            part, texts = texts[:fits], texts[fits:]
+            tokens = int(lengths[part].sum())
+            if filled + tokens > most:
                 rows.append([])
                 filled = 0
-            rows[-1].append((batch, texts))
-            filled += area
+            rows[-1].append((batch, part))
+            filled += tokens
     return rows
 
 

@@ -10,7 +10,7 @@ sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,11 +26,50 @@ from .heads import AttentionBlock, attention_blocks, layers_of
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Consecutive texts of a row of tokens, each given the same width."""
+    """Texts of a row that attention is computed for together, each given the same width."""
 
     texts: int
     width: int
     bias: Tensor | None  # (text, 1, 1, token): 0 for a token, -inf for padding; None where there is no padding
+
+
+class _Moved(torch.autograd.Function):
+    """``x[there]``, whose gradient is gathered as well: its rows at ``back``, and zero at ``gaps``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, gaps: Tensor | None) -> Tensor:
+        ctx.back, ctx.gaps = back, gaps
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient = gradient.index_select(0, ctx.back)
+        return (gradient if ctx.gaps is None else gradient.index_fill_(0, ctx.gaps, 0)), None, None, None
+
+
+@dataclass(frozen=True)
+class Places:
+    """An order in which things are set, gaps among them."""
+
+    there: Tensor  # (place,) which thing stands there; in a gap, some other
+    back: Tensor  # (thing,) where it stands
+    gaps: Tensor  # (gap,) places that hold nothing
+    as_they_are: bool  # whether that is the order that they have
+
+    @classmethod
+    def of(cls, there: Tensor, real: Tensor) -> Places:
+        """From what stands in each place, and whether it does."""
+        at = real.nonzero()[:, 0]
+        back = torch.empty_like(at).index_copy(0, there[at], at)
+        return cls(there, back, (~real).nonzero()[:, 0], torch.equal(there, torch.arange(len(back)).to(there)))
+
+    def set(self, x: Tensor) -> Tensor:
+        """(thing, ...) -> (place, ...). What is made of a gap must be left out of the result: its gradient is."""
+        return x if self.as_they_are else _Moved.apply(x, self.there, self.back, None)
+
+    def take(self, x: Tensor) -> Tensor:
+        """(place, ...) -> (thing, ...)."""
+        return x if self.as_they_are else _Moved.apply(x, self.back, self.there, self.gaps)
 
 
 @dataclass(frozen=True)
@@ -41,51 +80,39 @@ class Row:
     tokens: Tensor  # (token,) position of each token of the row among the text * longest of the padded texts
     first: Tensor  # (text,) position in the row of each text's first token
     shape: tuple[int, int]  # (text, longest)
-    slots: Tensor  # (slot,) position in the row of what stands in each slot of the rectangles; padding: behind its end
-    back: Tensor  # (token,) slot of each token of the row
+    texts: Places  # of the texts in the rectangles
+    slots: Places  # of the tokens in the rectangles, whose padding is the gaps
 
     @classmethod
-    def of(cls, attention_mask: Tensor, lengths: Tensor, sizes: list[int], dtype: torch.dtype) -> Row:
-        """The row of texts (text, longest) of ``lengths`` (text,) tokens, longest first, in rectangles of ``sizes``
-        texts. A token that is masked within its text stands in the row, and no other attends to it."""
+    def of(cls, attention_mask: Tensor, lengths: Tensor, groups: Sequence[Tensor], dtype: torch.dtype) -> Row:
+        """The row of texts (text, longest) of ``lengths`` (text,) tokens, and a rectangle for each of ``groups``
+        (text,). A token that is masked within its text stands in the row, and no other attends to it."""
         device, (texts, longest) = attention_mask.device, attention_mask.shape
-        there = torch.arange(longest, device=device) < lengths.to(device)[:, None]  # (text, longest)
-        number = there.flatten().cumsum(0).sub(1).view(texts, longest)  # of each token in the row
-        slots, rectangles = [], []
-        for mask, real, numbers in zip(*(t.split(sizes) for t in (attention_mask.bool(), there, number)), strict=True):
-            width = int(real.sum(1).max())
-            mask = mask[:, :width]
+        real = torch.arange(longest, device=device) < lengths.to(device)[:, None]  # (text, longest)
+        number = real.flatten().cumsum(0).sub(1).view(texts, longest)  # in the row; of padding, its text's last token's
+        slots, held, rectangles = [], [], []
+        for group in groups:
+            width, at = int(lengths[group].max()), group.to(device)
+            mask = attention_mask[at, :width].bool()
             bias = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -torch.inf)
             rectangles.append(Rectangle(len(mask), width, None if bool(mask.all()) else bias[:, None, None, :]))
-            slots.append(numbers[:, :width].masked_fill(~real[:, :width], int(there.sum())).flatten())
-        slot = torch.cat(slots)
-        tokens, back = there.flatten().nonzero()[:, 0], (slot < there.sum()).nonzero()[:, 0]
-        return cls(tuple(rectangles), tokens, number[:, 0].contiguous(), (texts, longest), slot, back)
+            slots.append(number[at, :width].flatten())
+            held.append(real[at, :width].flatten())
+        order = torch.cat(list(groups)).to(device)
+        return cls(
+            tuple(rectangles),
+            real.flatten().nonzero()[:, 0],
+            number[:, 0].contiguous(),
+            (texts, longest),
+            Places.of(order, torch.ones_like(order, dtype=torch.bool)),
+            Places.of(torch.cat(slots), torch.cat(held)),
+        )
 
     def split(self, slots: Tensor) -> Iterator[tuple[Rectangle, Tensor]]:
         """Each rectangle and its part of ``slots`` (slot, ...) as (text, width, ...)."""
         parts = slots.split([r.texts * r.width for r in self.rectangles])
         for rectangle, part in zip(self.rectangles, parts, strict=True):
             yield rectangle, part.unflatten(0, (rectangle.texts, rectangle.width))
-
-
-class _Moved(torch.autograd.Function):
-    """Rows of ``x`` (row, ...) in the places ``there``, zeros where these are behind its end; ``back`` undoes it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        ctx.way = back, there
-        if len(there) > len(x):
-            x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
-        return x.index_select(0, there)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Moved.apply(gradient, *ctx.way), None, None
-
-
-def _moved(x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-    return x if len(there) == len(back) else _Moved.apply(x, there, back)  # without padding both are in order
 
 
 @dataclass(frozen=True)
@@ -157,7 +184,7 @@ def _attention(
     or in a last pass for first tokens (1, head, text, head_dim) -> (1, token or text, head, head_dim)."""
     now, head_dim = _PASS.get(), query.shape[-1]
     scale = head_dim**-0.5 if scaling is None else scaling
-    rows = [t[0].transpose(0, 1) for t in (query, key, value)]  # (token or text, head, head_dim)
+    rows = [t.squeeze(0).transpose(0, 1) for t in (query, key, value)]  # (token or text, head, head_dim)
     if not query.shape[1]:
         context = rows[0]
     elif now.everything is None:
@@ -172,7 +199,7 @@ def _of_all_tokens(
 ) -> Tensor:
     """Query, key and value to context, all (token, head, head_dim)."""
     contexts = []
-    tensors = [_moved(t, row.slots, row.back) for t in rows]
+    tensors = [row.slots.set(t) for t in rows]
     for (r, q), (_r, k), (_r, v) in zip(*map(row.split, tensors), strict=True):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (text, head, token, head_dim)
         if look is None:
@@ -183,7 +210,7 @@ def _of_all_tokens(
             look(weights, r)
             context = weights @ v
         contexts.append(context.transpose(1, 2).flatten(0, 1))
-    return _moved(torch.cat(contexts), row.back, row.slots)
+    return row.slots.take(torch.cat(contexts))
 
 
 def _of_first_tokens(now: _Pass, everything: Tensor, query: Tensor) -> Tensor:
@@ -196,13 +223,13 @@ def _of_first_tokens(now: _Pass, everything: Tensor, query: Tensor) -> Tensor:
     block, by_head = now.last, query.shape[1:]
     key, value = (linear.weight.unflatten(0, by_head) for linear in (block.key, block.value))
     folded = torch.einsum("thd,hdi->thi", query, key)
-    means, texts = [], folded.split([r.texts for r in now.row.rectangles])
-    for (r, x), of_texts in zip(now.row.split(_moved(everything, now.row.slots, now.row.back)), texts, strict=True):
+    means, texts = [], now.row.texts.set(folded).split([r.texts for r in now.row.rectangles])
+    for (r, x), of_texts in zip(now.row.split(now.row.slots.set(everything)), texts, strict=True):
         scores = of_texts @ x.transpose(1, 2)  # (text, head, token)
         if r.bias is not None:
             scores = scores + r.bias[:, 0]
         means.append(scores.softmax(-1) @ x)  # (text, head, hidden)
-    mean = torch.cat(means)
+    mean = now.row.texts.take(torch.cat(means))
     context = torch.einsum("thi,hdi->thd", mean, value)
     now.folded += [
         Folded(block.key, query.detach(), folded, folded),
@@ -359,7 +386,7 @@ def packing_of(model: Any, inputs: dict[str, Tensor], lengths: Tensor) -> Packin
             hooks.callback(layer.register_forward_hook(poison).remove)
         first_token = torch.equal(model(**inputs).logits, logits)
     packing = Packing(passes, first_token)
-    row = Row.of(inputs["attention_mask"], lengths, [len(logits)], logits.dtype)
+    row = Row.of(inputs["attention_mask"], lengths, [torch.arange(len(logits))], logits.dtype)
     try:
         with evaluating(model), packed(model, packing) as forward:
             off = (forward(inputs, row, NOTHING_KEPT)[0] - logits).abs().max() / logits.abs().max()

@@ -49,6 +49,17 @@ def test_a_row_of_tokens_gives_each_text_the_logits_it_has_alone(model, max_toke
     torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
 
 
+def test_texts_of_like_length_share_a_rectangle_whatever_their_batches(model):
+    texts = [{name: tensor[i : i + 1] for name, tensor in batch.items()} for batch in ragged_batches() for i in (0, 1)]
+    (micro,) = prepare(texts, model)
+    row, lengths = micro.row, [int(text["attention_mask"].sum()) for text in texts]
+    assert len(micro.parts) == len(texts) > len(row.rectangles)
+    assert row.texts.there.tolist() == sorted(range(len(texts)), key=lambda i: -lengths[i])
+    assert [r.width for r in row.rectangles] == sorted({r.width for r in row.rectangles}, reverse=True)
+    expected = literal.scores(copy.deepcopy(model), texts).log()
+    torch.testing.assert_close(gnorm.gnorm_scores(model, texts), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("gone", [gnorm.masked, None])
 def test_unequal_and_empty_blocks_are_packed_too(model, gone):
     batches, mask = ragged_batches(), MASK[: len(gnorm.attention_blocks(model))]
