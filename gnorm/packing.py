@@ -108,11 +108,20 @@ class Row:
             Places.of(torch.cat(slots), torch.cat(held)),
         )
 
-    def split(self, slots: Tensor) -> Iterator[tuple[Rectangle, Tensor]]:
-        """Each rectangle and its part of ``slots`` (slot, ...) as (text, width, ...)."""
-        parts = slots.split([r.texts * r.width for r in self.rectangles])
+    def split(self, slots: Tensor, heads: int = 1) -> Iterator[tuple[Rectangle, Tensor]]:
+        """Each rectangle and its part of ``slots`` (slot * head, ...) as (text * head, width, ...)."""
+        parts = slots.split([r.texts * r.width * heads for r in self.rectangles])
         for rectangle, part in zip(self.rectangles, parts, strict=True):
-            yield rectangle, part.unflatten(0, (rectangle.texts, rectangle.width))
+            yield rectangle, part.unflatten(0, (rectangle.texts * heads, rectangle.width))
+
+    def places_of(self, heads: int) -> Places:
+        """Of (token * head) in the rectangles, where each text's tokens come head by head: (text, head, token)."""
+        held = torch.ones_like(self.slots.there, dtype=torch.bool).index_fill_(0, self.slots.gaps, False)
+        head, there, real = torch.arange(heads, device=held.device)[:, None], [], []
+        for (_, tokens), (_, of_tokens) in zip(self.split(self.slots.there), self.split(held), strict=True):
+            there.append((tokens[:, None] * heads + head).flatten())
+            real.append(of_tokens[:, None].expand(-1, heads, -1).flatten())
+        return Places.of(torch.cat(there), torch.cat(real))
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,10 @@ class Kept:
         self.states = {layer: state for layer, state in self.states.items() if layer <= above}
 
 
+# The widest texts that attention on a CPU is computed for by its weights: up to there these are the faster way, and small
+# beside the rest of what a pass keeps.
+WEIGHED_TOKENS = 128
+
 Look = Callable[[nn.Module, Tensor, Rectangle], None]  # attention module, weights (text, head, query, key), and of what
 
 
@@ -164,6 +177,7 @@ class _Pass:
     kept: Kept
     look: Look | None = None
     calls: int = 0  # of layers
+    places: dict[int, Places] = field(default_factory=dict)  # by number of heads
     everything: Tensor | None = None  # (token, hidden) what comes into the last pass, where only first tokens go on
     folded: list[Folded] = field(default_factory=list)
 
@@ -188,29 +202,77 @@ def _attention(
     if not query.shape[1]:
         context = rows[0]
     elif now.everything is None:
-        context = _of_all_tokens(now.row, rows, scale, now.look and partial(now.look, module))
+        context = _of_all_tokens(now, module, rows, scale)
     else:
         context = _of_first_tokens(now, now.everything, rows[0] * scale)
     return context[None], None
 
 
-def _of_all_tokens(
-    row: Row, rows: list[Tensor], scale: float, look: Callable[[Tensor, Rectangle], None] | None
-) -> Tensor:
+def _of_all_tokens(now: _Pass, module: nn.Module, rows: list[Tensor], scale: float) -> Tensor:
     """Query, key and value to context, all (token, head, head_dim)."""
+    row, heads = now.row, rows[0].shape[1]
+    if now.look or (rows[0].device.type == "cpu" and max(r.width for r in row.rectangles) <= WEIGHED_TOKENS):
+        if heads not in now.places:
+            now.places[heads] = row.places_of(heads)
+        places = now.places[heads]
+        context = _Weighed.apply(
+            *(t.flatten(0, 1) for t in rows), row, places, scale, now.look and partial(now.look, module)
+        )
+        return context.unflatten(0, (-1, heads))
     contexts = []
-    tensors = [row.slots.set(t) for t in rows]
-    for (r, q), (_r, k), (_r, v) in zip(*map(row.split, tensors), strict=True):
+    for (r, q), (_r, k), (_r, v) in zip(*(row.split(row.slots.set(t)) for t in rows), strict=True):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (text, head, token, head_dim)
-        if look is None:
-            context = scaled_dot_product_attention(q, k, v, attn_mask=r.bias, scale=scale)
-        else:
-            scores = q * scale @ k.transpose(2, 3)  # (text, head, query, key)
-            weights = (scores if r.bias is None else scores.add_(r.bias)).softmax(-1)
-            look(weights, r)
-            context = weights @ v
+        context = scaled_dot_product_attention(q, k, v, attn_mask=r.bias, scale=scale)
         contexts.append(context.transpose(1, 2).flatten(0, 1))
     return row.slots.take(torch.cat(contexts))
+
+
+class _Weighed(torch.autograd.Function):
+    """Attention whose weights are there to be looked at, and on the way back: for short texts on a CPU faster than a
+    kernel that does without them. Query, key and value to context, all (token * head, head_dim)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        row: Row,
+        places: Places,
+        scale: float,
+        look: Callable[[Tensor, Rectangle], None] | None,
+    ) -> Tensor:
+        heads = len(query) // len(row.tokens)
+        parts = [places.set(t) for t in (query, key, value)]
+        context, kept = torch.empty_like(parts[2]), []
+        for (r, q), (_r, k), (_r, v), (_r, c) in zip(*(row.split(t, heads) for t in (*parts, context)), strict=True):
+            bias = q.new_zeros(1, 1, 1) if r.bias is None else r.bias.expand(-1, heads, -1, -1).reshape(len(q), 1, -1)
+            weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(-1)  # (text * head, query, key)
+            if look is not None:
+                look(weights.unflatten(0, (-1, heads)), r)
+            torch.bmm(weights, v, out=c)
+            if any(ctx.needs_input_grad):
+                kept.append(weights)
+        ctx.row, ctx.places, ctx.heads, ctx.scale = row, places, heads, scale
+        ctx.save_for_backward(*parts, *kept)
+        return places.take(context)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *kept = ctx.saved_tensors
+        row, places, heads = ctx.row, ctx.places, ctx.heads
+        parts = query, key, value, places.set(gradient).index_fill(0, places.gaps, 0)
+        found = [torch.empty_like(t) for t in parts[:3]]
+        rectangles = zip(*(row.split(t, heads) for t in (*parts, *found)), strict=True)
+        for weights, ((_r, q), (_r, k), (_r, v), (_r, c), (_r, dq), (_r, dk), (_r, dv)) in zip(
+            kept, rectangles, strict=True
+        ):
+            torch.bmm(weights.transpose(1, 2), c, out=dv)
+            flow = torch.bmm(c, v.transpose(1, 2))
+            scores = torch._softmax_backward_data(flow, weights, -1, weights.dtype).mul_(ctx.scale)
+            torch.bmm(scores, k, out=dq)
+            torch.bmm(scores.transpose(1, 2), q, out=dk)
+        return *(places.take(t) for t in found), None, None, None, None
 
 
 def _of_first_tokens(now: _Pass, everything: Tensor, query: Tensor) -> Tensor:

@@ -60,6 +60,18 @@ def test_texts_of_like_length_share_a_rectangle_whatever_their_batches(model):
     torch.testing.assert_close(gnorm.gnorm_scores(model, texts), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_for_wide_texts_and_the_weights_of_short_ones_agree(model, dtype, monkeypatch):
+    model, batches = model.to(dtype), ragged_batches()
+    gnorm.remove_heads(model, MASK[: len(gnorm.attention_blocks(model))])
+    tolerance = {"atol": 1e-4 if dtype == torch.float32 else 1e-12, "rtol": 0}
+    by_weights = gnorm.gnorm_scores(model, batches), logits_of(model, prepare(batches, model))
+    monkeypatch.setattr(gnorm.packing, "WEIGHED_TOKENS", 0)
+    monkeypatch.setattr(gnorm.packing, "_Weighed", None)
+    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), by_weights[0], **tolerance)
+    torch.testing.assert_close(logits_of(model, prepare(batches, model)), by_weights[1], **tolerance)
+
+
 @pytest.mark.parametrize("gone", [gnorm.masked, None])
 def test_unequal_and_empty_blocks_are_packed_too(model, gone):
     batches, mask = ragged_batches(), MASK[: len(gnorm.attention_blocks(model))]
