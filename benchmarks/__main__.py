@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import platform
 import resource
@@ -62,6 +63,7 @@ class Case:
 SIX = Case(6, 384, 12, batch=32, texts=64)
 TWELVE = Case(12, 768, 12, batch=32, texts=32)
 TWENTY_FOUR = Case(24, 1024, 16, batch=4, texts=8)
+SMALL_BATCHES = Case(6, 384, 12, batch=4, texts=128)  # as RoBERTa is scored in the paper, four texts at a time
 TITLES = Case(12, 768, 12, batch=32, texts=2329)  # the paper's BERT and its 2,329 news titles
 GPU = default_device() == "cuda"
 
@@ -204,6 +206,30 @@ def optimisations() -> Iterator[dict[str, Any]]:
         }
 
 
+def shapes() -> Iterator[dict[str, Any]]:
+    """One scoring by the tokens of a pass and by what a rectangle is taken to cost; what the engine takes is marked."""
+    device = default_device()
+    for case in (SIX, SMALL_BATCHES):
+        model, found = make(case)
+        actions = {}
+        for tokens, overhead in itertools.product((512, 2048, 8192), (8, 24, 96)):
+            with mock.patch.dict(batches.PACKED_OVERHEAD_TOKENS, {device: overhead}):
+                prepared = batches.prepare(found, model, max_tokens=tokens)
+            count = sum(len(micro.row.rectangles) for micro in prepared)
+            actions[tokens, overhead, len(prepared), count] = partial(gnorm.gnorm_scores, model, prepared)
+        chosen = batches.PACKED_MAX_TOKENS[device], batches.PACKED_OVERHEAD_TOKENS[device]
+        for (tokens, overhead, passes, count), s in fastest(actions, 3).items():
+            yield {
+                **about(case),
+                "tokens of a pass": tokens,
+                "overhead": overhead,
+                "passes": passes,
+                "rectangles": count,
+                "s": s,
+                "chosen": "*" if (tokens, overhead) == chosen else "",
+            }
+
+
 def passed_by(case: Case) -> dict[str, float]:
     """The evaluations of a whole random trial, a head a step, with what came into the layers kept and not."""
     model, found = make(case)
@@ -263,11 +289,19 @@ def precision() -> Iterator[dict[str, Any]]:
     case = SIX
     model, found = make(case)
     exact = gnorm.gnorm_scores(model, found)
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+    before = torch.get_float32_matmul_precision()
+    for name, dtype, products in (
+        ("float32", torch.float32, "highest"),
+        ("float32, products in TF32 where there is such", torch.float32, "high"),
+        ("bfloat16", torch.bfloat16, "highest"),
+        ("float16", torch.float16, "highest"),
+    ):
         other = copy.deepcopy(model).to(dtype)
         prepared = batches.prepare(found, other)
+        torch.set_float32_matmul_precision(products)
         spent = fastest({"": partial(gnorm.gnorm_scores, other, prepared)}, 3)[""]
         scores = gnorm.gnorm_scores(other, prepared)
+        torch.set_float32_matmul_precision(before)
         ranks = [pd.Series(s.flatten().numpy()).rank() for s in (exact, scores)]
         lowest = [set(s.flatten().argsort()[: s.numel() // 4].tolist()) for s in (exact, scores)]
         yield {
@@ -329,7 +363,9 @@ def pruned() -> Iterator[dict[str, Any]]:
     yield from table[[*columns, "ms onnx", "ms onnx after"]].to_dict("records")
 
 
-TABLES = {f.__name__: f for f in (step, optimisations, trajectory, criteria, precision, scaling, titles, pruned)}
+TABLES = {
+    f.__name__: f for f in (step, optimisations, shapes, trajectory, criteria, precision, scaling, titles, pruned)
+}
 
 
 def about(case: Case) -> dict[str, Any]:

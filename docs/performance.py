@@ -23,8 +23,11 @@ What makes the engine fast, none of it at the cost of a different result:
 
 - **One backward pass** gives the gradients of every layer; the literal procedure makes a pass for each layer.
 - **Rows of tokens.** Texts go through projections, norms and feed-forward blocks as one row without padding; attention is
-  computed for texts of like length together (`gnorm/packing.py`). Several batches share a pass: each batch's gradient is
-  the product of what came into a projection and what flows back out of it, over that batch's tokens.
+  computed for texts of like length together, whatever batches they belong to (`gnorm/packing.py`). Several batches share
+  a pass: each batch's gradient is the product of what came into a projection and what flows back out of it, over that
+  batch's tokens.
+- **Attention weights of short texts are kept** for the way back, on a CPU: up to 128 tokens that is faster than a kernel
+  that computes them again.
 - **The last pass** computes queries, output projection and feed-forward block for the first token alone, where the
   classifier reads no other. That is found out by trial: what is not read may as well be NaN. Its key and value weights
   meet one vector a text and head, not every token: q (W x) = (q W) x.
@@ -47,6 +50,12 @@ step above it.""",
 
 `gain` is the time without the optimisation over the time with it. Below 1 it costs more than it brings in that case. Times
 are of one scoring, but for the layers passed by, where they are of a whole random trial, a head a step.""",
+    "shapes": """## Shapes
+
+One scoring by the most tokens of a pass and by the tokens that one more rectangle (texts of like length, whose attention
+is computed together) is taken to cost. `chosen` marks what `gnorm/batches.py` has for this kind of device. It is measured
+here and not when a model is scored: other shapes round otherwise, and a run that is taken up again has to end the same.
+On another kind of machine this table says what to write there.""",
     "trajectory": """## A whole trajectory
 
 Greedy pruning to the last head. Removed heads take their part of the attention block along; feed-forward blocks, two
@@ -54,9 +63,11 @@ thirds of the products, stay.""",
     "criteria": """## Criteria
 
 Every criterion's scoring, counted in forward passes over the same texts that compute every token of every layer.""",
-    "precision": """## Half precision
+    "precision": """## Lower precision
 
-Against fp32, on the same weights. A CPU without half-precision units is slower with it.""",
+Against fp32, on the same weights. The second row is `torch.set_float32_matmul_precision("high")`, which lets products of
+fp32 be taken in TF32 by GPUs that have it; scores and journals say which was set. A CPU without units for a half
+precision is slower with it.""",
     "scaling": """## How cost grows
 
 Seconds of one scoring at four sizes, and the exponent of the power law that fits them. The base is 4 layers of 256 with 8

@@ -4,9 +4,9 @@ import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread waits more than it works
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
-os.environ["GNORM_CACHE"] = CACHE = tempfile.mkdtemp(
-    prefix="gnorm-tests-"
-)  # models are trained anew, at home nothing is
+CONTROLLER = "PYTEST_XDIST_WORKER" not in os.environ
+if CONTROLLER:  # models are trained anew, once for all workers; at home nothing is
+    os.environ["GNORM_CACHE"] = tempfile.mkdtemp(prefix="gnorm-tests-")
 
 import pytest
 import torch
@@ -60,7 +60,8 @@ def ragged_batches(count=3, size=5, seed=1, longest=17, vocabulary=120, labels=3
 
 
 def pytest_unconfigure():
-    shutil.rmtree(CACHE, ignore_errors=True)
+    if CONTROLLER:
+        shutil.rmtree(os.environ["GNORM_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(params=list(FAMILIES))

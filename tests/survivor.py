@@ -14,14 +14,21 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
+
+from tqdm import tqdm
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 from gnorm import experiments, results, tasks
 
 METHODS = ("greedy_gnorm", "random")
+
+# tqdm's own lock is shared with forked processes: one that is killed while it holds it would stop all the others.
+tqdm.monitor_interval = 0
+tqdm.set_lock(threading.RLock())
 
 
 def start(task, method, folder, most_bytes=None):
