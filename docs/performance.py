@@ -66,7 +66,7 @@ Every criterion's scoring, counted in forward passes over the same texts that co
     "precision": """## Lower precision
 
 Against fp32, on the same weights. The second row is `torch.set_float32_matmul_precision("high")`, which lets products of
-fp32 be taken in TF32 by GPUs that have it; scores and journals say which was set. A CPU without units for a half
+fp32 be taken in TF32 by GPUs that have it; trajectories and journals say which was set. A CPU without units for a half
 precision is slower with it.""",
     "scaling": """## How cost grows
 
