@@ -19,6 +19,7 @@ from .batches import Batch, MicroBatch, Prepared, prepare
 from .heads import AttentionBlock, attention_blocks
 from .norms import log_norm
 from .packing import evaluating
+from .products import FasterLinear
 from .scoring import Tally, attention_entropy, gnorm_scores, gradient_norms, table_of
 
 
@@ -191,8 +192,9 @@ def _mask_derivatives(
             hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
         for micro in (rectangle for row in prepared for rectangle in row.rectangles if live):
             masks.clear()
-            logits = model(**micro.inputs).logits  # (text, class)
-            loss = cross_entropy(logits, _labels(micro), reduction="sum")
+            with FasterLinear():
+                logits = model(**micro.inputs).logits  # (text, class)
+                loss = cross_entropy(logits, _labels(micro), reduction="sum")
             rows = iter(torch.autograd.grad(loss, [masks[i] for i in range(len(live))]))
             nothing = torch.zeros(len(logits), 0)
             yield micro.index, [(next(rows) if block.kept else nothing).double().cpu() for block in blocks]

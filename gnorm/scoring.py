@@ -17,6 +17,7 @@ from .batches import Batch, Forward, MicroBatch, Part, Prepared, forwarding, pre
 from .heads import AttentionBlock, attention_blocks, head_mask_of
 from .norms import log_norm
 from .packing import NOTHING_KEPT, Kept, Rectangle, attention_implementation, evaluating, logits_of, packed
+from .products import FasterLinear, product
 
 # ------------------------------------------------------------------------------------------ accuracy
 
@@ -57,7 +58,7 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: S
     """
     prepared = prepare(batches, model, together=True)
     tally = Tally(prepared.num_texts)
-    with evaluating(model), forwarding(model, prepared) as forward, torch.inference_mode():
+    with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
         for micro, of_micro in zip(prepared, kept or [NOTHING_KEPT] * len(prepared), strict=True):
             tally(forward(micro, of_micro)[0], micro)
     return tally.result()
@@ -149,7 +150,7 @@ def gradient_norms(
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     if live:
         prepared = prepare(batches, model)
-        with evaluating(model), forwarding(model, prepared) as forward:
+        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
             for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, on_logits, cotangent)):
                 divisor = log_divisor(logits, b)
                 if bool(divisor > -torch.inf):
@@ -209,11 +210,9 @@ def _products(totals: list[Tensor], flows: list[list[Flow]], part: Part, micro: 
         total = totals[k] if totals else None
         for x, dy in passes:
             x, dy = _of_part(part, micro, x, dy)
-            if x.dim() == 3:
-                product = torch.einsum("tho,thi->hoi", dy, x).flatten(0, 1)
-                total = product if total is None else total.add_(product)
-            else:
-                total = dy.T @ x if total is None else total.addmm_(dy.T, x)
+            folded = x.dim() == 3
+            more = torch.einsum("tho,thi->hoi", dy, x).flatten(0, 1) if folded else product(dy.T, x.T)
+            total = more if total is None else total.add_(more)
         yield cast(Tensor, total)
 
 
@@ -293,7 +292,7 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     if not bool(head_mask_of(model).all()):
         raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
     prepared = prepare(batches, model)
-    with evaluating(model), forwarding(model, prepared) as forward:
+    with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
         total = sum(torch.stack(list(g)) / z.norm() for g, z in gradients_by_batch(forward, model, prepared))
     return torch.as_tensor(total).unflatten(0, (-1, 3))
 
@@ -448,7 +447,7 @@ def _mean_over_texts(
         if on_logits is not None:
             on_logits(logits, micro)
 
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), FasterLinear(), torch.inference_mode():
         go_through(model, prepared, see, done)
     if not bool(torch.stack(finite).all()):
         raise ValueError(_not_finite("a text"))
