@@ -6,7 +6,8 @@ the machine, the versions and the commit. `python docs/performance.py` makes doc
 The literal procedure is the one that the tests hold the engine against (tests/literal.py): a pass over the scoring
 texts for every layer, a batch at a time, and evaluation one text at a time. The roof is (4.5 x parameters of the blocks
 x real tokens, attention products added) operations at the rate of a plain fp32 torch.mm of the model's own shapes,
-measured in the same run. What is compared is measured in turns, and of every turn the fastest counts.
+measured in the same run; the engine's roof is the same at the rate of gnorm.products. What is compared is measured in
+turns, and of every turn the fastest counts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import gnorm
 from gnorm import batches, results
 from gnorm.packing import NOTHING_KEPT
+from gnorm.products import product
 from gnorm.scoring import Tally, correct_texts
 from gnorm.tasks import default_device
 
@@ -131,8 +133,8 @@ def step() -> Iterator[dict[str, Any]]:
         slow = min(seconds(partial(literal_step, model, found)) for _ in range(turns))
         shapes, flops = products(case, tokens_of(found))
         spent = fastest({"engine": partial(engine_step, model, prepared), **shapes}, turns=9)
-        rate = flops / sum(spent[name] for name in shapes)
-        roof = operations(case, found) / rate
+        rates = {by: flops / sum(spent[name] for name in shapes if name.startswith(by)) for by in ("mm", "product")}
+        roof, own_roof = (operations(case, found) / rates[by] for by in ("mm", "product"))
         yield {
             **about(case),
             "tokens": tokens_of(found),
@@ -141,18 +143,23 @@ def step() -> Iterator[dict[str, Any]]:
             "ratio": slow / spent["engine"],
             "roof s": roof,
             "of roof": roof / spent["engine"],
+            "own roof s": own_roof,
+            "of own roof": own_roof / spent["engine"],
             "tokens/s": tokens_of(found) / spent["engine"],
             "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
 
 def products(case: Case, tokens: int) -> tuple[dict[str, Callable[[], Any]], int]:
-    """Plain products of the model's own shapes, as many tokens as the engine takes at once by hidden and 4 x hidden;
-    and how many operations they are together."""
+    """Products of the model's own shapes, as many tokens as the engine takes at once by hidden and 4 x hidden: plain
+    ("mm ...") and as the engine takes them ("product ..."); and how many operations either kind is together."""
     rows, repeats = min(tokens, batches.PACKED_MAX_TOKENS[default_device()]), 8
     x = torch.randn(rows, case.hidden, device=default_device())
     weights = [torch.randn(case.hidden, n * case.hidden, device=default_device()) for n in (1, 4)]
-    actions = {f"product {i}": partial(repeat, repeats, torch.mm, x, w) for i, w in enumerate(weights)}
+    actions = {}
+    for i, w in enumerate(weights):
+        actions[f"mm {i}"] = partial(repeat, repeats, torch.mm, x, w)
+        actions[f"product {i}"] = partial(repeat, repeats, product, x, w.T)
     return actions, sum(repeats * 2 * x.numel() * w.shape[1] for w in weights)
 
 
@@ -186,8 +193,10 @@ def optimisations() -> Iterator[dict[str, Any]]:
                 with mock.patch.dict(batches.MAX_TOKENS, cpu=10**9, cuda=10**9):
                     without["... and micro-batches: padded as given"] = batches.prepare(found, model)
         actions = {name: partial(gnorm.gnorm_scores, model, p) for name, p in {"": prepared, **without}.items()}
+        if not GPU:
+            actions["products by oneDNN"] = partial(without_onednn, gnorm.gnorm_scores, model, prepared)
         spent = fastest({**actions, "evaluation": partial(correct_texts, model, prepared)}, 5)
-        for name in without:
+        for name in [name for name in actions if name]:
             yield {
                 **about(case),
                 "without": name,
@@ -204,6 +213,14 @@ def optimisations() -> Iterator[dict[str, Any]]:
             "with it s": spent[""],
             "gain": (spent[""] + spent["evaluation"]) / spent[""],
         }
+
+
+def without_onednn(action: Callable[..., Any], *arguments: Any) -> None:
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        action(*arguments)
+    finally:
+        torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
 
 
 def shapes() -> Iterator[dict[str, Any]]:

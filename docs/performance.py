@@ -26,6 +26,9 @@ What makes the engine fast, none of it at the cost of a different result:
   computed for texts of like length together, whatever batches they belong to (`gnorm/packing.py`). Several batches share
   a pass: each batch's gradient is the product of what came into a projection and what flows back out of it, over that
   batch's tokens.
+- **Products of fp32 go to oneDNN**, on a CPU (`gnorm/products.py`). PyTorch has it on board and asks it for lower
+  precisions only; the BLAS that it asks for fp32 does not use AVX-512 on every processor that has it. Same precision,
+  other order of the terms of a sum.
 - **Attention weights of short texts are kept** for the way back, on a CPU: up to 128 tokens that is faster than a kernel
   that computes them again.
 - **The last pass** computes queries, output projection and feed-forward block for the first token alone, where the
@@ -44,8 +47,9 @@ READINGS = {
     "step": """## One greedy step
 
 `ratio` is the literal procedure's time over the engine's. `roof s` is what the step's products would take at the rate of
-a plain `torch.mm`; the roof counts the last layer whole and every real token once, so the first-token saving can bring a
-step above it.""",
+a plain `torch.mm`, `own roof s` the same at the rate of the engine's own products, which the literal procedure, being
+plain PyTorch, does not have. Either roof counts the last layer whole and every real token once, so the first-token saving
+can bring a step above it.""",
     "optimisations": """## What each optimisation is worth
 
 `gain` is the time without the optimisation over the time with it. Below 1 it costs more than it brings in that case. Times

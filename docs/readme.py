@@ -113,7 +113,8 @@ def speed() -> str:
             "literal s": rows["literal s"].map("{:.1f}".format),
             "engine s": rows["engine s"].map("{:.2f}".format),
             "ratio": rows["ratio"].map("{:.1f}".format),
-            "of the products' rate": rows["of roof"].map("{:.0%}".format),
+            "of plain products' rate": rows["of roof"].map("{:.0%}".format),
+            "of its own products'": rows["of own roof"].map("{:.0%}".format),
         }
     )
     costs = pd.DataFrame(pruned["rows"])

@@ -3,7 +3,8 @@
 PyTorch comes with a BLAS and with oneDNN. On a CPU it gives products of fp32 to the BLAS and those of lower precisions to
 oneDNN. Its BLAS on x86 is MKL, which does not use AVX-512 on processors of other makers than its own: there oneDNN takes
 the same product, in fp32 as well, in as little as half the time. Elsewhere the two are about as fast. They add the terms
-of a sum in another order, so results differ by rounding, and by nothing else.
+of a sum in another order, so results differ by rounding, and by nothing else. The operator is the one that torch.compile
+puts in the place of a linear layer on a CPU; it has no public name.
 """
 
 from __future__ import annotations
