@@ -216,11 +216,11 @@ def optimisations() -> Iterator[dict[str, Any]]:
 
 
 def without_onednn(action: Callable[..., Any], *arguments: Any) -> None:
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    torch.backends.mkldnn.enabled = False
     try:
         action(*arguments)
     finally:
-        torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
+        torch.backends.mkldnn.enabled = True
 
 
 def shapes() -> Iterator[dict[str, Any]]:
