@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
 from . import results
 from .pruning import Trajectory, find_method
@@ -95,9 +95,9 @@ def _published(axis: Axes, model: str, methods: Iterable[str], heads: int) -> bo
 
 
 def _in_percent(side: Axis) -> None:
-    """Shares as whole percents: ticks at 2.5 % would be shown as 2 %."""
+    """Shares in percent, at whole ones where these are enough; a share of a percent is shown as what it is."""
     side.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10]))
-    side.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    side.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0:g}%"))
 
 
 def _accuracy_axis(axis: Axes, heads: int) -> None:
