@@ -116,11 +116,14 @@ def test_a_stopped_run_says_so_and_leaves_no_kernel(whole, tmp_path, how, code):
 
 def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_kernel_is_said(whole, tmp_path):
     process = start(tmp_path, "executed/greedy_pruning.unfinished.ipynb")
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    for kernel in kernels:
+        kernel.suspend()  # it may be done before the second run has come to be refused
     second = call(*CUT, output=tmp_path)
     assert second.returncode == 2
     assert "another run is at work in experiments_results/smoke" in second.stderr
     assert process.poll() is None
-    for kernel in psutil.Process(process.pid).children(recursive=True):
+    for kernel in kernels:
         kernel.kill()
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 1
