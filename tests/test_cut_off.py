@@ -115,8 +115,9 @@ def test_a_stopped_run_says_so_and_leaves_no_kernel(whole, tmp_path, how, code):
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_kernel_is_said(whole, tmp_path):
-    process = start(tmp_path, "executed/greedy_pruning.unfinished.ipynb")
+    process = start(tmp_path, "greedy_gnorm-*.jsonl")
     kernels = psutil.Process(process.pid).children(recursive=True)
+    assert kernels
     for kernel in kernels:
         kernel.suspend()  # it may be done before the second run has come to be refused
     second = call(*CUT, output=tmp_path)
