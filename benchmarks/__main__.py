@@ -184,7 +184,7 @@ def optimisations() -> Iterator[dict[str, Any]]:
         largest = max(int(batch["attention_mask"].sum()) for batch in found)
         everything = dataclasses.replace(prepared.packing, first_token=False)
         without = {
-            "last pass for the first token alone": batches.Prepared(list(prepared), everything),
+            "last pass for the first token alone": batches.Prepared(list(prepared), everything, prepared.batches),
             "several batches in one pass": batches.prepare(found, model, max_tokens=largest + 8 * case.batch),
         }
         with mock.patch.object(batches, "packing_of", return_value=None):
@@ -284,10 +284,8 @@ def criteria() -> Iterator[dict[str, Any]]:
     model, found = make(SIX)
     prepared = batches.prepare(found, model)
     assert prepared.packing is not None
-    whole = batches.Prepared(list(prepared), dataclasses.replace(prepared.packing, first_token=False))
-    rows = {
-        method.criterion.__name__: method.criterion for method in (gnorm.METHODS | gnorm.pruning.MORE_METHODS).values()
-    }
+    whole = batches.Prepared(list(prepared), dataclasses.replace(prepared.packing, first_token=False), prepared.batches)
+    rows = {method.criterion.__name__: method.criterion for method in (gnorm.METHODS | gnorm.MORE_METHODS).values()}
     actions = {name: partial(c, model, prepared, generator=torch.Generator()) for name, c in rows.items()}
     evaluation = partial(correct_texts, model, prepared)
     forward = partial(correct_texts, model, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .heads import layers_of
-from .packing import NOTHING_KEPT, Folded, Kept, Packing, Row, logits_of, packed, packing_of
+from .packing import NOTHING_KEPT, Folded, Kept, Packing, Row, logits_of, packable, packed, packing_of
 
 Batch = Mapping[str, Tensor]
 
@@ -55,11 +56,25 @@ class MicroBatch:
 
 
 class Prepared(Sequence[MicroBatch]):
-    """Batches cut into micro-batches and moved to the device, once; goes wherever batches go."""
+    """Batches cut into micro-batches and moved to the device, once; goes wherever batches go, for one model alone.
 
-    def __init__(self, micro_batches: Sequence[MicroBatch], packing: Packing | None) -> None:
+    batches: as they were given. made_for: what they depend on in the model, see ``_traits``. together: whether the
+    texts of all batches count as one batch.
+    """
+
+    def __init__(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        packing: Packing | None,
+        batches: Sequence[Batch] = (),
+        made_for: tuple[Any, ...] = (),
+        together: bool = False,
+    ) -> None:
         self._micro_batches = micro_batches
         self.packing = packing
+        self.batches = batches
+        self.made_for = made_for
+        self.together = together
         self.num_texts = sum(len(micro.index) for micro in micro_batches)
 
     def __getitem__(self, i: Any) -> Any:
@@ -78,6 +93,7 @@ PACKED_MAX_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 KEPT_BYTES = 2**30  # for what comes into layers, kept from one evaluation to the next
 
 
+@torch.inference_mode(False)  # the tensors serve passes with gradients, whatever mode is on outside
 def prepare(
     batches: Iterable[Batch] | Prepared, model: nn.Module, *, together: bool = False, max_tokens: int | None = None
 ) -> Prepared:
@@ -88,33 +104,82 @@ def prepare(
     max_tokens: the most tokens, padding counted, that one micro-batch holds (a single longer text goes alone); it
     bounds the memory of a forward and backward pass. Default by device.
 
+    Batches go as they are, neither cut nor joined, where they hold a tensor that is not known to have a row a text
+    (``PER_TEXT``) or an entry a token (``PER_TOKEN``).
+
     Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
-    unequal first dimension, a text with nothing but padding, token ids outside the vocabulary, a text longer than the
-    model takes, labels that are not a class index each, batches that do not go together, a model whose weights are not
-    there or on several devices, or one that gives no logits (text, class).
+    unequal first dimension, a text with nothing but padding, numbers that are in no table of the model, a text longer
+    than the model takes, something that its forward does not take, batches that do not go together, a model whose
+    weights are not there, on several devices or made within torch.inference_mode, one that gives no logits
+    (text, class), and for batches prepared for another model. Labels are looked at by what uses them.
     """
     if isinstance(batches, Prepared):
-        return batches
-    device, room = _device_of(model), longest_text(model)
-    vocabulary = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
-    checked = [_checked(batch, i, vocabulary, room) for i, batch in enumerate(batches)]
-    if not checked:
-        raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
-    sizes = [_size(batch) for batch in checked]
+        return _of_this_model(batches, model, max_tokens)
+    parameter, checked = _parameter_of(model), _checked_batches(list(batches), model)
+    most = max_tokens or MAX_TOKENS[parameter.device.type]
+    sizes, made_for, packing = [_size(batch) for batch in checked], _traits(model), None
+    if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in checked for name in batch):
+        micro_batches = _as_they_are(checked, parameter, getattr(model.config, "hidden_size", 1), most)
+        return Prepared(micro_batches, None, checked, made_for, together)
     texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
-    lengths, parameter = _lengths(texts, getattr(model.config, "hidden_size", 1)), next(model.parameters())
-    packing = _packing_of(model, texts, lengths, device)
-    most = max_tokens or (MAX_TOKENS if packing is None else PACKED_MAX_TOKENS)[device.type]
+    lengths = _lengths(texts, getattr(model.config, "hidden_size", 1))
+    if "attention_mask" in texts:
+        shortest = int(lengths.argmin())
+        one = {name: t[shortest : shortest + 1].to(parameter.device) for name, t in texts.items() if name != "labels"}
+        packing = packing_of(model, _cut(one, int(lengths[shortest])))
     given = torch.arange(sum(sizes)).split(sum(sizes) if together else sizes)
     if packing is None:
-        overhead = OVERHEAD_TOKENS[device.type]
-        cuts = [[(b, part)] for b, texts in enumerate(given) for part in _rectangles(texts, lengths, overhead, most)]
+        of_device = OVERHEAD_TOKENS[parameter.device.type]
+        cuts = [
+            [(b, part)] for b, texts_of in enumerate(given) for part in _rectangles(texts_of, lengths, of_device, most)
+        ]
     else:
+        most = max_tokens or PACKED_MAX_TOKENS[parameter.device.type]
         cuts = _rows(given, lengths, most)
     ends = {batch: k for k, cut in enumerate(cuts) for batch, _ in cut}  # in which micro-batch each batch ends
-    return Prepared(
-        [_micro_batch(texts, lengths, cut, k, ends, parameter, packing, most) for k, cut in enumerate(cuts)], packing
-    )
+    micro_batches = [_micro_batch(texts, lengths, cut, k, ends, parameter, packing, most) for k, cut in enumerate(cuts)]
+    return Prepared(micro_batches, packing, checked, made_for, together)
+
+
+def _of_this_model(prepared: Prepared, model: nn.Module, max_tokens: int | None) -> Prepared:
+    """``prepared``; anew where a hook that came since keeps texts from being packed. ``ValueError`` where they were
+    prepared for another model."""
+    _parameter_of(model)
+    if prepared.made_for and prepared.made_for != (traits := _traits(model)):
+        names = ("class", "precision", "device", "modules", "tables", "known families")
+        differing = [name for name, a, b in zip(names, prepared.made_for, traits, strict=False) if a != b]
+        raise ValueError(
+            f"these batches were prepared for another model ({', '.join(differing)} differ): call gnorm.prepare with "
+            "this one."
+        )
+    if prepared.packing is not None and prepared.batches and not packable(model):
+        return prepare(prepared.batches, model, together=prepared.together, max_tokens=max_tokens)
+    return prepared
+
+
+def _traits(model: Any) -> tuple[Any, ...]:
+    """What prepared batches depend on in a model; the same after heads were removed from it, or masked."""
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    parameter = next(model.parameters())
+    modules = tuple((type(module).__module__, type(module).__qualname__) for module in model.modules())
+    return type(model), parameter.dtype, parameter.device, modules, tuple(_tables(model).items())
+
+
+def _as_they_are(batches: Sequence[Batch], parameter: Tensor, hidden: int, most: int) -> list[MicroBatch]:
+    """Each batch in its own width, as many texts at a time as hold ``most`` tokens."""
+    found, before = [], 0
+    for b, batch in enumerate(batches):
+        lengths, count = _lengths(batch, hidden), _size(batch)
+        step = max(1, most // int(lengths.max()))
+        for start in range(0, count, step):
+            texts = slice(start, min(start + step, count))
+            inputs = {name: t[texts].contiguous().to(parameter.device) for name, t in batch.items()}
+            labels, index = inputs.pop("labels", None), torch.arange(before + start, before + texts.stop)
+            width = len(index)
+            part = Part(b, slice(0, width), slice(0, width), texts.stop == count)
+            found.append(MicroBatch(inputs, labels, index, lengths[texts], (part,)))
+        before += count
+    return found
 
 
 def _micro_batch(
@@ -183,29 +248,76 @@ def num_texts(batches: Iterable[Batch]) -> int:
     return sum(map(_size, batches))
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def _parameter_of(model: nn.Module) -> Tensor:
+    """The first parameter of a model that can be worked with: its device and precision are the model's."""
     devices = sorted({parameter.device for parameter in model.parameters()}, key=str)
+    if not devices:
+        raise ValueError(f"{type(model).__name__} has no parameters: give the model itself, not a wrapper of it.")
     if len(devices) > 1:
         raise ValueError(
             f"the model lies on {' and '.join(map(str, devices))}: bring it to one device with model.to()."
         )
     if devices[0].type == "meta":
         raise ValueError("the model is on the meta device, which holds no weights: load them first.")
-    return devices[0]
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "the model was made within torch.inference_mode(), so nothing can be differentiated through it: load it "
+            "outside, or use copy.deepcopy(model), made outside."
+        )
+    return next(model.parameters())
+
+
+# What has an entry for each token, on the second dimension, and what has a row for each text: by name.
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+PER_TEXT = ("pixel_values",)
+# Which table of the model a tensor of numbers is looked up in, what its entries are called, and how to mend them.
+TABLES = {
+    "input_ids": ("token ids", "use the tokenizer that belongs to it"),
+    "token_type_ids": ("token type ids", "leave token_type_ids out, or use the tokenizer that belongs to it"),
+    "position_ids": ("position ids", "leave position_ids out, and the model counts by itself"),
+}
 
 
 def longest_text(model: Any) -> int | None:
     """The most tokens of a text that the model has positions for, by its tables of them; None where it has no table.
     Tables with a padding row (RoBERTa's) start counting behind it."""
-    tables = [
-        module
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding)
-    ]
+    tables = _embeddings(model, "position_embeddings")
     return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
 
 
-def _checked(batch: Batch, i: int, vocabulary: int | None, room: int | None) -> Batch:
+def _embeddings(model: nn.Module, name: str) -> list[nn.Embedding]:
+    """The model's tables of that name."""
+    return [m for n, m in model.named_modules() if n.rpartition(".")[2] == name and isinstance(m, nn.Embedding)]
+
+
+def _tables(model: Any) -> dict[str, int | None]:
+    """How many rows the table of each index tensor has, and "longest", the most tokens of a text; None for no table."""
+    words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
+    sizes = {
+        name: min(
+            (table.num_embeddings for table in _embeddings(model, f"{name.removesuffix('_ids')}_embeddings")),
+            default=None,
+        )
+        for name in ("token_type_ids", "position_ids")
+    }
+    return {"input_ids": words, **sizes, "longest": longest_text(model)}
+
+
+def _checked_batches(batches: Sequence[Any], model: Any) -> list[Batch]:
+    """The batches, numbers as int64; refuses what ``prepare`` refuses before any pass through the model."""
+    tables, takes = _tables(model), inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    checked = [_checked(batch, i, tables, None if anything else (*takes, "labels")) for i, batch in enumerate(batches)]
+    if not checked:
+        raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
+    names = [batch.keys() - {"labels"} for batch in checked]
+    for i, batch in enumerate(checked):
+        if names[i] != names[0]:
+            raise ValueError(f"batch {i} holds {', '.join(batch)}, batch 0 {', '.join(checked[0])}: give all the same.")
+    return checked
+
+
+def _checked(batch: Any, i: int, tables: Mapping[str, int | None], takes: Sequence[str] | None) -> Batch:
     if not isinstance(batch, Mapping):
         raise TypeError(f"batch {i} is of type {type(batch).__name__}: give a sequence of mappings of tensors.")
     for name, tensor in batch.items():
@@ -216,66 +328,134 @@ def _checked(batch: Batch, i: int, vocabulary: int | None, room: int | None) -> 
             )
         if not tensor.dim():
             raise ValueError(f"{name} of batch {i} is a single number: its first dimension must be the texts.")
+        if takes is not None and name not in takes:
+            raise ValueError(f"{name} of batch {i} is nothing that the model's forward takes: leave it out.")
     sizes = {name: len(tensor) for name, tensor in batch.items()}
     if not sizes or not min(sizes.values()):
         raise ValueError(f"batch {i} is empty: give every batch at least one text.")
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the tensors of batch {i} disagree on how many texts there are: {sizes}.")
-    labels, ids, mask = (batch.get(name) for name in ("labels", "input_ids", "attention_mask"))
-    if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
-        raise ValueError(
-            f"the labels of batch {i} are {labels.dtype} of shape {tuple(labels.shape)}: give the index of a class for "
-            "each text."
-        )
+    ids, mask = (batch.get(name) for name in ("input_ids", "attention_mask"))
     if mask is not None and mask.dim() != 2:
         raise ValueError(f"the attention mask of batch {i} has shape {tuple(mask.shape)}, it must be (text, token).")
-    if mask is not None and ids is not None and mask.shape != ids.shape:
-        raise ValueError(
-            f"batch {i}: attention mask {tuple(mask.shape)} and token ids {tuple(ids.shape)} do not match."
-        )
+    if mask is not None and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"the attention mask of batch {i} holds values other than 0, for padding, and 1, for a token.")
     if mask is not None and len(blank := (mask == 0).all(1).nonzero()):
         raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
-    if ids is not None and (ids.dim() != 2 or ids.is_floating_point()):
+    for name, (what, remedy) in TABLES.items():
+        if (numbers := batch.get(name)) is None:
+            continue
+        if numbers.dim() != 2 or numbers.is_floating_point() or numbers.is_complex():
+            raise ValueError(
+                f"the {what} of batch {i} are {numbers.dtype} of shape {tuple(numbers.shape)}: they must be whole "
+                "numbers, (text, token)."
+            )
+        if mask is not None and mask.shape != numbers.shape:
+            raise ValueError(
+                f"batch {i}: attention mask {tuple(mask.shape)} and {what} {tuple(numbers.shape)} do not match."
+            )
+        if ids is not None and ids.shape != numbers.shape:
+            raise ValueError(f"batch {i}: token ids {tuple(ids.shape)} and {what} {tuple(numbers.shape)} do not match.")
+        if not numbers.numel():
+            raise ValueError(f"the texts of batch {i} have no token: a tokenizer's special tokens are enough.")
+        low, high, rows = int(numbers.min()), int(numbers.max()), tables[name]
+        if rows is not None and not 0 <= low <= high < rows:
+            raise ValueError(f"batch {i} has {what} from {low} to {high}, the model knows 0 to {rows - 1}: {remedy}.")
+    embedded = batch.get("inputs_embeds")
+    if embedded is not None and (embedded.dim() != 3 or (mask is not None and embedded.shape[:2] != mask.shape)):
         raise ValueError(
-            f"the token ids of batch {i} are {ids.dtype} of shape {tuple(ids.shape)}: they must be whole numbers, (text, "
-            "token)."
-        )
-    if ids is not None and not ids.numel():
-        raise ValueError(f"the texts of batch {i} have no token: a tokenizer's special tokens are enough.")
-    if ids is not None and vocabulary is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-        raise ValueError(
-            f"batch {i} has token ids from {int(ids.min())} to {int(ids.max())}, the model knows 0 to {vocabulary - 1}: "
-            "use the tokenizer that belongs to it."
+            f"inputs_embeds of batch {i} have shape {tuple(embedded.shape)}: they must be (text, token, hidden)"
+            + ("." if mask is None else f", as wide as the attention mask {tuple(mask.shape)}.")
         )
     longest = int(mask.ne(0).any(0).nonzero().max()) + 1 if mask is not None else 0 if ids is None else ids.shape[1]
-    if room is not None and longest > room:
+    if (room := tables["longest"]) is not None and longest > room:
         raise ValueError(
             f"the longest text of batch {i} has {longest} tokens, the model takes {room}: have the tokenizer truncate "
             f"to max_length={room}."
         )
-    return batch
+    return {name: _usable(name, tensor) for name, tensor in batch.items()}
+
+
+def _usable(name: str, tensor: Tensor) -> Tensor:
+    """A tensor that gradients can be recorded with, of int64 where it holds numbers of rows or classes."""
+    tensor = tensor.clone() if tensor.is_inference() else tensor
+    numbers = name in TABLES or (name == "labels" and not tensor.is_floating_point() and not tensor.is_complex())
+    return tensor.long() if numbers else tensor
+
+
+NOT_COUNTED = -100  # the label of a text that accuracy and losses leave out, as torch.nn.functional.cross_entropy does
+
+
+def check_labels(
+    batches: Sequence[Batch], model: Any, purpose: str, what: str = "batch", not_counted: bool = True
+) -> None:
+    """``ValueError`` where labels are not the number of one of the model's classes for each text.
+
+    purpose: what they are for. what: what the batches are called. not_counted: whether ``NOT_COUNTED`` may be among them.
+    """
+    config = model.config
+    classes, problem = getattr(config, "num_labels", None), getattr(config, "problem_type", None)
+    if classes == 1 or problem not in (None, "single_label_classification"):
+        kind = problem or "regression, with one number a text"
+        raise ValueError(
+            f"{purpose} needs a classifier that gives each text one of its classes; this model is for {kind}."
+        )
+    counted = 0
+    for i, batch in enumerate(batches):
+        if (labels := batch.get("labels")) is None:
+            raise ValueError(f"{what} {i} has no `labels`: {purpose} needs the class of each text.")
+        if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(
+                f"the labels of {what} {i} are {labels.dtype} of shape {tuple(labels.shape)}: give the index of a class "
+                "for each text."
+            )
+        real = labels[labels != NOT_COUNTED] if not_counted else labels
+        counted += len(real)
+        if classes is not None and len(real) and not 0 <= int(real.min()) <= int(real.max()) < classes:
+            raise ValueError(
+                f"{what} {i} has labels from {int(labels.min())} to {int(labels.max())}, the model's classes are 0 to "
+                f"{classes - 1}."
+            )
+    if not counted:
+        raise ValueError(
+            f"every label is {NOT_COUNTED}, which is not counted: {purpose} needs some texts with a class."
+        )
+
+
+def labels_of(micro: MicroBatch, classes: int) -> Tensor:
+    """(text,) the labels of a micro-batch, ``NOT_COUNTED`` among them; ``ValueError`` where the logits of ``classes``
+    columns have none that they could name."""
+    if micro.labels is None:
+        raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
+    if classes < 2:
+        raise ValueError("the model gives one number a text, so there is no class to compare a label with.")
+    return micro.labels
+
+
+def by_batch(prepared: Prepared) -> Prepared:
+    """``prepared``, for what is summed batch by batch; ``ValueError`` where its batches are one."""
+    if prepared.together:
+        raise ValueError(
+            "these batches were prepared together, as one batch: leave out together=True to score by batch."
+        )
+    return prepared
 
 
 def _joined(batches: Sequence[Batch], pad_token: int) -> dict[str, Tensor]:
-    """All batches as one, padded to the longest."""
+    """All batches as one, padded to the longest; without labels where these cannot be joined."""
     joined = {}
-    for i, batch in enumerate(batches):
-        if batch.keys() != batches[0].keys():
-            raise ValueError(f"batch {i} holds {', '.join(batch)}, batch 0 {', '.join(batches[0])}: give all the same.")
-    for name in batches[0]:
+    for name in (name for name in batches[0] if name != "labels"):
         tensors = [batch[name] for batch in batches]
-        if "attention_mask" in batches[0] and (tensors[0].dim() == 2 or _by_token(name, batches)):
+        if "attention_mask" in batches[0] and name in PER_TOKEN:
             width, value = max(t.shape[1] for t in tensors), pad_token if name == "input_ids" else 0
             tensors = [pad(t, (0, 0) * (t.dim() - 2) + (0, width - t.shape[1]), value=value) for t in tensors]
         if len({t.shape[1:] for t in tensors}) > 1:
             raise ValueError(f"{name} differs in shape from batch to batch: give an attention_mask with every batch.")
         joined[name] = torch.cat(tensors)
+    labels = [batch["labels"] for batch in batches if "labels" in batch]
+    if len(labels) == len(batches) and len({(t.shape[1:], t.dtype) for t in labels}) == 1:
+        joined["labels"] = torch.cat(labels)
     return joined
-
-
-def _by_token(name: str, batches: Sequence[Batch]) -> bool:
-    """Whether the second dimension of a tensor is the token's in every batch, as it is of embeddings."""
-    return all(b[name].dim() > 1 and b[name].shape[1] == b["attention_mask"].shape[1] for b in batches)
 
 
 def _lengths(batch: Batch, hidden: int) -> Tensor:
@@ -295,8 +475,7 @@ def _cut(tensors: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
     """Texts cut to ``longest`` tokens, where they are texts."""
     if "attention_mask" not in tensors:
         return tensors
-    width = tensors["attention_mask"].shape[1]
-    return {name: t[:, :longest] if t.dim() > 1 and t.shape[1] == width else t for name, t in tensors.items()}
+    return {name: t[:, :longest] if name in PER_TOKEN else t for name, t in tensors.items()}
 
 
 def _cuts(lengths: list[int], overhead: int, most: int) -> list[int]:
@@ -318,16 +497,6 @@ def _cuts(lengths: list[int], overhead: int, most: int) -> list[int]:
         sizes.append(end - cut[end])
         end = cut[end]
     return sizes[::-1]
-
-
-def _packing_of(model: nn.Module, texts: Batch, lengths: Tensor, device: torch.device) -> Packing | None:
-    """How the model passes through its layers, tried on the longest and the shortest text; None where texts have no
-    attention mask."""
-    if "attention_mask" not in texts:
-        return None
-    two = torch.stack([lengths.argmax(), lengths.argmin()])
-    inputs = {name: t[two.to(t.device)].to(device) for name, t in texts.items() if name != "labels"}
-    return packing_of(model, _cut(inputs, int(lengths.max())), lengths[two])
 
 
 class Forward(Protocol):

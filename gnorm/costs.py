@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from .export import INPUTS, Exported, Inputs, export_onnx, longest_text, main_input
+from .export import INPUTS, Exported, Inputs, export_onnx, main_input, room_of
 from .heads import head_mask_of
-from .packing import evaluating
+from .state import evaluating, is_compiled
 from .surgery import memory_mb, num_parameters
 
 
@@ -46,16 +46,18 @@ def cost(
     the one divided by the other: how much of what was saved in operations came back as time. With
     ``onnx``, ms onnx: the median of one forward pass of the exported model.
 
-    Raises ``ValueError`` where it is not known what to feed to the model, as ``attention_blocks`` does, and with
+    Raises ``ValueError`` where it is not known what to feed to the model, for a compiled model, as ``attention_blocks`` does, and with
     ``onnx`` as ``export_onnx`` does.
     """
+    if is_compiled(model):
+        raise ValueError("the model is compiled, the intact one beside it would not be: give the one from before.")
     name = main_input(model)
     intact = _intact(model)
     models = [intact, model]
     if onnx:
         models += _exported(models, list(INPUTS[name](model.config, 1, 1)))
     rows = []
-    for length in lengths or _lengths(model.config):
+    for length in lengths or _lengths(model):
         for batch in batch_sizes:
             inputs = INPUTS[name](model.config, batch, length)
             moved = {n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
@@ -103,11 +105,11 @@ def _exported(models: Sequence[nn.Module], inputs: Sequence[str]) -> list[nn.Mod
         return [Exported(export_onnx(model, Path(folder, f"{i}.onnx"), inputs)) for i, model in enumerate(models)]
 
 
-def _lengths(config: Any) -> list[int]:
+def _lengths(model: Any) -> list[int]:
     """Usual lengths that the model takes."""
-    if hasattr(config, "image_size"):
-        return [config.image_size]
-    return sorted({min(length, longest_text(config)) for length in (32, 128)})
+    if hasattr(model.config, "image_size"):
+        return [model.config.image_size]
+    return sorted({min(length, room_of(model)) for length in (32, 128)})
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

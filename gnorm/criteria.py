@@ -13,14 +13,15 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
-from .batches import Batch, MicroBatch, Prepared, prepare
+from .batches import NOT_COUNTED, Batch, MicroBatch, Prepared, by_batch, check_labels, labels_of, prepare
 from .heads import AttentionBlock, attention_blocks
 from .norms import log_norm
-from .packing import evaluating
+from .packing import logits_of
 from .products import FasterLinear
 from .scoring import Tally, attention_entropy, gnorm_scores, gradient_norms, table_of
+from .state import evaluating
 
 
 def head_importance(
@@ -39,11 +40,11 @@ def head_importance(
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
     blocks = attention_blocks(model)
-    prepared = prepare(batches, model)
+    prepared, counted = _labelled(prepare(batches, model), model, "head importance")
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
     for _index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
         sums = [total + d.abs().sum(0) for total, d in zip(sums, derivatives, strict=True)]
-    return table_of(blocks, [total / prepared.num_texts for total in sums])
+    return table_of(blocks, [total / counted.sum() for total in sums])
 
 
 def output_saliency(
@@ -62,16 +63,17 @@ def output_saliency(
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
     blocks = attention_blocks(model)
-    prepared = prepare(batches, model)
+    prepared, counted = _labelled(by_batch(prepare(batches, model)), model, "output saliency")
     batch_of = torch.empty(prepared.num_texts, dtype=torch.long)
     for micro in prepared:
         for part in micro.parts:
             batch_of[micro.index[part.texts]] = part.batch
-    sizes = batch_of.bincount()[:, None]  # (batch, 1)
+    number = int(batch_of.max()) + 1
+    sizes = batch_of[counted].bincount(minlength=number).clamp(min=1)[:, None]  # (batch, 1)
     sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
     for index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
         sums = [total.index_add(0, batch_of[index], d) for total, d in zip(sums, derivatives, strict=True)]
-    return table_of(blocks, [(total / sizes).abs().sum(0) / prepared.num_texts for total in sums])
+    return table_of(blocks, [(total / sizes).abs().sum(0) / counted.sum() for total in sums])
 
 
 def weight_magnitude(
@@ -88,7 +90,8 @@ def weight_magnitude(
     for block in blocks:
         rows = [linear.weight for linear in (block.query, block.key, block.value)]
         weights = torch.cat([*rows, block.output.weight.T], dim=1)  # (kept * head_dim, 4 * hidden)
-        norms.append(log_norm(weights.detach().reshape(len(block.kept), -1)).cpu())
+        by_head = weights.detach().unflatten(0, (len(block.kept), block.head_dim))
+        norms.append(log_norm(by_head.flatten(1)).cpu())
     return table_of(blocks, norms)
 
 
@@ -151,22 +154,33 @@ def gnorm_cross_entropy(
     gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
 
-    def log_size(logits: Tensor, _: int) -> Tensor:
-        return torch.tensor([math.log(len(logits))], dtype=torch.float64, device=logits.device)
+    _, counted = _labelled(prepared := prepare(batches, model), model, "cross-entropy")
+    sizes: list[int] = [0] * (1 + max(part.batch for micro in prepared for part in micro.parts))
+    for micro in prepared:
+        for part in micro.parts:
+            sizes[part.batch] += int(counted[micro.index[part.texts]].sum())
 
-    return gradient_norms(model, batches, on_logits, log_size, _of_cross_entropy)
+    def log_size(logits: Tensor, batch: int) -> Tensor:
+        size = math.log(sizes[batch]) if sizes[batch] else -math.inf
+        return torch.tensor([size], dtype=torch.float64, device=logits.device)
+
+    return gradient_norms(model, prepared, on_logits, log_size, _of_cross_entropy)
 
 
-def _labels(micro: MicroBatch) -> Tensor:
-    if micro.labels is None:
-        raise ValueError(f"text {int(micro.index[0])} has no label: this criterion needs `labels` in every batch.")
-    return micro.labels
+def _labelled(prepared: Prepared, model: nn.Module, purpose: str) -> tuple[Prepared, Tensor]:
+    """``prepared``, its labels checked, and (text,) bool: which texts have a label that counts."""
+    check_labels(prepared.batches, model, purpose)
+    return prepared, torch.cat([batch["labels"] for batch in prepared.batches]).cpu() != NOT_COUNTED
 
 
 def _of_cross_entropy(logits: Tensor, micro: MicroBatch) -> Tensor:
-    """(text, class) derivative of each text's cross-entropy by its logits."""
-    right = one_hot(_labels(micro), logits.shape[1])
-    return (logits.float().softmax(1) - right).to(logits.dtype)
+    """(text, class) derivative of each text's cross-entropy by its logits: p_c for other classes, and for the right one
+    less the sum of these, which 1 - p would lose to rounding. 0 for a text that is not counted."""
+    labels = labels_of(micro, logits.shape[1])
+    counted = (labels != NOT_COUNTED)[:, None]
+    right = labels.clamp(min=0)[:, None]
+    others = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).scatter(1, right, 0)
+    return (others.scatter(1, right, -others.sum(1, keepdim=True)) * counted).to(logits.dtype)
 
 
 def _mask_derivatives(
@@ -193,13 +207,22 @@ def _mask_derivatives(
         for micro in (rectangle for row in prepared for rectangle in row.rectangles if live):
             masks.clear()
             with FasterLinear():
-                logits = model(**micro.inputs).logits  # (text, class)
-                loss = cross_entropy(logits, _labels(micro), reduction="sum")
-            rows = iter(torch.autograd.grad(loss, [masks[i] for i in range(len(live))]))
-            nothing = torch.zeros(len(logits), 0)
-            yield micro.index, [(next(rows) if block.kept else nothing).double().cpu() for block in blocks]
+                logits = logits_of(model, micro.inputs)  # (text, class)
+                exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                loss = cross_entropy(exact, labels_of(micro, logits.shape[1]), reduction="sum")
+            found = dict(zip(masks, torch.autograd.grad(loss, list(masks.values()), allow_unused=True), strict=True))
+            rows = iter([found.get(i) for i in range(len(live))])
+            yield (
+                micro.index,
+                [_derivatives(next(rows) if block.kept else None, len(logits), block) for block in blocks],
+            )
             if on_logits is not None:
                 on_logits(logits, micro)
+
+
+def _derivatives(found: Tensor | None, texts: int, block: AttentionBlock) -> Tensor:
+    """(text, kept head) float64 on the CPU; zero where a block is not called or nothing reads what it gives."""
+    return torch.zeros(texts, len(block.kept), dtype=torch.float64) if found is None else found.double().cpu()
 
 
 def _rescaled(scores: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batches import longest_text
 from .heads import attention_blocks
-from .packing import attention_implementation, evaluating, logits_of
+from .packing import logits_of
+from .state import attention_implementation, evaluating
 from .surgery import refuse_existing
 
 Inputs = dict[str, Tensor]
@@ -50,9 +52,10 @@ def main_input(model: Any) -> str:
     return name
 
 
-def longest_text(config: Any) -> int:
-    """The most tokens that the model takes; positions of some families start behind the padding token's number."""
-    return int(config.max_position_embeddings - 1 - (config.pad_token_id or 0))
+def room_of(model: Any) -> int:
+    """The most tokens of a text that are fed to the model: what its tables have positions for, or what its configuration
+    names where it has no table."""
+    return longest_text(model) or int(model.config.max_position_embeddings)
 
 
 def export_onnx(
@@ -112,7 +115,7 @@ def _examples(model: Any, batch: int, length: int) -> Inputs:
     """All that the model takes: images, or texts that get longer up to ``length``, with padding behind the others."""
     config = model.config
     if main_input(model) == "input_ids":
-        length = min(length, longest_text(config))
+        length = min(length, room_of(model))
         examples = _texts(config, batch, length)
         position = torch.arange(length)
         lengths = (torch.arange(1, batch + 1) * length // batch).clamp(min=1)[:, None]  # (text, 1)
@@ -174,7 +177,7 @@ def _quiet() -> Iterator[None]:
 
 def _check(model: Any, path: Path, names: Sequence[str], tolerance: float) -> None:
     """``ValueError`` where the file's logits are not those of the model."""
-    lengths = (*CHECKED_LENGTHS, longest_text(model.config)) if "input_ids" in names else (0, 0, 0)  # images have one
+    lengths = (*CHECKED_LENGTHS, room_of(model)) if "input_ids" in names else (0, 0, 0)  # images have one
     examples = [_examples(model, *shape) for shape in zip(CHECKED_WITH, lengths, strict=True)]
     fed = [{name: example[name] for name in names} for example in examples]
     expected = torch.cat([logits_of(model, inputs).cpu() for inputs in fed])

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .state import in_use, uncompiled
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Family:
     module's forward whose second axis counts heads, such as MPNet's bias by position. ``skippable`` says that the
     attention module, the one that owns query, returns a tuple of its output and the attention weights, so that it can
     be passed by where it has no head left; ``norm`` (from each block) is the normalisation of the residual sum where
-    such a module itself ends in one.
+    such a module itself ends in one. ``classifier`` is the class of transformers that reads the first token of each text
+    alone, and whose layers treat tokens one by one but for attention: texts can go through it without padding.
     """
 
     blocks: str
@@ -39,6 +43,7 @@ class Family:
     per_head: str = ""
     skippable: bool = False
     norm: str = ""
+    classifier: str = ""
 
 
 _BERT_LIKE = Family(
@@ -53,11 +58,11 @@ _BERT_LIKE = Family(
 _VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True)
 
 FAMILIES: dict[str, Family] = {
-    "bert": _BERT_LIKE,
-    "roberta": _BERT_LIKE,
-    "xlm-roberta": _BERT_LIKE,
-    "camembert": _BERT_LIKE,
-    "electra": _BERT_LIKE,
+    "bert": replace(_BERT_LIKE, classifier="BertForSequenceClassification"),
+    "roberta": replace(_BERT_LIKE, classifier="RobertaForSequenceClassification"),
+    "xlm-roberta": replace(_BERT_LIKE, classifier="XLMRobertaForSequenceClassification"),
+    "camembert": replace(_BERT_LIKE, classifier="CamembertForSequenceClassification"),
+    "electra": replace(_BERT_LIKE, classifier="ElectraForSequenceClassification"),
     "albert": Family(
         "encoder.albert_layer_groups.*.albert_layers.*.attention",
         "query",
@@ -67,6 +72,7 @@ FAMILIES: dict[str, Family] = {
         "encoder.albert_layer_groups.*.albert_layers.*.ffn_output",
         skippable=True,
         norm="LayerNorm",
+        classifier="AlbertForSequenceClassification",
     ),
     "distilbert": Family(
         "transformer.layer.*.attention",
@@ -76,6 +82,7 @@ FAMILIES: dict[str, Family] = {
         "out_lin",
         "transformer.layer.*.ffn.lin2",
         skippable=True,
+        classifier="DistilBertForSequenceClassification",
     ),
     "deberta-v2": Family(
         "encoder.layer.*.attention",
@@ -146,8 +153,9 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
 
     Raises ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where the row's names lead
-    nowhere in this model, where the model has decoder layers (causal or cross attention), or where a projection does
-    not have the size that its heads need; ``TypeError`` for what is no model of transformers.
+    nowhere in this model, where the model has decoder layers (causal or cross attention), or where a projection is no
+    linear layer with a weight of its own or does not have the size that its heads need; ``TypeError`` for what is no
+    model of transformers.
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
@@ -182,6 +190,7 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
         )
         for owner, row in zip(owners, kept, strict=True)
     ]
+    _check_projections(blocks)
     for layer, block in enumerate(blocks):
         rows, needed = block.query.out_features, len(block.kept) * block.head_dim
         if {rows, block.key.out_features, block.value.out_features, block.output.in_features} != {needed}:
@@ -190,6 +199,58 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
                 "the weights contradict config.head_mask, or the model shares keys and values between heads."
             )
     return blocks
+
+
+def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
+    """``ValueError`` for a projection that cannot be cut to fewer heads, or for a weight that two of them share."""
+    owners: dict[int, str] = {}
+    for layer, block in enumerate(blocks):
+        named = {"query": block.query, "key": block.key, "value": block.value, "output": block.output}
+        for name, linear in [*named.items(), *(("position", linear) for linear in block.also)]:
+            what = f"the {name} projection of layer {layer}"
+            _check_projection(linear, what)
+            if (other := owners.setdefault(id(linear.weight), what)) != what:
+                raise ValueError(f"{what} shares its weight with {other}: give each a weight of its own first.")
+        if block.per_head and block.per_head not in signature(type(block.module).forward).parameters:
+            raise ValueError(
+                f"{type(block.module).__name__} takes no {block.per_head!r}: correct per_head in the family's row with "
+                "gnorm.register."
+            )
+
+
+def _check_projection(linear: Any, what: str) -> None:
+    """``ValueError``, with the remedy, where a projection is no linear layer of which weight and bias are parameters."""
+    kind, own = type(linear), getattr(linear, "_parameters", {})
+    if nn.utils.parametrize.is_parametrized(linear):
+        remedy = 'call torch.nn.utils.parametrize.remove_parametrizations(projection, "weight") first'
+        raise ValueError(f"{what} is under a parametrization of torch.nn.utils: {remedy}.")
+    if "weight_g" in own:
+        raise ValueError(f"{what} is under weight_norm: call torch.nn.utils.remove_weight_norm(projection) first.")
+    if any(hasattr(linear, name) for name in ("base_layer", "lora_A", "lora_down", "adapter_layer")):
+        raise ValueError(
+            f"{what} carries an adapter ({kind.__name__}): merge it into the weights first, with merge_and_unload() of a "
+            "PEFT model."
+        )
+    weight, bias = own.get("weight"), own.get("bias")
+    if (
+        weight is not None
+        and not weight.is_floating_point()
+        or any("Quant" in k.__name__ for k in (kind, type(weight)))
+    ):
+        raise ValueError(
+            f"{what} is quantised ({kind.__name__}): load the model in float32, bfloat16 or float16, remove heads, and "
+            "quantise what is left."
+        )
+    plain = isinstance(linear, nn.Linear) and kind.forward is nn.Linear.forward
+    parameters = type(weight) in (nn.Parameter, type(None)) and type(bias) in (nn.Parameter, type(None))
+    if not plain or not parameters or (weight is None and "weight_orig" not in own):  # which torch.nn.utils.prune sets
+        raise ValueError(
+            f"{what} is no torch.nn.Linear with parameters of its own but {kind.__name__}: put a plain linear layer in "
+            "its place (an adapter merged, a quantised layer dequantised)."
+        )
+    forward = vars(linear).get("forward")
+    if forward is not None and not hasattr(forward, "_torchdynamo_orig_callable"):
+        raise ValueError(f"somebody replaced the forward of {what}: undo that first (del projection.forward).")
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -245,11 +306,16 @@ def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator
 
     mask: (layer, head), 1 keeps and 0 takes out. The context vectors of a masked head are set to zero at the input of
     the output projection, which equals removing the head with its weights and biases. The hooks go when the block is
-    left, by an exception too. Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1.
+    left, by an exception too. A compiled model runs uncompiled meanwhile, since compiled code does not call new hooks.
+
+    Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, where another thread has the
+    model under a mask, and as ``attention_blocks`` does.
     """
     blocks = attention_blocks(model)
     mask = checked_mask(mask, blocks)
     with ExitStack() as hooks:
+        hooks.enter_context(in_use(model, masks=True))
+        hooks.enter_context(uncompiled(model))
         for block, row in zip(blocks, mask, strict=True):
             gone = ~row[list(block.kept)]
             if gone.any():
@@ -262,11 +328,21 @@ def _zero_heads(columns: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tu
     return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * head_dim)
 
 
-def refuse_masked(blocks: Sequence[AttentionBlock]) -> None:
-    """``ValueError`` where heads are masked, for what removes heads: a mask counts those that were there before."""
-    for block in blocks:
+def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
+    """``ValueError`` where heads cannot be removed: under ``gnorm.masked``, whose mask counts those that were there before,
+    and where a weight is made anew before every pass."""
+    for layer, block in enumerate(blocks):
         if any(getattr(hook, "func", None) is _zero_heads for hook in block.output._forward_pre_hooks.values()):
             raise ValueError("heads cannot be removed while the model is under gnorm.masked: leave that block first.")
+        for linear in (block.query, block.key, block.value, block.output, *block.also):
+            for part in ("weight", "bias"):
+                if f"{part}_orig" in linear._parameters:
+                    spectral = any(type(h).__name__ == "SpectralNorm" for h in linear._forward_pre_hooks.values())
+                    undo = "remove_spectral_norm" if spectral else "prune.remove"
+                    raise ValueError(
+                        f"the {part} of a projection of layer {layer} is made anew before every pass: make it final "
+                        f'first, with torch.nn.utils.{undo}(projection, "{part}").'
+                    )
 
 
 @contextmanager
@@ -279,6 +355,8 @@ def without_feed_forward(model: nn.Module) -> Iterator[None]:
     attention_blocks(model)  # refuses what is not known
     config: Any = model.config
     with ExitStack() as hooks:
+        hooks.enter_context(in_use(model, masks=True))
+        hooks.enter_context(uncompiled(model))
         for linear in _named(model, FAMILIES[config.model_type].feed_forward):
             hooks.callback(linear.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),)).remove)
         yield

@@ -15,13 +15,14 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .heads import AttentionBlock, attention_blocks, layers_of
+from .heads import FAMILIES, AttentionBlock, attention_blocks, layers_of
+from .state import attention_implementation, evaluating
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Packing:
     """How the layers of a model are passed through: found out once, by ``packing_of``."""
 
     passes: int  # calls of layers in one forward pass
-    first_token: bool  # whether the classifier reads the first token of each text alone
+    first_token: bool = True  # whether the last pass goes on with the first token of each text alone
 
 
 class Folded(NamedTuple):
@@ -173,12 +174,12 @@ class _Pass:
     """A forward pass of a row at work."""
 
     row: Row
-    last: AttentionBlock
     kept: Kept
     look: Look | None = None
     calls: int = 0  # of layers
     places: dict[int, Places] = field(default_factory=dict)  # by number of heads
     everything: Tensor | None = None  # (token, hidden) what comes into the last pass, where only first tokens go on
+    last: AttentionBlock | None = None  # of that pass
     folded: list[Folded] = field(default_factory=list)
 
 
@@ -282,7 +283,7 @@ def _of_first_tokens(now: _Pass, everything: Tensor, query: Tensor) -> Tensor:
     q (W_k x + b_k) = (q W_k) x + q b_k, where the last term is the same for all tokens of a text and falls out of the
     softmax; and sum_j a_j (W_v x_j + b_v) = W_v (sum_j a_j x_j) + b_v. So the weights meet one vector a text and head.
     """
-    block, by_head = now.last, query.shape[1:]
+    block, by_head = cast(AttentionBlock, now.last), query.shape[1:]
     key, value = (linear.weight.unflatten(0, by_head) for linear in (block.key, block.value))
     folded = torch.einsum("thd,hdi->thi", query, key)
     means, texts = [], now.row.texts.set(folded).split([r.texts for r in now.row.rectangles])
@@ -309,38 +310,6 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         mend = "set config.return_dict to True" if isinstance(output, tuple) else "load it as a sequence classifier"
         raise ValueError(f"{type(model).__name__} gives {given}, not (text, class): {mend}.")
     return logits
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and no parameter asked for a gradient; mode and requires_grad are put back on leaving."""
-    training = [module for module in model.modules() if module.training]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def attention_implementation(model: Any, name: str) -> Iterator[None]:
-    """The attention implementation ``name`` for the length of a ``with`` block."""
-    before = getattr(model.config, "_attn_implementation", None)
-    if before in (None, name):
-        yield
-        return
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _unchanged(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -380,9 +349,9 @@ def packed(
     from transformers import AttentionInterface  # here, because it takes seconds and whoever has a model has paid
 
     AttentionInterface.register("gnorm_rectangles", _attention)
-    last, layers = attention_blocks(model)[-1], layers_of(model)
+    blocks, layers = attention_blocks(model), layers_of(model)
 
-    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def enter(_: nn.Module, inputs: tuple[Any, ...], block: AttentionBlock) -> tuple[Any, ...]:
         now, hidden = _PASS.get(), inputs[0]
         now.calls += 1
         if now.calls == 1:
@@ -390,7 +359,7 @@ def packed(
         if (layer := now.calls - 1) in now.kept.layers:
             hidden = now.kept.states.setdefault(layer, hidden)
         if now.calls == packing.passes and packing.first_token:
-            now.everything = hidden[0]
+            now.everything, now.last = hidden[0], block
             hidden = hidden.index_select(1, now.row.first)
         return (hidden, *inputs[1:])
 
@@ -407,7 +376,7 @@ def packed(
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def forward(inputs: dict[str, Tensor], row: Row, kept: Kept) -> tuple[Tensor, list[Folded]]:
-        now = _Pass(row, last, kept, look)
+        now = _Pass(row, kept, look)
         token = _PASS.set(now)
         try:
             with _passed_by(layers[: max(kept.states, default=0)]):
@@ -416,42 +385,74 @@ def packed(
             _PASS.reset(token)
 
     with ExitStack() as hooks:
-        for layer in layers:
-            hooks.callback(layer.register_forward_pre_hook(enter).remove)
+        for layer, block in zip(layers, blocks, strict=True):
+            hooks.callback(layer.register_forward_pre_hook(partial(enter, block=block)).remove)
             hooks.callback(layer.register_forward_hook(leave).remove)
         hooks.enter_context(attention_implementation(model, "gnorm_rectangles"))
         yield forward
 
 
-@torch.no_grad()
-def packing_of(model: Any, inputs: dict[str, Tensor], lengths: Tensor) -> Packing | None:
-    """How ``model`` passes through its layers, tried on some texts of ``lengths`` (text,) tokens, longest first; None
-    where it has to be given padded texts.
+# Modules that treat every token by itself, whatever order they come in.
+TOKENWISE = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.ModuleList, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU)
+SOFTMAX_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+WRITTEN_BY = ("transformers", "torch", "gnorm")  # packages whose hooks and forwards are known
 
-    Whether the classifier reads other tokens than the first is seen by making them NaN behind the last layer. A model
-    is packed only where that gives the logits that it gives without: modules that compute attention in a way of their
-    own, and classifiers that read more than hidden states, do not.
+
+def packable(model: Any) -> bool:
+    """Whether rows of tokens are known to give what padded texts give: from the classes of all modules, never by trial.
+
+    The model is the classifier that its family's row names, and its modules are those that transformers wrote for it or
+    in ``TOKENWISE``. None has a forward or a hook of somebody's own. Attention is the softmax attention of transformers.
     """
-    if not getattr(model, "_supports_attention_backend", False):
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    kind, family = type(model), FAMILIES.get(getattr(model.config, "model_type", ""))
+    if family is None or kind.__name__ != family.classifier or not kind.__module__.startswith("transformers.models."):
+        return False
+    if not getattr(model, "_supports_attention_backend", False) or getattr(model.config, "is_causal", False):
+        return False
+    kinds = {type(module) for module in model.modules()}
+    return (
+        all(k in TOKENWISE or k.__module__ in (kind.__module__, "transformers.activations") for k in kinds)
+        and all(_known(k.forward) for k in kinds)
+        and all(_known(function) for module in model.modules() for function in _added_to(module))
+        and plain_attention(model)
+    )
+
+
+def _added_to(module: nn.Module) -> Iterator[Any]:
+    """The hooks of a module, and its forward where that is not its class's."""
+    yield from module._forward_pre_hooks.values()
+    yield from module._forward_hooks.values()
+    yield from module._backward_hooks.values()
+    yield from module._backward_pre_hooks.values()
+    if (own := vars(module).get("forward")) is not None:
+        yield own
+
+
+def _known(function: Any) -> bool:
+    """Whether a function, or the object that is called like one, is from a package of ``WRITTEN_BY``."""
+    function = getattr(function, "func", function)  # of a partial
+    return str(getattr(function, "__module__", "")).partition(".")[0] in WRITTEN_BY
+
+
+def plain_attention(model: Any) -> bool:
+    """Whether all modules compute attention by functions of transformers that give softmax attention."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    owners = (getattr(module, "config", None) for module in model.modules())
+    names = {name for config in owners if (name := getattr(config, "_attn_implementation", None)) is not None}
+    functions = [ALL_ATTENTION_FUNCTIONS[name] for name in names if name in ALL_ATTENTION_FUNCTIONS]
+    return names <= set(SOFTMAX_ATTENTION) and all(_known(function) for function in functions)
+
+
+@torch.no_grad()
+def packing_of(model: Any, inputs: dict[str, Tensor]) -> Packing | None:
+    """How ``model`` passes through its layers, seen on the text ``inputs``; None where it has to be given padded texts."""
+    if not packable(model):
         return None
     calls: list[nn.Module] = []
-
-    def poison(_: nn.Module, __: Any, output: Any) -> None:
-        if len(calls) == 2 * passes:
-            (output[0] if isinstance(output, tuple) else output)[:, 1:] = torch.nan
-
     with evaluating(model), ExitStack() as hooks:
         for layer in layers_of(model):
             hooks.callback(layer.register_forward_hook(lambda layer, *_: calls.append(layer)).remove)
-        logits, passes = logits_of(model, inputs), len(calls)
-        for layer in layers_of(model):
-            hooks.callback(layer.register_forward_hook(poison).remove)
-        first_token = torch.equal(model(**inputs).logits, logits)
-    packing = Packing(passes, first_token)
-    row = Row.of(inputs["attention_mask"], lengths, [torch.arange(len(logits))], logits.dtype)
-    try:
-        with evaluating(model), packed(model, packing) as forward:
-            off = (forward(inputs, row, NOTHING_KEPT)[0] - logits).abs().max() / logits.abs().max()
-    except (RuntimeError, IndexError):  # shapes that do not fit, or layers that are called otherwise
-        return None
-    return packing if bool(off < torch.finfo(logits.dtype).eps ** 0.5) else None
+        logits_of(model, inputs)
+    return Packing(passes=len(calls))

@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import Batch, kept_of, prepare
+from .batches import Batch, Prepared, check_labels, kept_of, prepare
 from .criteria import (
     gnorm_by_text,
     gnorm_cross_entropy,
@@ -27,7 +27,7 @@ from .criteria import (
     output_saliency,
     weight_magnitude,
 )
-from .heads import attention_blocks, head_mask_of, refuse_masked
+from .heads import attention_blocks, head_mask_of, refuse_removal
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .packing import Kept
 from .scoring import (
@@ -39,6 +39,7 @@ from .scoring import (
     gnorm_scores,
     uniform_scores,
 )
+from .state import in_use
 from .surgery import remove_heads
 
 # Scores that are closer than this may change places with the number of threads or the device: fp32 sums are rounded in
@@ -123,10 +124,11 @@ class Trajectory:
         return mask
 
 
+@torch.inference_mode(False)  # copies and what is made of them can be differentiated, whatever mode is on outside
 def prune(
     model: nn.Module,
-    scoring: Iterable[Batch],
-    evaluation: Iterable[Batch] | None = None,
+    scoring: Iterable[Batch] | Prepared,
+    evaluation: Iterable[Batch] | Prepared | None = None,
     method: str = "greedy_gnorm",
     steps: int | None = None,
     heads_per_step: int = 1,
@@ -138,7 +140,8 @@ def prune(
     """Prune ``model`` head by head and measure the accuracy after every step; the model itself is left as it was.
 
     scoring: the paper's batches, mappings of tensors; each one's gradient is a term of the score.
-    evaluation: batches with ``labels`` that the accuracy is measured on; the scoring texts if None.
+    evaluation: batches with ``labels`` that the accuracy is measured on; the scoring texts if None. Both may be what
+    ``prepare`` made of batches for this model.
     method: a name in METHODS (or MORE_METHODS). Scores that tie go by the lowest (layer, head).
     steps: how many steps; until no head is left if None. heads_per_step: heads removed in each (fewer in the last).
     trials, seed: for methods that draw at random.
@@ -152,8 +155,10 @@ def prune(
     journal cannot be written, finished steps kept.
     """
     row = find_method(method)
-    start = head_mask_of(model)
-    refuse_masked(attention_blocks(model))
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    with in_use(model):
+        start = head_mask_of(model)
+        refuse_removal(attention_blocks(model))
     heads = int(start.sum())
     heads_per_step, trials = whole("heads_per_step", heads_per_step, 1), whole("trials", trials, 1)
     seed = whole("seed", seed, 0)
@@ -164,12 +169,9 @@ def prune(
     if steps > most:
         raise ValueError(f"steps={steps} is out of range: {heads} heads, {heads_per_step} a step, make {most} steps.")
 
-    scoring = list(scoring)
-    evaluation = scoring if evaluation is None else list(evaluation)
-    score_on = prepare(scoring, model)
-    evaluate_on = score_on if evaluation is scoring else prepare(evaluation, model, together=True)
-    for i, batch in enumerate(evaluation):
-        _check_labels(batch, i, getattr(model.config, "num_labels", None))
+    scoring, score_on = _prepared(scoring, model)
+    evaluation, evaluate_on = (scoring, score_on) if evaluation is None else _prepared(evaluation, model, together=True)
+    check_labels(evaluation, model, "accuracy", "evaluation batch", not_counted=False)
     shared = _same(scoring, evaluation)
     if shared:
         evaluate_on = score_on
@@ -202,7 +204,8 @@ def prune(
     ):
         recorded = iter(log.steps)
         for trial in range(trials):
-            worker, mask, scores = copy.deepcopy(model), start.clone(), None
+            with in_use(model):
+                worker, mask, scores = copy.deepcopy(model), start.clone(), None
             kept = kept_of(worker, evaluate_on)
             for step in range(steps + 1):
                 done, began = next(recorded, None), time.perf_counter()
@@ -217,7 +220,7 @@ def prune(
                         gone, gap = _choose(scores, mask, heads_per_step, row.highest_first)
                     _take(worker, mask, gone, kept)
                     scores = None if row.rescore else scores
-                    tally = Tally(evaluate_on.num_texts)
+                    tally = Tally(evaluate_on, worker)
                     if shared and row.rescore and step < steps:
                         scores = row.criterion(worker, score_on, generator=_generator(seed, trial), on_logits=tally)
                     state = mask.numpy().tobytes()
@@ -306,15 +309,13 @@ def _unpacked(bits: str, texts: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=texts).astype(bool)
 
 
-def _check_labels(batch: Batch, i: int, num_labels: int | None) -> None:
-    if "labels" not in batch:
-        raise ValueError(f"evaluation batch {i} has no `labels`: accuracy cannot be measured without them.")
-    labels = batch["labels"]
-    if num_labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
-        raise ValueError(
-            f"evaluation batch {i} has labels from {int(labels.min())} to {int(labels.max())}, the model's classes are "
-            f"0 to {num_labels - 1}."
-        )
+def _prepared(
+    batches: Iterable[Batch] | Prepared, model: nn.Module, together: bool = False
+) -> tuple[Sequence[Batch], Prepared]:
+    """The batches as they were given, and prepared for ``model``."""
+    given = batches if isinstance(batches, Prepared) else list(batches)
+    prepared = prepare(given, model, together=together)
+    return prepared.batches if isinstance(given, Prepared) else given, prepared
 
 
 def _same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:

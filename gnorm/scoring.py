@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -13,55 +13,75 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .batches import Batch, Forward, MicroBatch, Part, Prepared, forwarding, prepare
+from .batches import (
+    NOT_COUNTED,
+    Batch,
+    Forward,
+    MicroBatch,
+    Part,
+    Prepared,
+    by_batch,
+    check_labels,
+    forwarding,
+    labels_of,
+    prepare,
+)
 from .heads import AttentionBlock, attention_blocks, head_mask_of
 from .norms import log_norm
-from .packing import NOTHING_KEPT, Kept, Rectangle, attention_implementation, evaluating, logits_of, packed
+from .packing import NOTHING_KEPT, Kept, Rectangle, logits_of, packed, plain_attention
 from .products import FasterLinear, product
+from .state import attention_implementation, evaluating, in_use
 
 # ------------------------------------------------------------------------------------------ accuracy
 
 
 class Tally:
-    """Which texts were classified correctly, collected micro-batch by micro-batch."""
+    """Which texts were classified correctly, collected micro-batch by micro-batch.
 
-    def __init__(self, num_texts: int) -> None:
-        self.correct = torch.zeros(num_texts, dtype=torch.bool)
+    Raises ``ValueError`` as ``check_labels`` does, when it is made.
+    """
+
+    def __init__(self, prepared: Prepared, model: nn.Module) -> None:
+        if prepared.batches:
+            check_labels(prepared.batches, model, "accuracy")
+        self.correct = torch.zeros(prepared.num_texts, dtype=torch.bool)
+        self.counted = torch.zeros(prepared.num_texts, dtype=torch.bool)
         self.complete = False  # whether every text has been seen
         self._texts_seen = 0
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, ...]] = []
 
     def __call__(self, logits: Tensor, micro: MicroBatch) -> None:
-        if micro.labels is None:
-            raise ValueError(f"text {int(micro.index[0])} has no label: accuracy needs `labels` in every batch.")
-        z = logits.detach()
-        self._seen.append((micro.index, z.argmax(-1) == micro.labels, z.isfinite().all(-1)))  # stays on the device
+        z, labels = logits.detach(), labels_of(micro, logits.shape[-1])
+        hits, counted = z.argmax(-1) == labels, labels != NOT_COUNTED
+        self._seen.append((micro.index, hits, counted, z.isfinite().all(-1)))  # stays on the device
         self._texts_seen += len(micro.index)
         self.complete = self._texts_seen == len(self.correct)
 
     def result(self) -> Tensor:
-        """(text,) bool, in the order in which the batches were given; ``ValueError`` for logits that are not finite."""
-        for index, hits, finite in self._seen:
+        """(text,) bool, in the order in which the batches were given, texts that are ``NOT_COUNTED`` left out;
+        ``ValueError`` for logits that are not finite."""
+        for index, hits, counted, finite in self._seen:
             if not bool(finite.all()):
                 raise ValueError(_not_finite(f"text {int(index[~finite.cpu()].min())}"))
-            self.correct[index] = hits.cpu()
+            self.correct[index], self.counted[index] = hits.cpu(), counted.cpu()
         self._seen.clear()
-        return self.correct
+        return self.correct[self.counted]
 
 
 def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: Sequence[Kept] | None = None) -> Tensor:
-    """(text,) bool: which texts the model classifies as their ``labels`` say.
+    """(text,) bool: which texts the model classifies as their ``labels`` say; those labelled -100 are left out.
 
     kept: ``kept_of`` the model and prepared batches, for evaluations one after the other of a model that changes.
 
-    Raises ``ValueError`` where a batch has no labels or logits are not finite, and as ``prepare`` does.
+    Raises ``ValueError`` as ``check_labels`` and ``prepare`` do, and where logits are not finite.
     """
-    prepared = prepare(batches, model, together=True)
-    tally = Tally(prepared.num_texts)
-    with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
-        for micro, of_micro in zip(prepared, kept or [NOTHING_KEPT] * len(prepared), strict=True):
-            tally(forward(micro, of_micro)[0], micro)
-    return tally.result()
+    with in_use(model):
+        prepared = prepare(batches, model, together=True)
+        tally = Tally(prepared, model)
+        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
+            for micro, of_micro in zip(prepared, kept or [NOTHING_KEPT] * len(prepared), strict=True):
+                tally(forward(micro, of_micro)[0], micro)
+        return tally.result()
 
 
 def _not_finite(of: str) -> str:
@@ -149,7 +169,7 @@ def gradient_norms(
     heads = [len(block.kept) for block in live for _ in "QKV"]
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     if live:
-        prepared = prepare(batches, model)
+        prepared = by_batch(prepare(batches, model))
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
             for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, on_logits, cotangent)):
                 divisor = log_divisor(logits, b)
@@ -342,7 +362,8 @@ def attention_entropy(
     prepared = prepare(batches, model)
     if prepared.packing is not None:
         return _mean_over_texts(model, prepared, _weights_in_rows, entropy, on_logits)
-    with attention_implementation(model, "eager"), _asked_for_attentions(model):
+    eager = attention_implementation(model, "eager") if plain_attention(model) else nullcontext()
+    with in_use(model), eager, _asked_for_attentions(model):  # attention of somebody's own is looked at as it is
         return _mean_over_texts(model, prepared, partial(_in_padded_texts, tap=tap), entropy, on_logits)
 
 

@@ -31,9 +31,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from . import results
-from .batches import num_texts
+from .batches import longest_text, num_texts
 from .costs import cost
-from .export import longest_text
 from .heads import head_mask_of
 from .hub import TOKENIZERS
 from .pruning import Trajectory, find_method, whole
@@ -104,7 +103,7 @@ def load(
     frame = frame.sample(frac=1, random_state=seed)
     first = min(scoring, len(frame) // 3)
     rest = first + (len(frame) - first) // 2
-    tokens = max_length or min(tokenizer.model_max_length, longest_text(model.config))
+    tokens = max_length or min(filter(None, (tokenizer.model_max_length, longest_text(model))))
     scored, chosen, tested = (
         batched(tokenizer, {str(name): column.tolist() for name, column in part.items()}, batch, tokens)
         for part in (frame[:first], frame[first:rest], frame[rest:])
@@ -213,5 +212,5 @@ def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
 
 
 def _share(hits: np.ndarray) -> dict[str, float]:
-    interval = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return {"share": float(hits.mean()), "low": interval.low, "high": interval.high}
+    low, high = results.wilson(int(hits.sum()), len(hits))
+    return {"share": float(hits.mean()), "low": low, "high": high}

@@ -17,13 +17,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of, refuse_masked
+from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of, refuse_removal
+from .state import in_use, with_own_config
 
 # What modules of transformers call the number of their heads, and the rows that these make up.
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
 HEAD_ROWS = ("all_head_size",)
 
 
+@torch.inference_mode(False)  # the new parameters can be trained, whatever mode is on outside
 def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
     """Remove heads from ``model``, in place, with their weights and biases.
 
@@ -31,25 +33,25 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     gone whatever the mask says. Unequal and empty layers are fine. The attributes of the attention modules that count
     heads follow; a layer with no head left computes no query, key, value or attention (where its family's row says that
     this can be skipped), and hands an empty context to an output projection without columns, whose bias remains. What is left is written to ``model.config.head_mask``,
-    where ``head_mask_of`` and ``save_pretrained`` find it. A compiled model has to be compiled anew, and a
-    second model built on the same configuration object needs a copy of it first.
+    where ``head_mask_of`` and ``save_pretrained`` find it; a configuration that other models share is copied before. A
+    compiled model has to be compiled anew.
 
     Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, for a model under
     ``gnorm.masked``, and as ``attention_blocks`` does.
     """
-    blocks = attention_blocks(model)
-    refuse_masked(blocks)
-    left = checked_mask(mask, blocks) & head_mask_of(model)
-    for block, row in zip(blocks, left, strict=True):
-        keep = row[list(block.kept)].repeat_interleave(block.head_dim).nonzero()[:, 0]  # (kept * head_dim,)
-        if len(keep) < block.query.out_features:
-            for linear in (block.query, block.key, block.value, *block.also):
-                _slice(linear, keep, dim=0)
-            _slice(block.output, keep, dim=1)
-            _adapt(block, row)
-    if not left.all():
-        config: Any = model.config
-        config.head_mask = left.int().tolist()
+    with in_use(model):
+        blocks = attention_blocks(model)
+        refuse_removal(blocks)
+        left = checked_mask(mask, blocks) & head_mask_of(model)
+        for block, row in zip(blocks, left, strict=True):
+            keep = row[list(block.kept)].repeat_interleave(block.head_dim).nonzero()[:, 0]  # (kept * head_dim,)
+            if len(keep) < block.query.out_features:
+                for linear in (block.query, block.key, block.value, *block.also):
+                    _slice(linear, keep, dim=0)
+                _slice(block.output, keep, dim=1)
+                _adapt(block, row)
+        if not left.all():
+            with_own_config(model).head_mask = left.int().tolist()
 
 
 def _adapt(block: AttentionBlock, row: Tensor) -> None:

@@ -130,10 +130,45 @@ BATCHES = {
     "a negative token": ([batch(input_ids=torch.full((2, 5), -1))], ValueError, "token ids from -1 to -1"),
     "a text that is too long": ([batch(tokens=41)], ValueError, "has 41 tokens, the model takes 40: .*max_length=40"),
     "a text that is too long, no mask": ([batch(tokens=41, attention_mask=None)], ValueError, "has 41 tokens"),
-    "labels that are fractions": ([batch(labels=torch.zeros(2))], ValueError, "labels of batch 0 are torch.float32"),
-    "labels of several columns": ([batch(labels=of_zeros(2, 3))], ValueError, r"of shape \(2, 3\): give the index"),
+    "a mask of other values": (
+        [batch(attention_mask=torch.full((2, 5), -10000.0))],
+        ValueError,
+        "attention mask of batch 0 holds values other than 0, for padding, and 1",
+    ),
+    "a token type that the model does not know": (
+        [batch(token_type_ids=torch.full((2, 5), 2))],
+        ValueError,
+        "batch 0 has token type ids from 2 to 2, the model knows 0 to 1: leave token_type_ids out",
+    ),
+    "token types that are fractions": (
+        [batch(token_type_ids=torch.zeros(2, 5))],
+        ValueError,
+        "token type ids of batch 0 are torch.float32",
+    ),
+    "token types of another width": (
+        [batch(token_type_ids=of_zeros(2, 4))],
+        ValueError,
+        r"attention mask \(2, 5\) and token type ids \(2, 4\) do not match",
+    ),
+    "token types of another width, no mask": (
+        [batch(token_type_ids=of_zeros(2, 4), attention_mask=None)],
+        ValueError,
+        r"token ids \(2, 5\) and token type ids \(2, 4\) do not match",
+    ),
+    "a position that the model does not know": (
+        [batch(position_ids=torch.arange(38, 43).repeat(2, 1))],
+        ValueError,
+        "batch 0 has position ids from 38 to 42, the model knows 0 to 39: leave position_ids out",
+    ),
+    "embeddings of another width": (
+        [batch(input_ids=None, inputs_embeds=torch.zeros(2, 4, 32))],
+        ValueError,
+        r"inputs_embeds of batch 0 have shape \(2, 4, 32\): .*, as wide as the attention mask \(2, 5\)",
+    ),
 }
 EVALUATION = {
+    "labels that are fractions": ([batch(labels=torch.zeros(2))], ValueError, "labels of .*batch 0 are torch.float32"),
+    "labels of several columns": ([batch(labels=of_zeros(2, 3))], ValueError, r"of shape \(2, 3\): give the index"),
     "no labels": ([batch(labels=None)], ValueError, "evaluation batch 0 has no `labels`"),
     "labels too high": ([batch(labels=torch.tensor([0, 3]))], ValueError, "labels from 0 to 3, .* classes are 0 to 2"),
     "labels below zero": ([batch(labels=torch.tensor([-100, 1]))], ValueError, "labels from -100 to 1"),
@@ -155,12 +190,21 @@ CASES = {
         f"evaluation: {name}": (lambda b=b: prune(model(), GOOD, b), *rest)
         for name, (b, *rest) in (BATCHES | EVALUATION).items()
     },
+    **{
+        f"accuracy: {name}": (lambda b=b: gnorm.accuracy(model(), b), *rest)
+        for name, (b, *rest) in EVALUATION.items()
+        if "fractions" in name or "columns" in name
+    },
     "a RoBERTa counts positions behind its padding": (
         lambda: prune(model("roberta"), [batch(tokens=39)]),
         ValueError,
         "has 39 tokens, the model takes 38",
     ),
-    "accuracy without labels": (lambda: gnorm.accuracy(model(), [batch(labels=None)]), ValueError, "no label"),
+    "accuracy without labels": (
+        lambda: gnorm.accuracy(model(), [batch(labels=None)]),
+        ValueError,
+        "batch 0 has no `labels`",
+    ),
     # the model
     "NaN among the weights": (lambda: prune(damaged(), GOOD), ValueError, "logits of batch 0 are not finite: .* NaN"),
     "infinity among the weights": (lambda: prune(damaged(value=torch.inf), GOOD), ValueError, "batch 0 are not finite"),

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 import gnorm
 from gnorm.batches import MAX_TOKENS, prepare
 from gnorm.heads import FAMILIES
-from gnorm.packing import evaluating
+from gnorm.state import evaluating
 
 IMAGES = {"image_size": 16, "patch_size": 4, "num_channels": 3}
 # What each configuration needs beside the sizes; a family comes twice where its configuration alters the block.

@@ -84,7 +84,7 @@ def test_unequal_and_empty_blocks_are_packed_too(model, gone):
         torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
 
 
-def test_a_classifier_that_reads_every_token_gets_every_token():
+def test_a_classifier_that_reads_every_token_gets_padded_texts():
     model = tiny_model("bert")
     model.bert.pooler = MeanOfTokens()
     generator = torch.Generator().manual_seed(5)
@@ -96,7 +96,7 @@ def test_a_classifier_that_reads_every_token_gets_every_token():
         for _ in range(2)
     ]
     prepared = prepare(batches, model)
-    assert prepared.packing == Packing(passes=3, first_token=False)
+    assert prepared.packing is None
     torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
     expected = literal.scores(copy.deepcopy(model), batches).log()
     torch.testing.assert_close(gnorm.gnorm_scores(model, prepared), expected, atol=1e-4, rtol=0)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import gnorm
 from gnorm.batches import _cuts, prepare
-from gnorm.packing import evaluating
 from gnorm.pruning import METHODS, NEAR_TIE
+from gnorm.state import evaluating
 
 BATCHES = ragged_batches(count=3, size=7)
 SLOW = settings(max_examples=12, deadline=None)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import gnorm
 from gnorm.batches import PACKED_MAX_TOKENS, prepare
 from gnorm.norms import log_norm
-from gnorm.packing import evaluating
 from gnorm.scoring import ENTROPY_FORMS, correct_texts
+from gnorm.state import evaluating
 
 # ---------------------------------------------------------------- norms
 
@@ -131,7 +131,7 @@ def test_accuracy_equals_one_text_at_a_time(model):
 
 def test_accuracy_without_labels_is_refused():
     batches = [{n: t for n, t in batch.items() if n != "labels"} for batch in ragged_batches()]
-    with pytest.raises(ValueError, match="no label"):
+    with pytest.raises(ValueError, match="batch 0 has no `labels`: accuracy needs the class of each text"):
         gnorm.accuracy(tiny_model("bert"), batches)
     with pytest.raises(ValueError, match="evaluation batch 0 has no `labels`"):
         gnorm.prune(tiny_model("bert"), batches, progress=False)

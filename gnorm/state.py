@@ -1,0 +1,174 @@
+"""What a call borrows from a model while it lasts: hooks, modes, the attention implementation. All of it is given back.
+
+A model has one set of hooks and modes, so it belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+
+class _Turn:
+    """Which thread has a model. It may take its turn again before it gives it back."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.thread: int | None = None
+        self.depth = 0
+        self.masks = 0  # ``gnorm.masked`` blocks among the depth
+
+    def take(self, masks: bool) -> None:
+        me = threading.get_ident()
+        with self.changed:
+            while self.thread not in (None, me):
+                if self.masks:  # it may last as long as it likes, and wait for this very thread
+                    raise ValueError(
+                        "the model is under gnorm.masked in another thread: give each thread a model of its own "
+                        "(copy.deepcopy)."
+                    )
+                self.changed.wait()
+            self.thread, self.depth, self.masks = me, self.depth + 1, self.masks + masks
+            self.changed.notify_all()
+
+    def give_back(self, masks: bool) -> None:
+        with self.changed:
+            self.depth, self.masks = self.depth - 1, self.masks - masks
+            if not self.depth:
+                self.thread = None
+            self.changed.notify_all()
+
+
+_TURNS: WeakKeyDictionary[nn.Module, _Turn] = WeakKeyDictionary()
+_ONE_TABLE = threading.Lock()
+
+
+@contextmanager
+def in_use(model: nn.Module, masks: bool = False) -> Iterator[None]:
+    """Keep other threads away from ``model`` for the length of a ``with`` block: they wait until it ends.
+
+    Models that share their first module share a turn. masks: the block is ``gnorm.masked``, for which others do not
+    wait: they get a ``ValueError``.
+    """
+    first = next(module for module in model.modules() if next(module.children(), None) is None)
+    with _ONE_TABLE:
+        turn = _TURNS.setdefault(first, _Turn())
+    turn.take(masks)
+    try:
+        yield
+    finally:
+        turn.give_back(masks)
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Compiled modules run as they are written for the length of a ``with`` block.
+
+    Compiled code does not call the hooks that are registered after it was compiled. ``torch.compile`` replaces a
+    module's forward, ``nn.Module.compile`` its call.
+    """
+    calls: list[tuple[nn.Module, Any]] = []
+    forwards: list[tuple[nn.Module, Any]] = []
+    try:
+        for module in model.modules():
+            own = vars(module)
+            if (call := own.get("_compiled_call_impl")) is not None:
+                calls.append((module, call))
+                module._compiled_call_impl = None
+            if (written := getattr(own.get("forward"), "_torchdynamo_orig_callable", None)) is not None:
+                forwards.append((module, own["forward"]))
+                original = own["_modules"].get("_orig_mod")
+                module.forward = written if original is None else original.__call__
+        yield
+    finally:
+        for module, call in calls:
+            module._compiled_call_impl = call
+        for module, forward in forwards:
+            module.forward = forward
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model, or a module of it, was compiled by torch.compile or nn.Module.compile."""
+    return any(
+        vars(module).get("_compiled_call_impl") is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no parameter asked for a gradient, nothing compiled, gradients recorded whatever mode is on outside.
+
+    Feed-forward blocks are not cut in chunks, which changes no result and needs widths that the chunks divide. Other
+    threads that call gnorm on the model wait; those that call the model itself get a ``ValueError``. All is as it was
+    on leaving.
+    """
+    me = threading.get_ident()
+
+    def refuse_others(*_: Any) -> None:
+        if threading.get_ident() != me:
+            raise ValueError(
+                "gnorm works on this model in another thread: wait for it, or give each thread a model of its own "
+                "(copy.deepcopy)."
+            )
+
+    with in_use(model), uncompiled(model), torch.inference_mode(False), torch.enable_grad():
+        training = [module for module in model.modules() if module.training]
+        wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        chunks = [(m, m.chunk_size_feed_forward) for m in model.modules() if vars(m).get("chunk_size_feed_forward")]
+        hook = model.register_forward_pre_hook(refuse_others)
+        try:
+            model.eval()
+            for module, _ in chunks:
+                module.chunk_size_feed_forward = 0  # type: ignore[assignment]
+            for parameter, _ in wanted:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            hook.remove()
+            for parameter, flag in wanted:
+                parameter.requires_grad_(flag)
+            for module, size in chunks:
+                module.chunk_size_feed_forward = size
+            for module in training:
+                module.training = True
+
+
+@contextmanager
+def attention_implementation(model: Any, name: str) -> Iterator[None]:
+    """The attention implementation ``name`` for the length of a ``with`` block.
+
+    The modules of the model get a configuration of their own meanwhile, since other models may share theirs.
+    """
+    if getattr(model.config, "_attn_implementation", None) in (None, name):
+        yield
+        return
+    owners = [(module, config) for module in model.modules() if (config := vars(module).get("config")) is not None]
+    replaced = {}
+    for _, config in owners:
+        replaced[id(config)] = copy.copy(config)
+        replaced[id(config)]._attn_implementation = name
+    try:
+        for module, config in owners:
+            module.config = replaced[id(config)]
+        yield
+    finally:
+        for module, config in owners:
+            module.config = config
+
+
+def with_own_config(model: Any) -> Any:
+    """The configuration of ``model``, which no other model shares after this."""
+    before, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if vars(module).get("config") is before:
+            module.config = own
+    return own
