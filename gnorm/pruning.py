@@ -7,6 +7,7 @@ import math
 import numbers
 import platform
 import time
+import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ from .scoring import (
     gnorm_scores,
     uniform_scores,
 )
-from .state import in_use
+from .state import in_use, uncompiled
 from .surgery import remove_heads
 
 # Scores that are closer than this may change places with the number of threads or the device: fp32 sums are rounded in
@@ -204,8 +205,7 @@ def prune(
     ):
         recorded = iter(log.steps)
         for trial in range(trials):
-            with in_use(model):
-                worker, mask, scores = copy.deepcopy(model), start.clone(), None
+            worker, mask, scores = _copy_of(model), start.clone(), None
             kept = kept_of(worker, evaluate_on)
             for step in range(steps + 1):
                 done, began = next(recorded, None), time.perf_counter()
@@ -254,6 +254,25 @@ def prune(
         "seconds": round(spent, 3),
     }
     return Trajectory(table.astype({"layer": "Int64", "head": "Int64"}), np.stack(correct), start, info)
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    """A copy of the model, to be cut. ``ValueError`` where it would not be one: it cannot be copied, or a function put in
+    the place of a module's forward would call the original."""
+    with in_use(model), uncompiled(model):
+        for name, module in model.named_modules():
+            if isinstance(vars(module).get("forward"), types.FunctionType):
+                raise ValueError(
+                    f"the forward of {name or type(module).__name__} was replaced by a function, which a copy of the model "
+                    "would share: write a subclass of the module instead, with a forward of its own."
+                )
+        try:
+            return copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:200]}): take off what hooks and "
+                "parametrizations have put on it."
+            ) from None
 
 
 def whole(name: str, value: Any, least: int) -> int:
