@@ -398,7 +398,7 @@ def check_labels(
     if classes == 1 or problem not in (None, "single_label_classification"):
         kind = problem or "regression, with one number a text"
         raise ValueError(
-            f"{purpose} needs a classifier that gives each text one of its classes; this model is for {kind}."
+            f"{purpose} needs a classifier that gives each text one of several classes; this model is for {kind}."
         )
     counted = 0
     for i, batch in enumerate(batches):

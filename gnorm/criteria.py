@@ -210,7 +210,8 @@ def _mask_derivatives(
                 logits = logits_of(model, micro.inputs)  # (text, class)
                 exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = cross_entropy(exact, labels_of(micro, logits.shape[1]), reduction="sum")
-            found = dict(zip(masks, torch.autograd.grad(loss, list(masks.values()), allow_unused=True), strict=True))
+            gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True) if masks else ()
+            found = dict(zip(masks, gradients, strict=True))
             rows = iter([found.get(i) for i in range(len(live))])
             yield (
                 micro.index,

@@ -262,7 +262,7 @@ def _copy_of(model: nn.Module) -> nn.Module:
     with in_use(model), uncompiled(model):
         for name, module in model.named_modules():
             if isinstance(vars(module).get("forward"), types.FunctionType):
-                raise ValueError(
+                raise ValueError(  # noqa: TRY004 - of this model, not of a type
                     f"the forward of {name or type(module).__name__} was replaced by a function, which a copy of the model "
                     "would share: write a subclass of the module instead, with a forward of its own."
                 )

@@ -26,7 +26,7 @@ from .batches import (
     labels_of,
     prepare,
 )
-from .heads import AttentionBlock, attention_blocks, head_mask_of
+from .heads import AttentionBlock, attention_blocks, head_mask_of, layers_of
 from .norms import log_norm
 from .packing import NOTHING_KEPT, Kept, Rectangle, logits_of, packed, plain_attention
 from .products import FasterLinear, product
@@ -207,11 +207,11 @@ def gradients_by_batch(
     taken before the next batch is. ``cotangent`` (logits, micro-batch) -> (text, class) starts the backward pass of
     another objective: what it gives is the sum over a batch's texts of that objective's gradient.
     """
-    projections = [p for block in attention_blocks(model) if block.kept for p in (block.query, block.key, block.value)]
+    live = [pair for pair in zip(attention_blocks(model), layers_of(model), strict=True) if pair[0].kept]
     totals: list[Tensor] = []
     logits: list[Tensor] = []
     for micro in prepared:
-        z, flows = _flows(forward, micro, projections, cotangent)
+        z, flows = _flows(forward, micro, live, cotangent)
         if on_logits is not None:
             on_logits(z, micro)
         for part in micro.parts:
@@ -250,12 +250,13 @@ Flow = tuple[Tensor, Tensor]
 def _flows(
     forward: Forward,
     micro: MicroBatch,
-    projections: list[nn.Linear],
+    live: list[tuple[AttentionBlock, nn.Module]],
     cotangent: Callable[[Tensor, MicroBatch], Tensor],
 ) -> tuple[Tensor, list[list[Flow]]]:
     """The logits z (text, class) of a micro-batch, and for every projection and each of its passes what came into it
     (token, in) and the gradient <cotangent, dz> / d of what came out of it (token, out); fp32 at least. A weight that
-    was folded into something else met (text, head, in) and (text, head, out).
+    was folded into something else met (text, head, in) and (text, head, out). live: blocks, each with the layer that it
+    is in; a layer that is never called, such as one of ALBERT's spare groups, gets no gradient.
 
     fp16 gradients are scaled by a power of two on their way back, lowered until nothing overflows.
     """
@@ -266,11 +267,16 @@ def _flows(
         x = inputs[0].detach().flatten(0, -2)
         passes.append((k, output.requires_grad_(), lambda g: (x, g.flatten(0, -2))))
 
+    projections = [projection for block, _ in live for projection in (block.query, block.key, block.value)]
+    called: set[nn.Module] = set()
     with ExitStack() as hooks:
+        for _, layer in live:
+            hooks.callback(layer.register_forward_hook(lambda layer, *_: called.add(layer)).remove)
         for k, projection in enumerate(projections):
             hooks.callback(projection.register_forward_hook(partial(see, k=k)).remove)
         z, folded = forward(micro)
-    if missing := set(range(len(projections))) - {k for k, _, _ in passes}:
+    seen = {k for k, _, _ in passes}
+    if missing := [k for k in range(len(projections)) if k not in seen and live[k // 3][1] in called]:
         raise ValueError(
             f"the {('query', 'key', 'value')[min(missing) % 3]} projection of a block is never called as a module, so "
             "its gradient cannot be seen: correct the family's row with gnorm.register."
@@ -279,7 +285,7 @@ def _flows(
     passes += [(numbers[one.projection], one.output, one.flow) for one in folded]
     start = cotangent(z.detach(), micro)
     scale = 2.0**16 if z.dtype == torch.float16 else 1.0
-    while True:
+    while passes:
         # what a model computes and does not use has no gradient
         gradients = torch.autograd.grad(
             z, [y for _, y, _ in passes], start * scale, retain_graph=scale > 1, allow_unused=True
@@ -289,7 +295,7 @@ def _flows(
         scale /= 16
     dtype = torch.promote_types(z.dtype, torch.float32)
     flows: list[list[Flow]] = [[] for _ in projections]
-    for (k, _, flow), gradient in zip(passes, gradients, strict=True):
+    for (k, _, flow), gradient in zip(passes, gradients if passes else (), strict=True):
         if gradient is not None:
             gradient = gradient.to(dtype)
             x, dy = flow(gradient / scale if scale > 1 else gradient)

@@ -158,3 +158,83 @@ def test_prepared_batches_serve_criteria_with_and_without_gradients_in_turn(mode
     expected = criteria.head_importance(model, ragged_batches())
     gnorm.attention_entropy(model, prepared)
     torch.testing.assert_close(criteria.head_importance(model, prepared), expected, atol=0, rtol=0)
+
+
+LEFT_OUT = torch.tensor([0, 3])  # of every batch
+
+
+def with_left_out(batches, label=-100):
+    """Texts of ``LEFT_OUT`` labelled -100."""
+    return [b | {"labels": b["labels"].index_fill(0, LEFT_OUT[len(b["labels"]) > LEFT_OUT], label)} for b in batches]
+
+
+@pytest.mark.parametrize("name", [*gnorm.METHODS, *gnorm.MORE_METHODS])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.uint8, torch.bool])
+def test_labels_of_any_whole_type_are_the_same_labels(name, dtype):
+    two = [batch | {"labels": batch["labels"].clamp(max=1)} for batch in BATCHES]
+    criterion = (gnorm.METHODS | gnorm.MORE_METHODS)[name].criterion
+    found, expected = (
+        criterion(
+            tiny_model("bert"),
+            [batch | {"labels": batch["labels"].to(kind)} for batch in two],
+            generator=torch.Generator().manual_seed(0),
+        )
+        for kind in (dtype, torch.int64)
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["head_importance", "output_saliency", "gnorm_cross_entropy"])
+def test_texts_labelled_minus_100_are_in_no_loss(name):
+    model, criterion = tiny_model("bert"), getattr(criteria, name)
+    kept = [torch.tensor([i for i in range(len(b["labels"])) if i not in LEFT_OUT]) for b in BATCHES]
+    without = [{n: t[rows] for n, t in b.items()} for b, rows in zip(BATCHES, kept, strict=True)]
+    torch.testing.assert_close(
+        criterion(model, with_left_out(BATCHES)), criterion(model, without), atol=1e-5, rtol=1e-5
+    )
+    nothing = [b | {"labels": torch.full_like(b["labels"], -100)} for b in BATCHES[:1]]
+    torch.testing.assert_close(
+        criterion(model, [*BATCHES[1:], *nothing]), criterion(model, BATCHES[1:]), atol=1e-5, rtol=0
+    )
+    with pytest.raises(ValueError, match="every label is -100, which is not counted"):
+        criterion(model, nothing)
+
+
+@pytest.mark.parametrize("name", ["head_importance", "output_saliency", "hies", "gnorm_cross_entropy"])
+def test_labels_that_are_no_class_are_refused_by_criteria_of_a_loss(name):
+    criterion, model = getattr(criteria, name), tiny_model("bert")
+    for change, says in ((lambda t: t + 1, "labels from 1 to 3, .* 0 to 2"), (lambda t: t - 1, "labels from -1 to 1")):
+        with pytest.raises(ValueError, match=says):
+            criterion(model, [batch | {"labels": change(batch["labels"])} for batch in BATCHES])
+    for options in ({"num_labels": 1}, {"problem_type": "multi_label_classification"}, {"problem_type": "regression"}):
+        with pytest.raises(ValueError, match="needs a classifier that gives each text one of several classes"):
+            criterion(tiny_model("bert", **options), BATCHES)
+
+
+def test_the_cross_entropy_is_as_exact_as_the_model():
+    """Texts that the model is sure of: 1 - p is 1e-9 and less, which fp32 would round to nothing."""
+    model = tiny_model("bert").double()
+    with torch.no_grad():
+        model.classifier.weight.mul_(0.1)
+        model.classifier.bias.copy_(torch.tensor([24.0, 0.0, -3.0]))
+    sure = [batch | {"labels": torch.zeros_like(batch["labels"])} for batch in BATCHES]
+    blocks = gnorm.attention_blocks(model)
+    weights = [linear.weight for block in blocks for linear in (block.query, block.key, block.value)]
+    sums = torch.zeros(len(weights), 4, dtype=torch.float64)
+    for batch in sure:
+        others = model(**{n: t for n, t in batch.items() if n != "labels"}).logits.softmax(1)[:, 1:].sum(1)
+        assert bool((others < 1e-9).all())
+        loss = -torch.log1p(-others).mean()
+        sums += torch.stack([g.view(4, -1).norm(dim=1) for g in torch.autograd.grad(loss, weights)])
+    expected = sums.log().view(-1, 3, 4).sum(1)
+    torch.testing.assert_close(criteria.gnorm_cross_entropy(model, sure), expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", [*gnorm.METHODS, *gnorm.MORE_METHODS])
+def test_every_method_does_empty_layers_spare_groups_and_chunks(name):
+    spare = tiny_model("albert", num_hidden_layers=2, num_hidden_groups=3)  # the third group is never called
+    empty, chunked = tiny_model("bert"), tiny_model("bert", chunk_size_feed_forward=3)
+    gnorm.remove_heads(empty, torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]))
+    orders = [gnorm.prune(m, BATCHES, method=name, progress=False).order() for m in (spare, empty, chunked)]
+    assert [len(set(order)) for order in orders] == [12, 7, 12]
+    assert orders[2] == gnorm.prune(tiny_model("bert"), BATCHES, method=name, progress=False).order()

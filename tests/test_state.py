@@ -29,6 +29,12 @@ def hooks_of(model):
     return [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
 
 
+def held(inside, done):
+    """Says that a pass is there, and holds it until it may go on."""
+    inside.set()
+    done.wait(30)
+
+
 # ---------------------------------------------------------------- threads
 
 
@@ -65,7 +71,7 @@ def test_two_models_on_one_configuration_are_scored_side_by_side():
     alone = [gnorm.gnorm_scores(model, texts) for model in (first, second)]
     plain = logits(second)
     inside, done = threading.Event(), threading.Event()
-    hold = first.bert.embeddings.register_forward_hook(lambda *_: (inside.set(), done.wait(30)) and None)
+    hold = first.bert.embeddings.register_forward_hook(lambda *_: held(inside, done))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(gnorm.gnorm_scores, first, texts)
         assert inside.wait(30)
@@ -90,7 +96,7 @@ def test_removal_leaves_another_model_on_the_same_configuration_whole():
 def test_a_forward_pass_in_another_thread_is_refused_while_the_model_is_at_work():
     model, texts = tiny_model("bert"), ragged_batches()
     inside, done = threading.Event(), threading.Event()
-    hold = model.bert.embeddings.register_forward_hook(lambda *_: (inside.set(), done.wait(30)) and None)
+    hold = model.bert.embeddings.register_forward_hook(lambda *_: held(inside, done))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(gnorm.accuracy, model, texts)
         assert inside.wait(30)
@@ -143,9 +149,14 @@ def test_autograd_modes_around_a_call_do_not_matter(mode):
 def test_a_model_made_within_inference_mode_is_refused_and_its_copy_is_not():
     with torch.inference_mode():
         model = tiny_model("bert")
-    with pytest.raises(ValueError, match=r"made within torch.inference_mode\(\), .*copy.deepcopy\(model\), made outside"):
+    with pytest.raises(
+        ValueError, match=r"made within torch.inference_mode\(\), .*copy.deepcopy\(model\), made outside"
+    ):
         gnorm.gnorm_scores(model, ragged_batches())
-    close(gnorm.gnorm_scores(copy.deepcopy(model), ragged_batches()), gnorm.gnorm_scores(tiny_model("bert"), ragged_batches()))
+    close(
+        gnorm.gnorm_scores(copy.deepcopy(model), ragged_batches()),
+        gnorm.gnorm_scores(tiny_model("bert"), ragged_batches()),
+    )
 
 
 def test_feed_forward_blocks_in_chunks_change_nothing(model):
