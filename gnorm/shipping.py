@@ -81,8 +81,8 @@ def load(
     be read both ways.
 
     Raises ``FileNotFoundError`` for a file or a checkpoint that is not there, and for a folder without a tokenizer;
-    ``TypeError`` for what is no path and no table; ``ValueError`` for a checkpoint that has no classifier or is damaged,
-    for numbers out of range, too few texts, and as ``texts.labelled`` and ``prepare`` do.
+    ``TypeError`` for what is no path and no table; ``ValueError`` for a checkpoint that has no classifier or is
+    damaged, for numbers out of range, too few texts, and as ``texts.labelled`` and ``prepare`` do.
     """
     scoring, batch, seed = whole("scoring", scoring, 1), whole("batch", batch, 1), whole("seed", seed, 0)
     model, tokenizer = _checkpoint(checkpoint)
@@ -119,8 +119,8 @@ def _checkpoint(checkpoint: str | os.PathLike[str]) -> tuple[Any, Any]:
     """The model and the tokenizer of a folder or of a name on the hub."""
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(
-            f"a checkpoint is a folder, not a {type(checkpoint).__name__}: save {wrapped_in(checkpoint) or 'the model'} "
-            "and its tokenizer with save_pretrained, and give the folder."
+            f"a checkpoint is a folder, not a {type(checkpoint).__name__}: save {wrapped_in(checkpoint) or 'the model'}"
+            " and its tokenizer with save_pretrained, and give the folder."
         )
     folder = Path(checkpoint)
     if folder.is_file():
@@ -129,8 +129,8 @@ def _checkpoint(checkpoint: str | os.PathLike[str]) -> tuple[Any, Any]:
         )
     if (folder / "adapter_config.json").is_file():
         raise ValueError(
-            f"{checkpoint} holds an adapter, which is no model of its own: save what merge_and_unload() of the PeftModel "
-            "returns, and the tokenizer, with save_pretrained, and give that folder."
+            f"{checkpoint} holds an adapter, which is no model of its own: save what merge_and_unload() of the "
+            "PeftModel returns, and the tokenizer, with save_pretrained, and give that folder."
         )
     embeds = (folder / "modules.json").is_file()  # a CrossEncoder has the file too, but a classifier with it
     no_classifier = (
@@ -148,7 +148,8 @@ def _checkpoint(checkpoint: str | os.PathLike[str]) -> tuple[Any, Any]:
         written = PreTrainedConfig.get_config_dict(checkpoint)[0].get("id2label") or {}
     if not all(str(key).strip().isdecimal() for key in written):
         raise ValueError(
-            f'id2label in config.json of {checkpoint} must give names to numbers, as in {{"0": "negative", "1": "positive"}}.'
+            f"id2label in config.json of {checkpoint} must give names to numbers, as in "
+            '{"0": "negative", "1": "positive"}.'
         )
     with _legible(checkpoint):
         config, tokenizer = AutoConfig.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
@@ -198,8 +199,8 @@ def _lacking(checkpoint: Any, base: str, missing_keys: set[str], unexpected_keys
         long.removesuffix(name) for name in missing_keys for long in unexpected_keys if long.endswith(f".{name}")
     }:
         return (
-            f"{checkpoint} has its weights under names that begin with {min(prefixes)!r}, as those of a wrapped model do: "
-            "save the model inside the wrapper, or take the prefix off the names."
+            f"{checkpoint} has its weights under names that begin with {min(prefixes)!r}, as those of a wrapped model "
+            "do: save the model inside the wrapper, or take the prefix off the names."
         )
     if head := [name for name in missing_keys if not name.startswith(f"{base}.")]:
         return f"{checkpoint} has no weights for {min(head)}: fine-tune it as a classifier first."

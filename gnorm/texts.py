@@ -1,7 +1,7 @@
 """Texts and labels as users have them -> columns text, text_pair (of pairs) and label, a class number.
 
-A file (CSV, JSON lines, Parquet) is read by pandas; a table in memory is taken as it is. Labels are class names or class
-numbers: the whole column is read in one way.
+A file (CSV, JSON lines, Parquet) is read by pandas; a table in memory is taken as it is. Labels are class names or
+class numbers: the whole column is read in one way.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def labelled(texts: Any, config: Any, checkpoint: str, labels: Labels | None = N
                 raise ValueError(f"row {row} of {where} has an empty {name}: fill it in or delete it.")
             if name != "label" and not isinstance(cell, str):
                 raise ValueError(
-                    f"row {row} of {where} has {cell!r:.60} as {name}, which is no string: make the column one of strings."
+                    f"row {row} of {where} has {cell!r:.60} as {name}, which is no string: make it a column of strings."
                 )
     given = [cell.item() if isinstance(cell, np.generic) else cell for cell in cells.pop("label")]
     numbers = _classes(given, names, declared, labels, where, checkpoint)
@@ -111,8 +111,8 @@ def _table(texts: Any, where: str) -> tuple[pd.DataFrame, list[str] | None]:
             f"{where} holds the splits {', '.join(texts)}: give one of them, as texts[{next(iter(texts))!r}]."
         )
     raise TypeError(
-        f"texts is of type {type(texts).__name__}: give the path of a CSV, JSON-lines or Parquet file, a DataFrame or a "
-        "datasets.Dataset."
+        f"texts is of type {type(texts).__name__}: give the path of a CSV, JSON-lines or Parquet file, a DataFrame or "
+        "a datasets.Dataset."
     )
 
 
