@@ -149,17 +149,46 @@ class AttentionBlock:
     norm: nn.Module | None = None
 
 
+WRAPPERS = {  # class name -> what to give instead of an object of it
+    "PeftModel": "what its merge_and_unload() returns",
+    "PeftMixedModel": "what its merge_and_unload() returns",
+    "CrossEncoder": "its .model",
+    "SentenceTransformer": "an AutoModelForSequenceClassification fine-tuned from it, as it has no classifier",
+    "DataParallel": "its .module",
+    "DistributedDataParallel": "its .module",
+    "DeepSpeedEngine": "its .module",
+    "Pipeline": "its .model",
+    "Trainer": "its .model",
+}
+
+
+def wrapped_in(model: Any) -> str:
+    """What to give instead of ``model``, where it is an object known to wrap one; else ""."""
+    return next((WRAPPERS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in WRAPPERS), "")
+
+
+def _child_of(model: Any) -> str:
+    """The name of the one child of ``model`` that is a model of transformers with a head; "" where there is none."""
+    children = model.named_children() if isinstance(model, nn.Module) else ()
+    found = [name for name, child in children if getattr(child, "base_model", child) is not child]
+    return found[0] if len(found) == 1 else ""
+
+
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
+    An object that only wraps a model, such as PEFT's, is refused by a ``ValueError`` that says what to give instead.
 
     Raises ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where the row's names lead
     nowhere in this model, where the model has decoder layers (causal or cross attention), or where a projection is no
     linear layer with a weight of its own or does not have the size that its heads need; ``TypeError`` for what is no
     model of transformers.
     """
+    if inside := wrapped_in(model):
+        raise ValueError(f"{type(model).__name__} wraps a model: give {inside}.")
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
-        raise TypeError(f"{type(model).__name__} is no model of transformers: it has no config with a model_type.")
+        hint = f"give its .{inside}" if (inside := _child_of(model)) else "it has no config with a model_type"
+        raise TypeError(f"{type(model).__name__} is no model of transformers: {hint}.")
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"attention heads of model_type {config.model_type!r} are not known (known: {', '.join(FAMILIES)}); "
@@ -266,6 +295,8 @@ def _named(model: nn.Module, pattern: str) -> list[Any]:
         below = (module.children() if name == "*" else [getattr(module, name, None)] for module in found)
         found = [module for modules in below for module in modules if isinstance(module, nn.Module)]
     if not found:
+        if inside := _child_of(model):
+            raise ValueError(f"{type(model).__name__} wraps a model: give its .{inside}.")
         raise ValueError(
             f"no module of {type(base).__name__} is named {pattern!r}; correct the row of model_type "
             f"{base.config.model_type!r} with gnorm.register."

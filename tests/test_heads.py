@@ -179,3 +179,39 @@ def test_without_feed_forward_the_blocks_add_their_bias_alone(model):
     assert torch.equal(without, logits(zeroed))
     assert not torch.equal(without, logits(model))
     assert not hooks_of(model)
+
+
+def wrapper(name, **attributes):
+    """An object of a class of this name that holds a model and its configuration, as wrappers do."""
+    found = type(name, (torch.nn.Module,), {})()
+    for attribute, value in attributes.items():
+        setattr(found, attribute, value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "complaint"),
+    [
+        ("PeftModel", "base_model", r"give what its merge_and_unload\(\) returns"),
+        ("CrossEncoder", "model", r"give its \.model"),
+        ("SentenceTransformer", "encoder", "AutoModelForSequenceClassification fine-tuned from it, as it has no class"),
+        ("DistributedDataParallel", "module", r"give its \.module"),
+        ("MyOwn", "network", r"give its \.network"),
+    ],
+)
+def test_a_wrapped_model_is_refused_with_what_to_give_instead(name, attribute, complaint):
+    model = tiny_model("bert")
+    for config in ({}, {"config": model.config}):
+        with pytest.raises((ValueError, TypeError), match=f"^{name} .*{complaint}"):
+            gnorm.attention_blocks(wrapper(name, **{attribute: model}, **config))
+
+
+def test_wrappers_of_libraries_are_known_by_the_names_of_their_classes():
+    model = tiny_model("bert")
+    with pytest.raises(ValueError, match=r"DataParallel wraps a model: give its \.module"):
+        gnorm.gnorm_scores(torch.nn.DataParallel(model), ragged_batches())
+    kind = type("PeftModelForSequenceClassification", (type(wrapper("PeftModel")),), {})
+    with pytest.raises(
+        ValueError, match="PeftModelForSequenceClassification wraps a model: give what its merge_and_unload"
+    ):
+        gnorm.attention_blocks(kind())

@@ -2,13 +2,17 @@
 
 import copy
 import inspect
+import json
 import re
 import textwrap
+from pathlib import Path
 
+import datasets
 import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from conftest import ragged_batches, tiny_model
@@ -109,6 +113,10 @@ def test_no_text_is_in_two_shares_and_the_draw_is_seeded(home):
         (lambda f: f.assign(text=[*f.text[:2], " ", *f.text[3:]]), "row 3 of .* has an empty text"),
         (lambda f: f[:29], "has 29 different texts; give at least 30"),
         (lambda f: pd.concat([f[:20]] * 9), "has 20 different texts"),
+        (
+            lambda f: pd.concat([f, f[:1].assign(label="es" if f.label[0] == "de" else "de")]),
+            "rows 1 and 201 of bad.csv",
+        ),
     ],
 )
 def test_texts_that_will_not_do_are_refused(home, change, complaint):
@@ -135,6 +143,120 @@ def test_what_is_missing_is_named(home):
     transformers.AutoTokenizer.from_pretrained("my-checkpoint").save_pretrained("encoder")
     with pytest.raises(ValueError, match=r"has no weights for classifier.bias: fine-tune it as a classifier first"):
         shipping.load("encoder", "my-texts.csv")
+
+
+def test_tables_in_memory_give_what_the_file_gives(home):
+    frame = pd.read_csv("my-texts.csv")
+    from_file = shipping.load("my-checkpoint", "my-texts.csv")
+    for texts, name in ((frame, "a DataFrame"), (datasets.Dataset.from_pandas(frame), "a Dataset")):
+        own = shipping.load("my-checkpoint", texts)
+        assert own.data == name
+        for share in ("scoring", "choosing", "testing"):
+            for mine, other in zip(getattr(own, share), getattr(from_file, share), strict=True):
+                assert all(torch.equal(mine[key], other[key]) for key in ("input_ids", "attention_mask", "labels"))
+
+
+def test_classes_named_by_numbers_are_asked_about_where_both_readings_differ(home):
+    config = transformers.AutoConfig.from_pretrained("my-checkpoint")
+    names = ["1", "2", "3", "4"]
+    config.update({"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}})
+    config.save_pretrained("my-checkpoint")
+    frame = pd.read_csv("my-texts.csv").assign(label=["1", "2"] * 100)
+    with pytest.raises(ValueError, match='say labels="names" or labels="numbers"'):
+        shipping.load("my-checkpoint", frame)
+    for labels, numbers in (("names", {0, 1}), ("numbers", {1, 2})):
+        own = shipping.load("my-checkpoint", frame, labels=labels)
+        assert {int(label) for batch in own.testing for label in batch["labels"]} == numbers
+
+
+def _change_config(**changes):
+    path = Path("my-checkpoint/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _prefix(prefix):
+    path = "my-checkpoint/model.safetensors"
+    weights = {f"{prefix}{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(weights, path, {"format": "pt"})
+
+
+def _only_pickled(content):
+    Path("my-checkpoint/model.safetensors").unlink()
+    Path("my-checkpoint/pytorch_model.bin").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (
+            lambda: Path("my-checkpoint/adapter_config.json").write_text("{}"),
+            "my-checkpoint holds an adapter.*merge_and_un",
+        ),
+        (lambda: _prefix("module."), "my-checkpoint has its weights under names that begin with 'module.'"),
+        (lambda: _prefix("_orig_mod."), "names that begin with '_orig_mod.'.* take the prefix off"),
+        (lambda: _change_config(num_hidden_layers=9), r"has no weights for bert\..*, which its config.json asks for"),
+        (
+            lambda: _change_config(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}),
+            r"the weights in my-checkpoint contradict its config.json: classifier.bias is \(4,\), .* \(2,\)",
+        ),
+        (
+            lambda: _change_config(id2label={"de": 0}, label2id={}),
+            "id2label in config.json of my-checkpoint must give names",
+        ),
+        (lambda: _change_config(label2id={"de": "0"}), "label2id in config.json of my-checkpoint gives '0' for 'de'"),
+        (lambda: _change_config(model_type="none"), "my-checkpoint cannot be loaded .*model type `none`"),
+        (
+            lambda: Path("my-checkpoint/config.json").write_text("{"),
+            "my-checkpoint cannot be loaded .*not a valid JSON",
+        ),
+        (lambda: Path("my-checkpoint/model.safetensors").unlink(), "my-checkpoint cannot be loaded .*no file named"),
+        (lambda: Path("my-checkpoint/tokenizer.json").write_text("{"), "my-checkpoint cannot be loaded"),
+        (lambda: _only_pickled(b"no weights"), "^the weights in my-checkpoint are damaged: save the model anew.$"),
+    ],
+)
+def test_a_checkpoint_that_will_not_do_is_refused_with_what_helps(home, harm, complaint):
+    harm()
+    with pytest.raises(ValueError, match=complaint):
+        shipping.load("my-checkpoint", "my-texts.csv")
+
+
+def test_a_folder_of_sentence_transformers_is_taken_where_it_has_a_classifier(home):
+    Path("my-checkpoint/modules.json").write_text("[]")  # a CrossEncoder's folder
+    assert shipping.load("my-checkpoint", "my-texts.csv").checkpoint == "my-checkpoint"
+    transformers.AutoModel.from_pretrained("my-checkpoint").save_pretrained("my-checkpoint")
+    with pytest.raises(ValueError, match="my-checkpoint holds a SentenceTransformer, which has no classifier"):
+        shipping.load("my-checkpoint", "my-texts.csv")
+    Path("my-checkpoint/config.json").unlink()
+    with pytest.raises(ValueError, match="my-checkpoint holds a SentenceTransformer"):
+        shipping.load("my-checkpoint", "my-texts.csv")
+
+
+def test_a_checkpoint_that_is_no_folder_is_refused(home):
+    for name in ("nowhere", "some/name", str(home / "nowhere")):
+        with pytest.raises(FileNotFoundError, match=f"{name} is no folder, and the hub gives no model of that name"):
+            shipping.load(name, "my-texts.csv")
+    with pytest.raises(ValueError, match=r"my-checkpoint/config.json is a file: give the folder"):
+        shipping.load("my-checkpoint/config.json", "my-texts.csv")
+    model = tiny_model("bert")
+    with pytest.raises(
+        TypeError, match="a checkpoint is a folder, not a BertForSequenceClassification: save the model and"
+    ):
+        shipping.load(model, "my-texts.csv")
+    with pytest.raises(TypeError, match="not a DataParallel: save its .module and its tokenizer with save_pretrained"):
+        shipping.load(torch.nn.DataParallel(model), "my-texts.csv")
+
+
+def test_what_the_model_does_not_take_is_refused_on_loading(home):
+    tokenizer = transformers.AutoTokenizer.from_pretrained("my-checkpoint")
+    tokenizer.add_tokens(["hallo"])  # one more than the model has embeddings for
+    tokenizer.save_pretrained("my-checkpoint")
+    frame = pd.read_csv("my-texts.csv").assign(text=lambda f: "hallo " + f.text)
+    with pytest.raises(ValueError, match="has token ids from .*: use the tokenizer that belongs to it"):
+        shipping.load("my-checkpoint", frame)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained("my-checkpoint")
+    with pytest.raises(ValueError, match="the tokenizer of my-checkpoint has no padding token"):
+        shipping.load("my-checkpoint", frame)
 
 
 def test_a_run_of_another_model_and_a_folder_that_exists_are_refused(home):
@@ -198,7 +320,7 @@ def test_files_that_are_no_csv_of_texts_are_named(home, content, complaint):
         shipping.load("my-checkpoint", "bad.csv")
 
 
-@pytest.mark.parametrize("number", [{"scoring": -5}, {"batch": 0}, {"max_length": 1}])
+@pytest.mark.parametrize("number", [{"scoring": -5}, {"batch": 0}, {"max_length": 1}, {"seed": -1}])
 def test_numbers_out_of_range_are_refused(home, number):
     with pytest.raises(ValueError, match=f"{next(iter(number))}=.* is out of range"):
         shipping.load("my-checkpoint", "my-texts.csv", **number)
