@@ -106,7 +106,7 @@ def load(
     rest = first + (len(frame) - first) // 2
     tokens = max_length or min(tokenizer.model_max_length, longest_text(model.config))
     scored, chosen, tested = (
-        batched(tokenizer, {str(name): column.tolist() for name, column in part.items()}, batch, tokens)
+        batched(tokenizer, {str(name): column.tolist() for name, column in part.items()}, batch, tokens, model)
         for part in (frame[:first], frame[first:rest], frame[rest:])
     )
     return Own(
