@@ -77,6 +77,7 @@ class Published:
 
     accuracy, parameters, mb: before and after its final solution, which prunes ``heads_pruned`` of ``heads``.
     area: under the accuracy curve, by method. curve: accuracy at 0, 25, 50, 75 and 100 % of the heads, by method.
+    tolerance: how far the published intact accuracy may lie outside the interval of the measured one, as a fraction.
     """
 
     source: str
@@ -87,6 +88,11 @@ class Published:
     mb: list[float]
     area: dict[str, float]
     curve: dict[str, list[float]]
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance = {self.tolerance}, it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
