@@ -197,36 +197,42 @@ def preflight(
     return found
 
 
-def hold_against_published(profile: str, models: list[str], device: str, fresh: bool, strict: bool) -> dict[str, str]:
+def hold_against_published(
+    known: tasks.Profile, models: list[str], device: str, fresh: bool, strict: bool
+) -> dict[str, str]:
     """Measure every intact model whose accuracy was published, and say in words whether it is as published.
 
     Ends the program with 2 where it is not and ``strict`` asks for it: its assets are not what was published with.
+    Returns what was said, by model.
     """
     verdicts = {}
     for model in models:
-        published = tasks.read_profile(profile).models[model].published
-        if published is None:
+        if (published := known.models[model].published) is None:
             continue
         print(
-            f"{model}: its intact accuracy is held against the published one; on a CPU this can take minutes",
+            f"{model}: its intact accuracy is measured, once, and held against the published one; on a CPU this can take "
+            "many minutes",
             flush=True,
         )
-        measured = experiments.intact(tasks.load(profile, model, device=device), fresh)
+        try:
+            measured = experiments.intact(tasks.load(known.name, model, device=device), fresh)
+        except (hub.AssetError, ValueError) as error:
+            refuse(str(error))
+        except RuntimeError as error:
+            fail(f"{model}: its intact accuracy could not be measured on {device}: {error}")
         verdicts[model] = results.against_published(**measured, quoted=dataclasses.asdict(published))
         print(f"{model}: intact accuracy {verdicts[model]}", flush=True)
     if device == "cuda":
-        torch.cuda.empty_cache()  # kernels need it
-    others = [model for model in verdicts if not verdicts[model].startswith(results.AS_PUBLISHED)]
+        torch.cuda.empty_cache()  # the kernels need it
+    others = [model for model, verdict in verdicts.items() if not verdict.startswith(results.AS_PUBLISHED)]
     if others:
         remedy = (
-            "name the `revision` of checkpoint and data set in the profile that the published results were made with"
+            "name in the profile the `revision` of checkpoint and data set that the published results were made with"
         )
         if strict:
             each = "\n".join(f"  {model}: {verdicts[model]}" for model in others)
-            refuse(
-                f"--strict: {len(others)} intact models are not as published, nothing was pruned:\n{each}\n{remedy}."
-            )
-        print(f"{', '.join(others)}: not as published, so the results are not comparable; {remedy}.", flush=True)
+            refuse(f"intact accuracy not as published, and --strict is given; nothing was pruned:\n{each}\n{remedy}.")
+        print(f"{', '.join(others)}: results cannot be compared with the published ones; {remedy}.", flush=True)
     return verdicts
 
 
@@ -407,7 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         results.run_folder(profile).mkdir(parents=True, exist_ok=True)
         with lock:
-            verdicts = hold_against_published(profile, models, device, asked.fresh, asked.strict)
+            verdicts = hold_against_published(known, models, device, asked.fresh, asked.strict)
             about = {"assets": [f.record() for f in found], "intact_accuracy": verdicts}
             return run(profile, known.description, parameters, wanted, asked.fresh, device, about)
     except filelock.Timeout:

@@ -80,14 +80,12 @@ def checkouts(folder):
 
 
 def read(tokenizer):
-    """Ids, mask and segments of every text and pair, whole and cut."""
-    every = [(text,) for text in TEXTS] + [*PAIRS]
-    found = [
-        dict(tokenizer(*each, truncation=longest is not None, max_length=longest, return_token_type_ids=True))
-        for longest in (None, LONGEST)
-        for each in every
-    ]
-    return [{name: row[name] for name in ("input_ids", "attention_mask", "token_type_ids")} for row in found]
+    """Ids, mask and segments of every text and of every pair, as a batch: whole, and cut and padded."""
+    whole = {"return_token_type_ids": True}
+    cut = {"padding": True, "truncation": True, "max_length": LONGEST, **whole}
+    columns = ([list(TEXTS)], [list(column) for column in zip(*PAIRS, strict=True)])
+    found = [dict(tokenizer(*texts, **options)) for texts in columns for options in (whole, cut)]
+    return [{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")} for batch in found]
 
 
 if __name__ == "__main__":
