@@ -128,6 +128,13 @@ def test_the_papers_tokenizers_give_what_the_authors_version_gave(name, checkout
     assert published.read(tokenizing.load_published(checkouts[name])) == EXPECTED[name]
 
 
+@pytest.mark.parametrize("name", ["bert", "albert"])
+def test_segments_come_from_bare_vocabularies_too(name, checkouts):
+    """As a user's own checkpoint is read: a vocab.txt or spiece.model and no tokenizer.json."""
+    (batch,) = batched(AutoTokenizer.from_pretrained(checkouts[name]), ROWS, 2, 30, tiny_model(name))
+    assert batch["token_type_ids"].tolist() == TWO
+
+
 def test_a_full_stop_and_a_last_space_are_what_the_authors_version_made_of_them(checkouts):
     """The two that transformers 5 reads otherwise in ordinary texts."""
     albert, xlm = (tokenizing.load_published(checkouts[name]) for name in ("albert", "xlm-roberta"))
