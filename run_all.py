@@ -3,7 +3,7 @@
 python run_all.py [--profile auto|paper|local|smoke] [--only NAME,...] [--models NAME,...] [--device ...] [--fresh]
                   [--list] [--published DIR] [--strict]
 
-Exit codes: 0 done; 1 a notebook failed; 2 wrong usage, missing assets, or with --strict assets that are not as accurate as
+Exit codes: 0 done; 1 a notebook failed; 2 wrong usage, missing assets, or with --strict assets not as accurate as
 published; 130 and 143 interrupted, to be taken up by the same command.
 """
 
@@ -210,8 +210,8 @@ def hold_against_published(
         if (published := known.models[model].published) is None:
             continue
         print(
-            f"{model}: its intact accuracy is measured, once, and held against the published one; on a CPU this can take "
-            "many minutes",
+            f"{model}: its intact accuracy is measured, once, and held against the published one; on a CPU this can "
+            "take many minutes",
             flush=True,
         )
         try:

@@ -33,9 +33,9 @@ def encoded(tokenizer: Any, rows: Mapping[str, Sequence[Any]], model: Any, **opt
         for second, row in zip(texts[1], ids.tolist() if isinstance(ids, Tensor) else ids, strict=True):
             if second.strip() and not any(row):
                 raise ValueError(
-                    f"the tokenizer gives both texts of a pair segment 0, {type(model).__name__} tells segments apart: give "
-                    "the second text type_id 1 in the post_processor of tokenizer.json, or, if the model was fine-tuned "
-                    'without segment ids, add "model_input_names": ["input_ids", "attention_mask"] to '
+                    f"the tokenizer gives both texts of a pair segment 0, {type(model).__name__} tells segments apart: "
+                    "give the second text type_id 1 in the post_processor of tokenizer.json, or, if the model was "
+                    'fine-tuned without segment ids, add "model_input_names": ["input_ids", "attention_mask"] to '
                     "tokenizer_config.json."
                 )
     return found
@@ -62,8 +62,8 @@ def _declines_segments(tokenizer: Any) -> bool:
 def load_published(folder: Path) -> Any:
     """The tokenizer of a checkpoint, giving the ids that ``AutoTokenizer`` of transformers 4.36.2 gave.
 
-    transformers 5 rebuilds the tokenizers of SentencePiece models by the class: of tokenizer.json it takes the vocabulary
-    and drops normalizer and pre-tokenizer, and of a bare .model file it makes user-defined symbols, in ALBERT's such as
+    transformers 5 rebuilds the tokenizers of SentencePiece models by the class: of tokenizer.json it takes the
+    vocabulary and drops normalizer and pre-tokenizer, and of a bare .model file it makes user-defined symbols, in ALBERT's such as
     "." and "-", into tokens of their own. Both change the ids of ordinary texts.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
