@@ -314,13 +314,19 @@ def against_published(accuracy: float, texts: int, quoted: Mapping[str, Any]) ->
     It is where the quoted one lies in the 95 % Wilson interval of the measured one, or no more than the quoted
     ``tolerance`` outside it.
     """
-    interval = scipy.stats.binomtest(round(accuracy * texts), texts).proportion_ci(method="wilson")
+    low, high = wilson(round(accuracy * texts), texts)
     published, tolerance = quoted["accuracy"][0], quoted.get("tolerance", 0.0)
-    near = interval.low - tolerance <= published <= interval.high + tolerance
+    near = low - tolerance <= published <= high + tolerance
     return (
         f"{AS_PUBLISHED if near else f'not {AS_PUBLISHED}'}: {accuracy:.4f} on {texts:,} texts "
-        f"(95 % {interval.low:.4f} to {interval.high:.4f}), published {published:.4f}, tolerance {tolerance:g}"
+        f"(95 % {low:.4f} to {high:.4f}), published {published:.4f}, tolerance {tolerance:g}"
     )
+
+
+def wilson(hits: int, texts: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of the share of ``hits`` among ``texts``."""
+    interval = scipy.stats.binomtest(hits, texts).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 # ------------------------------------------------------------------------------------------ what curves say

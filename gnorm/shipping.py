@@ -213,5 +213,5 @@ def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
 
 
 def _share(hits: np.ndarray) -> dict[str, float]:
-    interval = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return {"share": float(hits.mean()), "low": interval.low, "high": interval.high}
+    low, high = results.wilson(int(hits.sum()), len(hits))
+    return {"share": float(hits.mean()), "low": low, "high": high}
