@@ -1,14 +1,16 @@
 """Run the notebooks in order and regenerate every table and figure of a profile.
 
 python run_all.py [--profile auto|paper|local|smoke] [--only NAME,...] [--models NAME,...] [--device ...] [--fresh]
-                  [--list] [--published DIR]
+                  [--list] [--published DIR] [--strict]
 
-Exit codes: 0 done; 1 a notebook failed; 2 wrong usage or missing assets; 130 and 143 interrupted, to be taken up by the same command.
+Exit codes: 0 done; 1 a notebook failed; 2 wrong usage, missing assets, or with --strict assets not as accurate as
+published; 130 and 143 interrupted, to be taken up by the same command.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -32,7 +34,7 @@ try:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from gnorm import hub, report, results, tasks
+    from gnorm import experiments, hub, report, results, tasks
 except ModuleNotFoundError as missing:
     print(
         f"run_all.py needs the package {missing.name}: run `make setup`, then .venv/bin/python run_all.py",
@@ -118,6 +120,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="run finished work again (trained models are kept)")
     parser.add_argument("--list", action="store_true", help="name the notebooks and say which are done, and stop")
     parser.add_argument("--published", metavar="DIR", help="compare with the authors' result files in this folder")
+    parser.add_argument(
+        "--strict", action="store_true", help="stop where an intact model is not as accurate as was published"
+    )
     return parser.parse_args(arguments)
 
 
@@ -190,6 +195,45 @@ def preflight(
     except (hub.AssetError, ValueError) as error:
         refuse(str(error))
     return found
+
+
+def hold_against_published(
+    known: tasks.Profile, models: list[str], device: str, fresh: bool, strict: bool
+) -> dict[str, str]:
+    """Measure every intact model whose accuracy was published, and say in words whether it is as published.
+
+    Ends the program with 2 where it is not and ``strict`` asks for it: its assets are not what was published with.
+    Returns what was said, by model.
+    """
+    verdicts = {}
+    for model in models:
+        if (published := known.models[model].published) is None:
+            continue
+        print(
+            f"{model}: its intact accuracy is measured, once, and held against the published one; on a CPU this can "
+            "take many minutes",
+            flush=True,
+        )
+        try:
+            measured = experiments.intact(tasks.load(known.name, model, device=device), fresh)
+        except (hub.AssetError, ValueError) as error:
+            refuse(str(error))
+        except RuntimeError as error:
+            fail(f"{model}: its intact accuracy could not be measured on {device}: {error}")
+        verdicts[model] = results.against_published(**measured, quoted=dataclasses.asdict(published))
+        print(f"{model}: intact accuracy {verdicts[model]}", flush=True)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the kernels need it
+    others = [model for model, verdict in verdicts.items() if not verdict.startswith(results.AS_PUBLISHED)]
+    if others:
+        remedy = (
+            "name in the profile the `revision` of checkpoint and data set that the published results were made with"
+        )
+        if strict:
+            each = "\n".join(f"  {model}: {verdicts[model]}" for model in others)
+            refuse(f"intact accuracy not as published, and --strict is given; nothing was pruned:\n{each}\n{remedy}.")
+        print(f"{', '.join(others)}: results cannot be compared with the published ones; {remedy}.", flush=True)
+    return verdicts
 
 
 def assets_of(known: tasks.Profile, models: list[str], chosen: list[str]) -> list[hub.Asset]:
@@ -369,7 +413,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         results.run_folder(profile).mkdir(parents=True, exist_ok=True)
         with lock:
-            return run(profile, known.description, parameters, wanted, asked.fresh, device, [f.record() for f in found])
+            verdicts = hold_against_published(known, models, device, asked.fresh, asked.strict)
+            about = {"assets": [f.record() for f in found], "intact_accuracy": verdicts}
+            return run(profile, known.description, parameters, wanted, asked.fresh, device, about)
     except filelock.Timeout:
         refuse(f"another run is at work in {results.shown(results.results_folder(profile))}; wait for it or stop it.")
     except OSError as error:
@@ -386,8 +432,9 @@ def run(
     wanted: dict[str, str],
     fresh: bool,
     device: str,
-    assets: list[dict[str, Any]],
+    about: dict[str, Any],
 ) -> int:
+    """Run what is not done yet, and write the manifest, with what it is to say ``about`` the run, and the report."""
     folder = results.run_folder(profile)
     for path in results.results_folder(profile).rglob(f"*{results.UNFINISHED}*"):
         path.unlink()  # of a run that was killed while it wrote
@@ -416,7 +463,7 @@ def run(
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - clock, 1),
             "environment": results.environment(),
-            "assets": assets,
+            **about,
             "notebooks": stamps,
         }
         results.write_json(results.results_folder(profile) / "manifest.json", manifest)

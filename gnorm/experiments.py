@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 from . import results
 from .pruning import Trajectory, find_method, prune
 from .tasks import Task
+
+
+def intact(task: Task, fresh: bool = False) -> dict[str, Any]:
+    """The accuracy of the intact model on its evaluation texts, and how many they are, measured once and kept.
+
+    It is kept in the profile's run folder and measured again where the task's model, data, sizes or engine changed, or
+    ``fresh`` asks for it. Raises ``OSError`` where it cannot be written.
+    """
+    path = results.run_folder(task.profile) / "intact" / f"{task.name}.json"
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        if not fresh and kept["task"] == task.hash:
+            return {"accuracy": float(kept["accuracy"]), "texts": int(kept["texts"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # never measured, or not readable
+    measured = {"accuracy": task.accuracy, "texts": task.num_texts("evaluation")}
+    results.write_json(path, {"task": task.hash, **measured})
+    return measured
 
 
 def run(task: Task, method: str, progress: bool = True) -> Trajectory:

@@ -29,10 +29,11 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from .batches import longest_text
 from .embedded import quiet_library
+from .tokenizing import load_published
 
 TIMEOUT = 8.0  # seconds that a question to the hub may take; all assets are asked for at the same time
 NO_CLASS = -100  # the label of a text that no class of the model fits: scored, never evaluated
@@ -412,7 +413,7 @@ def load_checkpoint(found: Found) -> tuple[Any, Any]:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             found.path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(found.path)
+        tokenizer = load_published(found.path)
     for problem in ("missing_keys", "mismatched_keys"):
         if names := sorted(name[0] if isinstance(name, tuple) else str(name) for name in report[problem]):
             what = "lack" if problem == "missing_keys" else "do not fit config.json in"

@@ -39,6 +39,7 @@ def write_report(profile: str, description: str, manifest: Mapping[str, Any], ex
         profile=profile,
         description=description,
         manifest=manifest,
+        as_published=results.AS_PUBLISHED,
         tables={name: jinja2.utils.markupsafe.Markup(table) for name, table in tables.items()},
         figures=figures,
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 import torch
 from IPython.display import Image
 from matplotlib.figure import Figure
@@ -298,9 +299,34 @@ def published_solutions(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
                     "accuracy after": float(accuracy.iloc[nearest]),
                     "difference after": float(accuracy.iloc[nearest]) - quoted["accuracy"][1],
                     "published parameters": quoted["parameters"][1],
+                    "intact accuracy": against_published(float(accuracy.iloc[0]), trajectory.correct.shape[1], quoted),
                 }
             )
     return pd.DataFrame(rows)
+
+
+AS_PUBLISHED = "as published"  # begins what is said of an intact accuracy that is
+
+
+def against_published(accuracy: float, texts: int, quoted: Mapping[str, Any]) -> str:
+    """In words, whether an intact accuracy, the share of ``texts``, is the one that the profile quotes.
+
+    It is where the quoted one lies in the 95 % Wilson interval of the measured one, or no more than the quoted
+    ``tolerance`` outside it.
+    """
+    low, high = wilson(round(accuracy * texts), texts)
+    published, tolerance = quoted["accuracy"][0], quoted.get("tolerance", 0.0)
+    near = low - tolerance <= published <= high + tolerance
+    return (
+        f"{AS_PUBLISHED if near else f'not {AS_PUBLISHED}'}: {accuracy:.4f} on {texts:,} texts "
+        f"(95 % {low:.4f} to {high:.4f}), published {published:.4f}, tolerance {tolerance:g}"
+    )
+
+
+def wilson(hits: int, texts: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of the share of ``hits`` among ``texts``."""
+    interval = scipy.stats.binomtest(hits, texts).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 # ------------------------------------------------------------------------------------------ what curves say

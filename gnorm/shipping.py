@@ -98,7 +98,7 @@ def load(
     rest = first + (len(frame) - first) // 2
     tokens = max_length or min(filter(None, (tokenizer.model_max_length, longest_text(model))))
     scored, chosen, tested = (
-        batched(tokenizer, {str(name): column.tolist() for name, column in part.items()}, batch, tokens)
+        batched(tokenizer, {str(name): column.tolist() for name, column in part.items()}, batch, tokens, model)
         for part in (frame[:first], frame[first:rest], frame[rest:])
     )
     model = model.to(device or default_device()).eval()

@@ -27,12 +27,13 @@ from .batches import num_texts
 from .heads import head_mask_of
 from .journal import hash_of_model
 from .scoring import accuracy, gnorm_scores
+from .tokenizing import encoded
 
 PROFILES = Path(__file__).with_name("profiles")
 # What a trajectory depends on: a change here makes finished runs stale, a change to plots or tables does not.
 ENGINE = (
     *("heads", "norms", "packing", "batches", "scoring", "criteria", "pruning", "journal", "surgery"),
-    *("tasks", "embedded", "hub"),
+    *("tasks", "embedded", "hub", "tokenizing"),
 )
 _ENGINE = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in ENGINE]  # as it was imported
 
@@ -76,6 +77,7 @@ class Published:
 
     accuracy, parameters, mb: before and after its final solution, which prunes ``heads_pruned`` of ``heads``.
     area: under the accuracy curve, by method. curve: accuracy at 0, 25, 50, 75 and 100 % of the heads, by method.
+    tolerance: how far the published intact accuracy may lie outside the interval of the measured one, as a fraction.
     """
 
     source: str
@@ -86,6 +88,11 @@ class Published:
     mb: list[float]
     area: dict[str, float]
     curve: dict[str, list[float]]
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance = {self.tolerance}, it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -224,16 +231,15 @@ class Task:
         if name == "evaluation":  # texts that no class of the model fits are scored, not evaluated
             split = split.select([i for i, label in enumerate(split["label"]) if label != hub.NO_CLASS])
         if sizes.overlong == "leave out":
-            lengths = [
-                len(ids) for ids in encoded(self.tokenizer, split[:], truncation=False, verbose=False)["input_ids"]
-            ]
+            whole = encoded(self.tokenizer, split[:], self.model, truncation=False, verbose=False)
+            lengths = [len(ids) for ids in whole["input_ids"]]
             split = split.select([i for i, length in enumerate(lengths) if length <= self.max_length])
         count = len(split) if sizes.texts == "all" else sizes.texts
         if self.spec.dataset:  # a data set of the hub is what it is; how many there were is recorded
             count = min(count, len(split))
         if len(split) < count or not count:
             raise ValueError(f"{self.name}: split {sizes.split} has {len(split)} texts, {count} are asked for.")
-        batches = batched(self.tokenizer, split[:count], sizes.batch, self.max_length)
+        batches = batched(self.tokenizer, split[:count], sizes.batch, self.max_length, self.model)
         largest = max(int(batch["input_ids"].max()) for batch in batches)
         if largest >= self.model.config.vocab_size:
             raise hub.AssetError(
@@ -254,18 +260,16 @@ class Task:
         return digest([dataclasses.asdict(self.spec), self.source, weights, str(self.model.device), engine])
 
 
-def encoded(tokenizer: Any, rows: Mapping[str, Any], **options: Any) -> Any:
-    """The columns text and, for pairs, text_pair of ``rows`` through the tokenizer."""
-    return tokenizer(*(rows[name] for name in ("text", "text_pair") if name in rows), **options)
-
-
-def batched(tokenizer: Any, rows: Mapping[str, Any], size: int, max_length: int) -> list[dict[str, Tensor]]:
+def batched(tokenizer: Any, rows: Mapping[str, Any], size: int, max_length: int, model: Any) -> list[dict[str, Tensor]]:
     """Columns text, text_pair for pairs, and label, lists all, in consecutive batches of ``size``, each padded to its
-    longest text; texts are cut to ``max_length`` tokens."""
+    longest text, as ``model`` reads them; texts are cut to ``max_length`` tokens.
+
+    Raises ``ValueError`` as ``encoded`` does."""
     batches = []
+    cut = {"padding": True, "truncation": True, "max_length": max_length, "return_tensors": "pt"}
     for begin in range(0, len(rows["label"]), size):
         some = {name: column[begin : begin + size] for name, column in rows.items()}
-        tensors = encoded(tokenizer, some, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        tensors = encoded(tokenizer, some, model, **cut)
         batches.append({**tensors, "labels": torch.tensor(some["label"])})
     return batches
 

@@ -1,5 +1,6 @@
 """The paper profile against a hub of our own: what the profile says, what is fetched, and what happens when it fails."""
 
+import dataclasses
 import io
 import json
 import os
@@ -34,7 +35,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import gnorm
 import run_all
-from gnorm import hub, results, surgery, tasks
+from gnorm import experiments, hub, report, results, surgery, tasks
 
 ROOT = Path(__file__).parents[1]
 BERT = ("models", "hw2942/bert-base-chinese-finetuning-financial-news-sentiment-v2")
@@ -297,6 +298,10 @@ def test_texts_and_labels_are_those_of_the_paper(server, home):
         for token in albert.batches("scoring")[0]["input_ids"][0].tolist()
         if token != albert.tokenizer.pad_token_id
     ]
+    batch = albert.batches("scoring")[0]  # the second text of a pair is the second segment
+    first = (batch["input_ids"] == albert.tokenizer.sep_token_id).long().argmax(1)
+    second = torch.arange(batch["input_ids"].shape[1])[None] > first[:, None]
+    assert torch.equal(batch["token_type_ids"], (second & (batch["attention_mask"] == 1)).long())
     assert albert.source["checkpoint"]["weights"] == "pickle, read by torch's weights-only loader"
 
     xlm = tasks.load("paper", "xlm-roberta", device="cpu")
@@ -513,6 +518,7 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
     assert first.stdout.count(" reachable ") == 9
     assert "bert: train has 45 rows, the paper's had 2329; the results say so." in first.stdout
     assert all(f"{model}: about " in first.stdout for model in PAPER.models)
+    assert first.stdout.count(": intact accuracy not as published: ") == len(PAPER.models)  # random weights
 
     folder = results.results_folder("paper")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -534,6 +540,11 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
         assert results.load_trajectory("paper", model, "random").table.trial.nunique() == 2
     solutions = pd.read_csv(folder / "tables" / "published_solutions.csv")
     assert solutions["published parameters"].tolist() == [m.published.parameters[1] for m in PAPER.models.values()]
+    verdicts = [manifest["intact_accuracy"][model] for model in PAPER.models]
+    assert solutions["intact accuracy"].tolist() == verdicts
+    assert all(verdict.startswith("not as published: 0.") for verdict in verdicts)
+    page = (folder / "report" / "index.html").read_text()
+    assert page.count('class="warning"') == len(PAPER.models)
     areas = pd.read_csv(folder / "tables" / "pruning_results.csv")
     quoted = areas[areas.method != "random"]
     assert quoted.published.tolist() == [
@@ -549,3 +560,98 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
     assert again.stdout.count(" cached ") == 9
     assert again.stdout.count("unchanged, not run again") == len(run_all.NOTEBOOKS)  # the same commits, from the cache
     assert len(server.log) == asked
+
+
+# ---------------------------------------------------------------- held against what was published
+
+
+def test_an_intact_accuracy_is_held_against_the_published_one():
+    """Wilson's interval of 80 of 100 is 0.7112 to 0.8666; the tolerance lies around it."""
+    say = partial(results.against_published, 0.8, 100)
+    assert say({"accuracy": [0.8666, 0.5], "tolerance": 0.0}) == (
+        "as published: 0.8000 on 100 texts (95 % 0.7112 to 0.8666), published 0.8666, tolerance 0"
+    )
+    assert say({"accuracy": [0.7112, 0.5]}).startswith("as published")  # a file from before there was a tolerance
+    for published in (0.7101, 0.8677):
+        assert say({"accuracy": [published, 0.5], "tolerance": 0.0}).startswith("not as published: 0.8000 on 100 texts")
+        assert say({"accuracy": [published, 0.5], "tolerance": 0.0012}).startswith("as published")
+
+
+def test_tolerances_of_the_profile_are_no_wider_than_the_flaws_they_cover():
+    assert {name: spec.published.tolerance for name, spec in PAPER.models.items()} == {
+        "bert": 0.0001, "albert": 0.0001, "roberta": 0.0015, "xlm-roberta": 0.0015
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"tolerance = 1\.5, it must be at least 0 and below 1"):
+        dataclasses.replace(PAPER.models["bert"].published, tolerance=1.5)
+
+
+def quoting(accuracy, monkeypatch):
+    """The paper profile, with another published accuracy of the intact BERT."""
+    spec = PAPER.models["bert"]
+    published = dataclasses.replace(spec.published, accuracy=[accuracy, 0.1])
+    models = PAPER.models | {"bert": dataclasses.replace(spec, published=published)}
+    monkeypatch.setattr(tasks, "read_profile", lambda _: dataclasses.replace(PAPER, models=models))
+
+
+def test_strict_ends_before_anything_is_pruned_where_a_model_is_not_as_published(server, home, capsys, monkeypatch):
+    monkeypatch.setattr(run_all, "run", lambda *_: pytest.fail("it ran"))
+    printed = refused(capsys, *RUN, "--device", "cpu", "--strict")
+    measured = tasks.load("paper", "bert", device="cpu").accuracy
+    said = results.against_published(measured, 45, dataclasses.asdict(PAPER.models["bert"].published))
+    assert said.startswith("not as published: ")
+    assert (
+        f"intact accuracy not as published, and --strict is given; nothing was pruned:\n  bert: {said}\n" in printed.err
+    )
+    assert "name in the profile the `revision` of checkpoint and data set" in printed.err
+    assert "bert: its intact accuracy is measured, once, and held against the published one" in printed.out
+
+
+@pytest.mark.parametrize("strict", [[], ["--strict"]])
+def test_a_model_as_published_runs_and_one_that_is_not_runs_unless_strict(strict, server, home, capsys, monkeypatch):
+    given = []
+    monkeypatch.setattr(run_all, "run", lambda *arguments: given.append(arguments) or 0)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    measured = tasks.load("paper", "bert", device="cpu").accuracy
+    quoting(measured, monkeypatch)
+    assert run_all.main([*RUN, "--device", "cpu", *strict]) == 0
+    assert f"bert: intact accuracy as published: {measured:.4f} on 45 texts" in capsys.readouterr().out
+    assert given[0][-1]["intact_accuracy"]["bert"].startswith("as published")
+    if not strict:
+        quoting(0.999, monkeypatch)
+        assert run_all.main([*RUN, "--device", "cpu"]) == 0
+        printed = capsys.readouterr().out
+        assert f"bert: intact accuracy not as published: {measured:.4f} on 45 texts" in printed
+        assert "bert: results cannot be compared with the published ones; name in the profile the `revision`" in printed
+
+
+def test_an_intact_accuracy_is_measured_once_and_anew_where_the_task_changed(server, home, monkeypatch):
+    passes = []
+    monkeypatch.setattr(tasks, "accuracy", lambda *_: passes.append(1) or 0.6)
+    measured = [experiments.intact(tasks.load("paper", "bert", device="cpu")) for _ in range(2)]
+    assert measured == [{"accuracy": 0.6, "texts": 45}] * 2
+    assert len(passes) == 1
+    experiments.intact(tasks.load("paper", "bert", device="cpu"), fresh=True)
+    assert len(passes) == 2
+    (kept,) = results.run_folder("paper").glob("intact/bert.json")
+    for damage in ("", "[]", '{"task": "another", "accuracy": 1, "texts": 9}'):
+        kept.write_text(damage)
+        experiments.intact(tasks.load("paper", "bert", device="cpu"))
+    assert len(passes) == 5
+
+
+def test_a_profile_that_quotes_nothing_is_held_against_nothing(capsys):
+    known = tasks.read_profile("smoke")
+    assert run_all.hold_against_published(known, list(known.models), "cpu", False, True) == {}
+    assert capsys.readouterr().out == ""
+
+
+def test_the_report_begins_with_what_is_not_as_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
+    environment = {"machine": "", "packages": {}, "python": "", "threads": 1}
+    manifest = {"environment": environment, "notebooks": {}}
+    verdicts = {"bert": "as published: 0.97", "albert": "not as published: 0.33 on 9 texts"}
+    page = report.write_report("paper", "", manifest | {"intact_accuracy": verdicts}, {}).read_text()
+    assert page.count('class="warning"') == 1
+    assert "<strong>albert</strong>: its intact accuracy is not as published: 0.33 on 9 texts." in page
+    assert page.index("albert") < page.index("Figures")
+    assert 'class="warning"' not in report.write_report("paper", "", manifest, {}).read_text()

@@ -138,7 +138,7 @@ def test_fresh_leaves_the_journals_of_models_that_are_not_run(tmp_path, monkeypa
     monkeypatch.setattr(run_all, "execute", lambda *_: {"seconds": 0.0})
     run = results.run_folder("smoke")
     bert, albert = (results.write(run / "journals" / name / "greedy_gnorm-0.jsonl", "") for name in ("bert", "albert"))
-    run_all.run("smoke", "", {"models": ["bert"]}, {"data_processing": ""}, True, "cpu", [])
+    run_all.run("smoke", "", {"models": ["bert"]}, {"data_processing": ""}, True, "cpu", {})
     assert albert.exists()
     assert not bert.exists()
 

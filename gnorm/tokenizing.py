@@ -1,0 +1,104 @@
+"""Texts -> what a model reads: token ids, mask, and segment ids where the model tells segments apart."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers
+from tokenizers.models import Unigram
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS, SpmConverter
+
+BETWEEN_SEGMENTS = 3  # special tokens around a pair told apart by segments: [CLS] A [SEP] B [SEP]
+
+
+def encoded(tokenizer: Any, rows: Mapping[str, Sequence[Any]], model: Any, **options: Any) -> Any:
+    """The columns text and, for pairs, text_pair of ``rows`` through the tokenizer, as ``model`` reads them.
+
+    Segment ids, token_type_ids, are there if the model has more than one segment, whatever the tokenizer gives by
+    itself: 0 for the first text of a pair and the special tokens around it, 1 for the second and what ends it.
+
+    Raises ``ValueError`` where the tokenizer gives both texts of a pair segment 0. RoBERTa's kind may: it parts them by
+    two separators, and no model has seen another segment with it.
+    """
+    texts = [rows[name] for name in ("text", "text_pair") if name in rows]
+    segments = tells_segments_apart(model) and not _declines_segments(tokenizer)
+    found = tokenizer(*texts, return_token_type_ids=segments, **options)
+    if segments and len(texts) == 2 and tokenizer.num_special_tokens_to_add(pair=True) <= BETWEEN_SEGMENTS:
+        ids = found["token_type_ids"]
+        for second, row in zip(texts[1], ids.tolist() if isinstance(ids, Tensor) else ids, strict=True):
+            if second.strip() and not any(row):
+                raise ValueError(
+                    f"the tokenizer gives both texts of a pair segment 0, {type(model).__name__} tells segments apart: "
+                    "give the second text type_id 1 in the post_processor of tokenizer.json, or, if the model was "
+                    'fine-tuned without segment ids, add "model_input_names": ["input_ids", "attention_mask"] to '
+                    "tokenizer_config.json."
+                )
+    return found
+
+
+def tells_segments_apart(model: Any) -> bool:
+    """Whether the model takes token_type_ids and has more than one of them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+    takes = "token_type_ids" in named or not named  # a wrapper passes on whatever it is given
+    count = getattr(model.config, "type_vocab_size", None)
+    return takes and (count is None or count > 1)
+
+
+def _declines_segments(tokenizer: Any) -> bool:
+    """Whether the tokenizer's own configuration, not its class, leaves token_type_ids out."""
+    names = getattr(tokenizer, "init_kwargs", {}).get("model_input_names")
+    return names is not None and "token_type_ids" not in names
+
+
+# --- as transformers 4.36.2 read a checkpoint
+
+
+def load_published(folder: Path) -> Any:
+    """The tokenizer of a checkpoint, giving the ids that ``AutoTokenizer`` of transformers 4.36.2 gave.
+
+    transformers 5 rebuilds the tokenizers of SentencePiece models by the class: of tokenizer.json it takes the
+    vocabulary and drops normalizer and pre-tokenizer, and of a bare .model file it makes user-defined symbols, in ALBERT's such as
+    "." and "-", into tokens of their own. Both change the ids of ordinary texts.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, Unigram):
+        return tokenizer
+    known = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    special = {name: known.get(token, token) for name, token in tokenizer.special_tokens_map.items()}
+    stored = folder / "tokenizer.json"
+    if stored.exists():
+        backend = Tokenizer.from_file(str(stored))
+    elif type(tokenizer).__name__ in SLOW_TO_FAST_CONVERTERS:
+        backend = _from_sentencepiece(tokenizer)
+        special["mask_token"] = AddedToken(str(tokenizer.mask_token), lstrip=True, special=True)
+    else:
+        return tokenizer
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+        **special,
+    )
+
+
+def _from_sentencepiece(tokenizer: Any) -> Tokenizer:
+    """The .model file that ``tokenizer`` was read from: its pieces, none of them set apart, and its own spaces."""
+    converter = SLOW_TO_FAST_CONVERTERS[type(tokenizer).__name__](tokenizer)
+    backend = Tokenizer(Unigram(converter.vocab(converter.proto), converter.unk_id(converter.proto)))
+    if type(converter).normalizer is SpmConverter.normalizer:
+        charsmap = converter.proto.normalizer_spec.precompiled_charsmap
+        precompiled = [normalizers.Precompiled(charsmap)] if charsmap else []
+        backend.normalizer = normalizers.Sequence([*precompiled, normalizers.Replace(Regex(" {2,}"), " ")])
+    else:
+        backend.normalizer = converter.normalizer(converter.proto)
+    backend.pre_tokenizer = converter.pre_tokenizer("▁", True)
+    backend.post_processor = converter.post_processor()
+    return backend
