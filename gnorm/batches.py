@@ -58,8 +58,8 @@ class MicroBatch:
 class Prepared(Sequence[MicroBatch]):
     """Batches cut into micro-batches and moved to the device, once; goes wherever batches go, for one model alone.
 
-    batches: as they were given. made_for: what they depend on in the model, see ``_traits``. together: whether the
-    texts of all batches count as one batch.
+    batches: as they were given. made_for: what the micro-batches depend on in the model, see ``_traits``; another model
+    makes its own of the batches. together: whether the texts of all batches count as one batch.
     """
 
     def __init__(
@@ -69,12 +69,14 @@ class Prepared(Sequence[MicroBatch]):
         batches: Sequence[Batch] = (),
         made_for: tuple[Any, ...] = (),
         together: bool = False,
+        max_tokens: int | None = None,
     ) -> None:
         self._micro_batches = micro_batches
         self.packing = packing
         self.batches = batches
         self.made_for = made_for
         self.together = together
+        self.max_tokens = max_tokens
         self.num_texts = sum(len(micro.index) for micro in micro_batches)
 
     def __getitem__(self, i: Any) -> Any:
@@ -110,17 +112,17 @@ def prepare(
     Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
     unequal first dimension, a text with nothing but padding, numbers that are in no table of the model, a text longer
     than the model takes, something that its forward does not take, batches that do not go together, a model whose
-    weights are not there, on several devices or made within torch.inference_mode, one that gives no logits
-    (text, class), and for batches prepared for another model. Labels are looked at by what uses them.
+    weights are not there, on several devices or made within torch.inference_mode, or one that gives no logits
+    (text, class). Labels are looked at by what uses them.
     """
     if isinstance(batches, Prepared):
-        return _of_this_model(batches, model, max_tokens)
+        return _of_this_model(batches, model)
     parameter, checked = _parameter_of(model), _checked_batches(list(batches), model)
     most = max_tokens or MAX_TOKENS[parameter.device.type]
     sizes, made_for, packing = [_size(batch) for batch in checked], _traits(model), None
     if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in checked for name in batch):
         micro_batches = _as_they_are(checked, parameter, getattr(model.config, "hidden_size", 1), most)
-        return Prepared(micro_batches, None, checked, made_for, together)
+        return Prepared(micro_batches, None, checked, made_for, together, max_tokens)
     texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
     lengths = _lengths(texts, getattr(model.config, "hidden_size", 1))
     if "attention_mask" in texts:
@@ -138,23 +140,17 @@ def prepare(
         cuts = _rows(given, lengths, most)
     ends = {batch: k for k, cut in enumerate(cuts) for batch, _ in cut}  # in which micro-batch each batch ends
     micro_batches = [_micro_batch(texts, lengths, cut, k, ends, parameter, packing, most) for k, cut in enumerate(cuts)]
-    return Prepared(micro_batches, packing, checked, made_for, together)
+    return Prepared(micro_batches, packing, checked, made_for, together, max_tokens)
 
 
-def _of_this_model(prepared: Prepared, model: nn.Module, max_tokens: int | None) -> Prepared:
-    """``prepared``; anew where a hook that came since keeps texts from being packed. ``ValueError`` where they were
-    prepared for another model."""
+def _of_this_model(prepared: Prepared, model: nn.Module) -> Prepared:
+    """``prepared``, anew where it was made for another model, or for this one before a hook came that keeps texts from
+    being packed."""
     _parameter_of(model)
-    if prepared.made_for and prepared.made_for != (traits := _traits(model)):
-        names = ("class", "precision", "device", "modules", "tables", "known families")
-        differing = [name for name, a, b in zip(names, prepared.made_for, traits, strict=False) if a != b]
-        raise ValueError(
-            f"these batches were prepared for another model ({', '.join(differing)} differ): call gnorm.prepare with "
-            "this one."
-        )
-    if prepared.packing is not None and prepared.batches and not packable(model):
-        return prepare(prepared.batches, model, together=prepared.together, max_tokens=max_tokens)
-    return prepared
+    same = prepared.made_for in ((), _traits(model))
+    if same and (prepared.packing is None or not prepared.batches or packable(model)):
+        return prepared
+    return prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
 
 
 def _traits(model: Any) -> tuple[Any, ...]:
