@@ -243,6 +243,8 @@ def reason(error: BaseException) -> str:
         return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}{remedy and f', {remedy}'}"
     if mark := getattr(error, "problem_mark", None):
         return f"line {mark.line + 1} is not YAML"
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
     said = " ".join(str(error).split()) or type(error).__name__
     return said.rstrip(".:!") if len(said) <= 200 else f"{said[:200]}..."
 
