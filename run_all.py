@@ -144,7 +144,7 @@ def choose_profile(asked: str, device: str) -> str:
         print("profile local, chosen by auto: there is no accelerator, and without one the paper's models take days.")
         return "local"
     paper = tasks.read_profile("paper")
-    missing = [f for f in hub.look_up(assets_of(paper, list(paper.models), [*NOTEBOOKS])) if f.status == "missing"]
+    missing = [f for f in hub.look_up(paper.assets(list(paper.models))) if f.status == "missing"]
     if missing:
         print(
             f"profile local, chosen by auto: {len(missing)} of the paper's assets are neither cached nor reachable, the "
@@ -161,7 +161,7 @@ def preflight(
     """Say what of the hub is cached, reachable or missing and about how long it will take; then bring it all here.
 
     Ends the program with 2 where something is missing, cannot be fetched, or is not what the profile says. Returns
-    every asset, cached.
+    every asset, cached; what is only looked at stops nothing, and is said to be missing.
     """
     found = hub.look_up(needed)
     if not found:
@@ -171,7 +171,7 @@ def preflight(
         size = "" if asset.megabytes is None else f"{asset.megabytes:,.1f}"
         print(f"{asset.name:76} {asset.status:9} {asset.commit[:12]:12} {size:>8}")
     missing = [asset for asset in found if asset.status == "missing"]
-    if missing:
+    if any(asset.asset not in known.inspected for asset in missing):
         each = "\n".join(f"  {asset.name}: {asset.why}" for asset in missing)
         refuse(
             f"{len(missing)} of the {len(found)} assets of profile {profile} are missing:\n{each}\n"
@@ -185,10 +185,13 @@ def preflight(
             seconds = tasks.estimate(known.models[model], hub.load_config(checkpoint), device)
             took = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
             print(f"{model}: about {took} on {device}, for texts of {tasks.ASSUMED_TOKENS} tokens", flush=True)
-        found = [hub.fetch(asset) for asset in found]
+        found = [fetched_or_said(asset) if asset.asset in known.inspected else hub.fetch(asset) for asset in found]
         for model in fetched:
             task = tasks.load(profile, model, device="cpu")
             task.batches("scoring")  # every text is tokenised here once, before anything runs
+            tokens, rows = len(task.tokenizer), task.model.config.vocab_size
+            if tokens != rows:
+                print(f"{model}: its tokenizer knows {tokens} tokens, its model {rows}; see that they belong together.")
             for split, rows in task.source["dataset"]["rows"].items():
                 if rows != (published := known.models[model].published_rows.get(split, rows)):
                     print(f"{model}: {split} has {rows} rows, the paper's had {published}; the results say so.")
@@ -234,6 +237,16 @@ def hold_against_published(
             refuse(f"intact accuracy not as published, and --strict is given; nothing was pruned:\n{each}\n{remedy}.")
         print(f"{', '.join(others)}: results cannot be compared with the published ones; {remedy}.", flush=True)
     return verdicts
+
+
+def fetched_or_said(found: hub.Found) -> hub.Found:
+    """What is only looked at, cached; or missing, and the reason is printed."""
+    try:
+        hub.load_splits(whole := hub.fetch(found))
+    except hub.AssetError as error:
+        print(f"{error} It is only looked at: the rest runs without it.", flush=True)
+        return hub.Found(found.asset, "missing", why=str(error))
+    return whole
 
 
 def assets_of(known: tasks.Profile, models: list[str], chosen: list[str]) -> list[hub.Asset]:
@@ -405,6 +418,7 @@ def main(arguments: list[str] | None = None) -> int:
         "GNORM_DEVICE": device,
         "GNORM_PUBLISHED": published,
         "HF_HUB_OFFLINE": "1",
+        hub.CHECKED: ",".join(asset.commit for asset in found),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")

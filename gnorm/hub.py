@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import hashlib
 import json
+import math
+import os
+import pickle
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,35 +24,37 @@ from typing import Any, ClassVar
 
 import datasets
 import huggingface_hub
-import pyarrow.parquet
-import safetensors
+import pandas as pd
 import torch
-from datasets.data_files import sanitize_patterns
+import transformers
+from datasets.data_files import get_data_patterns, sanitize_patterns
 from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from . import hub_cache
 from .batches import longest_text
 from .embedded import quiet_library
+from .hub_cache import NO_ANSWER, AssetError, DamagedError, flaw_of, reason, refusal
 from .tokenizing import load_published
 
 TIMEOUT = 8.0  # seconds that a question to the hub may take; all assets are asked for at the same time
 NO_CLASS = -100  # the label of a text that no class of the model fits: scored, never evaluated
+CHECKED = "GNORM_CHECKED_COMMITS"  # set for notebooks: the commits whose files were compared with their hashes before
 
-# What a checkpoint is read from, all at the root of its repository; of the weights the first kind that is there.
+# What a checkpoint is read from, all at the root of its repository; of the weights the first kind that is there: the
+# file that has to be there, and the shards that an index names.
 WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json", "model-*.safetensors"))
 PICKLED = (("pytorch_model.bin",), ("pytorch_model.bin.index.json", "pytorch_model-*.bin"))
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 SMALL_FILES = ("*.json", "*.txt", "*.model")
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".gz", ".zip", ".zst", ".bz2", ".xz")
-SHARD = re.compile(r"(?P<before>.+)-\d+-of-(?P<count>\d+)(?P<after>\..+)")  # data count from 0, weights from 1
+SHARD = re.compile(r"(?P<before>.+)-\d+-of-(?P<count>\d+)(?P<after>\..+)")  # of a split, counted from 0
 ABOUT_DATA = ("README.md", ".huggingface.yaml", "dataset_infos.json")
-
-
-class AssetError(RuntimeError):
-    """An asset is missing, cannot be read, or is not what the profile says; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,25 @@ class Checkpoint:
     def wanted(self, names: Sequence[str], card: Path | None) -> list[str]:
         """The files to read; raises ``AssetError`` where the repository is not a checkpoint."""
         root = [name for name in names if "/" not in name]
-        for patterns, what in ((("config.json",), "config.json"), (TOKENIZERS, "tokenizer")):
-            if not _matching(root, patterns):
-                raise AssetError(f"has no {what}")
-        weights = next((found for kind in WEIGHTS + PICKLED if (found := _matching(root, kind))), None)
+        if "config.json" not in root:
+            raise AssetError("has no config.json")
+        if not (vocabulary := _matching(root, TOKENIZERS)):
+            raise AssetError(f"has no tokenizer (one of {', '.join(TOKENIZERS)})")
+        if vocabulary == ["vocab.json"] and "merges.txt" not in root:
+            raise AssetError("has no merges.txt, without which vocab.json is no tokenizer")
+        weights = next((_matching(root, kind) for kind in WEIGHTS + PICKLED if kind[0] in root), None)
         if weights is None:
-            raise AssetError(f"has no weights ({WEIGHTS[0][0]} or {PICKLED[0][0]})")
+            raise AssetError(f"has no weights ({WEIGHTS[0][0]} or {PICKLED[0][0]}) and no index of shards")
         small = [name for name in _matching(root, SMALL_FILES) if not name.endswith(".index.json")]
         return sorted({*small, *weights})
+
+    def named(self, wanted: Sequence[str], folder: Path) -> list[str]:
+        """The files that the index of the weights names."""
+        for name in wanted:
+            if name.endswith(".index.json"):
+                with contextlib.suppress(*NO_ANSWER):  # an index that cannot be read is found by `check`
+                    return sorted(set(json.loads((folder / name).read_bytes())["weight_map"].values()))
+        return []
 
 
 @dataclass(frozen=True)
@@ -95,29 +111,59 @@ class DataSet:
 
     def wanted(self, names: Sequence[str], card: Path | None) -> list[str]:
         """The files to read; raises ``AssetError`` where there are none."""
-        patterns = [f"{self.folder}/*"] if self.folder else self._patterns(card)
+        files = {} if self.folder else self.data_files(card)
+        for split, paths in files.items():
+            if lacking := [path for path in paths if not _matching(names, [path])]:
+                raise AssetError(f"lacks {lacking[0]}, which its card names for the split {split!r}")
+        patterns = (
+            [f"{self.folder}/*"] if self.folder else [path for paths in files.values() for path in paths] or ["*"]
+        )
         data = [name for name in _matching(names, patterns) if name not in ABOUT_DATA and name.endswith(DATA_SUFFIXES)]
         if not data:
-            where = f"in {self.folder} " if self.folder else f"for {self.config} " if self.config else ""
-            raise AssetError(f"has no data files {where}")
+            where = f" in {self.folder}" if self.folder else f" for {self.config}" if self.config else ""
+            raise AssetError(f"has no data files{where}")
         return sorted({*_matching(names, ABOUT_DATA), *data})
 
-    def _patterns(self, card: Path | None) -> list[str]:
-        """Where the files of the configuration are by its card; everywhere if it does not say."""
-        return [path for paths in self.data_files(card).values() for path in paths] or ["*"]
+    def named(self, wanted: Sequence[str], folder: Path) -> list[str]:
+        """The shards of each split, told by how many there are in all."""
+        shards = [shard for name in wanted if (shard := SHARD.fullmatch(name))]
+        return [
+            f"{shard['before']}-{i:0{len(shard['count'])}}-of-{shard['count']}{shard['after']}"
+            for shard in shards
+            for i in range(int(shard["count"]))
+        ]
 
     def data_files(self, card: Path | None) -> dict[str, list[str]]:
-        """By split, the patterns that the card gives for the configuration; empty where it gives none."""
-        about = DatasetCard.load(card).data.to_dict() if card and self.config else {}
-        for config in about.get("configs") or []:
-            if config.get("config_name") == self.config and config.get("data_files"):
-                return {str(split): list(paths) for split, paths in sanitize_patterns(config["data_files"]).items()}
-        return {}
+        """By split, the patterns that the card gives for the configuration; empty where it gives none.
 
-    def features(self, card: Path | None) -> datasets.Features | None:
-        """The types that the card gives for the columns of the configuration."""
-        about = DatasetInfosDict.from_dataset_card_data(DatasetCard.load(card).data) if card and self.config else {}
-        return about[self.config].features if self.config in about else None
+        Raises ``AssetError`` where the card cannot be read or does not know the configuration.
+        """
+        configs = _card(card)
+        if self.config and self.config not in configs:
+            there = f"names {', '.join(configs)} alone" if configs else "names none" if card else "is not there"
+            raise AssetError(f"has no configuration {self.config!r}: its card (README.md) {there}")
+        patterns = configs.get(self.config or configs.get_default_config_name() or "", {}).get("data_files")
+        return {split: list(paths) for split, paths in sanitize_patterns(patterns).items()} if patterns else {}
+
+    def features(self, folder: Path) -> datasets.Features | None:
+        """The types that the card, or an older repository's dataset_infos.json, gives for the columns."""
+        infos = DatasetInfosDict.from_directory(str(folder))
+        name = self.config or (next(iter(infos)) if len(infos) == 1 else "default")
+        return infos[name].features if name in infos else None
+
+
+def _card(path: Path | None) -> MetadataConfigs:
+    """The configurations of a data set's card; raises ``AssetError``."""
+    if path is None:
+        return MetadataConfigs()
+    try:
+        about = DatasetCard.load(path).data
+        configs = MetadataConfigs.from_dataset_card_data(about)
+        configs.get_default_config_name()
+        DatasetInfosDict.from_dataset_card_data(about)
+    except Exception as error:  # of YAML, of types, of missing keys
+        raise AssetError(f"has a card (README.md) whose header cannot be read ({reason(error)})") from error
+    return configs
 
 
 Asset = Checkpoint | DataSet
@@ -194,10 +240,12 @@ def _look_up(asset: Asset) -> Found:
     if not constants.HF_HUB_OFFLINE:
         try:
             return _on_hub(asset)
+        except DamagedError as error:
+            return Found(asset, "missing", why=str(error))
         except AssetError as error:
             why = f"the repository {error}"
-        except (HTTPError, OSError, ValueError) as error:
-            why = _reason(error)
+        except NO_ANSWER as error:
+            why = refusal(error)
     found = in_cache(asset)
     return found if found.status == "cached" else Found(asset, "missing", why=f"{why}; {found.why}")
 
@@ -206,13 +254,15 @@ def _on_hub(asset: Asset) -> Found:
     """The newest commit of the asset's revision, and its files' sizes; nothing is retried."""
     api = HfApi()
     info: Any = api.repo_info(asset.repo, timeout=TIMEOUT, repo_type=asset.kind, revision=_revision(asset))
+    if not info.sha:
+        raise LookupError("a commit")
     commit = str(info.sha)
     if info.siblings:
         names = [file.rfilename for file in info.siblings]
     else:
         tree = api.list_repo_tree(asset.repo, recursive=True, repo_type=asset.kind, revision=commit)
         names = [entry.path for entry in tree if isinstance(entry, huggingface_hub.hf_api.RepoFile)]
-    card = _small_file(asset, "README.md") if isinstance(asset, DataSet) and "README.md" in names else None
+    card = _small_file(asset, "README.md", commit) if isinstance(asset, DataSet) and "README.md" in names else None
     found = Found(asset, "cached", commit, dict.fromkeys(asset.wanted(names, card)))
     sizes = {name: _size(found.path / name) for name in found.files}
     absent = [name for name, size in sizes.items() if size is None]
@@ -222,68 +272,43 @@ def _on_hub(asset: Asset) -> Found:
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.exists() else None
+    return path.stat().st_size if path.is_file() else None
 
 
-def _head(asset: Asset, name: str) -> int | None:
-    url = hf_hub_url(asset.repo, name, repo_type=asset.kind, revision=_revision(asset))
+def _head(asset: Asset, name: str, revision: str = "") -> int | None:
+    url = hf_hub_url(asset.repo, name, repo_type=asset.kind, revision=revision or _revision(asset))
     return get_hf_file_metadata(url, timeout=TIMEOUT, token=None).size
 
 
-def _small_file(asset: Asset, name: str) -> Path:
+def _small_file(asset: Asset, name: str, commit: str) -> Path:
     """A file of the repository, brought into the cache; asked for once before, because a download retries for long."""
     _head(asset, name)
-    return Path(hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=_revision(asset)))
+    path = Path(hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=_revision(asset)))
+    check(Found(asset, "cached", commit, {name: None}))
+    return path
 
 
 def in_cache(asset: Asset) -> Found:
     """The asset as the cache has it: at the commit its revision had when it was last fetched."""
-    storage, revision = _storage(asset), _revision(asset)
-    ref = storage / "refs" / revision
-    snapshots = sorted(path.name for path in storage.glob("snapshots/*"))
-    if ref.exists():
-        commit = ref.read_text().strip()
-    elif revision in snapshots:
-        commit = revision
-    elif len(snapshots) == 1 and not asset.revision:  # fetched by its commit: it is the only one there is
-        commit = snapshots[0]
-    else:
-        return Found(asset, "missing", why=f"not in {constants.HF_HUB_CACHE}")
-    folder = storage / "snapshots" / commit
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    card = folder / "README.md" if "README.md" in names else None
+    storage = _storage(asset)
     try:
+        if not storage.is_dir():
+            return Found(asset, "missing", why=hub_cache.why_absent(storage))
+        folder = storage / "snapshots" / hub_cache.commit_of(storage, asset.revision)
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        card = folder / "README.md" if (folder / "README.md").is_file() else None
+        if card:
+            check(Found(asset, "cached", folder.name, {"README.md": None}))
         wanted = asset.wanted(names, card)
-        for name in wanted:
-            if (shard := SHARD.fullmatch(name)) and (lacking := _absent_shards(shard, wanted)):
-                raise AssetError(f"lacks {lacking[0]}")
+        for name in dict.fromkeys([*wanted, *asset.named(wanted, folder)]):
+            hub_cache.expect(folder, name)
+    except DamagedError as error:
+        return Found(asset, "missing", why=str(error))
     except AssetError as error:
         return Found(asset, "missing", why=f"what is in {constants.HF_HUB_CACHE} {error}")
-    return Found(asset, "cached", commit, {name: _size(folder / name) for name in wanted})
-
-
-def _absent_shards(shard: re.Match[str], names: Sequence[str]) -> list[str]:
-    """The files of a split or of weights that were not fetched, told by how many there are in all."""
-    width, count = len(shard["count"]), int(shard["count"])
-    numbers = (
-        range(count)
-        if f"{shard['before']}-{0:0{width}}-of-{shard['count']}{shard['after']}" in names
-        else range(1, count + 1)
-    )
-    every = [f"{shard['before']}-{i:0{width}}-of-{shard['count']}{shard['after']}" for i in numbers]
-    return [name for name in every if name not in names]
-
-
-def _reason(error: Exception) -> str:
-    """Why the hub did not give something, in a few words."""
-    if isinstance(error, HfHubHTTPError):
-        code = error.response.status_code
-        says = {401: "it may be private or gone", 404: "not found", 429: "too many requests, try again later"}
-        what = says.get(code) or ("the hub failed, try again later" if code >= 500 else "refused")
-        return f"{constants.ENDPOINT} answered {code} ({what})"
-    if isinstance(error, HTTPError | ConnectionError):
-        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
-    return " ".join(str(error).split()) or type(error).__name__
+    except (OSError, ValueError) as error:
+        return Found(asset, "missing", why=f"{storage} cannot be read: {reason(error)}")
+    return Found(asset, "cached", folder.name, {name: _size(folder / name) for name in wanted})
 
 
 # --- fetching
@@ -305,21 +330,29 @@ def fetch(found: Found) -> Found:
     """Bring what ``look_up`` found into the cache, and return it as cached; files that are there stay.
 
     Raises ``AssetError`` where the asset is missing, a download fails, or the hub changed meanwhile; a file that did
-    not arrive whole is not kept.
+    not arrive whole is not kept. Before anything is read, every file is compared with the hash that names it.
     """
     asset = found.asset
     if found.status == "missing":
-        raise AssetError(f"{found.name} is missing: {found.why}.")
-    if found.status == "cached" and _known(found):
-        return found
-    for name in found.files:
+        raise AssetError(f"{found.name} is missing: {found.why.rstrip('.')}.")
+    for name in () if found.status == "cached" and _known(found) else found.files:
         try:
             path = hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=_revision(asset), tqdm_class=_Bar)
-        except (HTTPError, OSError, ValueError) as error:
-            raise AssetError(f"{name} of {found.name} could not be fetched: {_reason(error)}.") from None
+        except NO_ANSWER as error:
+            raise AssetError(f"{name} of {found.name} could not be fetched: {refusal(error)}.") from None
         if not Path(path).is_relative_to(found.path):
             raise AssetError(f"{found.name} changed on the hub while it was fetched: run the same command again.")
-    return Found(asset, "cached", found.commit, {name: _size(found.path / name) for name in found.files})
+    found = in_cache(asset)
+    if found.status == "missing":
+        raise AssetError(f"{found.name} is missing: {found.why.rstrip('.')}.")
+    if not _checked(found):
+        check(found)
+    return found
+
+
+def _checked(found: Found) -> bool:
+    """Whether the process that started this one compared the files with their hashes."""
+    return found.commit in os.environ.get(CHECKED, "").split(",")
 
 
 def _known(found: Found) -> bool:
@@ -337,87 +370,167 @@ def find(asset: Asset) -> Found:
 
 
 @contextlib.contextmanager
-def _reading(found: Found) -> Iterator[None]:
-    """A file that cannot be read is taken out of the cache, so that the next run fetches it anew."""
+def _reading(found: Found, what: str) -> Iterator[None]:
+    """Turns what a library raises into an ``AssetError``: of a damaged file, if there is one, else of ``what``."""
     try:
         yield
     except AssetError:
         raise
     except Exception as error:
-        if damaged := _damaged(found):
-            for name in damaged:
-                _discard(found.path / name)
+        check(found)
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             raise AssetError(
-                f"{', '.join(damaged)} of {found.name} at {found.commit[:12]} is damaged and was taken out of the cache: "
-                "run the same command again to fetch it anew."
+                f"{what} of {found.name} at {found.commit[:12]} are a pickle that holds more than tensors, which torch's "
+                "weights-only loader does not read: take a revision with model.safetensors, or convert the file where you "
+                "trust it."
             ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise AssetError(f"{found.name} at {found.commit[:12]} cannot be read: {reason}") from error
+        raise AssetError(f"{what} of {found.name} at {found.commit[:12]} cannot be read: {reason(error)}.") from error
 
 
-# What tells at little cost that a file of a kind is not whole.
-WHOLE: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": lambda path: safetensors.safe_open(path, "pt").__enter__(),
-    ".parquet": pyarrow.parquet.read_metadata,
-    ".json": lambda path: json.loads(path.read_bytes()),
-}
+def check(found: Found) -> None:
+    """Compare the files of ``found`` with the hashes that name them, and look whether they are whole.
 
-
-def _damaged(found: Found) -> list[str]:
-    """The files that are not whole, or not those whose SHA-256 the hub gave (it names the cache's file by it)."""
-    damaged = []
+    A file that was damaged is taken out of the cache if the hub can bring it again, and stays if not. Raises
+    ``DamagedError`` in both cases, and where a file is as it was published and cannot be read.
+    """
+    damaged = {}
     for name in found.files:
-        path = found.path / name
-        expected = path.resolve().name
         try:
-            WHOLE.get(path.suffix, Path.stat)(path)
-            with path.open("rb") as file:
-                named = re.fullmatch(r"[0-9a-f]{64}", expected)
-                digest = hashlib.file_digest(file, "sha256").hexdigest() if named else expected
-        except (OSError, ValueError, safetensors.SafetensorError):
-            damaged.append(name)
-        else:
-            damaged += [name] * (digest != expected)
-    return damaged
+            flaw, published = flaw_of(found.path / name)
+        except OSError as error:
+            raise AssetError(f"{name} of {found.name} cannot be read: {reason(error)}.") from None
+        if flaw and published:
+            raise DamagedError(
+                f"{name} of {found.name} at {found.commit[:12]} cannot be read: {flaw}, and was published so: name "
+                "another revision in the profile."
+            )
+        if flaw:
+            damaged[name] = flaw
+    if damaged:
+        what = f"{', '.join(damaged)} of {found.name} at {found.commit[:12]} is damaged"
+        why = next(iter(damaged.values()))
+        if obstacle := _taken_out(found, list(damaged)):
+            raise DamagedError(f"{what} ({why}) and stays in the cache: {obstacle}.")
+        raise DamagedError(
+            f"{what} and was taken out of the cache: run the same command again to fetch it anew ({why})."
+        )
 
 
-def _discard(path: Path) -> None:
-    """Take a file out of the cache: the name in the snapshot and what it points to."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+def _taken_out(found: Found, names: list[str]) -> str:
+    """Take files out of the cache; where the hub does not have them, or they cannot be deleted, the reason."""
+    path = found.path / names[0]
+    if constants.HF_HUB_OFFLINE:
+        return f"HF_HUB_OFFLINE is set, so it cannot be fetched again; unset it, or put a whole file at {path}"
+    try:
+        for name in names:
+            _head(found.asset, name, found.commit)
+    except NO_ANSWER as error:
+        return f"it cannot be fetched again, {refusal(error)}; run again when it can, or put a whole file at {path}"
+    try:
+        for name in names:
+            path = found.path / name
+            if _storage(found.asset).resolve() in path.resolve().parents:
+                path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"{error.strerror}; delete {path} where that is allowed, and run the same command again"
+    return ""
 
 
 def load_config(found: Found) -> Any:
     """The configuration of a checkpoint, which may not have been fetched yet; ``AssetError`` where it does not fit."""
     asset = found.asset
     assert isinstance(asset, Checkpoint)
+    name = f"config.json of {found.name}"
+    if found.status == "reachable":
+        try:
+            _small_file(asset, "config.json", found.commit)
+        except DamagedError:
+            raise
+        except NO_ANSWER as error:
+            raise AssetError(f"{name} could not be fetched: {refusal(error)}.") from None
     try:
-        if found.status == "reachable":
-            _small_file(asset, "config.json")
-        config = AutoConfig.from_pretrained(found.path)
-    except (HTTPError, OSError, ValueError, KeyError) as error:
-        raise AssetError(f"config.json of {found.name} cannot be read: {_reason(error)}.") from None
-    if config.num_labels != asset.classes:
-        raise AssetError(f"{found.name} has {config.num_labels} classes, {asset.classes} are expected.")
+        if not _checked(found):
+            check(Found(asset, "cached", found.commit, {"config.json": None}))
+        about = json.loads((found.path / "config.json").read_text("utf-8-sig"))
+        kind = about.get("model_type") if isinstance(about, dict) else None
+        if kind not in CONFIG_MAPPING:
+            raise AssetError(
+                f"{name} has the model_type {kind!r}, which transformers {transformers.__version__} does not know; code of "
+                "the repository is not run."
+            )
+        _check_classes(name, about)
+        config = CONFIG_MAPPING[kind].from_pretrained(found.path)
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise AssetError(f"{name} has the model_type {kind!r}, of which transformers has no sequence classifier.")
+        if config.num_labels != asset.classes:
+            raise AssetError(f"{found.name} has {config.num_labels} classes, {asset.classes} are expected.")
+        with torch.device("meta"):
+            AutoModelForSequenceClassification.from_config(config)
+    except AssetError:
+        raise
+    except Exception as error:  # of types, of values, of what a model makes of them
+        raise AssetError(f"{name} describes no model: {reason(error)}.") from error
     return config
+
+
+def _check_classes(name: str, about: dict[str, Any]) -> None:
+    """Raise ``AssetError`` where id2label does not number distinct names from 0, or label2id contradicts it."""
+    classes = about.get("id2label")
+    if classes is None:
+        return
+    names = list(classes.values()) if isinstance(classes, dict) else []
+    if not names or sorted(map(str, classes)) != sorted(map(str, range(len(names)))):
+        raise AssetError(f"{name} does not number its classes from 0 in id2label ({classes}): mend it there.")
+    if odd := [each for each in names if not isinstance(each, str) or names.count(each) > 1]:
+        raise AssetError(f"{name} names the class {odd[0]!r} in id2label, which is no name, or there twice: mend it.")
+    numbers = about.get("label2id")
+    if isinstance(numbers, dict) and set(numbers) == set(names):
+        for i, each in classes.items():
+            if str(numbers[each]) != str(i):
+                raise AssetError(f"{name} calls {each!r} {i} in id2label and {numbers[each]} in label2id: mend one.")
 
 
 def load_checkpoint(found: Found) -> tuple[Any, Any]:
     """The model, in fp32, and its tokenizer.
 
-    Raises ``AssetError`` where a file cannot be read, a weight is missing or of the wrong shape (nothing is left at
-    random), or the number of classes is not the profile's.
+    Raises ``AssetError`` where a file cannot be read, a weight is missing, left over, not finite or of the wrong shape
+    (nothing is left at random), the tokenizer has no vocabulary, or the number of classes is not the profile's.
     """
-    load_config(found)
-    with _reading(found), quiet_library():
+    config = load_config(found)
+    where = f"{found.name} at {found.commit[:12]}"
+    with _reading(found, "the weights"), quiet_library():
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            found.path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            found.path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        tokenizer = load_published(found.path)
-    for problem in ("missing_keys", "mismatched_keys"):
+    # What a classifier does not use, such as a pooler, is left over; layers that config.json does not count are not.
+    report["unexpected_keys"] = [name for name in report["unexpected_keys"] if re.search(r"\.layers?\.\d+\.", name)]
+    problems = {
+        "missing_keys": "lack",
+        "mismatched_keys": "do not fit config.json in",
+        "unexpected_keys": "go beyond config.json in",
+    }
+    for problem, what in problems.items():
         if names := sorted(name[0] if isinstance(name, tuple) else str(name) for name in report[problem]):
-            what = "lack" if problem == "missing_keys" else "do not fit config.json in"
-            raise AssetError(f"the weights of {found.name} at {found.commit[:12]} {what} {', '.join(names[:3])}.")
+            raise AssetError(
+                f"the weights of {where} {what} {', '.join(names[:3])}: weights and config.json are of different models."
+            )
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise AssetError(
+                f"the weights of {where} hold a number that is not finite in {name}: take another revision."
+            )
+    files = ", ".join(_matching(found.files, (*TOKENIZERS, "merges.txt", "tokenizer_config.json")))
+    with _reading(found, f"the tokenizer ({files})"), quiet_library():
+        about = found.path / "tokenizer_config.json"
+        if about.is_file() and "AutoTokenizer" in json.loads(about.read_bytes()).get("auto_map", ()):
+            raise AssetError(f"the tokenizer of {where} is code of the repository, which is not run.")
+        tokenizer = load_published(found.path)
+        tokenizer("a \N{SNOWMAN}")  # to see whether it can do a word that it does not know
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise AssetError(
+            f"the tokenizer of {where} has no vocabulary: its files are not those that {type(tokenizer).__name__} reads."
+        )
     return model, tokenizer
 
 
@@ -434,43 +547,84 @@ def load_splits(found: Found, splits: Iterable[str] | None = None) -> datasets.D
     asset = found.asset
     assert isinstance(asset, DataSet)
     card = found.path / "README.md" if "README.md" in found.files else None
-    with _reading(found), quiet_library():
-        # By name, a configuration could only be read where the card's first one is in the cache as well.
-        files = asset.data_files(card)
-        how = {"data_files": files, "features": asset.features(card)} if files else {"name": asset.config or None}
-        loaded = datasets.load_dataset(str(found.path), data_dir=asset.folder or None, **how)
-    for split in splits if splits is not None else loaded:
-        if split not in loaded:
-            raise AssetError(f"{found.name} has no split {split!r}; it has {', '.join(loaded)}.")
-        columns = loaded[split].column_names
-        if lacking := [name for name in (*asset.text, asset.label) if name not in columns]:
-            raise AssetError(f"{split} of {found.name} has no column {lacking[0]!r}; it has {', '.join(columns)}.")
-    return datasets.DatasetDict({split: loaded[split] for split in (splits if splits is not None else loaded)})
+    with _reading(found, "the layout"):
+        files = {} if asset.folder else asset.data_files(card)
+        files = files or get_data_patterns(str(found.path / asset.folder))
+    chosen = list(splits if splits is not None else files)
+    if lacking := [split for split in chosen if split not in files]:
+        raise AssetError(f"{found.name} has no split {lacking[0]!r}; it has {', '.join(map(str, files))}.")
+    loaded = {}
+    for split in chosen:
+        # Each by itself, since another's columns or types would be forced upon it; in memory, so that nothing but a
+        # temporary folder has to be writable.
+        with _reading(found, f"the split {split}"), quiet_library(), tempfile.TemporaryDirectory() as folder:
+            rows = datasets.load_dataset(
+                str(found.path), data_dir=asset.folder or None, data_files={split: files[split]}, split=split,
+                features=asset.features(found.path), verification_mode="no_checks", cache_dir=folder, keep_in_memory=True,
+            )  # fmt: skip
+        columns = rows.column_names
+        if absent := [name for name in (*asset.text, asset.label) if name not in columns]:
+            apart = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), "")
+            hint = f": its columns are set apart by {apart!r}, not by commas" if apart else ""
+            raise AssetError(f"{split} of {found.name} has no column {absent[0]!r}; it has {', '.join(columns)}{hint}.")
+        loaded[split] = rows
+    return datasets.DatasetDict(loaded)
 
 
-def labelled(rows: datasets.Dataset, asset: DataSet, config: Any) -> datasets.Dataset:
+def described(asset: DataSet) -> str:
+    """A data set that is only looked at, in words: texts and labels of each split, the first rows; or why there is none."""
+    try:
+        loaded = load_splits(find(asset))
+    except AssetError as error:
+        return f"{asset.repo} is only looked at, and not here: {error}"
+    lines = []
+    for split, rows in loaded.items():
+        labels = pd.Series(rows[asset.label]).value_counts().sort_index().to_dict()
+        lines += [f"{asset.repo} ({asset.folder}), {split}: {len(rows)} texts, labels {labels}"]
+        lines += [pd.DataFrame(rows[:3]).to_string(max_colwidth=60)]
+    return "\n".join(lines)
+
+
+def labelled(rows: datasets.Dataset, asset: DataSet, config: Any, split: str = "") -> datasets.Dataset:
     """The columns text, text_pair (of pairs) and label: the class by the checkpoint's own numbering, or ``NO_CLASS``.
 
     A label finds its class by name (the profile's, else its own) in ``config.id2label``, upper and lower case alike.
     Numbers without names, and checkpoints that only number their classes (LABEL_0), are taken as they are.
 
-    Raises ``AssetError`` for a label that is no class of the checkpoint, or where a text is missing or not text.
+    Raises ``AssetError`` for a label that is missing or no class of the checkpoint, or where a text is empty or not
+    text; it names the row, counted from 0, of ``split``.
     """
+    of = f"of {asset.repo}{f', split {split},' if split else ''}"
     columns: dict[str, list[Any]] = {}
     for target, name in zip(("text", "text_pair"), asset.text, strict=False):
         columns[target] = list(rows[name])
-        odd = [i for i, text in enumerate(columns[target]) if not isinstance(text, str)]
+        odd = [i for i, text in enumerate(columns[target]) if not isinstance(text, str) or not text.strip()]
         if odd:
-            raise AssetError(f"row {odd[0]} of {asset.repo} has no text in column {name!r}.")
-    values = list(rows[asset.label])
+            value = columns[target][odd[0]]
+            what = f": it holds {value!r}" if value is not None else ": it is empty, or reads as missing (NA, null)"
+            raise AssetError(f"row {odd[0]} {of} has no text in column {name!r}{what}.")
+    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in rows[asset.label]]
+    empty = [
+        i
+        for i, v in enumerate(values)
+        if v is None or (isinstance(v, float) and math.isnan(v)) or (isinstance(v, str) and not v.strip())
+    ]
+    if empty:
+        cut = "; the file may end too early" if empty[0] == len(values) - 1 else ""
+        raise AssetError(
+            f"row {empty[0]} {of} has no label in column {asset.label!r} ({len(empty)} of {len(values)} rows have none{cut}): "
+            "fill it in or take the row out."
+        )
     number = _numbering(rows.features[asset.label], asset, config)
     known = {value: number(value) for value in dict.fromkeys(values)}
     if unknown := [value for value, label in known.items() if label is None]:
         classes = ", ".join(str(config.id2label[i]) for i in range(config.num_labels))
         raise AssetError(
-            f"{asset.repo} has the label {unknown[0]!r} in column {asset.label!r}, the checkpoint's classes are {classes}: "
-            "say what it stands for in the profile's `labels`."
+            f"row {values.index(unknown[0])} {of} has the label {unknown[0]!r} in column {asset.label!r}, the checkpoint's "
+            f"classes are {classes}: say what it stands for in the profile's `labels`."
         )
+    if set(known.values()) == {NO_CLASS}:
+        raise AssetError(f"no row {of} has a label that stands for a class: mend the profile's `labels`.")
     return datasets.Dataset.from_dict({**columns, "label": [known[value] for value in values]})
 
 

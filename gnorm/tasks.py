@@ -346,7 +346,7 @@ def _from_hub(spec: ModelSpec) -> Origin:
     wanted = dict.fromkeys(sizes.split for sizes in (spec.scoring, spec.evaluation, spec.entropy))
     loaded = hub.load_splits(dataset, wanted)
     splits = datasets.DatasetDict(
-        {split: hub.labelled(rows, spec.dataset, classifier.config) for split, rows in loaded.items()}
+        {split: hub.labelled(rows, spec.dataset, classifier.config, split) for split, rows in loaded.items()}
     )
     source = {"checkpoint": checkpoint.record(), "dataset": dataset.record()}
     source["dataset"]["rows"] = {split: len(rows) for split, rows in splits.items()}

@@ -58,6 +58,7 @@ def home(server, tmp_path, monkeypatch):
     home = tmp_path / "hf home"
     (tmp_path / "results").mkdir()
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path / "results"))
+    monkeypatch.delenv(hub.CHECKED, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HOME", str(home))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
@@ -329,7 +330,6 @@ def test_texts_and_labels_are_those_of_the_paper(server, home):
         (datasets.Value("int64"), [-1, 0], ["pos", "neg"], {}, "-1"),
         (datasets.ClassLabel(names=["yes", "no"]), [0, 1], ["pos", "neg"], {}, "0"),
         (datasets.Value("int64"), [0, 3], ["pos", "neg"], {"0": "neg", "2": "pos"}, "3"),
-        (datasets.Value("int64"), [0, None], ["pos", "neg"], {}, "None"),
     ],
 )
 def test_labels_find_their_class(feature, values, classes, labels, expected):
@@ -343,6 +343,28 @@ def test_labels_find_their_class(feature, values, classes, labels, expected):
             hub.labelled(rows, asset, config)
     else:
         assert list(hub.labelled(rows, asset, config)["label"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("feature", "texts", "values", "complaint"),
+    [
+        ("int64", ["a", "b", "c"], [0, None, 1], r"row 1 .* has no label in column 'l' \(1 of 3 rows have none\)"),
+        ("float64", ["a", "b", "c"], [None, 1.0, 1.0], r"row 0 .* has no label"),
+        ("float64", ["a", "b", "c"], [0.0, float("nan"), 1.0], r"row 1 .* has no label"),
+        ("string", ["a", "b", "c"], ["pos", " ", "neg"], r"row 1 .* has no label"),
+        ("int64", ["a", "b", "c"], [0, 1, None], r"row 2 .* has no label .*; the file may end too early"),
+        ("float64", ["a", "b", "c"], [0.0, 0.5, 1.0], r"row 1 .* has the label 0.5"),
+        ("int64", ["a", None, "c"], [0, 1, 1], r"row 1 .* has no text in column 't': it is empty, or reads as missing"),
+        ("int64", ["a", "b", " "], [0, 1, 1], r"row 2 .* has no text in column 't': it holds ' '"),
+    ],
+)
+def test_a_cell_without_a_label_or_a_text_is_named_by_its_row(feature, texts, values, complaint):
+    rows = datasets.Dataset.from_dict(
+        {"t": texts, "l": values}, datasets.Features({"t": datasets.Value("string"), "l": datasets.Value(feature)})
+    )
+    config = AutoConfig.for_model("bert", id2label={0: "pos", 1: "neg"})
+    with pytest.raises(hub.AssetError, match=complaint.replace(".*", "of some/data, split train,.*", 1)):
+        hub.labelled(rows, hub.DataSet("some/data", ["t"], "l"), config, "train")
 
 
 # ---------------------------------------------------------------- what fails, and how
@@ -466,13 +488,15 @@ def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys
     assert capsys.readouterr().out.startswith(
         "profile paper, chosen by auto: its assets are cached or reachable, and cuda"
     )
-    for asset in (PAPER.models["xlm-roberta"].checkpoint, PAPER.inspected[0]):
+    for asset in (PAPER.models["xlm-roberta"].checkpoint, PAPER.models["bert"].dataset):
         with server.fault(f"api/[a-z]+/{asset.repo}", status(404, X_Error_Code="RepoNotFound")):
             assert run_all.choose_profile("auto", "cuda") == "local"
         assert (
             f"profile local, chosen by auto: 1 of the paper's assets are neither cached nor reachable, the first of them {asset.repo}"
             in capsys.readouterr().out
         )
+    with server.fault(f"api/[a-z]+/{PAPER.inspected[0].repo}", status(404, X_Error_Code="RepoNotFound")):
+        assert run_all.choose_profile("auto", "cuda") == "paper"  # what is only looked at decides nothing
     assert run_all.choose_profile("paper", "cpu") == "paper"
 
 
