@@ -26,19 +26,19 @@ import pandas as pd
 import scipy.stats
 import torch
 from huggingface_hub import ModelCardData
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from . import results
 from .batches import num_texts
 from .costs import cost
 from .export import longest_text
+from .folders import free_folder
 from .heads import head_mask_of
 from .hub import TOKENIZERS
 from .pruning import Trajectory, find_method, whole
 from .scoring import correct_texts
-from .surgery import load_pruned, refuse_existing, remove_heads, save_pruned
+from .surgery import check_saving, load_checked, read_config, remove_heads, save_pruned
 from .tasks import batched, default_device
 
 FEWEST = 30  # texts, a third of them for each purpose: fewer say nothing
@@ -65,6 +65,7 @@ def load(
     max_length: int | None = None,
     seed: int = 0,
     device: str | None = None,
+    model_class: Any = None,
 ) -> Own:
     """A fine-tuned text classifier and its texts.
 
@@ -73,13 +74,15 @@ def load(
     the model's ``config.label2id`` or class numbers. A text that comes twice is taken once.
     scoring: how many texts, drawn at random, heads are scored on, at most a third; the others are halved, to choose by
     and to test on. batch, max_length, seed: texts a batch, tokens a text (what the model takes, if None), the draw.
-    device: the accelerator if there is one, else the CPU, if None.
+    device: the accelerator if there is one, else the CPU, if None. model_class: the model's class, if it is one of your
+    own.
 
     Raises ``FileNotFoundError`` for a CSV that is not there, ``ValueError`` for one without these columns, with an
     empty text, a label that the model has no class for, or too few texts, for numbers out of range, and where the
     checkpoint has no classifier or is damaged; ``FileNotFoundError`` too for a folder without a tokenizer.
     """
     scoring, batch = whole("scoring", scoring, 1), whole("batch", batch, 1)
+    read_config(checkpoint)  # refuses what is no checkpoint before anything else of it is read
     if (folder := Path(checkpoint)).is_dir() and not any(file for name in TOKENIZERS for file in folder.glob(name)):
         # for want of one the library would make up an empty tokenizer
         raise FileNotFoundError(
@@ -88,17 +91,7 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if max_length is not None:
         max_length = whole("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
-    if getattr(AutoConfig.from_pretrained(checkpoint), "head_mask", None):
-        model = load_pruned(checkpoint)
-    else:
-        try:
-            model, found = AutoModelForSequenceClassification.from_pretrained(checkpoint, output_loading_info=True)
-        except SafetensorError as error:
-            raise ValueError(f"the weights in {checkpoint} are damaged ({error}): save the model anew.") from None
-        if found["missing_keys"]:
-            raise ValueError(
-                f"{checkpoint} has no weights for {min(found['missing_keys'])}: fine-tune it as a classifier first."
-            )
+    model, _ = load_checked(checkpoint, model_class or AutoModelForSequenceClassification)
     head_mask_of(model)  # refuses what cannot be pruned before anything is read
     frame = _read(Path(texts), model.config)
     frame = frame.sample(frac=1, random_state=seed)
@@ -147,29 +140,33 @@ def _read(path: Path, config: Any) -> pd.DataFrame:
     return frame
 
 
-def ship(own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: float = 0.01) -> Path:
+def ship(
+    own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: float = 0.01, overwrite: bool = False
+) -> Path:
     """Remove as many heads as the budget allows, save the smaller model with its tokenizer and card; the folder.
 
     run: what ``prune`` made of ``own.model``, ``own.scoring`` and ``own.choosing``. budget: accuracy that may be lost
-    on the texts to choose by (0.01 is a point). ``own.model`` stays as it was.
+    on the texts to choose by (0.01 is a point). overwrite: replace a folder that holds files; one that is empty is taken
+    as it is. ``own.model`` stays as it was.
 
-    Raises ``FileExistsError`` where the folder exists already, ``ValueError`` where the run is not of this model or has
-    several trials, and for a budget below 0.
+    Raises ``FileExistsError`` where the folder holds files, ``ValueError`` where the run is not of this model or has
+    several trials, for a budget below 0, and as ``gnorm.surgery.check_saving`` does, before anything is measured.
     """
-    refuse_existing(folder)
+    folder = free_folder(folder, overwrite)
     if not budget >= 0:
         raise ValueError(f"budget={budget} is out of range: it is the accuracy that may be lost, 0.01 for a point.")
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
     if not torch.equal(run.start, head_mask_of(own.model)):
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
+    check_saving(own.model, own.tokenizer)
     pruned = results.solution(run, budget)
     smaller = copy.deepcopy(own.model)
     remove_heads(smaller, run.mask(pruned))
     before, after = (correct_texts(model, own.testing).numpy() for model in (own.model, smaller))
     curve = results.curve(run)
     text = card(
-        name=Path(folder).name,
+        name=folder.resolve().name,
         checkpoint=own.checkpoint,
         data=own.data,
         model=smaller,
@@ -184,7 +181,7 @@ def ship(own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: floa
         costs=cost(smaller),
         versions=run.info["versions"],
     )
-    return save_pruned(smaller, folder, own.tokenizer, text)
+    return save_pruned(smaller, folder, own.tokenizer, text, overwrite)
 
 
 def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
