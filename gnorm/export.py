@@ -78,8 +78,8 @@ def export_onnx(
     The model stays as it was.
 
     Raises ``ModuleNotFoundError`` where the packages of the extra are missing, ``FileExistsError`` where the file
-    exists already or the folder holds files, ``ValueError`` for a model in another precision than float32, for inputs that it does not take, for
-    logits that are too far off, and as ``attention_blocks`` does.
+    exists already or the folder holds files, ``ValueError`` for a model in another precision than float32, for inputs
+    that it does not take, for logits that are too far off, and as ``attention_blocks`` does.
     """
     _require()
     attention_blocks(model)  # refuses what is not known

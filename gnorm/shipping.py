@@ -146,8 +146,8 @@ def ship(
     """Remove as many heads as the budget allows, save the smaller model with its tokenizer and card; the folder.
 
     run: what ``prune`` made of ``own.model``, ``own.scoring`` and ``own.choosing``. budget: accuracy that may be lost
-    on the texts to choose by (0.01 is a point). overwrite: replace a folder that holds files; one that is empty is taken
-    as it is. ``own.model`` stays as it was.
+    on the texts to choose by (0.01 is a point). overwrite: replace a folder that holds files; one that is empty is
+    taken as it is. ``own.model`` stays as it was.
 
     Raises ``FileExistsError`` where the folder holds files, ``ValueError`` where the run is not of this model or has
     several trials, for a budget below 0, and as ``gnorm.surgery.check_saving`` does, before anything is measured.

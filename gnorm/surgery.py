@@ -30,6 +30,10 @@ from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of,
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
 HEAD_ROWS = ("all_head_size",)
 
+# What transformers, torch and json raise where a checkpoint or a configuration cannot be read or written.
+RAISED = (AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, SafetensorError,
+          TypeError, ValueError, pickle.PickleError)  # fmt: skip
+
 
 def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
     """Remove heads from ``model``, in place, with their weights and biases.
@@ -180,7 +184,7 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
         try:
             copy.copy(config).save_pretrained(scratch)
             read = type(config).from_pretrained(scratch)
-        except Exception as error:
+        except RAISED as error:
             raise ValueError(
                 f"the configuration cannot be saved ({_not_json(config) or _reason(error)}): "
                 "correct that in model.config, or delete it there."
@@ -189,20 +193,21 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
             try:
                 if part is not None:
                     part.save_pretrained(scratch)
-            except Exception as error:
+            except RAISED as error:
                 raise ValueError(f"the {name} cannot be saved ({_reason(error)}): correct it first.") from None
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             built = _cut_when_built(kind)(read)
-    except Exception as error:
+    except RAISED as error:
         raise ValueError(
             f"{kind.__name__} cannot be built from model.config alone, as loading does ({_reason(error)}): "
             "correct model.config, or give the arguments of its __init__ defaults."
         ) from None
     found, wanted = _structure(model), _structure(built)
-    for name in (name for name in {**wanted, **found} if found.get(name) != wanted.get(name)):
+    if differing := [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]:
+        name = differing[0]
         raise ValueError(
-            f"{name} is {found.get(name, 'missing')}, but {kind.__name__} builds {wanted.get(name, 'none')} from "
+            f"{name} is {found.get(name, 'missing')}, but {kind.__name__} builds {wanted.get(name, 'nothing')} from "
             "model.config, so the model could not be loaded: correct model.config, or build it so in the __init__ of a "
             "class of your own."
         )
@@ -219,7 +224,7 @@ def _structure(model: nn.Module) -> dict[str, str]:
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         shape = tuple(tensor.shape)
         shared = first.setdefault((tensor.untyped_storage()._cdata, tensor.storage_offset(), shape), name)
-        found[name] = f"of shape {shape}" if shared == name else f"the same as {shared}"
+        found[name] = f"a tensor of shape {shape}" if shared == name else f"the same as {shared}"
     return found
 
 
@@ -230,7 +235,7 @@ def _not_json(config: Any) -> str:
             alone = PreTrainedConfig()
             vars(alone)[name] = value
             alone.to_json_string()
-        except Exception as error:
+        except RAISED as error:
             return f"its {name} is {type(value).__name__}: {_reason(error)}"
     return ""
 
@@ -245,8 +250,8 @@ def _reason(error: BaseException) -> str:
 Source = str | os.PathLike[str]
 
 # Options of from_pretrained that say where a file is, for the configuration and the weights alike.
-PLACE = ("cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "token", "subfolder",
-         "trust_remote_code")  # fmt: skip
+PLACE = ("cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "token",
+         "subfolder", "trust_remote_code")  # fmt: skip
 
 CUT = "_cut_when_built"  # marks the classes that build models to load, which are gone again soon
 
@@ -273,8 +278,8 @@ def load_pruned(folder: Source, model_class: Any = None, **from_pretrained_kwarg
     config = read_config(folder, **from_pretrained_kwargs)
     if not is_pruned(config):
         raise ValueError(
-            f"{_place(folder, from_pretrained_kwargs) / 'config.json'} has no head_mask: load it with from_pretrained, or "
-            "save it anew."
+            f"{_place(folder, from_pretrained_kwargs) / 'config.json'} has no head_mask: load it with from_pretrained, "
+            "or save it anew."
         )
     kind = find_class(folder, config, model_class, from_pretrained_kwargs)
     model, found = load_checked(folder, kind, **from_pretrained_kwargs)
@@ -289,8 +294,8 @@ def is_pruned(config: Any) -> bool:
 def read_config(source: Source, **options: Any) -> Any:
     """The configuration of a checkpoint, a folder or a name on the hub; options: as ``from_pretrained`` takes them.
 
-    Raises ``FileNotFoundError`` where there is none, ``ValueError`` where it is damaged or of an unknown model type, and
-    for a folder that holds an adapter instead of a model.
+    Raises ``FileNotFoundError`` where there is none, ``ValueError`` where it is damaged or of an unknown model type,
+    and for a folder that holds an adapter instead of a model.
     """
     given = options.get("config")
     if isinstance(given, PreTrainedConfig):
@@ -312,15 +317,15 @@ def read_config(source: Source, **options: Any) -> Any:
         raise FileNotFoundError(f"{folder} has no config.json: {remedy}.")
     try:
         return AutoConfig.from_pretrained(source, **{name: options[name] for name in PLACE if name in options})
-    except Exception as error:
+    except RAISED as error:
         if isinstance(error, OSError) and not local:
             raise FileNotFoundError(
                 f"{folder} has no config.json, here or on the hub ({_reason(error)}): give a folder that "
                 "gnorm.save_pruned wrote, or a name on the hub."
             ) from None
         raise ValueError(
-            f"{folder / 'config.json'} is damaged, or of a model type that transformers {transformers.__version__} does "
-            f"not know ({_reason(error)}): save the model anew."
+            f"{folder / 'config.json'} is damaged, or of a model type that transformers {transformers.__version__} "
+            f"does not know ({_reason(error)}): save the model anew."
         ) from None
 
 
@@ -340,7 +345,8 @@ def find_class(source: Source, config: Any, given: Any, options: Mapping[str, An
     given: a class of models; an Auto class, of which the class that ``config`` names is taken if it is a subclass; or
     None. options: those of ``from_pretrained``.
 
-    Raises ``ValueError`` where no such class is known, or several, and ``TypeError`` where ``given`` is no class of models.
+    Raises ``ValueError`` where no such class is known, or several, and ``TypeError`` where ``given`` is no class of
+    models.
     """
     mapping = getattr(given, "_model_mapping", None)
     if given is not None and mapping is None:
@@ -356,8 +362,8 @@ def find_class(source: Source, config: Any, given: Any, options: Mapping[str, An
     if named is None:
         but, kind = (f" but {name!r}", name) if config.architectures else ("", "MyClass")
         raise ValueError(
-            f"{_place(source, options) / 'config.json'} names no architecture of transformers{but}: pass the class of the "
-            f"model, as in gnorm.load_pruned(folder, model_class={kind})."
+            f"{_place(source, options) / 'config.json'} names no architecture of transformers{but}: pass the class of "
+            f"the model, as in gnorm.load_pruned(folder, model_class={kind})."
         )
     return named
 
@@ -382,7 +388,7 @@ def _class_named(source: Source, name: str, config: Any, options: Mapping[str, A
     return next(iter(found.values()), None)
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: Any) -> Iterator[Any]:
     """The classes that were derived from ``kind``, at any depth, earlier ones first."""
     for below in kind.__subclasses__():
         yield below
@@ -411,9 +417,8 @@ def _without(mask: Tensor, pruned: Any) -> Tensor:
     """``mask`` (layer, head) without the heads ``pruned``: lists by layer, as transformers 4 writes them."""
     layers, heads = range(mask.shape[0]), range(mask.shape[1])
     try:
-        gone = {int(layer): [heads.index(head) for head in gone] for layer, gone in pruned.items()}
-        for layer in gone:
-            mask[layers.index(layer), gone[layer]] = 0
+        for layer, gone in pruned.items():
+            mask[layers.index(int(layer)), [heads.index(head) for head in gone]] = 0
     except (AttributeError, TypeError, ValueError):
         raise ValueError(
             f"pruned_heads={pruned} in config.json does not list heads by layer, of {len(layers)} layers with "
@@ -423,7 +428,7 @@ def _without(mask: Tensor, pruned: Any) -> Tensor:
 
 
 def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model of the class ``kind``, or of an Auto class, in eval mode, and what ``from_pretrained`` says of loading it.
+    """A model of the class ``kind``, or of an Auto class, in eval mode, and what ``from_pretrained`` says of it.
 
     source: a folder or a name on the hub, of an intact or of a pruned model. options: those of ``from_pretrained``.
     Every weight of the model comes from the file: none is missing, of another shape or under another name. A weight
@@ -440,7 +445,7 @@ def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[s
         model, found = _cut_when_built(kind).from_pretrained(
             _name(source), **{"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
         )
-    except Exception as error:
+    except RAISED as error:
         raise _unreadable(error, _place(source, options), kind) from None
     finally:
         transformers.logging.set_verbosity(level)
@@ -492,7 +497,8 @@ def _refuse_misfits(
         )
     if head := [name for name in missing if not name.startswith(base)]:
         raise ValueError(
-            f"{folder} has no weights for {head[0]}: fine-tune it as a classifier first, or name the class that was saved."
+            f"{folder} has no weights for {head[0]}: fine-tune it as a classifier first, or name the class that was "
+            "saved."
         )
     if names := (missing + unexpected * exact)[:3]:
         raise ValueError(f"the weights in {folder} are not those of its config.json: {', '.join(names)} do not match.")
