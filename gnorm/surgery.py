@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -32,7 +33,7 @@ HEAD_ROWS = ("all_head_size",)
 
 # What transformers, torch and json raise where a checkpoint or a configuration cannot be read or written.
 RAISED = (AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, SafetensorError,
-          TypeError, ValueError, pickle.PickleError)  # fmt: skip
+          StrictDataclassError, TypeError, ValueError, pickle.PickleError)  # fmt: skip
 
 
 def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
