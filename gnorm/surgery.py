@@ -6,7 +6,6 @@ import copy
 import inspect
 import json
 import os
-import pickle
 import re
 import tempfile
 from collections import Counter
@@ -14,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
 HEAD_ROWS = ("all_head_size",)
 
 # What transformers, torch and json raise where a checkpoint or a configuration cannot be read or written.
-RAISED = (AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, SafetensorError,
-          StrictDataclassError, TypeError, ValueError, pickle.PickleError)  # fmt: skip
+RAISED = (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, PickleError,
+          RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError)  # fmt: skip
 
 
 def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
@@ -458,7 +458,7 @@ def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[s
 
 def _unreadable(error: Exception, folder: Path, kind: Any) -> Exception:
     """What ``from_pretrained`` raised, as an error for people; torch's own advice on pickles is never repeated."""
-    pickled = isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in str(error)
+    pickled = isinstance(error, PickleError | EOFError) or "PytorchStreamReader" in str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return error
     if isinstance(error, SafetensorError | json.JSONDecodeError | UnicodeDecodeError | KeyError) or pickled:
