@@ -82,6 +82,7 @@ def load(
     checkpoint has no classifier or is damaged; ``FileNotFoundError`` too for a folder without a tokenizer.
     """
     scoring, batch = whole("scoring", scoring, 1), whole("batch", batch, 1)
+    checkpoint = os.path.expanduser(checkpoint)
     read_config(checkpoint)  # refuses what is no checkpoint before anything else of it is read
     if (folder := Path(checkpoint)).is_dir() and not any(file for name in TOKENIZERS for file in folder.glob(name)):
         # for want of one the library would make up an empty tokenizer

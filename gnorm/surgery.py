@@ -36,6 +36,7 @@ RAISED = (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError
           RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError)  # fmt: skip
 
 
+@torch.inference_mode(False)  # what is left can be trained, wherever this is called
 def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
     """Remove heads from ``model``, in place, with their weights and biases.
 
@@ -332,6 +333,8 @@ def read_config(source: Source, **options: Any) -> Any:
 
 def _name(source: Source) -> str:
     """A folder or a name on the hub as transformers takes it."""
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"{source!r} is no folder: give its path, or a name on the hub.")
     return os.path.expanduser(os.fspath(source))
 
 
@@ -374,10 +377,16 @@ def _class_named(source: Source, name: str, config: Any, options: Mapping[str, A
     known = getattr(transformers, name, None)
     if isinstance(known, type) and issubclass(known, PreTrainedModel):
         return known
-    remote = [str(where) for where in (getattr(config, "auto_map", None) or {}).values()]
-    if options.get("trust_remote_code") and (where := [where for where in remote if where.endswith(f".{name}")]):
-        places = {key: options[key] for key in PLACE[:-2] if key in options}
-        return get_class_from_dynamic_module(where[0], _name(source), **places)
+    remote = getattr(config, "auto_map", None) or {}
+    for auto, where in remote.items() if options.get("trust_remote_code") else ():
+        if str(where).endswith(f".{name}"):
+            places = {key: options[key] for key in PLACE[:-2] if key in options}
+            try:
+                kind = get_class_from_dynamic_module(where, _name(source), **places)
+            except RAISED as error:
+                raise ValueError(f"the code of {name} in {source} cannot be loaded ({_reason(error)}).") from None
+            kind.register_for_auto_class(auto)  # so that the code is saved with the model
+            return kind
     found = {
         f"{kind.__module__}.{kind.__qualname__}": kind
         for kind in _subclasses(PreTrainedModel)
@@ -428,6 +437,7 @@ def _without(mask: Tensor, pruned: Any) -> Tensor:
     return mask
 
 
+@torch.inference_mode(False)
 def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     """A model of the class ``kind``, or of an Auto class, in eval mode, and what ``from_pretrained`` says of it.
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import sys
 import threading
 
 import numpy as np
@@ -135,6 +136,39 @@ def test_options_are_those_of_from_pretrained(model, folder):
     assert load(folder, num_labels=5, ignore_mismatched_sizes=True).classifier.out_features == 5
     with pytest.raises(ValueError, match=r"saved cannot be loaded as BertForSequenceClassification: .*\"nope\""):
         load(folder, attn_implementation="nope")
+
+
+def test_what_is_cut_and_read_without_autograd_can_be_trained(tmp_path):
+    with torch.inference_mode():
+        intact = tiny_model("bert")
+        intact.save_pretrained(tmp_path / "intact")
+        folder = gnorm.save_pruned(cut(intact), tmp_path / "model")
+        models = [gnorm.load_pruned(folder)]
+    models.append(transformers.BertForSequenceClassification.from_pretrained(tmp_path / "intact"))
+    with torch.inference_mode():
+        cut(models[1])
+    for model in models:
+        model(**ragged_batches(1)[0]).loss.backward()
+        assert all(block.query.weight.grad is not None for block in gnorm.attention_blocks(model))
+
+
+def test_the_code_of_a_folder_runs_where_it_is_trusted(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (folder / "mine.py").write_text(
+        "import transformers\n\nclass Mine(transformers.BertForSequenceClassification):\n  a = 7\n"
+    )
+    edit(folder, architectures=["Mine"], auto_map={"AutoModelForSequenceClassification": "mine.Mine"})
+    with pytest.raises(ValueError, match="names no architecture of transformers but 'Mine'"):
+        gnorm.load_pruned(folder)
+    trusted = gnorm.load_pruned(folder, trust_remote_code=True)
+    again = gnorm.load_pruned(gnorm.save_pruned(trusted, tmp_path / "again"), trust_remote_code=True)
+    for other in (trusted, again):
+        assert other.a == 7
+        assert torch.equal(logits(other), logits(model))
+    (folder / "mine.py").unlink()
+    with pytest.raises(ValueError, match="the code of Mine in .* cannot be loaded"):
+        gnorm.load_pruned(folder, trust_remote_code=True)
 
 
 @pytest.mark.parametrize(
@@ -483,6 +517,8 @@ def test_the_folder_with_checkpoints_of_a_trainer_names_one_of_them(folder, tmp_
         gnorm.load_pruned(tmp_path / "trainer")
     with pytest.raises(ValueError, match="config.json is a file: give the folder that it lies in"):
         gnorm.load_pruned(tmp_path / "trainer" / "checkpoint-500" / "config.json")
+    with pytest.raises(TypeError, match="None is no folder: give its path, or a name on the hub"):
+        gnorm.load_pruned(None)
 
 
 def test_a_checkpoint_that_transformers_4_pruned_can_be_shipped(checkpoint, texts):
