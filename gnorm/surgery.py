@@ -417,13 +417,15 @@ def _cut_when_built(kind: Any) -> Any:
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
             with torch.device("cpu"):  # where masks live; the weights may have no storage yet
-                kept = torch.ones_like(head_mask_of(self)) if mask is None else mask
-                remove_heads(self, _without(torch.as_tensor(kept), pruned or {}))
+                if mask is not None:
+                    remove_heads(self, mask)
+                if pruned:
+                    remove_heads(self, _all_but(pruned, head_mask_of(self)))
 
     return type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__, CUT: True})
 
 
-def _without(mask: Tensor, pruned: Any) -> Tensor:
+def _all_but(pruned: Any, mask: Tensor) -> Tensor:
     """``mask`` (layer, head) without the heads ``pruned``: lists by layer, as transformers 4 writes them."""
     layers, heads = range(mask.shape[0]), range(mask.shape[1])
     try:

@@ -203,6 +203,13 @@ def test_heads_that_the_model_does_not_have_cannot_have_been_pruned(folder, prun
         gnorm.load_pruned(folder)
 
 
+@pytest.mark.parametrize("mask", ["none", [1, 1, 1], [[1], [1, 1]], [[[1, 1, 1, 1]] * 3], 1])
+def test_a_head_mask_that_is_none_is_refused(folder, mask):
+    edit(folder, head_mask=mask)
+    with pytest.raises(ValueError, match=r"the head mask (is no .layer, head. table|has shape .*, this model needs)"):
+        gnorm.load_pruned(folder)
+
+
 # --- classes of one's own
 
 
