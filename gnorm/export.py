@@ -18,16 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from .batches import longest_text
+from .folders import free_file, free_folder, replace_files
 from .heads import attention_blocks
 from .packing import logits_of
 from .state import attention_implementation, evaluating
-from .surgery import refuse_existing
 
 Inputs = dict[str, Tensor]
 
 EXPORTED_WITH = (2, 8)  # texts and tokens of the example that the exporter follows the model with
 CHECKED_WITH = (1, 3, 4)  # texts or images; these lengths of texts, and as long as the model takes them
 CHECKED_LENGTHS = (1, 16)
+
+WEIGHTS = ".data"  # the ending of the file beside, where weights do not fit into the file itself
 
 
 def _texts(config: Any, batch: int, length: int) -> Inputs:
@@ -59,9 +61,15 @@ def room_of(model: Any) -> int:
 
 
 def export_onnx(
-    model: Any, path: str | os.PathLike[str], inputs: Sequence[str] | None = None, tolerance: float = 1e-4
+    model: Any,
+    path: str | os.PathLike[str],
+    inputs: Sequence[str] | None = None,
+    tolerance: float = 1e-4,
+    overwrite: bool = False,
 ) -> Path:
     """Write ``model``, an intact or a pruned classifier, as an ONNX file; returns its path.
+
+    path: the file; of a folder that is empty, model.onnx in it. overwrite: replace a file that is there.
 
     inputs: what the file is fed with, among input_ids, attention_mask and, where the model tells two texts apart,
     token_type_ids, each (batch, length); or pixel_values (batch, channel, height, width). All that the model takes,
@@ -72,15 +80,16 @@ def export_onnx(
     only after onnxruntime has read it and given the model's logits, for several batch sizes and lengths, with padding.
     The model stays as it was.
 
-    Raises ``ModuleNotFoundError`` where the packages of the extra are missing, ``FileExistsError`` where the path
-    exists already, ``ValueError`` for a model in another precision than float32, for inputs that it does not take, for
-    logits that are too far off, and as ``attention_blocks`` does.
+    Raises ``ModuleNotFoundError`` where the packages of the extra are missing, ``FileExistsError`` where the file
+    exists already or the folder holds files, ``ValueError`` for a model in another precision than float32, for inputs
+    that it does not take, for logits that are too far off, and as ``attention_blocks`` does.
     """
     _require()
     attention_blocks(model)  # refuses what is not known
-    path = Path(path)
-    for taken in (path, path.with_name(f"{path.name}.data")):
-        refuse_existing(taken)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = free_folder(path, overwrite) / "model.onnx"
+    path = free_file(path, [WEIGHTS], overwrite)
     if model.dtype != torch.float32:
         raise ValueError(f"the model is in {model.dtype}, too coarse or too rare to be checked: export model.float().")
     example = _examples(model, *EXPORTED_WITH)
@@ -93,8 +102,12 @@ def export_onnx(
         with evaluating(model), torch.no_grad():
             _write(model, unfinished / path.name, example)
             _check(model, unfinished / path.name, list(example), tolerance)
-        for file in sorted(unfinished.iterdir(), reverse=True):  # weights before the file that names them
-            file.rename(path.with_name(file.name))
+        weights = path.with_name(path.name + WEIGHTS)
+        if (unfinished / weights.name).exists():
+            replace_files(unfinished, path.parent, [file for file in (path, weights) if file.exists()], last=path.name)
+        else:
+            (unfinished / path.name).replace(path)
+            weights.unlink(missing_ok=True)  # of the file that was replaced
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return path

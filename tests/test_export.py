@@ -132,6 +132,50 @@ def test_a_path_that_exists_is_refused(bert, export, taken, tmp_path):
     assert (tmp_path / taken).read_text() == "mine"
 
 
+def test_a_file_that_exists_is_replaced_where_that_is_asked(bert, export, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_text("mine")
+    path.with_name("model.onnx.data").write_text("mine too")
+    with pytest.raises(ValueError, match="are up to"):
+        export(bert, path, tolerance=0, overwrite=True)
+    assert sorted(file.read_text() for file in tmp_path.iterdir()) == ["mine", "mine too"]
+    assert export(bert, path, overwrite=True) == path
+    batch = batches_of(bert, 1)[0]
+    assert_same_logits(path, bert, [batch | {"token_type_ids": torch.zeros_like(batch["input_ids"])}])
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]  # the weights are in it, none lie beside
+
+
+def test_the_weights_beside_a_file_are_replaced_with_it(tmp_path, monkeypatch):
+    """Those above 2 GB, made small here."""
+
+    def write(model, path, example):
+        path.write_text("new")
+        path.with_name(path.name + ".data").write_text("new weights")
+
+    monkeypatch.setattr("gnorm.export._write", write)
+    monkeypatch.setattr("gnorm.export._check", lambda *_: None)
+    (tmp_path / "model.onnx").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    gnorm.export_onnx(tiny_model("bert"), tmp_path / "model.onnx", overwrite=True)
+    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert found == {"model.onnx": "new", "model.onnx.data": "new weights", "notes.txt": "mine"}
+
+
+def test_a_folder_that_is_empty_takes_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("gnorm.export._write", lambda model, path, example: path.write_text("new"))
+    monkeypatch.setattr("gnorm.export._check", lambda *_: None)
+    model = tiny_model("bert")
+    assert gnorm.export_onnx(model, tmp_path) == tmp_path / "model.onnx"
+    with pytest.raises(FileExistsError, match="exists already and holds model.onnx"):
+        gnorm.export_onnx(model, tmp_path)
+    (tmp_path / "model.onnx").write_text("old")
+    assert gnorm.export_onnx(model, tmp_path, overwrite=True).read_text() == "new"
+    (tmp_path / "a.onnx").mkdir()
+    (tmp_path / "b.onnx.data").mkdir()
+    with pytest.raises(FileExistsError, match=r"b.onnx.data is a folder: give the name of a file"):
+        gnorm.export_onnx(model, tmp_path / "b.onnx", overwrite=True)
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(bert, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

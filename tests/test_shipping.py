@@ -268,6 +268,34 @@ def test_a_run_of_another_model_and_a_folder_that_exists_are_refused(home):
         shipping.ship(own, run, "my-checkpoint")
 
 
+def test_a_folder_is_taken_where_it_is_empty_and_replaced_where_that_is_asked(home, monkeypatch):
+    monkeypatch.setattr("gnorm.costs._lengths", lambda config: [8])
+    own = shipping.load("my-checkpoint", "my-texts.csv")
+    run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)
+    (home / "smaller").mkdir()
+    assert shipping.ship(own, run, "smaller") == Path("smaller")
+    (home / "smaller" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="smaller exists already and holds README.md"):
+        shipping.ship(own, run, "smaller")
+    shipping.ship(own, run, "smaller", overwrite=True)
+    assert not (home / "smaller" / "notes.txt").exists()
+    assert gnorm.load_pruned("smaller").config.id2label == own.model.config.id2label
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_measured(home, monkeypatch):
+    own = shipping.load("my-checkpoint", "my-texts.csv")
+    run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)
+    monkeypatch.setattr(shipping, "correct_texts", None)
+    own.model.config.note = {1, 2}
+    with pytest.raises(ValueError, match="configuration cannot be saved .its note is set: .*: correct that in"):
+        shipping.ship(own, run, "smaller")
+    own.model.config.note = "none"
+    monkeypatch.setattr(own.tokenizer, "save_pretrained", lambda folder: 1 / 0)
+    with pytest.raises(ValueError, match="the tokenizer cannot be saved .division by zero.: correct it first"):
+        shipping.ship(own, run, "smaller")
+    assert not (home / "smaller").exists()
+
+
 def test_the_card_is_written_from_the_run_alone():
     """Whatever the template names has to be given: nothing in it is made up."""
     parameters = inspect.signature(shipping.card).parameters

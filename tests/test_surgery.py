@@ -53,6 +53,7 @@ def test_half_precision_is_kept(tmp_path):
 
 def test_a_folder_is_not_overwritten(tmp_path):
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists already"):
         gnorm.save_pruned(tiny_model("bert"), tmp_path / "model")
 
@@ -108,7 +109,7 @@ def test_damaged_weights_are_refused(tmp_path):
     folder = gnorm.save_pruned(tiny_model("bert"), tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is damaged .*: save the model anew"):
+    with pytest.raises(ValueError, match="are damaged .*: save the model anew"):
         gnorm.load_pruned(folder)
 
 
