@@ -323,8 +323,8 @@ def read_config(source: Source, **options: Any) -> Any:
     except RAISED as error:
         if isinstance(error, OSError) and not local:
             raise FileNotFoundError(
-                f"{folder} has no config.json, here or on the hub ({_reason(error)}): give a folder that "
-                "gnorm.save_pruned wrote, or a name on the hub."
+                f"{folder} has no config.json, and the hub gives no model of that name: give the folder that "
+                "save_pretrained or gnorm.save_pruned wrote, or a name on the hub."
             ) from None
         raise ValueError(
             f"{folder / 'config.json'} is damaged, or of a model type that transformers {transformers.__version__} "

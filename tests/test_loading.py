@@ -115,7 +115,7 @@ def test_a_model_of_a_hub_is_found_by_its_name(model, tmp_path):
         reloaded = gnorm.load_pruned("me/smaller", cache_dir=tmp_path, **options)
         assert torch.equal(logits(reloaded), logits(model))
     with pytest.raises(
-        FileNotFoundError, match=r"me/absent has no config.json, here or on the hub \(.*\): give a folder"
+        FileNotFoundError, match=r"me/absent has no config.json, and the hub gives no model of that name: give the"
     ):
         gnorm.load_pruned("me/absent", cache_dir=tmp_path)
 
@@ -331,7 +331,7 @@ UNSAVEABLE = [
 ]
 
 
-@pytest.mark.parametrize(("change", "complaint"), UNSAVEABLE)
+@pytest.mark.parametrize(("change", "complaint"), UNSAVEABLE, ids=range(len(UNSAVEABLE)))
 def test_what_could_not_be_read_is_not_saved(model, change, complaint, tmp_path):
     change(model)
     with pytest.raises(ValueError, match=complaint):
@@ -502,9 +502,9 @@ def cut_pickle(folder):
         (lambda f: (f / "adapter_config.json").write_text("{}"), ValueError, r"PEFT adapter: .* merge_and_unload"),
         (other_head, ValueError, "has no weights for classifier.bias: fine-tune it as a classifier first"),
         (
-            lambda f: edit(f, id2label={"0": "a"}, label2id={"a": 0}),
+            lambda f: edit(f, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}),
             ValueError,
-            r"contradict its configuration: .* \(1,\)",
+            r"contradict its configuration: .* \(2,\)",
         ),
     ],
 )

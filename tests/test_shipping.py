@@ -190,33 +190,50 @@ def _only_pickled(content):
     [
         (
             lambda: Path("my-checkpoint/adapter_config.json").write_text("{}"),
-            "my-checkpoint holds an adapter.*merge_and_un",
+            "my-checkpoint holds a PEFT adapter: .*merge_and_unload",
         ),
-        (lambda: _prefix("module."), "my-checkpoint has its weights under names that begin with 'module.'"),
-        (lambda: _prefix("_orig_mod."), "names that begin with '_orig_mod.'.* take the prefix off"),
-        (lambda: _change_config(num_hidden_layers=9), r"has no weights for bert\..*, which its config.json asks for"),
+        (
+            lambda: _prefix("module."),
+            "names of the weights in my-checkpoint have 'module.' too much, .* save model.module",
+        ),
+        (lambda: _prefix("_orig_mod."), "have '_orig_mod.' too much, .* take '_orig_mod.' out of the names"),
+        (
+            lambda: _change_config(num_hidden_layers=9),
+            r"the weights in my-checkpoint are not those of its config.json: bert\.encoder.layer.*do not match",
+        ),
         (
             lambda: _change_config(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}),
-            r"the weights in my-checkpoint contradict its config.json: classifier.bias is \(4,\), .* \(2,\)",
+            r"the weights in my-checkpoint contradict its configuration: classifier.bias is \(4,\), .* \(2,\)",
         ),
         (
             lambda: _change_config(id2label={"de": 0}, label2id={}),
             "id2label in config.json of my-checkpoint must give names",
         ),
         (lambda: _change_config(label2id={"de": "0"}), "label2id in config.json of my-checkpoint gives '0' for 'de'"),
-        (lambda: _change_config(model_type="none"), "my-checkpoint cannot be loaded .*model type `none`"),
+        (
+            lambda: _change_config(model_type="none"),
+            "my-checkpoint/config.json is damaged, or of a model type that .* does not know .*model type `none`",
+        ),
         (
             lambda: Path("my-checkpoint/config.json").write_text("{"),
-            "my-checkpoint cannot be loaded .*not a valid JSON",
+            "my-checkpoint/config.json is damaged.*not a valid JSON",
         ),
-        (lambda: Path("my-checkpoint/model.safetensors").unlink(), "my-checkpoint cannot be loaded .*no file named"),
-        (lambda: Path("my-checkpoint/tokenizer.json").write_text("{"), "my-checkpoint cannot be loaded"),
-        (lambda: _only_pickled(b"no weights"), "^the weights in my-checkpoint are damaged: save the model anew.$"),
+        (lambda: Path("my-checkpoint/tokenizer.json").write_text("{"), "the tokenizer in my-checkpoint cannot be read"),
+        (
+            lambda: _only_pickled(b"no weights"),
+            "^the weights in my-checkpoint are damaged .it holds more than tensors, or is not whole.: save the model anew",
+        ),
     ],
 )
 def test_a_checkpoint_that_will_not_do_is_refused_with_what_helps(home, harm, complaint):
     harm()
     with pytest.raises(ValueError, match=complaint):
+        shipping.load("my-checkpoint", "my-texts.csv")
+
+
+def test_a_checkpoint_without_weights_is_refused(home):
+    Path("my-checkpoint/model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="my-checkpoint has no model.safetensors that can be read, nor other"):
         shipping.load("my-checkpoint", "my-texts.csv")
 
 
@@ -233,7 +250,9 @@ def test_a_folder_of_sentence_transformers_is_taken_where_it_has_a_classifier(ho
 
 def test_a_checkpoint_that_is_no_folder_is_refused(home):
     for name in ("nowhere", "some/name", str(home / "nowhere")):
-        with pytest.raises(FileNotFoundError, match=f"{name} is no folder, and the hub gives no model of that name"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{name} has no config.json, and the hub gives no model of that name"
+        ):
             shipping.load(name, "my-texts.csv")
     with pytest.raises(ValueError, match=r"my-checkpoint/config.json is a file: give the folder"):
         shipping.load("my-checkpoint/config.json", "my-texts.csv")
