@@ -393,6 +393,8 @@ def same(before: Any, after: Any) -> bool:
         return before.dtype == after.dtype and torch.equal(before, after)
     if isinstance(before, dict):
         return before.keys() == after.keys() and all(same(value, after[name]) for name, value in before.items())
+    if isinstance(before, list):
+        return len(before) == len(after) and all(map(same, before, after))
     return bool(before == after)
 
 
@@ -463,7 +465,7 @@ class Check:
             self.wrong.append(f"{name} ends in {type(error).__name__}: {error}")
             self.error = error
         self.after = snapshot(model)
-        if not all(map(same, before, self.after)):
+        if not same(before, self.after):
             self.wrong.append(f"{name} does not leave the model as it was")
 
     def run(self) -> None:

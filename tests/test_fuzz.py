@@ -5,12 +5,11 @@ import os
 
 import fuzz
 import pytest
-import torch
 
 from gnorm.heads import FAMILIES
 
-SHORT = 240  # draws of every run, in files of tests that workers share
-LONG = int(os.environ.get("GNORM_FUZZ_DRAWS") or 20_000)  # of the soak, from another number on
+SHORT = 200  # draws of every run of the tests
+LONG = int(os.environ.get("GNORM_FUZZ_DRAWS") or 20_000)  # draws of the soak
 GROUP = 20
 
 
@@ -51,14 +50,12 @@ def altered(name, monkeypatch, alter):
 
 
 def test_a_score_that_is_off_is_seen_and_the_line_repeats_it(monkeypatch, capsys):
-    altered("greedy_gnorm", monkeypatch, lambda scores, *_: scores.where(torch.rand(scores.shape) < 0, scores + 0.01))
-    failures = draws(0, 4)
-    assert len(failures) == 4
-    assert all("gnorm_scores is off by 0.01" in failure for failure in failures if "bfloat16" not in failure)
-    seed = failures[0].splitlines()[0].removeprefix("draw ").removesuffix(":")
-    assert failures[0].endswith(f"repeat with: python tests/fuzz.py {seed}")
+    altered("greedy_gnorm", monkeypatch, lambda scores, *_: scores + 0.01)
+    first, *_ = [failure for failure in draws(0, 8) if "gnorm_scores is off by 0.01, " in failure]
+    seed = first.splitlines()[0].removeprefix("draw ").removesuffix(":")
+    assert first.endswith(f"repeat with: python tests/fuzz.py {seed}")
     assert fuzz.main(int(seed)) == 1
-    assert failures[0] in capsys.readouterr().out
+    assert first in capsys.readouterr().out
 
 
 def test_two_heads_that_change_places_are_seen(monkeypatch):
