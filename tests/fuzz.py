@@ -341,10 +341,15 @@ def log_product(norms: Tensor) -> Tensor:
     return norms.log().sum(1)
 
 
+def lower(dtype: torch.dtype) -> torch.dtype:
+    """A precision whose rounding float64 shows."""
+    return torch.float32 if dtype == torch.float64 else dtype
+
+
 def noise(of: Draw, gone: Tensor) -> tuple[dict[str, Tensor], Plain, Plain]:
     """How far plain autograd in a lower precision is off, in the precision of the model; by criterion of gradients, in
     the logarithm: (layer, head), infinite where nothing is left of a gradient. And the two that were compared."""
-    low = torch.float32 if of.dtype == torch.float64 else of.dtype
+    low = lower(of.dtype)
     exact, rough = plain(of, gone, terms=True), plain(of, gone, low, terms=True)
     share = EPSILON[of.dtype] / EPSILON[low]
     found, q, k, v = {}, 0, 1, 2
@@ -357,8 +362,8 @@ def noise(of: Draw, gone: Tensor) -> tuple[dict[str, Tensor], Plain, Plain]:
     for name, norms in exact.gradients.items():
         off = sum((a - b).norm(dim=-1) for a, b in zip(exact.parts[name], rough.parts[name], strict=True))
         off = AMPLIFIED * share * torch.as_tensor(off)
-        # Attention that looks at one token alone: what is left of a softmax's gradient is a difference of numbers of the
-        # size of the value's gradient, and vanishes from a lower precision altogether.
+        # Attention that looks at one token alone: the gradient behind a softmax is a difference of numbers of the size
+        # of the value's gradient, and vanishes from a lower precision altogether.
         difference = 3 * EPSILON[of.dtype] * of.model.config.hidden_size * norms[:, v] * weights[:, v]
         off[:, q] += difference * weights[:, k]
         off[:, k] += difference * weights[:, q]
@@ -434,9 +439,12 @@ class Check:
         tolerance = torch.full_like(off, TOLERANCE[self.draw.dtype])
         if not bool((off <= tolerance).all()):
             tolerance = tolerance + torch.as_tensor(allowed()).masked_fill(self.draw.removed, 0)
-        if not bool((off <= tolerance).all()):
+        # where a gradient is nothing but rounding, the score may be any number that is not large
+        small = found <= expected.masked_fill(tolerance.isinf(), -math.inf).max().clamp(min=0) + 10
+        wrong = ~(off <= tolerance) | ~small
+        if bool(wrong.any()):
             self.wrong.append(
-                f"{name} is off by {off[off > tolerance].max():.3g}, {tolerance[off > tolerance].min():.3g} allowed:\n"
+                f"{name} is off by {off[wrong].max():.3g}, {tolerance[wrong].min():.3g} allowed:\n"
                 f"    found    {found.tolist()}\n    expected {expected.tolist()}"
             )
 
@@ -446,10 +454,7 @@ class Check:
 
         def allowed() -> Tensor:
             _, exact, rough = self.noise()
-            share = (
-                EPSILON[self.draw.dtype]
-                / EPSILON[torch.float32 if self.draw.dtype == torch.float64 else self.draw.dtype]
-            )
+            share = EPSILON[self.draw.dtype] / EPSILON[lower(self.draw.dtype)]
             return AMPLIFIED * share * (getattr(exact, of) - getattr(rough, of)).abs().max().expand_as(expected) / scale
 
         self.compare(name, found / scale, expected / scale, allowed)

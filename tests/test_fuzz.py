@@ -1,10 +1,11 @@
-"""Random draws of ``fuzz``: some hundred here, as many as GNORM_FUZZ_DRAWS says in the soak; and that it sees what is wrong."""
+"""Random draws of ``fuzz``: some hundred here, GNORM_FUZZ_DRAWS in the soak; and that it sees what is wrong."""
 
 import dataclasses
 import os
 
 import fuzz
 import pytest
+import torch
 
 from gnorm.heads import FAMILIES
 
@@ -61,6 +62,11 @@ def test_a_score_that_is_off_is_seen_and_the_line_repeats_it(monkeypatch, capsys
 def test_two_heads_that_change_places_are_seen(monkeypatch):
     altered("attention_entropy", monkeypatch, lambda entropy, *_: entropy.flip(1))
     assert any("attention_entropy is off" in failure for failure in draws(0, 10))
+
+
+def test_a_score_that_is_no_number_is_seen_whatever_rounding_allows(monkeypatch):
+    altered("greedy_gnorm", monkeypatch, lambda scores, *_: scores * torch.nan)
+    assert len([failure for failure in draws(0, 8) if "gnorm_scores is off by inf" in failure]) == 8
 
 
 def test_a_hook_left_behind_and_a_flag_altered_are_seen(monkeypatch):
