@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from . import results
-from .pruning import Trajectory, find_method, prune
+from . import results, tasks
+from .pruning import METHODS, Trajectory, find_method, prune
 from .tasks import Task
 
 
@@ -66,3 +67,26 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
     trajectory = dataclasses.replace(trajectory, info={**about, **trajectory.info})
     results.save_trajectory(trajectory, task.profile, task.name, method)
     return trajectory
+
+
+def trajectories(
+    profile: str, models: Sequence[str], methods: Sequence[str] = tuple(METHODS)
+) -> dict[str, dict[str, Trajectory]]:
+    """``trajectories(...)[model][method]``: what is among the results of ``profile`` is read, what is not is run first.
+
+    A model is loaded only where one of its trajectories is missing. Raises ``ValueError`` for an unknown profile, model
+    or method before anything runs, and whatever ``results.load_trajectory``, ``tasks.load`` and ``run`` raise.
+    """
+    tasks.check_models(profile, models)
+    for method in methods:
+        find_method(method)
+    found: dict[str, dict[str, Trajectory]] = {model: {} for model in models}
+    for model in models:
+        task = None
+        for method in methods:
+            try:
+                found[model][method] = results.load_trajectory(profile, model, method)
+            except FileNotFoundError:
+                task = task or tasks.load(profile, model)
+                found[model][method] = run(task, method)
+    return found

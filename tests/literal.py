@@ -5,24 +5,21 @@ key and value weights split by head; norms summed over batches; their product in
 time. Heads are taken out by zeroing their weights. Nothing of ``gnorm`` is used.
 """
 
+import re
+
 import torch
 
-PROJECTIONS = {
-    "bert": lambda model: [layer.attention for layer in model.bert.encoder.layer],
-    "roberta": lambda model: [layer.attention for layer in model.roberta.encoder.layer],
-    "xlm-roberta": lambda model: [layer.attention for layer in model.roberta.encoder.layer],
-    "albert": lambda model: [model.albert.encoder.albert_layer_groups[0].albert_layers[0].attention],
-}
+# The names of query, key, value and output projections, whatever the family.
+NAMES = (
+    *(rf"attention\.(self\.|attn\.)?{name}(_lin|_proj)?" for name in ("q(uery)?", "k(ey)?", "v(alue)?")),
+    r"attention\.(output\.dense|dense|out_lin|attn\.o|o_proj)",
+)
 
 
 def projections(model):
     """[(query, key, value, output)] of every block."""
-    found = []
-    for attention in PROJECTIONS[model.config.model_type](model):
-        inner = getattr(attention, "self", attention)
-        output = attention.output.dense if hasattr(attention, "output") else attention.dense
-        found.append((inner.query, inner.key, inner.value, output))
-    return found
+    named = list(model.named_modules())
+    return list(zip(*([m for n, m in named if re.search(rf"{name}$", n)] for name in NAMES), strict=True))
 
 
 def forward(model, batch):

@@ -1,0 +1,134 @@
+"""Every notebook alone, where no other ran before it: what it needs and does not find, it makes."""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+from pipeline import ROOT
+
+import run_all
+from gnorm import METHODS, experiments, heads, results
+
+MODEL = "bert"
+
+
+def execute(name, **parameters):
+    """The code cells of a notebook, one after the other in one namespace, as a kernel runs them; the namespace."""
+    namespace = {}
+    for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{name}: {cell.id}", "exec"), namespace)  # noqa: S102
+        if "parameters" in cell.metadata.get("tags", []):
+            assert parameters.keys() <= namespace.keys()
+            namespace |= parameters
+    return namespace
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path, monkeypatch):
+    """A folder for results that holds none; nothing is drawn in a window."""
+    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The (model, method) of every run, as it begins."""
+    runs, run = [], experiments.run
+    monkeypatch.setattr(
+        experiments, "run", lambda task, method: (runs.append((task.name, method)), run(task, method))[1]
+    )
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        ("show_pruning_result", ["pruning_results"]),
+        ("pruning_summary", ["pruning_summary", "costs", "all_methods", "winners"]),
+    ],
+)
+def test_what_reads_results_makes_them_where_there_are_none_and_reads_them_after_that(name, tables, ran, empty):
+    execute(name, models=[MODEL])
+    assert ran == [(MODEL, method) for method in METHODS]
+    assert results.saved_methods("smoke", MODEL) == list(METHODS)
+    folder = results.results_folder("smoke") / "tables"
+    before = {table: (folder / f"{table}.csv").read_text() for table in tables if table != "costs"}
+    ran.clear()
+    execute(name, models=[MODEL])
+    assert not ran
+    assert {table: (folder / f"{table}.csv").read_text() for table in before} == before
+    (results.results_folder("smoke") / MODEL / "random.csv").unlink()
+    execute(name, models=[MODEL])
+    assert ran == [(MODEL, "random")]  # taken up from its journal
+    assert {table: (folder / f"{table}.csv").read_text() for table in before} == before
+
+
+def test_what_is_asked_for_is_made_and_nothing_else(ran, empty):
+    shown = execute("show_pruning_result", models=[MODEL], methods=["random"])
+    assert list(shown["table"].method) == ["random"]
+    assert ran == [(MODEL, "random")]
+    summary = execute("pruning_summary", models=[MODEL], methods=["random"])
+    assert list(summary["consolidated"].method) == ["random"]
+    assert list(summary["table"].model) == [MODEL]
+    assert ran == [(MODEL, "random"), (MODEL, "greedy_gnorm")]  # the solution is that of another method
+
+
+def test_trajectories_that_are_read_are_those_that_were_run(ran, empty):
+    made = experiments.trajectories("smoke", [MODEL], ["random", "weight_magnitude"])
+    read = experiments.trajectories("smoke", [MODEL], ["random", "weight_magnitude"])
+    assert len(ran) == 2
+    for method, trajectory in made[MODEL].items():
+        pd.testing.assert_frame_equal(read[MODEL][method].table, trajectory.table)
+        assert (read[MODEL][method].correct == trajectory.correct).all()
+
+
+@pytest.mark.parametrize(
+    ("models", "methods", "complaint"),
+    [
+        ([MODEL, "gpt"], ["random"], "profile smoke has no model 'gpt'; it has bert, albert, roberta, xlm-roberta"),
+        ([MODEL], ["random", "magic"], "method 'magic' is not known; choose one of greedy_gnorm"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_runs(models, methods, complaint, ran, empty):
+    with pytest.raises(ValueError, match=complaint):
+        experiments.trajectories("smoke", models, methods)
+    assert not ran
+    assert not list(empty.iterdir())
+
+
+def test_a_bert_is_rebuilt_by_hand_where_none_is_among_the_models(empty, monkeypatch):
+    monkeypatch.setattr(heads, "FAMILIES", dict(heads.FAMILIES))
+    rebuilt = execute("custom_bert_pruning", models=["roberta"], steps=2)
+    assert rebuilt["by_hand"].order() == rebuilt["theirs"].order()
+    assert rebuilt["task"].model.config.model_type == "bert"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("folder", [".", "notebooks"])
+@pytest.mark.parametrize("name", [*run_all.NOTEBOOKS, *run_all.OPTIONAL])
+def test_every_notebook_runs_alone_from_the_root_and_from_its_own_folder(name, folder, empty):
+    commands = {
+        ".": ["papermill", "--no-progress-bar", f"notebooks/{name}.ipynb", str(empty / f"{name}.ipynb")],
+        "notebooks": ["nbconvert", "--to", "notebook", "--execute", f"{name}.ipynb", "--output-dir", str(empty)],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *commands[folder]],
+        cwd=ROOT / folder,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [
+        output
+        for cell in nbformat.read(empty / f"{name}.ipynb", as_version=4).cells
+        for output in cell.get("outputs", [])
+    ]
+    assert outputs
+    assert not [output for output in outputs if "Warning" in output.get("text", "")]
