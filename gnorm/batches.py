@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .heads import layers_of
-from .packing import NOTHING_KEPT, Folded, Kept, Packing, Row, logits_of, packable, packed, packing_of
+from .packing import NOTHING_KEPT, Folded, Kept, Packing, Row, ignores_padding, logits_of, packable, packed, packing_of
 
 Batch = Mapping[str, Tensor]
 
@@ -106,8 +106,9 @@ def prepare(
     max_tokens: the most tokens, padding counted, that one micro-batch holds (a single longer text goes alone); it
     bounds the memory of a forward and backward pass. Default by device.
 
-    Batches go as they are, neither cut nor joined, where they hold a tensor that is not known to have a row a text
-    (``PER_TEXT``) or an entry a token (``PER_TOKEN``).
+    Batches go as they are, in their own width, where cutting padding is not known to change nothing: the model is none
+    of the known classifiers, or a tensor is not known to have a row a text (``PER_TEXT``) or an entry a token
+    (``PER_TOKEN``).
 
     Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
     unequal first dimension, a text with nothing but padding, numbers that are in no table of the model, a text longer
@@ -120,7 +121,7 @@ def prepare(
     parameter, checked = _parameter_of(model), _checked_batches(list(batches), model)
     most = max_tokens or MAX_TOKENS[parameter.device.type]
     sizes, made_for, packing = [_size(batch) for batch in checked], _traits(model), None
-    if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in checked for name in batch):
+    if not _may_be_cut(model, checked):
         micro_batches = _as_they_are(checked, parameter, getattr(model.config, "hidden_size", 1), most)
         return Prepared(micro_batches, None, checked, made_for, together, max_tokens)
     texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
@@ -159,6 +160,16 @@ def _traits(model: Any) -> tuple[Any, ...]:
     parameter = next(model.parameters())
     modules = tuple((type(module).__module__, type(module).__qualname__) for module in model.modules())
     return type(model), parameter.dtype, parameter.device, modules, tuple(_tables(model).items())
+
+
+def _may_be_cut(model: nn.Module, batches: Sequence[Batch]) -> bool:
+    """Whether texts may leave their batches and lose their padding."""
+    if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in batches for name in batch):
+        return False
+    masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
+    if not masks or packable(model):  # without a mask nothing is cut
+        return True
+    return ignores_padding(model) and all(bool(mask[:, 0].all()) for mask in masks)
 
 
 def _as_they_are(batches: Sequence[Batch], parameter: Tensor, hidden: int, most: int) -> list[MicroBatch]:

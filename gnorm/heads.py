@@ -30,7 +30,7 @@ class Family:
     attention module, the one that owns query, returns a tuple of its output and the attention weights, so that it can
     be passed by where it has no head left; ``norm`` (from each block) is the normalisation of the residual sum where
     such a module itself ends in one. ``classifier`` is the class of transformers that reads the first token of each text
-    alone, and whose layers treat tokens one by one but for attention: texts can go through it without padding.
+    alone, so that padding behind a text is of no consequence.
     """
 
     blocks: str
@@ -93,6 +93,7 @@ FAMILIES: dict[str, Family] = {
         "encoder.layer.*.output.dense",
         also=("self.pos_key_proj", "self.pos_query_proj"),
         skippable=True,
+        classifier="DebertaV2ForSequenceClassification",
     ),
     "mpnet": Family(
         "encoder.layer.*.attention",
@@ -103,6 +104,7 @@ FAMILIES: dict[str, Family] = {
         "encoder.layer.*.output.dense",
         per_head="position_bias",
         skippable=True,
+        classifier="MPNetForSequenceClassification",
     ),
     "vit": _VIT_LIKE,
     "deit": _VIT_LIKE,

@@ -12,7 +12,6 @@ import fnmatch
 import json
 import math
 import os
-import pickle
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import datasets
@@ -378,7 +378,7 @@ def _reading(found: Found, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         check(found)
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        if isinstance(error, UnpicklingError) or "weights_only" in str(error):
             raise AssetError(
                 f"{what} of {found.name} at {found.commit[:12]} are a pickle that holds more than tensors, which torch's "
                 "weights-only loader does not read: take a revision with model.safetensors, or convert the file where you "

@@ -22,7 +22,6 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .folders import free_folder, whole_folder
 from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of, refuse_removal
@@ -253,8 +252,7 @@ def _reason(error: BaseException) -> str:
 Source = str | os.PathLike[str]
 
 # Options of from_pretrained that say where a file is, for the configuration and the weights alike.
-PLACE = ("cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "token",
-         "subfolder", "trust_remote_code")  # fmt: skip
+PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "subfolder")
 
 CUT = "_cut_when_built"  # marks the classes that build models to load, which are gone again soon
 
@@ -361,7 +359,7 @@ def find_class(source: Source, config: Any, given: Any, options: Mapping[str, An
     if mapping is not None and type(config) not in mapping:
         raise ValueError(f"{given.__name__} has no class for model_type {config.model_type!r}: give another class.")
     name = str((config.architectures or ["none"])[0])
-    named = _class_named(source, name, config, options)
+    named = _class_named(source, name)
     if mapping is not None and (named is not None or not is_pruned(config)):
         return named if named is not None and issubclass(named, mapping[type(config)]) else mapping[type(config)]
     if named is None:
@@ -373,21 +371,11 @@ def find_class(source: Source, config: Any, given: Any, options: Mapping[str, An
     return named
 
 
-def _class_named(source: Source, name: str, config: Any, options: Mapping[str, Any]) -> Any:
-    """The class of models ``name``: of transformers, of the repository (if trusted), or defined in this process."""
+def _class_named(source: Source, name: str) -> Any:
+    """The class of models ``name``, of transformers or defined in this process; code of a repository is never run."""
     known = getattr(transformers, name, None)
     if isinstance(known, type) and issubclass(known, PreTrainedModel):
         return known
-    remote = getattr(config, "auto_map", None) or {}
-    for auto, where in remote.items() if options.get("trust_remote_code") else ():
-        if str(where).endswith(f".{name}"):
-            places = {key: options[key] for key in PLACE[:-2] if key in options}
-            try:
-                kind = get_class_from_dynamic_module(where, _name(source), **places)
-            except RAISED as error:
-                raise ValueError(f"the code of {name} in {source} cannot be loaded ({_reason(error)}).") from None
-            kind.register_for_auto_class(auto)  # so that the code is saved with the model
-            return kind
     found = {
         f"{kind.__module__}.{kind.__qualname__}": kind
         for kind in _subclasses(PreTrainedModel)

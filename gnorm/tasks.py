@@ -369,7 +369,9 @@ def estimate(spec: ModelSpec, config: Any, device: str) -> float:
     model = AutoModelForSequenceClassification.from_config(layer).to(device).eval()
     tokens = min(ASSUMED_TOKENS, config.max_position_embeddings // 2)
     ids = torch.randint(5, layer.vocab_size, (spec.scoring.batch, tokens), generator=torch.Generator().manual_seed(0))
-    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0]}]
+    batches = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(len(ids), dtype=torch.long)}
+    ]
     step, forward = (
         min(timeit.repeat(partial(measured, model, batches), number=1, repeat=3)) * config.num_hidden_layers / len(ids)
         for measured in (gnorm_scores, accuracy)

@@ -227,8 +227,6 @@ def _texts(r: random.Random, generator: torch.Generator, model: Any) -> tuple[li
         if layout == "holes":
             mask &= torch.rand(mask.shape, generator=generator) < 0.8
             mask[torch.arange(count), lengths - 1] = True
-            if model.config.model_type == "deberta-v2":  # whose masked tokens look at all tokens, padding too
-                mask[:, 0] = True
         if embedded:
             embed = model.get_input_embeddings()
             batch = {"inputs_embeds": embed(ids).detach()}
