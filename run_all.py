@@ -34,7 +34,12 @@ try:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from gnorm import experiments, hub, report, results, tasks
+    from gnorm.engine.state import default_device
+    from gnorm.experiments import hub, provenance, report, runs, tasks
+    from gnorm.experiments.paths import PROFILES, figures_folder, results_folder, root, run_folder, shown
+    from gnorm.experiments.profiles import Profile, check_models, profile_names, read_profile
+    from gnorm.experiments.published import AS_PUBLISHED, against_published, published_curves
+    from gnorm.storage.files import UNFINISHED, write_json
 except ModuleNotFoundError as missing:
     print(
         f"run_all.py needs the package {missing.name}: run `make setup`, then .venv/bin/python run_all.py",
@@ -113,7 +118,7 @@ class QuietKernelManager(AsyncKernelManager):
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run_all.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--profile", default="auto", help=f"auto, {', '.join(tasks.profile_names())} (default: auto)")
+    parser.add_argument("--profile", default="auto", help=f"auto, {', '.join(profile_names())} (default: auto)")
     parser.add_argument("--only", default=",".join(NOTEBOOKS), metavar="NAME,...", help="these notebooks alone")
     parser.add_argument("--models", metavar="NAME,...", help="these models of the profile alone")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the first accelerator, else the CPU")
@@ -143,7 +148,7 @@ def choose_profile(asked: str, device: str) -> str:
     if device == "cpu":
         print("profile local, chosen by auto: there is no accelerator, and without one the paper's models take days.")
         return "local"
-    paper = tasks.read_profile("paper")
+    paper = read_profile("paper")
     missing = [f for f in hub.look_up(paper.assets(list(paper.models))) if f.status == "missing"]
     if missing:
         print(
@@ -155,9 +160,7 @@ def choose_profile(asked: str, device: str) -> str:
     return "paper"
 
 
-def preflight(
-    profile: str, known: tasks.Profile, models: list[str], needed: list[hub.Asset], device: str
-) -> list[hub.Found]:
+def preflight(profile: str, known: Profile, models: list[str], needed: list[hub.Asset], device: str) -> list[hub.Found]:
     """Say what of the hub is cached, reachable or missing and about how long it will take; then bring it all here.
 
     Ends the program with 2 where something is missing, cannot be fetched, or is not what the profile says. Returns
@@ -200,9 +203,7 @@ def preflight(
     return found
 
 
-def hold_against_published(
-    known: tasks.Profile, models: list[str], device: str, fresh: bool, strict: bool
-) -> dict[str, str]:
+def hold_against_published(known: Profile, models: list[str], device: str, fresh: bool, strict: bool) -> dict[str, str]:
     """Measure every intact model whose accuracy was published, and say in words whether it is as published.
 
     Ends the program with 2 where it is not and ``strict`` asks for it: its assets are not what was published with.
@@ -218,16 +219,16 @@ def hold_against_published(
             flush=True,
         )
         try:
-            measured = experiments.intact(tasks.load(known.name, model, device=device), fresh)
+            measured = runs.intact(tasks.load(known.name, model, device=device), fresh)
         except (hub.AssetError, ValueError) as error:
             refuse(str(error))
         except RuntimeError as error:
             fail(f"{model}: its intact accuracy could not be measured on {device}: {error}")
-        verdicts[model] = results.against_published(**measured, quoted=dataclasses.asdict(published))
+        verdicts[model] = against_published(**measured, quoted=dataclasses.asdict(published))
         print(f"{model}: intact accuracy {verdicts[model]}", flush=True)
     if device == "cuda":
         torch.cuda.empty_cache()  # the kernels need it
-    others = [model for model, verdict in verdicts.items() if not verdict.startswith(results.AS_PUBLISHED)]
+    others = [model for model, verdict in verdicts.items() if not verdict.startswith(AS_PUBLISHED)]
     if others:
         remedy = (
             "name in the profile the `revision` of checkpoint and data set that the published results were made with"
@@ -249,7 +250,7 @@ def fetched_or_said(found: hub.Found) -> hub.Found:
     return whole
 
 
-def assets_of(known: tasks.Profile, models: list[str], chosen: list[str]) -> list[hub.Asset]:
+def assets_of(known: Profile, models: list[str], chosen: list[str]) -> list[hub.Asset]:
     """What the models need of the hub, and what is only looked at if the notebook that looks at it runs."""
     return known.assets(models) + (known.inspected if "data_processing" in chosen else [])
 
@@ -273,14 +274,14 @@ def fingerprint(name: str, parameters: dict[str, Any], device: str, others: list
     """What the notebook's outputs depend on: itself, its parameters, the package, its profile, versions and device; and
     ``others``, such as the commits of what the hub brings."""
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))
-    package = sorted([*(ROOT / "gnorm").glob("*.py"), ROOT / "gnorm" / "profiles" / f"{parameters['profile']}.toml"])
-    environment = results.environment()
+    environment = provenance.environment()
     del environment["commit"]  # the code itself counts
-    return tasks.digest(
+    return provenance.digest(
         [
             [cell["source"] for cell in notebook["cells"]],
             parameters,
-            [path.read_text("utf-8") for path in package],
+            provenance.package_code(),
+            (PROFILES / f"{parameters['profile']}.toml").read_text("utf-8"),
             environment,
             device,
             others,
@@ -292,8 +293,8 @@ def stamp_of(profile: str, name: str) -> dict[str, Any]:
     """What is known of the notebook's last finished run; empty where there was none, or where a file that it wrote is
     gone or was altered since."""
     try:
-        stamp = json.loads((results.run_folder(profile) / "stamps" / f"{name}.json").read_text("utf-8"))
-        intact = all(digest_of(results.root() / path) == content for path, content in stamp["written"].items())
+        stamp = json.loads((run_folder(profile) / "stamps" / f"{name}.json").read_text("utf-8"))
+        intact = all(digest_of(root() / path) == content for path, content in stamp["written"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return stamp if intact else {}
@@ -307,14 +308,14 @@ def digest_of(path: Path) -> str:
 
 def written_since(profile: str, moment: float) -> list[Path]:
     """Files under the profile's results and figures that were written after ``moment``, in seconds since the epoch."""
-    folders = (results.results_folder(profile), results.figures_folder(profile))
+    folders = (results_folder(profile), figures_folder(profile))
     return sorted(
         path
         for folder in folders
         for path in folder.rglob("*")
         if path.is_file()
-        and path.suffix != results.UNFINISHED
-        and results.run_folder(profile) not in path.parents
+        and path.suffix != UNFINISHED
+        and run_folder(profile) not in path.parents
         and path.stat().st_mtime >= moment
     )
 
@@ -322,8 +323,8 @@ def written_since(profile: str, moment: float) -> list[Path]:
 def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> dict[str, Any]:
     """Run one notebook and stamp it as done; the executed copy is kept. Ends the program with 1 where a cell fails."""
     profile = parameters["profile"]
-    copy = results.run_folder(profile) / "executed" / f"{name}.ipynb"
-    unfinished = copy.with_name(f"{name}{results.UNFINISHED}.ipynb")  # papermill wants the suffix
+    copy = run_folder(profile) / "executed" / f"{name}.ipynb"
+    unfinished = copy.with_name(f"{name}{UNFINISHED}.ipynb")  # papermill wants the suffix
     copy.parent.mkdir(parents=True, exist_ok=True)
     terminal, began, clock = Terminal(label), time.time() - 0.1, time.perf_counter()  # clocks of disks are coarse
     try:
@@ -345,14 +346,14 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
         os.replace(unfinished, copy)
         fail(
             f"{label} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
-            f"the executed copy, with the traceback, is {results.shown(copy)}; finished steps are kept, and once the cause "
+            f"the executed copy, with the traceback, is {shown(copy)}; finished steps are kept, and once the cause "
             "is mended the same command goes on from them"
         )
     except DeadKernelError:
         terminal.close()
         fail(
             f"{label} ended with its kernel killed, perhaps for want of memory; finished steps are kept and the same "
-            f"command goes on from them (the kernel's log is {results.shown(results.run_folder(profile) / 'kernel.log')})"
+            f"command goes on from them (the kernel's log is {shown(run_folder(profile) / 'kernel.log')})"
         )
     except NoSuchKernel as error:
         fail(f"{label} needs the Jupyter kernel {error.name!r}, which is not installed: run `make setup`.")
@@ -366,25 +367,24 @@ def execute(name: str, parameters: dict[str, Any], label: str, wanted: str) -> d
         "parameters": parameters,
         "seconds": round(time.perf_counter() - clock, 1),
         "written": {
-            path.relative_to(results.root()).as_posix(): digest_of(path)
-            for path in [*written_since(profile, began), copy]
+            path.relative_to(root()).as_posix(): digest_of(path) for path in [*written_since(profile, began), copy]
         },
     }
-    results.write_json(results.run_folder(profile) / "stamps" / f"{name}.json", stamp)
+    write_json(run_folder(profile) / "stamps" / f"{name}.json", stamp)
     return stamp
 
 
 def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
-    device = asked.device or tasks.default_device()
+    device = asked.device or default_device()
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device):
         refuse(f"device {device} is not there; leave --device and $GNORM_DEVICE out to take what is.")
     profile = choose_profile(asked.profile, device)
     try:
-        known = tasks.read_profile(profile)
+        known = read_profile(profile)
         models = list(known.models) if asked.models is None else names_in("--models", asked.models)
-        tasks.check_models(profile, models)
+        check_models(profile, models)
     except ValueError as error:
         refuse(str(error))
     chosen = names_in("--only", asked.only)
@@ -393,7 +393,7 @@ def main(arguments: list[str] | None = None) -> int:
             refuse(f"notebook {name!r} is not known; choose from {', '.join(NOTEBOOKS + OPTIONAL)}.")
     published = str(Path(asked.published).resolve()) if asked.published else ""
     try:
-        curves = [(m, k, c.to_dict()) for m, by in results.published_curves(published).items() for k, c in by.items()]
+        curves = [(m, k, c.to_dict()) for m, by in published_curves(published).items() for k, c in by.items()]
     except ValueError as error:
         refuse(str(error))
     parameters = {"profile": profile, "models": models}
@@ -422,19 +422,19 @@ def main(arguments: list[str] | None = None) -> int:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
-    os.environ["GNORM_KERNEL_LOG"] = str(results.run_folder(profile) / "kernel.log")
-    lock = filelock.FileLock(results.run_folder(profile) / "run.lock", timeout=0)
+    os.environ["GNORM_KERNEL_LOG"] = str(run_folder(profile) / "kernel.log")
+    lock = filelock.FileLock(run_folder(profile) / "run.lock", timeout=0)
     try:
-        results.run_folder(profile).mkdir(parents=True, exist_ok=True)
+        run_folder(profile).mkdir(parents=True, exist_ok=True)
         with lock:
             verdicts = hold_against_published(known, models, device, asked.fresh, asked.strict)
             about = {"assets": [f.record() for f in found], "intact_accuracy": verdicts}
             return run(profile, known.description, parameters, wanted, asked.fresh, device, about)
     except filelock.Timeout:
-        refuse(f"another run is at work in {results.shown(results.results_folder(profile))}; wait for it or stop it.")
+        refuse(f"another run is at work in {shown(results_folder(profile))}; wait for it or stop it.")
     except OSError as error:
         fail(
-            f"run_all.py: a file in {results.root()} could not be read or written ({error}); what is finished is kept: "
+            f"run_all.py: a file in {root()} could not be read or written ({error}); what is finished is kept: "
             "make room or grant access, and the same command goes on, or name another folder in $GNORM_OUTPUT."
         )
 
@@ -449,8 +449,8 @@ def run(
     about: dict[str, Any],
 ) -> int:
     """Run what is not done yet, and write the manifest, with what it is to say ``about`` the run, and the report."""
-    folder = results.run_folder(profile)
-    for path in results.results_folder(profile).rglob(f"*{results.UNFINISHED}*"):
+    folder = run_folder(profile)
+    for path in results_folder(profile).rglob(f"*{UNFINISHED}*"):
         path.unlink()  # of a run that was killed while it wrote
     if fresh:
         journals = [path for model in parameters["models"] for path in folder.glob(f"journals/{model}/*.jsonl")]
@@ -466,7 +466,7 @@ def run(
         else:
             stamp, ran = execute(name, parameters, label, wanted[name]), ran + 1
             print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
-    index = results.results_folder(profile) / "report" / "index.html"
+    index = results_folder(profile) / "report" / "index.html"
     if ran or not index.exists():
         # Notebooks that an earlier run finished belong to the results as much as those of this one.
         stamps = {name: stamp for name in NOTEBOOKS + OPTIONAL if (stamp := stamp_of(profile, name))}
@@ -476,13 +476,13 @@ def run(
             "device": device,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - clock, 1),
-            "environment": results.environment(),
+            "environment": provenance.environment(),
             **about,
             "notebooks": stamps,
         }
-        results.write_json(results.results_folder(profile) / "manifest.json", manifest)
+        write_json(results_folder(profile) / "manifest.json", manifest)
         report.write_report(profile, description, manifest, {n: folder / "executed" / f"{n}.ipynb" for n in stamps})
-    print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {results.shown(index)}")
+    print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {shown(index)}")
     return 0
 
 

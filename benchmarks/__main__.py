@@ -36,11 +36,13 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 import gnorm
-from gnorm import batches, results
-from gnorm.packing import NOTHING_KEPT
-from gnorm.products import product
+from gnorm.engine import batches
+from gnorm.engine.packing import NOTHING_KEPT
+from gnorm.engine.products import product
+from gnorm.engine.state import default_device
+from gnorm.experiments import results
 from gnorm.scoring import Tally, correct_texts
-from gnorm.tasks import default_device
+from gnorm.storage.files import write
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -216,7 +218,7 @@ def optimisations() -> Iterator[dict[str, Any]]:
 
 
 def without_onednn(action: Callable[..., Any], *arguments: Any) -> None:
-    with mock.patch.object(gnorm.products, "SMALLEST", np.inf):
+    with mock.patch.object(gnorm.engine.products, "SMALLEST", np.inf):
         action(*arguments)
 
 
@@ -420,7 +422,7 @@ def main(names: list[str]) -> int:
         rows = list(TABLES[name]())
         print(f"{TABLES[name].__doc__}\n{pd.DataFrame(rows).to_string(index=False, float_format='%.3g')}\n", flush=True)
         written = json.dumps({**environment, "rows": rows}, indent=2, default=float)
-        results.write(FOLDER / f"{name}.json", written + "\n")
+        write(FOLDER / f"{name}.json", written + "\n")
     return 0
 
 

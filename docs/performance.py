@@ -11,7 +11,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gnorm import results
+from gnorm.storage.files import write
 
 INTRODUCTION = """# Performance
 
@@ -36,12 +36,12 @@ What makes the engine fast, none of it at the cost of a different result:
   meet one vector a text and head, not every token: q (W x) = (q W) x.
 - **Evaluations start where something changed.** A head that goes from layer l changes nothing that comes into layer l, so
   that is kept from one evaluation to the next, and the layers below are passed by: half of them, on average. It takes no
-  more than `gnorm.batches.KEPT_BYTES`; where that is too little, every second or third layer is kept.
+  more than `gnorm.engine.batches.KEPT_BYTES`; where that is too little, every second or third layer is kept.
 - **Accuracy is read off the scoring pass** where both use the same texts, and heads that have gone are cut out of the
   working copy, so that a step costs less than the one before.
 
 Memory is bounded by the tokens of one pass, beside what is kept between evaluations:
-`gnorm.batches.prepare(batches, model, max_tokens=...)` bounds a pass further, and what it returns goes wherever batches go.
+`gnorm.engine.batches.prepare(batches, model, max_tokens=...)` bounds a pass further, and what it returns goes wherever batches go.
 """
 READINGS = {
     "step": """## One greedy step
@@ -141,4 +141,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    results.write(ROOT / "docs" / "performance.md", page())
+    write(ROOT / "docs" / "performance.md", page())

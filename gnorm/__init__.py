@@ -1,12 +1,15 @@
-"""Attention-head pruning: the Greedy-Gnorm paper (arXiv 2602.04491), reproduced, and the tool that comes of it."""
+"""Attention-head pruning: the Greedy-Gnorm paper (arXiv 2602.04491), reproduced, and a tool for pruning attention heads."""
 
-from .batches import prepare
-from .costs import cost
-from .export import export_onnx
+from .engine.batches import prepare
 from .heads import AttentionBlock, attention_blocks, head_mask_of, masked, register, without_feed_forward
-from .pruning import METHODS, MORE_METHODS, Method, Trajectory, prune
+from .methods import METHODS, MORE_METHODS, Method
+from .pruning import prune
 from .scoring import accuracy, activation_energy, attention_entropy, gnorm_scores
-from .surgery import load_pruned, remove_heads, save_pruned
+from .shipping.costs import cost
+from .shipping.export import export_onnx
+from .storage.checkpoints import load_pruned, save_pruned
+from .surgery import remove_heads
+from .trajectory import Trajectory
 
 __all__ = [
     "METHODS",

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .batches import NOT_COUNTED, Batch, MicroBatch, Prepared, by_batch, check_labels, labels_of, prepare
-from .heads import AttentionBlock, attention_blocks
+from .engine.batches import MicroBatch, Prepared, by_batch, labels_of, prepare
+from .engine.checks import NOT_COUNTED, Batch, check_labels
+from .engine.gradients import gradient_norms
+from .engine.packing import logits_of
+from .engine.products import FasterLinear
+from .engine.state import evaluating
+from .heads import AttentionBlock, attention_blocks, table_of
 from .norms import log_norm
-from .packing import logits_of
-from .products import FasterLinear
-from .scoring import Tally, attention_entropy, gnorm_scores, gradient_norms, table_of
-from .state import evaluating
+from .scoring import Tally, attention_entropy, gnorm_scores
 
 
 def head_importance(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .state import in_use, uncompiled
+from .engine.state import in_use, uncompiled
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ _BERT_LIKE = Family(
     "encoder.layer.*.output.dense",
     skippable=True,
 )
+
+
 _VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True)
+
 
 FAMILIES: dict[str, Family] = {
     "bert": replace(_BERT_LIKE, classifier="BertForSequenceClassification"),
@@ -393,3 +396,11 @@ def without_feed_forward(model: nn.Module) -> Iterator[None]:
         for linear in _named(model, FAMILIES[config.model_type].feed_forward):
             hooks.callback(linear.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),)).remove)
         yield
+
+
+def table_of(blocks: Sequence[AttentionBlock], values: Sequence[Tensor]) -> Tensor:
+    """(layer, head) float64 from the values of the heads that are left in each block; -inf elsewhere."""
+    scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
+    for row, block, of_block in zip(scores, blocks, values, strict=True):
+        row[list(block.kept)] = of_block.double()
+    return scores

@@ -16,8 +16,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 FORMAT = 1
+
+
 BEGINNING = b'{"journal": '  # of every journal: a file without it is somebody's, and not to be written into
+
+
 LOCK_SECONDS = 10.0  # the kernel of a run that was killed takes a second or two to notice
+
+
 log = logging.getLogger(__name__)
 
 

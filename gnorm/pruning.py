@@ -1,4 +1,4 @@
-"""The methods, the one loop that prunes by any of them, and the trajectory it leaves."""
+"""The one loop that prunes a model head by head, by any method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import platform
 import time
 import types
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,110 +18,16 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import Batch, Prepared, check_labels, kept_of, prepare
-from .criteria import (
-    gnorm_by_text,
-    gnorm_cross_entropy,
-    head_importance,
-    hies,
-    output_saliency,
-    weight_magnitude,
-)
+from .engine.batches import Prepared, kept_of, prepare
+from .engine.checks import Batch, check_labels
+from .engine.packing import Kept
+from .engine.state import in_use, uncompiled
 from .heads import attention_blocks, head_mask_of, refuse_removal
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
-from .packing import Kept
-from .scoring import (
-    Criterion,
-    Tally,
-    activation_energy,
-    attention_entropy,
-    correct_texts,
-    gnorm_scores,
-    uniform_scores,
-)
-from .state import in_use, uncompiled
+from .methods import find_method
+from .scoring import Tally, correct_texts
 from .surgery import remove_heads
-
-# Scores that are closer than this may change places with the number of threads or the device: fp32 sums are rounded in
-# another order. Measured on one and two threads, scores of G-norm differ by less than a tenth of it.
-NEAR_TIE = 1e-4
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row: which criterion scores the heads, which end goes first, and whether every step scores afresh."""
-
-    title: str
-    criterion: Criterion
-    highest_first: bool = False
-    rescore: bool = False
-    seeded: bool = False  # trials differ by the seed
-    scored_on: str = "scoring"  # which texts of a profile it looks at
-
-
-METHODS: dict[str, Method] = {
-    "greedy_gnorm": Method("Greedy-Gnorm", gnorm_scores, rescore=True),
-    "inverse_greedy_gnorm": Method("Inverse Greedy-Gnorm", gnorm_scores, highest_first=True, rescore=True),
-    "attention_entropy": Method("Attention entropy", attention_entropy, highest_first=True, scored_on="entropy"),
-    "inverse_attention_entropy": Method("Inverse attention entropy", attention_entropy, scored_on="entropy"),
-    "random": Method("Random", uniform_scores, seeded=True),
-}
-
-# Methods that are not the paper's, under the same protocol: rows like those of METHODS, found by the same names.
-MORE_METHODS: dict[str, Method] = {
-    "activation_energy": Method("Activation energy", activation_energy, highest_first=True, scored_on="entropy"),
-    "inverse_activation_energy": Method("Inverse activation energy", activation_energy, scored_on="entropy"),
-    "head_importance": Method("Head importance (Michel)", head_importance, rescore=True),
-    "output_saliency": Method("Output saliency (TextPruner)", output_saliency, rescore=True),
-    "weight_magnitude": Method("Weight magnitude", weight_magnitude),
-    "hies": Method("HIES", hies, rescore=True),
-    "gnorm_by_text": Method("G-norm by text", gnorm_by_text, rescore=True),
-    "gnorm_cross_entropy": Method("G-norm of the cross-entropy", gnorm_cross_entropy, rescore=True),
-}
-
-
-def find_method(name: str) -> Method:
-    """The row of METHODS or MORE_METHODS called ``name``; ``ValueError`` where there is none."""
-    methods = METHODS | MORE_METHODS
-    if name not in methods:
-        raise ValueError(f"method {name!r} is not known; choose one of {', '.join(methods)}.")
-    return methods[name]
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """What a run did, step by step.
-
-    table: columns trial, pruned_heads, layer, head, score, accuracy. The first row of a trial is the intact model (no
-    layer, head, score); after it comes a row for each head that went, in the order in which they went. Heads removed
-    in the same step share ``pruned_heads`` (how many are gone after the step) and ``accuracy`` (measured after it).
-    correct: (row, text) bool, which evaluation texts were classified correctly.
-    start: (layer, head) bool mask of the model before the run.
-    info: how the run was made: method, seed, sizes, device, precision, versions, seconds; and how close the choices
-    were: smallest_gap (between the last head that went and the first that stayed, in units of the score), ties, and
-    near_ties, steps whose gap is below ``NEAR_TIE``.
-    """
-
-    table: pd.DataFrame
-    correct: np.ndarray
-    start: Tensor
-    info: dict[str, Any]
-
-    def order(self, trial: int = 0) -> list[tuple[int, int]]:
-        """The heads, (layer, head), in the order in which they went; ``ValueError`` for a trial that was not run."""
-        if trial not in set(self.table.trial):
-            raise ValueError(f"there is no trial {trial}: this run has trials 0 to {self.table.trial.max()}.")
-        gone = self.table[(self.table.trial == trial) & self.table["layer"].notna()]
-        return [(int(layer), int(head)) for layer, head in zip(gone["layer"], gone["head"], strict=True)]
-
-    def mask(self, pruned_heads: int, trial: int = 0) -> Tensor:
-        """(layer, head) bool mask after ``pruned_heads`` heads have gone; ``ValueError`` where so many never went."""
-        mask, order = self.start.clone(), self.order(trial)
-        if not 0 <= pruned_heads <= len(order):
-            raise ValueError(f"pruned_heads={pruned_heads} is out of range: this run pruned {len(order)} heads.")
-        for layer, head in order[:pruned_heads]:
-            mask[layer, head] = False
-        return mask
+from .trajectory import NEAR_TIE, Trajectory
 
 
 @torch.inference_mode(False)  # copies and what is made of them can be differentiated, whatever mode is on outside

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .batches import (
-    NOT_COUNTED,
-    Batch,
-    Forward,
-    MicroBatch,
-    Part,
-    Prepared,
-    by_batch,
-    check_labels,
-    forwarding,
-    labels_of,
-    prepare,
-)
-from .heads import AttentionBlock, attention_blocks, head_mask_of, layers_of
+from .engine.batches import MicroBatch, Prepared, forwarding, labels_of, prepare
+from .engine.checks import NOT_COUNTED, Batch, check_labels
+from .engine.gradients import gradient_norms
+from .engine.known_models import plain_attention
+from .engine.observation import asked_for_attentions, in_padded_texts, mean_over_texts, weights_in_rows
+from .engine.packing import NOTHING_KEPT, Kept, not_finite
+from .engine.products import FasterLinear
+from .engine.state import attention_implementation, evaluating, in_use
+from .heads import AttentionBlock, attention_blocks, head_mask_of
 from .norms import log_norm
-from .packing import NOTHING_KEPT, Kept, Rectangle, logits_of, packed, plain_attention
-from .products import FasterLinear, product
-from .state import attention_implementation, evaluating, in_use
-
-# ------------------------------------------------------------------------------------------ accuracy
 
 
 class Tally:
@@ -62,7 +50,7 @@ class Tally:
         ``ValueError`` for logits that are not finite."""
         for index, hits, counted, finite in self._seen:
             if not bool(finite.all()):
-                raise ValueError(_not_finite(f"text {int(index[~finite.cpu()].min())}"))
+                raise ValueError(not_finite(f"text {int(index[~finite.cpu()].min())}"))
             self.correct[index], self.counted[index] = hits.cpu(), counted.cpu()
         self._seen.clear()
         return self.correct[self.counted]
@@ -84,19 +72,12 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: S
         return tally.result()
 
 
-def _not_finite(of: str) -> str:
-    return f"the logits of {of} are not finite: look for NaN or infinity in the weights, or use float32."
-
-
 def accuracy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> float:
     """Fraction of texts classified as their ``labels`` say; divided by the number of texts that were counted.
 
     Raises ``ValueError`` as ``correct_texts`` does.
     """
     return correct_texts(model, batches).double().mean().item()
-
-
-# ------------------------------------------------------------------------------------------ criteria
 
 
 class Criterion(Protocol):
@@ -139,188 +120,10 @@ def gnorm_scores(
     def log_norm_of_logits(logits: Tensor, batch: int) -> Tensor:
         log_z = log_norm(logits.reshape(1, -1))
         if not bool(log_z < torch.inf):
-            raise ValueError(_not_finite(f"batch {batch}"))
+            raise ValueError(not_finite(f"batch {batch}"))
         return log_z
 
     return gradient_norms(model, batches, on_logits, log_norm_of_logits)
-
-
-def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
-    """What the backward pass of the norm of the logits starts from, times that norm."""
-    return logits
-
-
-def gradient_norms(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    on_logits: Tally | None,
-    log_divisor: Callable[[Tensor, int], Tensor],
-    cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
-) -> Tensor:
-    """log prod_{W in Q, K, V} sum_b || G_b / d_b || over the rows of W that are a head's: (layer, head) float64.
-
-    G_b is the gradient of batch b that ``gradients_by_batch`` gives for ``cotangent``; ``log_divisor`` (logits, number
-    of the batch) -> (1,) float64 gives log d_b. A batch with d_b = 0 has no gradient. Heads that are gone, and those
-    where nothing flows, score -inf. Raises ``ValueError`` where gradients are not finite, and as ``prepare`` and
-    ``attention_blocks`` do.
-    """
-    blocks = attention_blocks(model)
-    live = [block for block in blocks if block.kept]
-    heads = [len(block.kept) for block in live for _ in "QKV"]
-    sums = torch.tensor(-torch.inf, dtype=torch.float64)
-    if live:
-        prepared = by_batch(prepare(batches, model))
-        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-            for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, on_logits, cotangent)):
-                divisor = log_divisor(logits, b)
-                if bool(divisor > -torch.inf):
-                    norms = torch.cat([log_norm(g.view(n, -1)) for g, n in zip(gradients, heads, strict=True)])
-                    sums = torch.logaddexp(sums.to(norms.device), norms - divisor)
-    terms = sums.cpu().expand(sum(heads)).split(heads)
-    products = iter([q + k + v for q, k, v in zip(terms[0::3], terms[1::3], terms[2::3], strict=True)])
-    scores = table_of(blocks, [next(products) if block.kept else torch.zeros(0) for block in blocks])
-    if not bool((scores < torch.inf).all()):
-        raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
-    return scores
-
-
-def table_of(blocks: Sequence[AttentionBlock], values: Sequence[Tensor]) -> Tensor:
-    """(layer, head) float64 from the values of the heads that are left in each block; -inf elsewhere."""
-    scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
-    for row, block, of_block in zip(scores, blocks, values, strict=True):
-        row[list(block.kept)] = of_block.double()
-    return scores
-
-
-def gradients_by_batch(
-    forward: Forward,
-    model: nn.Module,
-    prepared: Prepared,
-    on_logits: Tally | None = None,
-    cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
-) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
-    """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, class) itself.
-
-    d||Z|| = sum_i <z_i, dz_i> / ||Z||, so a backward pass from the logits themselves gives ||Z|| times the gradient,
-    and texts of several batches may share it: dW is the product of what came into a projection and of the gradient of
-    what came out, over the tokens of one batch at a time. Weights are never asked for gradients. The gradients are to be
-    taken before the next batch is. ``cotangent`` (logits, micro-batch) -> (text, class) starts the backward pass of
-    another objective: what it gives is the sum over a batch's texts of that objective's gradient.
-    """
-    live = [pair for pair in zip(attention_blocks(model), layers_of(model), strict=True) if pair[0].kept]
-    totals: list[Tensor] = []
-    logits: list[Tensor] = []
-    for micro in prepared:
-        z, flows = _flows(forward, micro, live, cotangent)
-        if on_logits is not None:
-            on_logits(z, micro)
-        for part in micro.parts:
-            logits.append(z[part.texts])
-            gradients = _products(totals, flows, part, micro)
-            if part.last:
-                yield gradients, torch.cat(logits)
-                totals, logits = [], []
-            else:
-                totals = list(gradients)
-
-
-def _products(totals: list[Tensor], flows: list[list[Flow]], part: Part, micro: MicroBatch) -> Iterator[Tensor]:
-    """The gradient of each weight over the tokens of a part, added to ``totals``; one at a time, while it is in cache."""
-    for k, passes in enumerate(flows):
-        total = totals[k] if totals else None
-        for x, dy in passes:
-            x, dy = _of_part(part, micro, x, dy)
-            folded = x.dim() == 3
-            more = torch.einsum("tho,thi->hoi", dy, x).flatten(0, 1) if folded else product(dy.T, x.T)
-            total = more if total is None else total.add_(more)
-        yield cast(Tensor, total)
-
-
-def _of_part(part: Part, micro: MicroBatch, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of ``x`` and ``dy`` that belong to a part: in the last pass there is a row a text."""
-    if len(micro.parts) == 1:
-        return x, dy
-    rows = part.texts if len(dy) == len(micro.index) else part.tokens
-    return x[rows], dy[rows]
-
-
-Flow = tuple[Tensor, Tensor]
-
-
-def _flows(
-    forward: Forward,
-    micro: MicroBatch,
-    live: list[tuple[AttentionBlock, nn.Module]],
-    cotangent: Callable[[Tensor, MicroBatch], Tensor],
-) -> tuple[Tensor, list[list[Flow]]]:
-    """The logits z (text, class) of a micro-batch, and for every projection and each of its passes what came into it
-    (token, in) and the gradient <cotangent, dz> / d of what came out of it (token, out); fp32 at least. A weight that
-    was folded into something else met (text, head, in) and (text, head, out). live: blocks, each with the layer that it
-    is in; a layer that is never called, such as one of ALBERT's spare groups, gets no gradient.
-
-    fp16 gradients are scaled by a power of two on their way back, lowered until nothing overflows.
-    """
-    # of each pass: the projection, the tensor whose gradient is asked for, and what makes a flow of that gradient
-    passes: list[tuple[int, Tensor, Callable[[Tensor], Flow]]] = []
-
-    def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
-        x = inputs[0].detach().flatten(0, -2)
-        passes.append((k, output.requires_grad_(), lambda g: (x, g.flatten(0, -2))))
-
-    projections = [projection for block, _ in live for projection in (block.query, block.key, block.value)]
-    called: set[nn.Module] = set()
-    with ExitStack() as hooks:
-        for _, layer in live:
-            hooks.callback(layer.register_forward_hook(lambda layer, *_: called.add(layer)).remove)
-        for k, projection in enumerate(projections):
-            hooks.callback(projection.register_forward_hook(partial(see, k=k)).remove)
-        z, folded = forward(micro)
-    seen = {k for k, _, _ in passes}
-    if missing := [k for k in range(len(projections)) if k not in seen and live[k // 3][1] in called]:
-        raise ValueError(
-            f"the {('query', 'key', 'value')[min(missing) % 3]} projection of a block is never called as a module, so "
-            "its gradient cannot be seen: correct the family's row with gnorm.register."
-        )
-    numbers = {projection: k for k, projection in enumerate(projections)}
-    passes += [(numbers[one.projection], one.output, one.flow) for one in folded]
-    start = cotangent(z.detach(), micro)
-    scale = 2.0**16 if z.dtype == torch.float16 else 1.0
-    while passes:
-        # what a model computes and does not use has no gradient
-        gradients = torch.autograd.grad(
-            z, [y for _, y, _ in passes], start * scale, retain_graph=scale > 1, allow_unused=True
-        )
-        if scale <= 1 or all(bool(g.isfinite().all()) for g in gradients if g is not None):
-            break
-        scale /= 16
-    dtype = torch.promote_types(z.dtype, torch.float32)
-    flows: list[list[Flow]] = [[] for _ in projections]
-    for (k, _, flow), gradient in zip(passes, gradients if passes else (), strict=True):
-        if gradient is not None:
-            gradient = gradient.to(dtype)
-            x, dy = flow(gradient / scale if scale > 1 else gradient)
-            flows[k].append((x.to(dtype), dy.to(dtype)))
-    for projection, of_passes in zip(projections, flows, strict=True):
-        if not of_passes:
-            sides = (projection.in_features, projection.out_features)
-            nothing, none = (start.new_zeros(0, side, dtype=dtype) for side in sides)
-            of_passes.append((nothing, none))
-    return z.detach(), flows
-
-
-def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
-    """The gradients that the G-norm is made of, summed over batches: (layer, projection, out, hidden).
-
-    The projections are query, key and value; rows ``head * head_dim`` to ``(head + 1) * head_dim`` belong to a head.
-    For looking at; ``gnorm_scores`` takes norms batch by batch. The model must not have had heads removed (masking
-    is fine). Raises ``ValueError`` where it has, and as ``prepare`` does.
-    """
-    if not bool(head_mask_of(model).all()):
-        raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
-    prepared = prepare(batches, model)
-    with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-        total = sum(torch.stack(list(g)) / z.norm() for g, z in gradients_by_batch(forward, model, prepared))
-    return torch.as_tensor(total).unflatten(0, (-1, 3))
 
 
 ENTROPY_FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -367,10 +170,10 @@ def attention_entropy(
 
     prepared = prepare(batches, model)
     if prepared.packing is not None:
-        return _mean_over_texts(model, prepared, _weights_in_rows, entropy, on_logits)
+        return mean_over_texts(model, prepared, weights_in_rows, entropy, on_logits)
     eager = attention_implementation(model, "eager") if plain_attention(model) else nullcontext()
-    with in_use(model), eager, _asked_for_attentions(model):  # attention of somebody's own is looked at as it is
-        return _mean_over_texts(model, prepared, partial(_in_padded_texts, tap=tap), entropy, on_logits)
+    with in_use(model), eager, asked_for_attentions(model):  # attention of somebody's own is looked at as it is
+        return mean_over_texts(model, prepared, partial(in_padded_texts, tap=tap), entropy, on_logits)
 
 
 def activation_energy(
@@ -395,7 +198,7 @@ def activation_energy(
     def tap(block: AttentionBlock, see: Callable[[Tensor], None]) -> RemovableHandle:
         return block.output.register_forward_pre_hook(lambda _, inputs: see(inputs[0]))
 
-    return _mean_over_texts(model, prepare(batches, model), partial(_in_padded_texts, tap=tap), energy, on_logits)
+    return mean_over_texts(model, prepare(batches, model), partial(in_padded_texts, tap=tap), energy, on_logits)
 
 
 def uniform_scores(
@@ -408,93 +211,3 @@ def uniform_scores(
     """Scores drawn uniformly from [0, 1): (layer, head) float64; whatever order they give is a random order."""
     mask = head_mask_of(model)
     return torch.rand(mask.shape, generator=generator, dtype=torch.float64).masked_fill(~mask, -torch.inf)
-
-
-See = Callable[[int, Tensor, Tensor | None], None]  # layer, what is looked at, (text, token) which tokens are real
-Done = Callable[[MicroBatch, Tensor], None]  # texts that have passed, and their logits
-
-
-def _in_padded_texts(
-    model: nn.Module,
-    prepared: Prepared,
-    see: See,
-    done: Done,
-    tap: Callable[[AttentionBlock, Callable[[Tensor], None]], RemovableHandle],
-) -> None:
-    """Texts of like length at a time, padded; ``tap(block, look)`` hooks ``look`` up to the tensor to look at."""
-    mask: Tensor | None = None
-    with ExitStack() as hooks:
-        for layer, block in enumerate(attention_blocks(model)):
-            if block.kept:
-                look = partial(lambda tensor, layer: see(layer, tensor, mask), layer=layer)
-                hooks.callback(tap(block, look).remove)
-        for micro in (rectangle for row in prepared for rectangle in row.rectangles):
-            mask = micro.inputs.get("attention_mask")
-            mask = None if mask is None else mask.bool()
-            done(micro, logits_of(model, micro.inputs))
-
-
-def _weights_in_rows(model: nn.Module, prepared: Prepared, see: See, done: Done) -> None:
-    """Rows of tokens without padding; the attention weights are looked at."""
-    layers = {block.module: layer for layer, block in enumerate(attention_blocks(model))}
-
-    def look(module: nn.Module, weights: Tensor, of: Rectangle) -> None:
-        see(layers[module], weights, None if of.bias is None else of.bias[:, 0, 0] == 0)
-
-    assert prepared.packing is not None
-    with packed(model, dataclasses.replace(prepared.packing, first_token=False), look) as forward:
-        for micro in prepared:
-            assert micro.row is not None
-            done(micro, forward(micro.inputs, micro.row, NOTHING_KEPT)[0])
-
-
-def _mean_over_texts(
-    model: nn.Module,
-    prepared: Prepared,
-    go_through: Callable[[nn.Module, Prepared, See, Done], None],
-    values: Callable[[Tensor, Tensor | None], Tensor],
-    on_logits: Tally | None,
-) -> Tensor:
-    """Mean over texts of the mean over real tokens of ``values`` (text, head, token), for every (layer, head).
-
-    ``go_through`` shows what is looked at once per pass through a block; passes are summed.
-    """
-    blocks = attention_blocks(model)
-    sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    finite: list[Tensor] = []  # a flag for each micro-batch, on the device
-
-    def see(layer: int, tensor: Tensor, mask: Tensor | None) -> None:
-        per_token = values(tensor, mask).double()  # (text, head, token)
-        real = torch.ones_like(per_token[:, 0]) if mask is None else mask.double()  # (text, token)
-        means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)
-        sums[layer] += means.sum(0).cpu()
-
-    def done(micro: MicroBatch, logits: Tensor) -> None:
-        finite.append(logits.isfinite().all())
-        if on_logits is not None:
-            on_logits(logits, micro)
-
-    with evaluating(model), FasterLinear(), torch.inference_mode():
-        go_through(model, prepared, see, done)
-    if not bool(torch.stack(finite).all()):
-        raise ValueError(_not_finite("a text"))
-    return table_of(blocks, [total / prepared.num_texts for total in sums])
-
-
-@contextmanager
-def _asked_for_attentions(model: nn.Module) -> Iterator[None]:
-    """Attention modules that hand out their weights only when they are asked to are asked to."""
-    with ExitStack() as hooks:
-        for block in attention_blocks(model):
-            signature = inspect.signature(block.module.forward)
-            if "output_attentions" in signature.parameters:
-
-                def ask(
-                    _: nn.Module, args: Any, kwargs: Any, signature: inspect.Signature = signature
-                ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-                    call = signature.bind(*args, **kwargs)
-                    call.arguments["output_attentions"] = True
-                    return call.args, call.kwargs
-
-                hooks.callback(block.module.register_forward_pre_hook(ask, with_kwargs=True).remove)
-        yield

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers
 from tokenizers.models import Unigram
 from torch import Tensor
@@ -56,9 +57,6 @@ def _declines_segments(tokenizer: Any) -> bool:
     return names is not None and "token_type_ids" not in names
 
 
-# --- as transformers 4.36.2 read a checkpoint
-
-
 def load_published(folder: Path) -> Any:
     """The tokenizer of a checkpoint, giving the ids that ``AutoTokenizer`` of transformers 4.36.2 gave.
 
@@ -102,3 +100,17 @@ def _from_sentencepiece(tokenizer: Any) -> Tokenizer:
     backend.pre_tokenizer = converter.pre_tokenizer("▁", True)
     backend.post_processor = converter.post_processor()
     return backend
+
+
+def batched(tokenizer: Any, rows: Mapping[str, Any], size: int, max_length: int, model: Any) -> list[dict[str, Tensor]]:
+    """Columns text, text_pair for pairs, and label, lists all, in consecutive batches of ``size``, each padded to its
+    longest text, as ``model`` reads them; texts are cut to ``max_length`` tokens.
+
+    Raises ``ValueError`` as ``encoded`` does."""
+    batches = []
+    cut = {"padding": True, "truncation": True, "max_length": max_length, "return_tensors": "pt"}
+    for begin in range(0, len(rows["label"]), size):
+        some = {name: column[begin : begin + size] for name, column in rows.items()}
+        tensors = encoded(tokenizer, some, model, **cut)
+        batches.append({**tensors, "labels": torch.tensor(some["label"])})
+    return batches

@@ -29,8 +29,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import gnorm
-from gnorm.batches import prepare
-from gnorm.pruning import METHODS, MORE_METHODS
+from gnorm.engine.batches import prepare
+from gnorm.methods import METHODS, MORE_METHODS
 
 VOCABULARY, POSITIONS, LONGEST = 60, 32, 20
 IMAGE = {"image_size": 8, "patch_size": 4, "num_channels": 3}
@@ -43,13 +43,13 @@ AMPLIFIED = 30  # sums in another order than plain autograd's may be off by that
 
 # Limits that are small for small models, so that every path is taken: module, name and values to draw from.
 LIMITS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
-    ("gnorm.batches", "MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
-    ("gnorm.batches", "PACKED_MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
-    ("gnorm.batches", "OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
-    ("gnorm.batches", "PACKED_OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
-    ("gnorm.batches", "KEPT_BYTES", (1, 2000)),
-    ("gnorm.packing", "WEIGHED_TOKENS", (0, 4)),
-    ("gnorm.products", "SMALLEST", (1, 500)),
+    ("gnorm.engine.batches", "MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
+    ("gnorm.engine.batches", "PACKED_MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
+    ("gnorm.engine.batches", "OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
+    ("gnorm.engine.batches", "PACKED_OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
+    ("gnorm.engine.batches", "KEPT_BYTES", (1, 2000)),
+    ("gnorm.engine.packing", "WEIGHED_TOKENS", (0, 4)),
+    ("gnorm.engine.products", "SMALLEST", (1, 500)),
 )
 
 

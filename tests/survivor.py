@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from gnorm import experiments, results, tasks
+from gnorm.experiments import results, tasks
+from gnorm.experiments.paths import results_folder
+from gnorm.experiments.runs import run
 
 METHODS = ("greedy_gnorm", "random")
 
@@ -39,7 +41,7 @@ def start(task, method, folder, most_bytes=None):
         os.environ["GNORM_OUTPUT"] = str(folder)
         if most_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
-        experiments.run(task, method, progress=False)
+        run(task, method, progress=False)
     except OSError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         Path(f"{folder}.error").write_text(f"{type(error).__name__}: {error}")
@@ -55,7 +57,7 @@ def end(child):
 def saved(folder, method):
     """What the run left, without how long it took: a hash of each result, and whether they can be read."""
     os.environ["GNORM_OUTPUT"] = str(folder)
-    path = results.results_folder("smoke") / "bert" / f"{method}.csv"
+    path = results_folder("smoke") / "bert" / f"{method}.csv"
     if not path.exists():
         return None
     about = results.load_trajectory("smoke", "bert", method).info

@@ -21,12 +21,14 @@ from transformers import (
 
 import gnorm
 import run_all
-from gnorm import embedded, experiments, results, tasks
+from gnorm.experiments import profiles, results, runs, tasks
+from gnorm.experiments.checkpoints import checkpoint
+from gnorm.experiments.profiles import read_profile
 from gnorm.journal import Journal
-from gnorm.pruning import METHODS, Method
+from gnorm.methods import METHODS, Method
 
 MADE = []  # every model of the case at hand
-PROFILES = tasks.PROFILES
+PROFILES = profiles.PROFILES
 
 
 def model(family="bert", **overrides):
@@ -403,10 +405,10 @@ MISTAKES = {
 def test_profiles_with_mistakes_are_refused(mistake, here, monkeypatch):
     text = (PROFILES / "smoke.toml").read_text("utf-8")
     (here / "smoke.toml").write_text(text.replace(*MISTAKES[mistake]), "utf-8")
-    monkeypatch.setattr(tasks, "PROFILES", here)
+    monkeypatch.setattr(profiles, "PROFILES", here)
     refused(lambda: tasks.load("smoke", "bert"), ValueError, "^smoke.toml cannot be read: ", here)
     (here / "smoke.toml").write_bytes(b"\xff\xfe")
-    refused(lambda: tasks.read_profile("smoke"), ValueError, "^smoke.toml cannot be read: .*utf-8", here)
+    refused(lambda: read_profile("smoke"), ValueError, "^smoke.toml cannot be read: .*utf-8", here)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +425,7 @@ def test_profiles_with_mistakes_are_refused(mistake, here, monkeypatch):
 def test_sizes_that_the_data_do_not_have_are_refused(old, new, fragment, here, monkeypatch):
     text = (PROFILES / "smoke.toml").read_text("utf-8")
     (here / "smoke.toml").write_text(text.replace(old, new), "utf-8")
-    monkeypatch.setattr(tasks, "PROFILES", here)
+    monkeypatch.setattr(profiles, "PROFILES", here)
     refused(lambda: tasks.load("smoke", "bert", "cpu", progress=False), ValueError, fragment, here)
 
 
@@ -445,8 +447,8 @@ DAMAGES = {
 @pytest.fixture
 def trained(here, monkeypatch):
     """A copy of the trained smoke model, in a cache of its own."""
-    recipe = tasks.read_profile("smoke").models["bert"].recipe
-    folder = embedded.checkpoint("smoke-bert", recipe, progress=False)
+    recipe = read_profile("smoke").models["bert"].recipe
+    folder = checkpoint("smoke-bert", recipe, progress=False)
     shutil.copytree(folder, here / "cache" / folder.name)
     monkeypatch.setenv("GNORM_CACHE", str(here / "cache"))
     tasks.load("smoke", "bert", "cpu", progress=False)  # leaves its lock
@@ -604,7 +606,7 @@ def test_an_empty_text_is_its_special_tokens(trained):
 
 def test_names_with_spaces_and_letters_beyond_ascii(trained, here):
     task = tasks.load("smoke", "bert", "cpu", progress=False)
-    run = experiments.run(task, "random", progress=False)
+    run = runs.run(task, "random", progress=False)
     assert results.load_trajectory("smoke", "bert", "random").table.equals(run.table)
     folder = gnorm.save_pruned(gnorm_removed(task.model, run.mask(3)), here / "gestutztes Modell 头")
     assert torch.equal(gnorm.head_mask_of(gnorm.load_pruned(folder)), run.mask(3))

@@ -21,9 +21,10 @@ from huggingface_hub import constants
 from safetensors.torch import load, save
 
 import run_all
-from gnorm import hub, hub_cache, tasks
+from gnorm.experiments import hub, hub_cache, tasks
+from gnorm.experiments.profiles import read_profile
 
-PAPER = tasks.read_profile("paper")
+PAPER = read_profile("paper")
 BERT, ALBERT, ROBERTA, XLM = (model.checkpoint for model in PAPER.models.values())
 NEWS, GLUE, TWEETS, LANGUAGES = (model.dataset for model in PAPER.models.values())
 REVIEWS = PAPER.inspected[0]  # only looked at

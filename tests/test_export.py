@@ -9,8 +9,8 @@ from conftest import tiny_model
 from test_encoders import MODELS, batches_of, make
 
 import gnorm
-from gnorm.export import Exported, room_of
-from gnorm.state import evaluating
+from gnorm.engine.state import evaluating
+from gnorm.shipping.export import Exported, room_of
 
 # Two layers, one head of four gone and then all, so that layers are unequal and one is empty; or no head left at all.
 UNEQUAL, NONE = ((1, 0, 1, 1), (0, 0, 0, 0)), ((0, 0, 0, 0), (0, 0, 0, 0))
@@ -152,8 +152,8 @@ def test_the_weights_beside_a_file_are_replaced_with_it(tmp_path, monkeypatch):
         path.write_text("new")
         path.with_name(path.name + ".data").write_text("new weights")
 
-    monkeypatch.setattr("gnorm.export._write", write)
-    monkeypatch.setattr("gnorm.export._check", lambda *_: None)
+    monkeypatch.setattr("gnorm.shipping.export._write", write)
+    monkeypatch.setattr("gnorm.shipping.export._check", lambda *_: None)
     (tmp_path / "model.onnx").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
     gnorm.export_onnx(tiny_model("bert"), tmp_path / "model.onnx", overwrite=True)
@@ -162,8 +162,8 @@ def test_the_weights_beside_a_file_are_replaced_with_it(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_empty_takes_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("gnorm.export._write", lambda model, path, example: path.write_text("new"))
-    monkeypatch.setattr("gnorm.export._check", lambda *_: None)
+    monkeypatch.setattr("gnorm.shipping.export._write", lambda model, path, example: path.write_text("new"))
+    monkeypatch.setattr("gnorm.shipping.export._check", lambda *_: None)
     model = tiny_model("bert")
     assert gnorm.export_onnx(model, tmp_path) == tmp_path / "model.onnx"
     with pytest.raises(FileExistsError, match="exists already and holds model.onnx"):
@@ -179,7 +179,7 @@ def test_a_folder_that_is_empty_takes_the_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(bert, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    found = importlib.util.find_spec("gnorm.export")
+    found = importlib.util.find_spec("gnorm.shipping.export")
     anew = importlib.util.module_from_spec(found)
     found.loader.exec_module(anew)  # as `import gnorm` does, which needs none of them
     path = tmp_path / "model.onnx"
@@ -245,8 +245,10 @@ def test_exported_models_take_their_turns_with_the_others(monkeypatch):
         seen.append([type(model).__name__ for model in models])
         return torch.tensor([[0.004, 0.003, 0.002, 0.001]]).numpy()
 
-    monkeypatch.setattr("gnorm.costs._exported", lambda models, _: [Exported.__new__(Exported) for _ in models])
-    monkeypatch.setattr("gnorm.costs._times", times)
+    monkeypatch.setattr(
+        "gnorm.shipping.costs._exported", lambda models, _: [Exported.__new__(Exported) for _ in models]
+    )
+    monkeypatch.setattr("gnorm.shipping.costs._times", times)
     row = gnorm.cost(model, batch_sizes=(1,), onnx=True).iloc[0]
     assert seen == [["ViTForImageClassification"] * 2 + ["Exported"] * 2]
     assert row[["ms", "ms after", "ms onnx", "ms onnx after"]].tolist() == pytest.approx([4, 3, 2, 1])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_cut_off import disk  # noqa: F401 a fixture
 
-from gnorm import folders
+from gnorm.storage import folders
 
 NAMES = ("README.md", "config.json", "model.safetensors")
 

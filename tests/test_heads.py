@@ -10,7 +10,7 @@ from conftest import ragged_batches, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import gnorm
-from gnorm.state import evaluating
+from gnorm.engine.state import evaluating
 
 BATCH = {name: tensor for name, tensor in ragged_batches(1, 6)[0].items() if name != "labels"}
 

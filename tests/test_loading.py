@@ -16,7 +16,8 @@ from test_encoders import make
 from test_heads import logits
 
 import gnorm
-from gnorm import shipping, surgery
+from gnorm import shipping
+from gnorm.storage.checkpoints import is_pruned, load_checked, read_config
 
 MASK = [[1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 0, 1]]
 ONES = [[1, 1, 1, 1]] * 3
@@ -446,7 +447,7 @@ def test_weights_of_a_model_with_wrapped_parts_are_told_by_their_names(checkpoin
 
 
 def drop_a_shard(folder):
-    model, _ = surgery.load_checked(folder, transformers.AutoModelForSequenceClassification)
+    model, _ = load_checked(folder, transformers.AutoModelForSequenceClassification)
     (folder / "model.safetensors").unlink()
     shards(model, folder)
     sorted(folder.glob("model-*"))[1].unlink()
@@ -518,7 +519,7 @@ def test_the_folder_with_checkpoints_of_a_trainer_names_one_of_them(folder, tmp_
 
 def test_a_checkpoint_that_transformers_4_pruned_can_be_shipped(checkpoint, texts):
     folder, _ = checkpoint
-    pruned = surgery.is_pruned(surgery.read_config(folder))
+    pruned = is_pruned(read_config(folder))
     edit(folder, head_mask=None, pruned_heads={"0": [1], "2": [0, 2]} if pruned else {})
     own = shipping.load(folder, texts)
     assert gnorm.head_mask_of(own.model).int().tolist() == (MASK if pruned else ONES)
@@ -530,7 +531,7 @@ def test_a_pruned_model_of_ones_own_class_is_never_shipped_as_another(checkpoint
     assert type(shipping.load(folder, texts).model) is Hotter
     edit(folder, architectures=["DefinedElsewhere"])
     assert type(shipping.load(folder, texts, model_class=Hotter).model) is Hotter
-    if surgery.is_pruned(surgery.read_config(folder)):
+    if is_pruned(read_config(folder)):
         with pytest.raises(ValueError, match="names no architecture of transformers but 'DefinedElsewhere'"):
             shipping.load(folder, texts)
 
@@ -539,8 +540,8 @@ def test_weights_that_a_class_does_not_take_are_left_out_for_its_own_checkpoints
     folder, load = checkpoint
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"aux.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
-    config = surgery.read_config(folder)
-    if not surgery.is_pruned(config):
+    config = read_config(folder)
+    if not is_pruned(config):
         load()
         edit(folder, architectures=["DefinedElsewhere"])
     with pytest.raises(ValueError, match="the weights in .* are not those of its config.json: aux.weight do not match"):

@@ -10,7 +10,10 @@ import pytest
 from pipeline import ROOT
 
 import run_all
-from gnorm import METHODS, experiments, heads, results
+from gnorm import METHODS, heads
+from gnorm.experiments import results, runs
+from gnorm.experiments.paths import results_folder
+from gnorm.experiments.runs import trajectories
 
 MODEL = "bert"
 
@@ -37,11 +40,9 @@ def empty(tmp_path, monkeypatch):
 @pytest.fixture
 def ran(monkeypatch):
     """The (model, method) of every run, as it begins."""
-    runs, run = [], experiments.run
-    monkeypatch.setattr(
-        experiments, "run", lambda task, method: (runs.append((task.name, method)), run(task, method))[1]
-    )
-    return runs
+    ran, run = [], runs.run
+    monkeypatch.setattr(runs, "run", lambda task, method: (ran.append((task.name, method)), run(task, method))[1])
+    return ran
 
 
 @pytest.mark.parametrize(
@@ -55,13 +56,13 @@ def test_what_reads_results_makes_them_where_there_are_none_and_reads_them_after
     execute(name, models=[MODEL])
     assert ran == [(MODEL, method) for method in METHODS]
     assert results.saved_methods("smoke", MODEL) == list(METHODS)
-    folder = results.results_folder("smoke") / "tables"
+    folder = results_folder("smoke") / "tables"
     before = {table: (folder / f"{table}.csv").read_text() for table in tables if table != "costs"}
     ran.clear()
     execute(name, models=[MODEL])
     assert not ran
     assert {table: (folder / f"{table}.csv").read_text() for table in before} == before
-    (results.results_folder("smoke") / MODEL / "random.csv").unlink()
+    (results_folder("smoke") / MODEL / "random.csv").unlink()
     execute(name, models=[MODEL])
     assert ran == [(MODEL, "random")]  # taken up from its journal
     assert {table: (folder / f"{table}.csv").read_text() for table in before} == before
@@ -78,8 +79,8 @@ def test_what_is_asked_for_is_made_and_nothing_else(ran, empty):
 
 
 def test_trajectories_that_are_read_are_those_that_were_run(ran, empty):
-    made = experiments.trajectories("smoke", [MODEL], ["random", "weight_magnitude"])
-    read = experiments.trajectories("smoke", [MODEL], ["random", "weight_magnitude"])
+    made = trajectories("smoke", [MODEL], ["random", "weight_magnitude"])
+    read = trajectories("smoke", [MODEL], ["random", "weight_magnitude"])
     assert len(ran) == 2
     for method, trajectory in made[MODEL].items():
         pd.testing.assert_frame_equal(read[MODEL][method].table, trajectory.table)
@@ -95,7 +96,7 @@ def test_trajectories_that_are_read_are_those_that_were_run(ran, empty):
 )
 def test_unknown_names_are_refused_before_anything_runs(models, methods, complaint, ran, empty):
     with pytest.raises(ValueError, match=complaint):
-        experiments.trajectories("smoke", models, methods)
+        trajectories("smoke", models, methods)
     assert not ran
     assert not list(empty.iterdir())
 

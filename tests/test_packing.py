@@ -9,9 +9,8 @@ import torch
 from conftest import ragged_batches, tiny_model
 
 import gnorm
-from gnorm import batches as micro_batches
-from gnorm.batches import forwarding, kept_of, prepare
-from gnorm.packing import NOTHING_KEPT, Packing
+from gnorm.engine.batches import forwarding, kept_of, prepare
+from gnorm.engine.packing import NOTHING_KEPT, Packing
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
 
@@ -66,8 +65,8 @@ def test_the_kernel_for_wide_texts_and_the_weights_of_short_ones_agree(model, dt
     gnorm.remove_heads(model, MASK[: len(gnorm.attention_blocks(model))])
     tolerance = {"atol": 1e-4 if dtype == torch.float32 else 1e-12, "rtol": 0}
     by_weights = gnorm.gnorm_scores(model, batches), logits_of(model, prepare(batches, model))
-    monkeypatch.setattr(gnorm.packing, "WEIGHED_TOKENS", 0)
-    monkeypatch.setattr(gnorm.packing, "_Weighed", None)
+    monkeypatch.setattr(gnorm.engine.packing, "WEIGHED_TOKENS", 0)
+    monkeypatch.setattr(gnorm.engine.packing, "_Weighed", None)
     torch.testing.assert_close(gnorm.gnorm_scores(model, batches), by_weights[0], **tolerance)
     torch.testing.assert_close(logits_of(model, prepare(batches, model)), by_weights[1], **tolerance)
 
@@ -139,7 +138,7 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     assert len(prepared) > 1
     if room != "all layers":
         tokens = sum(int(micro.lengths.sum()) for micro in prepared)
-        monkeypatch.setattr(micro_batches, "KEPT_BYTES", tokens * 32 * 4 * 2)
+        monkeypatch.setattr(gnorm.engine.batches, "KEPT_BYTES", tokens * 32 * 4 * 2)
     kept, ran, mask = kept_of(model, prepared), [], gnorm.head_mask_of(model)
     layers = model.base_model.encoder.layer
     for number, layer in enumerate(layers):

@@ -35,7 +35,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import gnorm
 import run_all
-from gnorm import experiments, hub, report, results, surgery, tasks
+from gnorm.experiments import hub, paths, profiles, report, results, tasks
+from gnorm.experiments.paths import figures_folder, results_folder, run_folder
+from gnorm.experiments.profiles import PROFILES, read_profile
+from gnorm.experiments.published import against_published
+from gnorm.experiments.runs import intact
+from gnorm.shipping.costs import memory_mb, num_parameters
 
 ROOT = Path(__file__).parents[1]
 BERT = ("models", "hw2942/bert-base-chinese-finetuning-financial-news-sentiment-v2")
@@ -43,7 +48,7 @@ NEWS = ("datasets", "hw2942/financial-news-sentiment")
 MNLI = ("models", "Alireza1044/albert-base-v2-mnli")
 TWEETS = ("datasets", "rahmaabusalma/tweets_sentiment_analysis")
 LANGUAGES = ("datasets", "papluca/language-identification")
-PAPER = tasks.read_profile("paper")
+PAPER = read_profile("paper")
 
 
 @pytest.fixture(scope="session")
@@ -107,15 +112,15 @@ def test_parameters_before_and_after_the_published_solution_are_the_published_on
         model = AutoModelForSequenceClassification.from_config(config)
     mask = gnorm.head_mask_of(model)
     assert mask.numel() == spec.published.heads
-    assert surgery.num_parameters(model) == spec.published.parameters[0]
-    assert round(surgery.memory_mb(model), 2) == spec.published.mb[0]
+    assert num_parameters(model) == spec.published.parameters[0]
+    assert round(memory_mb(model), 2) == spec.published.mb[0]
     mask.view(-1)[torch.arange(spec.published.heads_pruned) * 7 % mask.numel() if name != "albert" else range(3)] = (
         False
     )
     assert int(mask.sum()) == spec.published.heads - spec.published.heads_pruned
     gnorm.remove_heads(model, mask)
-    assert surgery.num_parameters(model) == spec.published.parameters[1]
-    assert round(surgery.memory_mb(model), 2) == pytest.approx(spec.published.mb[1], abs=0.011)
+    assert num_parameters(model) == spec.published.parameters[1]
+    assert round(memory_mb(model), 2) == pytest.approx(spec.published.mb[1], abs=0.011)
 
 
 def test_the_profile_holds_the_sizes_of_the_paper():
@@ -154,12 +159,12 @@ def test_the_profile_holds_the_sizes_of_the_paper():
     ],
 )
 def test_mistakes_in_the_profile_are_refused_by_name(old, new, complaint, tmp_path, monkeypatch):
-    text = (tasks.PROFILES / "paper.toml").read_text("utf-8")
+    text = (PROFILES / "paper.toml").read_text("utf-8")
     assert old in text
     (tmp_path / "paper.toml").write_text(text.replace(old, new), "utf-8")
-    monkeypatch.setattr(tasks, "PROFILES", tmp_path)
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     with pytest.raises(ValueError, match=f"paper.toml cannot be read: .*{complaint}"):
-        tasks.read_profile("paper")
+        read_profile("paper")
 
 
 # ---------------------------------------------------------------- what is fetched, and what becomes of it
@@ -379,7 +384,7 @@ def refused(capsys, *arguments):
     assert stopped.value.code == 2
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
-    assert not list(results.root().rglob("*.ipynb"))
+    assert not list(paths.root().rglob("*.ipynb"))
     return printed
 
 
@@ -501,7 +506,7 @@ def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys
 
 
 def test_nothing_in_the_project_trusts_remote_code():
-    sources = [*ROOT.glob("gnorm/*.py"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "run_all.py"]
+    sources = [*ROOT.glob("gnorm/**/*.py"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "run_all.py"]
     assert not [path for path in sources if "trust_remote_code" in path.read_text("utf-8")]
 
 
@@ -527,7 +532,7 @@ def _pickle_bomb(home):
 @pytest.fixture
 def fewer_trials(copied):
     """The project, its paper profile with two random trials a model and nothing else changed."""
-    profile = copied / "gnorm" / "profiles" / "paper.toml"
+    profile = copied / "gnorm" / "experiments" / "profiles" / "paper.toml"
     profile.write_text(re.sub(r"trials = \d+", "trials = 2", profile.read_text("utf-8")), "utf-8")
     return copied
 
@@ -544,7 +549,7 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
     assert all(f"{model}: about " in first.stdout for model in PAPER.models)
     assert first.stdout.count(": intact accuracy not as published: ") == len(PAPER.models)  # random weights
 
-    folder = results.results_folder("paper")
+    folder = results_folder("paper")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert list(manifest["notebooks"]) == list(run_all.NOTEBOOKS)
     assets = manifest["assets"]
@@ -575,7 +580,7 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
         PAPER.models[row.model].published.area[row.method] for row in quoted.itertuples()
     ]
     assert (quoted.difference - (quoted.area - quoted.published)).abs().max() < 1e-12
-    assert (results.figures_folder("paper") / "pruning_results.png").read_bytes().startswith(b"\x89PNG")
+    assert (figures_folder("paper") / "pruning_results.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report" / "index.html").exists()
 
     asked = len(server.log)
@@ -591,7 +596,7 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
 
 def test_an_intact_accuracy_is_held_against_the_published_one():
     """Wilson's interval of 80 of 100 is 0.7112 to 0.8666; the tolerance lies around it."""
-    say = partial(results.against_published, 0.8, 100)
+    say = partial(against_published, 0.8, 100)
     assert say({"accuracy": [0.8666, 0.5], "tolerance": 0.0}) == (
         "as published: 0.8000 on 100 texts (95 % 0.7112 to 0.8666), published 0.8666, tolerance 0"
     )
@@ -614,14 +619,15 @@ def quoting(accuracy, monkeypatch):
     spec = PAPER.models["bert"]
     published = dataclasses.replace(spec.published, accuracy=[accuracy, 0.1])
     models = PAPER.models | {"bert": dataclasses.replace(spec, published=published)}
-    monkeypatch.setattr(tasks, "read_profile", lambda _: dataclasses.replace(PAPER, models=models))
+    for module in (profiles, run_all):
+        monkeypatch.setattr(module, "read_profile", lambda _: dataclasses.replace(PAPER, models=models))
 
 
 def test_strict_ends_before_anything_is_pruned_where_a_model_is_not_as_published(server, home, capsys, monkeypatch):
     monkeypatch.setattr(run_all, "run", lambda *_: pytest.fail("it ran"))
     printed = refused(capsys, *RUN, "--device", "cpu", "--strict")
     measured = tasks.load("paper", "bert", device="cpu").accuracy
-    said = results.against_published(measured, 45, dataclasses.asdict(PAPER.models["bert"].published))
+    said = against_published(measured, 45, dataclasses.asdict(PAPER.models["bert"].published))
     assert said.startswith("not as published: ")
     assert (
         f"intact accuracy not as published, and --strict is given; nothing was pruned:\n  bert: {said}\n" in printed.err
@@ -651,20 +657,20 @@ def test_a_model_as_published_runs_and_one_that_is_not_runs_unless_strict(strict
 def test_an_intact_accuracy_is_measured_once_and_anew_where_the_task_changed(server, home, monkeypatch):
     passes = []
     monkeypatch.setattr(tasks, "accuracy", lambda *_: passes.append(1) or 0.6)
-    measured = [experiments.intact(tasks.load("paper", "bert", device="cpu")) for _ in range(2)]
+    measured = [intact(tasks.load("paper", "bert", device="cpu")) for _ in range(2)]
     assert measured == [{"accuracy": 0.6, "texts": 45}] * 2
     assert len(passes) == 1
-    experiments.intact(tasks.load("paper", "bert", device="cpu"), fresh=True)
+    intact(tasks.load("paper", "bert", device="cpu"), fresh=True)
     assert len(passes) == 2
-    (kept,) = results.run_folder("paper").glob("intact/bert.json")
+    (kept,) = run_folder("paper").glob("intact/bert.json")
     for damage in ("", "[]", '{"task": "another", "accuracy": 1, "texts": 9}'):
         kept.write_text(damage)
-        experiments.intact(tasks.load("paper", "bert", device="cpu"))
+        intact(tasks.load("paper", "bert", device="cpu"))
     assert len(passes) == 5
 
 
 def test_a_profile_that_quotes_nothing_is_held_against_nothing(capsys):
-    known = tasks.read_profile("smoke")
+    known = read_profile("smoke")
     assert run_all.hold_against_published(known, list(known.models), "cpu", False, True) == {}
     assert capsys.readouterr().out == ""
 

@@ -11,8 +11,8 @@ from conftest import ragged_batches, tiny_model
 from torch.nn.functional import linear
 
 import gnorm
-from gnorm import products
-from gnorm.pruning import METHODS, MORE_METHODS
+from gnorm.engine import products
+from gnorm.methods import METHODS, MORE_METHODS
 
 HERE = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN")
 

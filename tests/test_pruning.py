@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import gnorm
 from gnorm.journal import Journal
-from gnorm.pruning import METHODS, Method
+from gnorm.methods import METHODS, Method
 
 SCORING, EVALUATION = ragged_batches(), ragged_batches(count=4, seed=7)
 

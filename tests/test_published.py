@@ -5,7 +5,9 @@ import pytest
 from test_results import trajectory
 
 import run_all
-from gnorm import plots, results
+from gnorm.experiments import plots
+from gnorm.experiments.published import published_curve, published_curves, published_solutions
+from gnorm.experiments.tables import summary_table
 
 GREEDY = "pruned_heads_accuracy(BERT)basedonGreedyGnorm.csv"
 ALBERT = "pruned_heads_accuracy(ALBERT)basedonAEinverse.csv"
@@ -26,7 +28,7 @@ def published(tmp_path, monkeypatch):
 
 
 def test_curves_are_read_by_model_and_method_over_the_share_of_heads(published):
-    curves = results.published_curves()
+    curves = published_curves()
     assert {(model, method) for model, methods in curves.items() for method in methods} == {
         ("bert", "greedy_gnorm"),
         ("albert", "inverse_attention_entropy"),
@@ -34,13 +36,13 @@ def test_curves_are_read_by_model_and_method_over_the_share_of_heads(published):
     }
     assert curves["bert"]["greedy_gnorm"].to_dict() == {0.0: 0.9, 0.5: 0.8, 1.0: 0.4}
     assert curves["albert"]["inverse_attention_entropy"].index.tolist() == [0, 0.5, 1]  # counted 12 at a time
-    assert results.published_curve("xlm-roberta", "random").round(3).tolist() == [0.9, 0.6, 0.1]
-    assert results.published_curve("bert", "random") is None
+    assert published_curve("xlm-roberta", "random").round(3).tolist() == [0.9, 0.6, 0.1]
+    assert published_curve("bert", "random") is None
 
 
 def test_tables_hold_the_published_area_and_the_difference(published):
     run = trajectory([1.0, 0.8, 0.6, 0.4, 0.2])
-    table = results.summary_table({"bert": {"greedy_gnorm": run, "random": run}})
+    table = summary_table({"bert": {"greedy_gnorm": run, "random": run}})
     assert table.published.tolist()[0] == pytest.approx(0.725)  # (0.9 + 0.8) / 4 + (0.8 + 0.4) / 4
     assert table.difference.tolist()[0] == pytest.approx(0.6 - 0.725)
     assert table.published.isna().tolist() == [False, True]
@@ -49,8 +51,8 @@ def test_tables_hold_the_published_area_and_the_difference(published):
 def test_a_profile_that_quotes_the_paper_is_compared_without_its_files(monkeypatch):
     monkeypatch.delenv("GNORM_PUBLISHED", raising=False)
     run = trajectory([0.9, 0.8, 0.7, 0.4])
-    assert "published" not in results.summary_table({"bert": {"greedy_gnorm": run}})
-    assert results.published_solutions({"bert": run}).empty
+    assert "published" not in summary_table({"bert": {"greedy_gnorm": run}})
+    assert published_solutions({"bert": run}).empty
     quoted = {
         "heads_pruned": 96,
         "heads": 144,
@@ -59,9 +61,9 @@ def test_a_profile_that_quotes_the_paper_is_compared_without_its_files(monkeypat
         "area": {"greedy_gnorm": 0.5},
     }
     run.info["published"] = quoted
-    table = results.summary_table({"bert": {"greedy_gnorm": run}})
+    table = summary_table({"bert": {"greedy_gnorm": run}})
     assert table.published[0] == 0.5
-    row = results.published_solutions({"bert": run}).iloc[0]
+    row = published_solutions({"bert": run}).iloc[0]
     assert row["accuracy after"] == 0.7  # at two thirds of the heads, as in the paper
     assert row["difference"] == pytest.approx(-0.05)
     assert row["difference after"] == pytest.approx(-0.2)

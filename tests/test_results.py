@@ -9,8 +9,10 @@ import torch
 from conftest import ragged_batches, tiny_model
 
 import gnorm
-from gnorm import results
-from gnorm.pruning import Trajectory
+from gnorm.experiments import results, tables
+from gnorm.experiments.tables import summary_row, summary_table
+from gnorm.storage.files import write
+from gnorm.trajectory import Trajectory, area_under_curve, bootstrap, curve, interval, solution
 
 
 def trajectory(accuracies, texts=100, pruned=None, trial=0):
@@ -30,32 +32,32 @@ def test_a_missing_trajectory_names_the_remedy(tmp_path, monkeypatch):
 
 
 def test_area_under_the_curve():
-    assert results.area_under_curve(results.curve(trajectory([1.0, 0.5, 0.0]))) == 0.5
-    assert results.area_under_curve(results.curve(trajectory([1.0, 1.0, 0.0]))) == 0.75
-    assert results.area_under_curve(results.curve(trajectory([1.0, 0.0], pruned=[0, 4]))) == 0.5
+    assert area_under_curve(curve(trajectory([1.0, 0.5, 0.0]))) == 0.5
+    assert area_under_curve(curve(trajectory([1.0, 1.0, 0.0]))) == 0.75
+    assert area_under_curve(curve(trajectory([1.0, 0.0], pruned=[0, 4]))) == 0.5
 
 
 def test_the_solution_is_the_last_state_within_the_budget():
     run = trajectory([0.9, 0.89, 0.85, 0.88, 0.5])
-    assert results.solution(run, 0.02) == 3  # a dip in between does not matter
-    assert results.solution(run, 0.0) == 0
-    assert results.solution(run, 1.0) == 4
+    assert solution(run, 0.02) == 3  # a dip in between does not matter
+    assert solution(run, 0.0) == 0
+    assert solution(run, 1.0) == 4
 
 
 def test_summary_reads_the_nearest_state():
-    row = results.summary_row(trajectory([1.0, 0.8, 0.6, 0.4, 0.2]))
+    row = summary_row(trajectory([1.0, 0.8, 0.6, 0.4, 0.2]))
     assert [row[name] for name in ("0%", "25%", "50%", "75%", "100%")] == [1.0, 0.8, 0.6, 0.4, 0.2]
     assert row["area_low"] <= row["area"] <= row["area_high"]
 
 
 def test_bootstrap_intervals_are_those_of_a_share():
     run = trajectory([0.8, 0.5], texts=400)
-    low, high = results.interval(results.bootstrap(run, samples=4000))
+    low, high = interval(bootstrap(run, samples=4000))
     for i, share in enumerate((0.8, 0.5)):
         half = 1.96 * math.sqrt(share * (1 - share) / 400)
         assert low[i] == pytest.approx(share - half, abs=0.006)
         assert high[i] == pytest.approx(share + half, abs=0.006)
-    assert (results.bootstrap(run) == results.bootstrap(run)).all()
+    assert (bootstrap(run) == bootstrap(run)).all()
 
 
 def test_the_verdict_names_the_winner_and_whether_it_is_one():
@@ -63,7 +65,7 @@ def test_the_verdict_names_the_winner_and_whether_it_is_one():
         "clear": {"greedy_gnorm": trajectory([1.0, 1.0, 0.5]), "random": trajectory([1.0, 0.5, 0.5])},
         "close": {"greedy_gnorm": trajectory([1.0, 0.70, 0.5]), "random": trajectory([1.0, 0.72, 0.5])},
     }
-    verdict = results.verdict(results.summary_table(runs)).set_index("model")
+    verdict = tables.verdict(summary_table(runs)).set_index("model")
     assert verdict.loc["clear", "largest area"] == "greedy_gnorm"
     assert verdict.loc["clear", "intervals overlap"] == "no"
     assert verdict.loc["close", "largest area"] == "random"
@@ -104,14 +106,14 @@ def test_missing_results_name_the_command(saved):
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = results.write(tmp_path / "table.csv", "old")
+    path = write(tmp_path / "table.csv", "old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
-        results.write(path, "new")
+        write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

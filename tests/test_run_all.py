@@ -15,8 +15,12 @@ from pipeline import ROOT, call, in_process
 
 import gnorm
 import run_all
-from gnorm import METHODS, results, tasks
-from gnorm.pruning import MORE_METHODS
+from gnorm import METHODS
+from gnorm.experiments import results
+from gnorm.experiments.paths import run_folder
+from gnorm.experiments.profiles import read_profile
+from gnorm.methods import MORE_METHODS
+from gnorm.storage.files import write, write_json
 
 TABLES = (
     *("pruning_results", "pruning_summary", "all_methods", "winners", "four_models", "greedyprune_all_models"),
@@ -51,7 +55,7 @@ def test_smoke_leaves_the_results_that_are_promised(smoke, monkeypatch):
     output, _ = smoke
     monkeypatch.setenv("GNORM_OUTPUT", str(output))
     folder = output / "experiments_results" / "smoke"
-    for model, spec in tasks.read_profile("smoke").models.items():
+    for model, spec in read_profile("smoke").models.items():
         assert results.saved_methods("smoke", model) == list(METHODS)
         random = results.load_trajectory("smoke", model, "random")
         assert random.table.trial.nunique() == spec.random.trials
@@ -110,9 +114,9 @@ def test_missing_and_altered_files_are_made_again_with_the_same_bytes(smoke):
 
 def test_a_stamp_counts_as_long_as_what_was_written_is_there_and_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
-    files = [results.write(tmp_path / name, "{}") for name in ("a.csv", "a.json")]
+    files = [write(tmp_path / name, "{}") for name in ("a.csv", "a.json")]
     stamp = {"written": {path.name: run_all.digest_of(path) for path in files}}
-    results.write_json(results.run_folder("smoke") / "stamps" / "greedy_pruning.json", stamp)
+    write_json(run_folder("smoke") / "stamps" / "greedy_pruning.json", stamp)
     assert run_all.stamp_of("smoke", "greedy_pruning") == stamp
     files[1].write_text('{"commit": "another"}')
     assert run_all.stamp_of("smoke", "greedy_pruning") == stamp
@@ -128,16 +132,16 @@ def test_a_stamp_counts_as_long_as_what_was_written_is_there_and_the_same(tmp_pa
 )
 def test_a_damaged_stamp_counts_as_not_done(content, tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
-    stamp = results.run_folder("smoke") / "stamps" / "greedy_pruning.json"
-    results.write(stamp, content)
+    stamp = run_folder("smoke") / "stamps" / "greedy_pruning.json"
+    write(stamp, content)
     assert run_all.stamp_of("smoke", "greedy_pruning") == {}
 
 
 def test_fresh_leaves_the_journals_of_models_that_are_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     monkeypatch.setattr(run_all, "execute", lambda *_: {"seconds": 0.0})
-    run = results.run_folder("smoke")
-    bert, albert = (results.write(run / "journals" / name / "greedy_gnorm-0.jsonl", "") for name in ("bert", "albert"))
+    run = run_folder("smoke")
+    bert, albert = (write(run / "journals" / name / "greedy_gnorm-0.jsonl", "") for name in ("bert", "albert"))
     run_all.run("smoke", "", {"models": ["bert"]}, {"data_processing": ""}, True, "cpu", {})
     assert albert.exists()
     assert not bert.exists()

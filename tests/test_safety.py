@@ -13,7 +13,9 @@ import torch
 from papermill.translators import PythonTranslator
 
 import gnorm
-from gnorm import experiments, report, results, tasks
+from gnorm.experiments import provenance, report, results, runs, tasks
+from gnorm.experiments.paths import figures_folder
+from gnorm.storage.files import write
 
 ROOT = Path(__file__).parents[1]
 LOCKS = {"requirements.txt": "requirements.lock", "requirements-nodeps.txt": "requirements-nodeps.lock"}
@@ -57,7 +59,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     WATCHED.set()
     try:
         task = tasks.load("smoke", "bert", "cpu", progress=False)
-        run = experiments.run(task, "random", progress=False)
+        run = runs.run(task, "random", progress=False)
         results.load_trajectory("smoke", "bert", "random")
         gnorm.remove_heads(task.model, run.mask(3))
         gnorm.load_pruned(gnorm.save_pruned(task.model, tmp_path / "pruned"))
@@ -71,7 +73,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
 
 
 def test_no_source_reads_pickles_or_runs_text():
-    sources = {path: path.read_text("utf-8") for path in [*(ROOT / "gnorm").glob("*.py"), ROOT / "run_all.py"]}
+    sources = {path: path.read_text("utf-8") for path in [*(ROOT / "gnorm").rglob("*.py"), ROOT / "run_all.py"]}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
         sources[path] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
@@ -92,8 +94,8 @@ def test_the_report_escapes_what_it_shows(tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     attack = "<script>alert(1)</script>"
     results.save_table(pd.DataFrame({attack: [attack], "x": [1.5]}), "smoke", "table")
-    results.write(results.figures_folder("smoke") / "a&b'c.png", b"\x89PNG")
-    environment = {**results.environment(), "commit": attack, "machine": attack}
+    write(figures_folder("smoke") / "a&b'c.png", b"\x89PNG")
+    environment = {**provenance.environment(), "commit": attack, "machine": attack}
     manifest = {"finished": attack, "device": attack, "environment": environment, "notebooks": {}}
     page = report.write_report("smoke", attack, manifest, {}).read_text("utf-8")
     assert attack not in page

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gnorm
-from gnorm.batches import _cuts, prepare
-from gnorm.pruning import METHODS, NEAR_TIE
-from gnorm.state import evaluating
+from gnorm.engine.batches import _cuts, prepare
+from gnorm.engine.state import evaluating
+from gnorm.methods import METHODS
+from gnorm.trajectory import NEAR_TIE
 
 BATCHES = ragged_batches(count=3, size=7)
 SLOW = settings(max_examples=12, deadline=None)

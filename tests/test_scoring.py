@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gnorm
-from gnorm.batches import PACKED_MAX_TOKENS, prepare
+from gnorm.engine.batches import PACKED_MAX_TOKENS, prepare
+from gnorm.engine.state import evaluating
 from gnorm.norms import log_norm
 from gnorm.scoring import ENTROPY_FORMS, correct_texts
-from gnorm.state import evaluating
 
 # ---------------------------------------------------------------- norms
 

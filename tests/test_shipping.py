@@ -18,7 +18,10 @@ import transformers
 from conftest import ragged_batches, tiny_model
 
 import gnorm
-from gnorm import embedded, results, shipping, tasks
+from gnorm import shipping
+from gnorm.experiments import tasks
+from gnorm.experiments.training import finetune
+from gnorm.trajectory import solution
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +51,14 @@ def rows_of(card):
 def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     lines = textwrap.dedent("\n".join(re.findall(r"^    \S.*$", shipping.__doc__, re.MULTILINE)))
     assert len(lines.splitlines()) == 5
-    monkeypatch.setattr("gnorm.costs._lengths", lambda config: [8])
+    monkeypatch.setattr("gnorm.shipping.costs._lengths", lambda config: [8])
     found = {}
     exec(lines, found)  # noqa: S102 our own docstring
     folder, own, model = home / "my-smaller-model", found["own"], found["model"]
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
     assert [sum(len(b["labels"]) for b in part) for part in (own.scoring, own.choosing, own.testing)] == [66, 67, 67]
 
-    pruned = results.solution(found["run"], 0.01)
+    pruned = solution(found["run"], 0.01)
     assert torch.equal(gnorm.head_mask_of(model), found["run"].mask(pruned))
     before, after = gnorm.accuracy(own.model, own.testing), gnorm.accuracy(model, own.testing)
     card = (folder / "README.md").read_text("utf-8")
@@ -74,7 +77,7 @@ def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     assert f"with {pruned} of its 8 attention heads removed" in card
     kept = gnorm.head_mask_of(model).sum(1).tolist()
     assert f"| layer | 0 | 1 |\n|:--|--:|--:|\n| heads kept | {kept[0]} | {kept[1]} |\n" in card
-    assert f"{gnorm.surgery.num_parameters(model):,} after" in card
+    assert f"{gnorm.shipping.costs.num_parameters(model):,} after" in card
     assert re.findall(r"^\| (\d+) \| 8 \| [\d.]+ \| [\d.]+ \|", card, re.MULTILINE) == ["1", "8", "32"]
     assert "Greedy-Gnorm, a head at a time" in card
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -288,7 +291,7 @@ def test_a_run_of_another_model_and_a_folder_that_exists_are_refused(home):
 
 
 def test_a_folder_is_taken_where_it_is_empty_and_replaced_where_that_is_asked(home, monkeypatch):
-    monkeypatch.setattr("gnorm.costs._lengths", lambda config: [8])
+    monkeypatch.setattr("gnorm.shipping.costs._lengths", lambda config: [8])
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)
     (home / "smaller").mkdir()
@@ -304,7 +307,7 @@ def test_a_folder_is_taken_where_it_is_empty_and_replaced_where_that_is_asked(ho
 def test_what_cannot_be_saved_is_refused_before_anything_is_measured(home, monkeypatch):
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)
-    monkeypatch.setattr(shipping, "correct_texts", None)
+    monkeypatch.setattr(gnorm.shipping.release, "correct_texts", None)
     own.model.config.note = {1, 2}
     with pytest.raises(ValueError, match="configuration cannot be saved .its note is set: .*: correct that in"):
         shipping.ship(own, run, "smaller")
@@ -330,7 +333,7 @@ def test_a_short_finetuning_recovers_accuracy(task):
     gnorm.remove_heads(model, mask)
     pruned = gnorm.accuracy(model, task.batches("evaluation"))
     state = torch.get_rng_state()
-    embedded.finetune(model, task.tokenizer, task.splits["train"], 40, epochs=2, lr=4e-3, progress=False)
+    finetune(model, task.tokenizer, task.splits["train"], 40, epochs=2, lr=4e-3, progress=False)
     assert gnorm.accuracy(model, task.batches("evaluation")) > pruned + 0.1
     assert torch.equal(gnorm.head_mask_of(model), mask)
     assert not model.training
@@ -386,7 +389,7 @@ def test_no_budget_and_no_one_model_to_ship(home):
 
 
 def test_the_card_says_how_many_heads_went_at_a_time(home, monkeypatch):
-    monkeypatch.setattr("gnorm.costs._lengths", lambda config: [8])
+    monkeypatch.setattr("gnorm.shipping.costs._lengths", lambda config: [8])
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, heads_per_step=2, progress=False)
     assert "Greedy-Gnorm, 2 heads at a time" in (shipping.ship(own, run, "smaller") / "README.md").read_text("utf-8")

@@ -10,7 +10,7 @@ from conftest import ragged_batches, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 import gnorm
-from gnorm.state import in_use
+from gnorm.engine.state import in_use
 
 MASKS = [torch.ones(3, 4) - torch.nn.functional.one_hot(torch.tensor([head] * 3), 4) for head in range(4)]
 INPUTS = {name: tensor for name, tensor in ragged_batches(1)[0].items() if name != "labels"}

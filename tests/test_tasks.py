@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from gnorm import tasks
+from gnorm.experiments import profiles, tasks
+from gnorm.experiments.profiles import profile_names, read_profile
 
 
 @pytest.fixture
 def profile_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "PROFILES", tmp_path)
-    text = (tasks.Path(tasks.__file__).with_name("profiles") / "smoke.toml").read_text("utf-8")
+    text = (profiles.PROFILES / "smoke.toml").read_text("utf-8")
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     return lambda old, new: (tmp_path / "smoke.toml").write_text(text.replace(old, new), "utf-8")
 
 
@@ -27,12 +28,12 @@ def profile_file(tmp_path, monkeypatch):
 def test_profiles_with_mistakes_are_refused_by_name(profile_file, old, new, complaint):
     profile_file(old, new)
     with pytest.raises(ValueError, match=f"smoke.toml cannot be read: .*{complaint}|{complaint}"):
-        tasks.read_profile("smoke")
+        read_profile("smoke")
 
 
-@pytest.mark.parametrize("name", tasks.profile_names())
+@pytest.mark.parametrize("name", profile_names())
 def test_every_profile_names_the_four_families(name):
-    profile = tasks.read_profile(name)
+    profile = read_profile(name)
     assert list(profile.models) == ["bert", "albert", "roberta", "xlm-roberta"]
     if profile.protocol != "paper":  # which scores and measures on the same texts, and says so
         for spec in profile.models.values():
@@ -59,8 +60,8 @@ def test_a_task_is_batched_as_its_profile_says():
 
 
 def test_a_model_that_is_not_accurate_enough_is_not_pruned(monkeypatch):
-    spec = tasks.read_profile("smoke").models["bert"]
+    spec = read_profile("smoke").models["bert"]
     strict = tasks.dataclasses.replace(spec, min_accuracy=1.01)
-    monkeypatch.setattr(tasks, "_spec", lambda *_: strict)
+    monkeypatch.setattr(tasks, "model_spec", lambda *_: strict)
     with pytest.raises(RuntimeError, match=r"bert of profile smoke classifies 0\.\d+ of its 64 evaluation texts"):
         tasks.load("smoke", "bert", device="cpu", progress=False)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from transformers import BertConfig
 
-from gnorm.texts import class_names, labelled, name_of
+from gnorm.shipping.texts import class_names, labelled, name_of
 
 STARS = ["1", "2", "3", "4", "5"]
 DEFAULT = ["LABEL_0", "LABEL_1"]
@@ -346,5 +346,5 @@ def test_class_names_that_contradict_or_lack_are_refused(changes, complaint):
 
 
 def test_reading_texts_loads_no_datasets_library():
-    code = "import sys, gnorm.texts; sys.exit('datasets' in sys.modules)"
+    code = "import sys, gnorm.shipping.texts; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[1]).returncode == 0

@@ -19,12 +19,25 @@ import pandas as pd
 
 Labels = Literal["names", "numbers"]
 
+
 REQUIRED = {"text", "label"}
+
+
 CSV: Any = {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}  # "NA" is a text
+
+
 JSON: Any = {"dtype": False, "encoding": "utf-8-sig"}  # no type is guessed
+
+
 SEPARATORS = (",", ";", "\t", "|")
+
+
 COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
+
+
 KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".jsonl": "JSON", ".ndjson": "JSON", ".json": "JSON"}  # others: CSV
+
+
 BEGINNINGS = {  # of files that are no CSV or JSON in UTF-8
     codecs.BOM_UTF32_LE: "is in UTF-32: save it as UTF-8",  # begins as UTF-16 does
     codecs.BOM_UTF32_BE: "is in UTF-32: save it as UTF-8",
@@ -93,9 +106,6 @@ def labelled(texts: Any, config: Any, checkpoint: str, labels: Labels | None = N
 
 def _is_empty(cell: Any) -> bool:
     return not cell.strip() if isinstance(cell, str) else pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
-
-
-# ------------------------------------------------------------------------------------------ tables
 
 
 def _table(texts: Any, where: str) -> tuple[pd.DataFrame, list[str] | None]:
@@ -210,9 +220,6 @@ def _positions(columns: Iterable[Any], where: str) -> dict[str, int]:
             f"{where} has no column {min(missing)!r}: name its columns text and label (and text_pair); it has {others}."
         )
     return {name: plain.index(name) for name in ("text", "text_pair", "label") if name in plain}
-
-
-# ------------------------------------------------------------------------------------------ classes
 
 
 def class_names(config: Any, checkpoint: str) -> list[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .heads import layers_of
-from .packing import NOTHING_KEPT, Folded, Kept, Packing, Row, ignores_padding, logits_of, packable, packed, packing_of
-
-Batch = Mapping[str, Tensor]
+from ..heads import layers_of
+from .checks import PER_TEXT, PER_TOKEN, Batch, checked_batches, parameter_of, size_of, tables_of
+from .known_models import ignores_padding, packable
+from .packing import NOTHING_KEPT, Folded, Kept, Packing, Row, logits_of, packed, packing_of
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,17 @@ class Prepared(Sequence[MicroBatch]):
 # What one more rectangle costs, in tokens: a forward pass of its own where every micro-batch is one, a call of the
 # attention kernel where they are packed. Measured on CPU and assumed for GPUs, where launches cost more.
 OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
+
+
 PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 256, "mps": 256}
+
+
 MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
+
+
 PACKED_MAX_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
+
+
 KEPT_BYTES = 2**30  # for what comes into layers, kept from one evaluation to the next
 
 
@@ -118,9 +125,9 @@ def prepare(
     """
     if isinstance(batches, Prepared):
         return _of_this_model(batches, model)
-    parameter, checked = _parameter_of(model), _checked_batches(list(batches), model)
+    parameter, checked = parameter_of(model), checked_batches(list(batches), model)
     most = max_tokens or MAX_TOKENS[parameter.device.type]
-    sizes, made_for, packing = [_size(batch) for batch in checked], _traits(model), None
+    sizes, made_for, packing = [size_of(batch) for batch in checked], _traits(model), None
     if not _may_be_cut(model, checked):
         micro_batches = _as_they_are(checked, parameter, getattr(model.config, "hidden_size", 1), most)
         return Prepared(micro_batches, None, checked, made_for, together, max_tokens)
@@ -147,7 +154,7 @@ def prepare(
 def _of_this_model(prepared: Prepared, model: nn.Module) -> Prepared:
     """``prepared``, anew where it was made for another model, or for this one before a hook came that keeps texts from
     being packed."""
-    _parameter_of(model)
+    parameter_of(model)
     same = prepared.made_for in ((), _traits(model))
     if same and (prepared.packing is None or not prepared.batches or packable(model)):
         return prepared
@@ -159,7 +166,7 @@ def _traits(model: Any) -> tuple[Any, ...]:
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     parameter = next(model.parameters())
     modules = tuple((type(module).__module__, type(module).__qualname__) for module in model.modules())
-    return type(model), parameter.dtype, parameter.device, modules, tuple(_tables(model).items())
+    return type(model), parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
 
 
 def _may_be_cut(model: nn.Module, batches: Sequence[Batch]) -> bool:
@@ -176,7 +183,7 @@ def _as_they_are(batches: Sequence[Batch], parameter: Tensor, hidden: int, most:
     """Each batch in its own width, as many texts at a time as hold ``most`` tokens."""
     found, before = [], 0
     for b, batch in enumerate(batches):
-        lengths, count = _lengths(batch, hidden), _size(batch)
+        lengths, count = _lengths(batch, hidden), size_of(batch)
         step = max(1, most // int(lengths.max()))
         for start in range(0, count, step):
             texts = slice(start, min(start + step, count))
@@ -246,189 +253,6 @@ def _rows(batches: Sequence[Tensor], lengths: Tensor, most: int) -> list[list[tu
     return rows
 
 
-def _size(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
-
-
-def num_texts(batches: Iterable[Batch]) -> int:
-    """How many texts the batches hold."""
-    return sum(map(_size, batches))
-
-
-def _parameter_of(model: nn.Module) -> Tensor:
-    """The first parameter of a model that can be worked with: its device and precision are the model's."""
-    devices = sorted({parameter.device for parameter in model.parameters()}, key=str)
-    if not devices:
-        raise ValueError(f"{type(model).__name__} has no parameters: give the model itself, not a wrapper of it.")
-    if len(devices) > 1:
-        raise ValueError(
-            f"the model lies on {' and '.join(map(str, devices))}: bring it to one device with model.to()."
-        )
-    if devices[0].type == "meta":
-        raise ValueError("the model is on the meta device, which holds no weights: load them first.")
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ValueError(
-            "the model was made within torch.inference_mode(), so nothing can be differentiated through it: load it "
-            "outside, or use copy.deepcopy(model), made outside."
-        )
-    return next(model.parameters())
-
-
-# What has an entry for each token, on the second dimension, and what has a row for each text: by name.
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-PER_TEXT = ("pixel_values",)
-# Which table of the model a tensor of numbers is looked up in, what its entries are called, and how to mend them.
-TABLES = {
-    "input_ids": ("token ids", "use the tokenizer that belongs to it"),
-    "token_type_ids": ("token type ids", "leave token_type_ids out, or use the tokenizer that belongs to it"),
-    "position_ids": ("position ids", "leave position_ids out, and the model counts by itself"),
-}
-
-
-def longest_text(model: Any) -> int | None:
-    """The most tokens of a text that the model has positions for, by its tables of them; None where it has no table.
-    Tables with a padding row (RoBERTa's) start counting behind it."""
-    tables = _embeddings(model, "position_embeddings")
-    return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
-
-
-def _embeddings(model: nn.Module, name: str) -> list[nn.Embedding]:
-    """The model's tables of that name."""
-    return [m for n, m in model.named_modules() if n.rpartition(".")[2] == name and isinstance(m, nn.Embedding)]
-
-
-def _tables(model: Any) -> dict[str, int | None]:
-    """How many rows the table of each index tensor has, and "longest", the most tokens of a text; None for no table."""
-    words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
-    sizes = {
-        name: min(
-            (table.num_embeddings for table in _embeddings(model, f"{name.removesuffix('_ids')}_embeddings")),
-            default=None,
-        )
-        for name in ("token_type_ids", "position_ids")
-    }
-    return {"input_ids": words, **sizes, "longest": longest_text(model)}
-
-
-def _checked_batches(batches: Sequence[Any], model: Any) -> list[Batch]:
-    """The batches, numbers as int64; refuses what ``prepare`` refuses before any pass through the model."""
-    tables, takes = _tables(model), inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    checked = [_checked(batch, i, tables, None if anything else (*takes, "labels")) for i, batch in enumerate(batches)]
-    if not checked:
-        raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
-    names = [batch.keys() - {"labels"} for batch in checked]
-    for i, batch in enumerate(checked):
-        if names[i] != names[0]:
-            raise ValueError(f"batch {i} holds {', '.join(batch)}, batch 0 {', '.join(checked[0])}: give all the same.")
-    return checked
-
-
-def _checked(batch: Any, i: int, tables: Mapping[str, int | None], takes: Sequence[str] | None) -> Batch:
-    if not isinstance(batch, Mapping):
-        raise TypeError(f"batch {i} is of type {type(batch).__name__}: give a sequence of mappings of tensors.")
-    for name, tensor in batch.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"{name} of batch {i} is of type {type(tensor).__name__}, not a tensor: leave it out, or have the "
-                'tokenizer return_tensors="pt".'
-            )
-        if not tensor.dim():
-            raise ValueError(f"{name} of batch {i} is a single number: its first dimension must be the texts.")
-        if takes is not None and name not in takes:
-            raise ValueError(f"{name} of batch {i} is nothing that the model's forward takes: leave it out.")
-    sizes = {name: len(tensor) for name, tensor in batch.items()}
-    if not sizes or not min(sizes.values()):
-        raise ValueError(f"batch {i} is empty: give every batch at least one text.")
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"the tensors of batch {i} disagree on how many texts there are: {sizes}.")
-    ids, mask = (batch.get(name) for name in ("input_ids", "attention_mask"))
-    if mask is not None and mask.dim() != 2:
-        raise ValueError(f"the attention mask of batch {i} has shape {tuple(mask.shape)}, it must be (text, token).")
-    if mask is not None and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"the attention mask of batch {i} holds values other than 0, for padding, and 1, for a token.")
-    if mask is not None and len(blank := (mask == 0).all(1).nonzero()):
-        raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
-    for name, (what, remedy) in TABLES.items():
-        if (numbers := batch.get(name)) is None:
-            continue
-        if numbers.dim() != 2 or numbers.is_floating_point() or numbers.is_complex():
-            raise ValueError(
-                f"the {what} of batch {i} are {numbers.dtype} of shape {tuple(numbers.shape)}: they must be whole "
-                "numbers, (text, token)."
-            )
-        if mask is not None and mask.shape != numbers.shape:
-            raise ValueError(
-                f"batch {i}: attention mask {tuple(mask.shape)} and {what} {tuple(numbers.shape)} do not match."
-            )
-        if ids is not None and ids.shape != numbers.shape:
-            raise ValueError(f"batch {i}: token ids {tuple(ids.shape)} and {what} {tuple(numbers.shape)} do not match.")
-        if not numbers.numel():
-            raise ValueError(f"the texts of batch {i} have no token: a tokenizer's special tokens are enough.")
-        low, high, rows = int(numbers.min()), int(numbers.max()), tables[name]
-        if rows is not None and not 0 <= low <= high < rows:
-            raise ValueError(f"batch {i} has {what} from {low} to {high}, the model knows 0 to {rows - 1}: {remedy}.")
-    embedded = batch.get("inputs_embeds")
-    if embedded is not None and (embedded.dim() != 3 or (mask is not None and embedded.shape[:2] != mask.shape)):
-        raise ValueError(
-            f"inputs_embeds of batch {i} have shape {tuple(embedded.shape)}: they must be (text, token, hidden)"
-            + ("." if mask is None else f", as wide as the attention mask {tuple(mask.shape)}.")
-        )
-    longest = int(mask.ne(0).any(0).nonzero().max()) + 1 if mask is not None else 0 if ids is None else ids.shape[1]
-    if (room := tables["longest"]) is not None and longest > room:
-        raise ValueError(
-            f"the longest text of batch {i} has {longest} tokens, the model takes {room}: have the tokenizer truncate "
-            f"to max_length={room}."
-        )
-    return {name: _usable(name, tensor) for name, tensor in batch.items()}
-
-
-def _usable(name: str, tensor: Tensor) -> Tensor:
-    """A tensor that gradients can be recorded with, of int64 where it holds numbers of rows or classes."""
-    tensor = tensor.clone() if tensor.is_inference() else tensor
-    numbers = name in TABLES or (name == "labels" and not tensor.is_floating_point() and not tensor.is_complex())
-    return tensor.long() if numbers else tensor
-
-
-NOT_COUNTED = -100  # the label of a text that accuracy and losses leave out, as torch.nn.functional.cross_entropy does
-
-
-def check_labels(
-    batches: Sequence[Batch], model: Any, purpose: str, what: str = "batch", not_counted: bool = True
-) -> None:
-    """``ValueError`` where labels are not the number of one of the model's classes for each text.
-
-    purpose: what they are for. what: what the batches are called. not_counted: whether ``NOT_COUNTED`` may be among them.
-    """
-    config = model.config
-    classes, problem = getattr(config, "num_labels", None), getattr(config, "problem_type", None)
-    if classes == 1 or problem not in (None, "single_label_classification"):
-        kind = problem or "regression, with one number a text"
-        raise ValueError(
-            f"{purpose} needs a classifier that gives each text one of several classes; this model is for {kind}."
-        )
-    counted = 0
-    for i, batch in enumerate(batches):
-        if (labels := batch.get("labels")) is None:
-            raise ValueError(f"{what} {i} has no `labels`: {purpose} needs the class of each text.")
-        if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(
-                f"the labels of {what} {i} are {labels.dtype} of shape {tuple(labels.shape)}: give the index of a class "
-                "for each text."
-            )
-        real = labels[labels != NOT_COUNTED] if not_counted else labels
-        counted += len(real)
-        if classes is not None and len(real) and not 0 <= int(real.min()) <= int(real.max()) < classes:
-            raise ValueError(
-                f"{what} {i} has labels from {int(labels.min())} to {int(labels.max())}, the model's classes are 0 to "
-                f"{classes - 1}."
-            )
-    if not counted:
-        raise ValueError(
-            f"every label is {NOT_COUNTED}, which is not counted: {purpose} needs some texts with a class."
-        )
-
-
 def labels_of(micro: MicroBatch, classes: int) -> Tensor:
     """(text,) the labels of a micro-batch, ``NOT_COUNTED`` among them; ``ValueError`` where the logits of ``classes``
     columns have none that they could name."""
@@ -474,7 +298,7 @@ def _lengths(batch: Batch, hidden: int) -> Tensor:
     if (mask := batch.get("attention_mask")) is None:
         tensors = [t for name, t in batch.items() if name != "labels"]
         tokens = max((t[0].numel() // (hidden if t.is_floating_point() else 1) for t in tensors), default=1)
-        return torch.full((_size(batch),), max(1, tokens))
+        return torch.full((size_of(batch),), max(1, tokens))
     return (mask != 0).mul(torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
 
 
@@ -504,6 +328,10 @@ def _cuts(lengths: list[int], overhead: int, most: int) -> list[int]:
         sizes.append(end - cut[end])
         end = cut[end]
     return sizes[::-1]
+
+
+# Called with the logits (text, class) and the micro-batch of every forward pass of the unaltered model.
+OnLogits = Callable[[Tensor, MicroBatch], None]
 
 
 class Forward(Protocol):

@@ -15,8 +15,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
-from . import results
-from .pruning import Trajectory, find_method
+from ..methods import find_method
+from ..trajectory import Trajectory, bootstrap, curve, interval
+from .published import published_curve
 
 # One look a method: Okabe and Ito's colours for the colour-blind, and a line style that tells them apart in grey.
 LOOKS: dict[str, dict[str, Any]] = {
@@ -32,6 +33,8 @@ LOOKS: dict[str, dict[str, Any]] = {
     "gnorm_cross_entropy": {"color": "#0072B2", "linestyle": ":", "linewidth": 1.8},
     "weight_magnitude": {"color": "#000000", "linestyle": "-.", "linewidth": 1.0},
 }
+
+
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -41,6 +44,8 @@ STYLE: Any = {
     "legend.frameon": False,
     "pdf.fonttype": 42,
 }
+
+
 Runs = Mapping[str, Mapping[str, Trajectory]]
 
 
@@ -75,17 +80,17 @@ def _caption(figure: Figure, runs: Runs, says: str) -> None:
 
 
 def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -> None:
-    accuracy = results.curve(trajectory)
+    accuracy = curve(trajectory)
     axis.plot(accuracy.index, accuracy.to_numpy(), label=find_method(method).title, **LOOKS.get(method, {}))
     if band:
-        low, high = results.interval(results.bootstrap(trajectory, samples=1000))
+        low, high = interval(bootstrap(trajectory, samples=1000))
         color = LOOKS.get(method, {}).get("color")
         axis.fill_between(accuracy.index, low, high, color=color, alpha=0.13, linewidth=0)
 
 
 def _published(axis: Axes, model: str, methods: Iterable[str], heads: int) -> bool:
     """Lay the published curves of these methods over the axis; whether there were any."""
-    curves = {method: results.published_curve(model, method) for method in methods}
+    curves = {method: published_curve(model, method) for method in methods}
     for method, accuracy in curves.items():
         if accuracy is not None:
             color = LOOKS.get(method, {}).get("color")
@@ -141,7 +146,7 @@ def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -
         axis.tick_params(which="both", length=0)
         axis.set_xlabel("head")
         axis.set_ylabel("layer")
-        accuracy = results.curve(trajectory)
+        accuracy = curve(trajectory)
         axis.set_title(
             f"{_title(trajectory, model)}\n{pruned[model]} of {int(trajectory.start.sum())} pruned, "
             f"accuracy {accuracy.iloc[0]:.3f} → {accuracy[pruned[model]]:.3f}",
@@ -208,7 +213,7 @@ def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
     figure, (axis,) = _grid(1, width=6.5, height=3.8)
     looks = list(LOOKS.values())
     for look, (model, trajectory) in zip(looks, greedy.items(), strict=False):
-        accuracy = results.curve(trajectory)
+        accuracy = curve(trajectory)
         axis.plot(
             accuracy.index / accuracy.index[-1], accuracy, label=_title(trajectory, model).replace("\n", ", "), **look
         )

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..engine.state import evaluating, is_compiled
+from ..heads import head_mask_of
 from .export import INPUTS, Exported, Inputs, export_onnx, main_input, room_of
-from .heads import head_mask_of
-from .state import evaluating, is_compiled
-from .surgery import memory_mb, num_parameters
 
 
 def cost(
@@ -149,3 +148,13 @@ def _times(models: Sequence[nn.Module], inputs: Inputs, rounds: int, seconds: fl
             turns.append(turn)
             spent += sum(turn)
     return np.array(turns[2:])
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Parameters of the model, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def memory_mb(model: nn.Module) -> float:
+    """Memory of the model's parameters in MB of 2**20 bytes, the unit of the paper's table."""
+    return sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20

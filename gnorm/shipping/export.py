@@ -17,17 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import longest_text
-from .folders import free_file, free_folder, replace_files
-from .heads import attention_blocks
-from .packing import logits_of
-from .state import attention_implementation, evaluating
+from ..engine.checks import longest_text
+from ..engine.packing import logits_of
+from ..engine.state import attention_implementation, evaluating
+from ..heads import attention_blocks
+from ..storage.folders import free_file, free_folder, replace_files
 
 Inputs = dict[str, Tensor]
 
+
 EXPORTED_WITH = (2, 8)  # texts and tokens of the example that the exporter follows the model with
+
+
 CHECKED_WITH = (1, 3, 4)  # texts or images; these lengths of texts, and as long as the model takes them
+
+
 CHECKED_LENGTHS = (1, 16)
+
 
 WEIGHTS = ".data"  # the ending of the file beside, where weights do not fit into the file itself
 

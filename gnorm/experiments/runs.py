@@ -7,8 +7,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from . import results, tasks
-from .pruning import METHODS, Trajectory, find_method, prune
+from ..methods import METHODS, find_method
+from ..pruning import prune
+from ..storage.files import write_json
+from ..trajectory import Trajectory
+from . import tasks
+from .paths import run_folder
+from .profiles import check_models
+from .provenance import commit
+from .results import load_trajectory, save_trajectory
 from .tasks import Task
 
 
@@ -18,7 +25,7 @@ def intact(task: Task, fresh: bool = False) -> dict[str, Any]:
     It is kept in the profile's run folder and measured again where the task's model, data, sizes or engine changed, or
     ``fresh`` asks for it. Raises ``OSError`` where it cannot be written.
     """
-    path = results.run_folder(task.profile) / "intact" / f"{task.name}.json"
+    path = run_folder(task.profile) / "intact" / f"{task.name}.json"
     try:
         kept = json.loads(path.read_text("utf-8"))
         if not fresh and kept["task"] == task.hash:
@@ -26,7 +33,7 @@ def intact(task: Task, fresh: bool = False) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # never measured, or not readable
     measured = {"accuracy": task.accuracy, "texts": task.num_texts("evaluation")}
-    results.write_json(path, {"task": task.hash, **measured})
+    write_json(path, {"task": task.hash, **measured})
     return measured
 
 
@@ -39,7 +46,7 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
     Raises ``ValueError`` for an unknown method and whatever ``prune`` raises.
     """
     row = find_method(method)
-    folder = results.run_folder(task.profile) / "journals" / task.name
+    folder = run_folder(task.profile) / "journals" / task.name
     journal = folder / f"{method}-{task.hash}.jsonl"
     for stale in set(folder.glob(f"{method}-*.jsonl")) - {journal}:
         stale.unlink()
@@ -62,10 +69,10 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
         "evaluated_on": dataclasses.asdict(task.spec.evaluation),
         "weights": task.source,
         "published": dataclasses.asdict(task.spec.published) if task.spec.published else None,
-        "commit": results.commit(),
+        "commit": commit(),
     }
     trajectory = dataclasses.replace(trajectory, info={**about, **trajectory.info})
-    results.save_trajectory(trajectory, task.profile, task.name, method)
+    save_trajectory(trajectory, task.profile, task.name, method)
     return trajectory
 
 
@@ -77,7 +84,7 @@ def trajectories(
     A model is loaded only where one of its trajectories is missing. Raises ``ValueError`` for an unknown profile, model
     or method before anything runs, and whatever ``results.load_trajectory``, ``tasks.load`` and ``run`` raise.
     """
-    tasks.check_models(profile, models)
+    check_models(profile, models)
     for method in methods:
         find_method(method)
     found: dict[str, dict[str, Trajectory]] = {model: {} for model in models}
@@ -85,7 +92,7 @@ def trajectories(
         task = None
         for method in methods:
             try:
-                found[model][method] = results.load_trajectory(profile, model, method)
+                found[model][method] = load_trajectory(profile, model, method)
             except FileNotFoundError:
                 task = task or tasks.load(profile, model)
                 found[model][method] = run(task, method)

@@ -38,9 +38,6 @@ class DamagedError(AssetError):
     """A file in the cache is not what was fetched; the message says whether it was taken out."""
 
 
-# --- which snapshot
-
-
 def commit_of(storage: Path, asked: str) -> str:
     """The commit to read of a revision, main if ""; raises ``AssetError`` where there is none or it is not said which."""
     revision = asked or constants.DEFAULT_REVISION
@@ -90,8 +87,6 @@ def why_absent(storage: Path) -> str:
             return f"it is not in {cache} but in {other}: set HF_HUB_CACHE to that"
     return f"not in {cache}{'' if cache.is_dir() else ', which is not there: HF_HOME may lead elsewhere'}"
 
-
-# --- whether a file is whole
 
 NOT_THE_FILE = {  # what a file begins with that another one took the place of
     b"version https://git-lfs": "it is a pointer of Git LFS, whose file `git lfs pull` brings",
@@ -215,9 +210,6 @@ WHOLE: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys((".csv", ".tsv"), _table),
     ".txt": _text,
 }
-
-
-# --- what is said
 
 
 def refusal(error: Exception) -> str:

@@ -36,24 +36,38 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from ..engine.checks import longest_text
+from ..storage.checkpoints import TOKENIZERS, quiet_library
+from ..tokenizing import load_published
 from . import hub_cache
-from .batches import longest_text
-from .embedded import quiet_library
 from .hub_cache import NO_ANSWER, AssetError, DamagedError, flaw_of, reason, refusal
-from .tokenizing import load_published
 
 TIMEOUT = 8.0  # seconds that a question to the hub may take; all assets are asked for at the same time
+
+
 NO_CLASS = -100  # the label of a text that no class of the model fits: scored, never evaluated
+
+
 CHECKED = "GNORM_CHECKED_COMMITS"  # set for notebooks: the commits whose files were compared with their hashes before
+
 
 # What a checkpoint is read from, all at the root of its repository; of the weights the first kind that is there: the
 # file that has to be there, and the shards that an index names.
 WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json", "model-*.safetensors"))
+
+
 PICKLED = (("pytorch_model.bin",), ("pytorch_model.bin.index.json", "pytorch_model-*.bin"))
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+
 SMALL_FILES = ("*.json", "*.txt", "*.model")
+
+
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".gz", ".zip", ".zst", ".bz2", ".xz")
+
+
 SHARD = re.compile(r"(?P<before>.+)-\d+-of-(?P<count>\d+)(?P<after>\..+)")  # of a split, counted from 0
+
+
 ABOUT_DATA = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 
 
@@ -226,9 +240,6 @@ def _storage(asset: Asset) -> Path:
     )
 
 
-# --- finding
-
-
 def look_up(assets: Sequence[Asset]) -> list[Found]:
     """Where each asset is. All are asked for at once; an unreachable hub costs ``TIMEOUT`` seconds, not more."""
     with ThreadPoolExecutor(max(1, len(assets))) as pool:
@@ -311,9 +322,6 @@ def in_cache(asset: Asset) -> Found:
     return Found(asset, "cached", folder.name, {name: _size(folder / name) for name in wanted})
 
 
-# --- fetching
-
-
 class _Bar(tqdm):
     """Progress of one file, which gives up where a connection is cut over and over and the file begins anew."""
 
@@ -364,9 +372,6 @@ def _known(found: Found) -> bool:
 def find(asset: Asset) -> Found:
     """The asset, in the cache after this; raises ``AssetError`` as ``fetch`` does."""
     return fetch(look_up([asset])[0])
-
-
-# --- reading
 
 
 @contextlib.contextmanager

@@ -1,43 +1,23 @@
-"""A checkpoint and a CSV of texts in, a smaller model with its card out.
-
-    import gnorm.shipping
-    own = gnorm.shipping.load("my-checkpoint", "my-texts.csv")
-    run = gnorm.prune(own.model, own.scoring, own.choosing)
-    gnorm.shipping.ship(own, run, "my-smaller-model", budget=0.01)
-    model = gnorm.load_pruned("my-smaller-model")
-
-The texts are shared out at random: heads are scored on some, the number of heads that go is chosen on others, and what
-the card says of accuracy is measured on the rest, which nothing was chosen by.
-"""
+"""A user's checkpoint and texts, checked and shared out."""
 
 from __future__ import annotations
 
-import copy
-import datetime
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
-import scipy.stats
-import torch
-from huggingface_hub import ModelCardData
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 
-from . import results
-from .batches import longest_text, num_texts, prepare
-from .costs import cost
-from .folders import free_folder
-from .heads import head_mask_of, wrapped_in
-from .hub import TOKENIZERS
-from .pruning import Trajectory, find_method, whole
-from .scoring import correct_texts
-from .surgery import check_saving, load_checked, read_config, remove_heads, save_pruned
-from .tasks import batched, default_device
+from ..engine.batches import prepare
+from ..engine.checks import longest_text
+from ..engine.state import default_device
+from ..heads import head_mask_of, wrapped_in
+from ..pruning import whole
+from ..storage.checkpoints import TOKENIZERS, load_checked, read_config
+from ..tokenizing import batched
 from .texts import Labels, class_names, in_short, labelled, name_of
 
 FEWEST = 30  # texts, a third of them for each purpose: fewer say nothing
@@ -158,77 +138,3 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
         if embeds:
             raise ValueError(no_classifier) from None
         raise
-
-
-def ship(
-    own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: float = 0.01, overwrite: bool = False
-) -> Path:
-    """Remove as many heads as the budget allows, save the smaller model with its tokenizer and card; the folder.
-
-    run: what ``prune`` made of ``own.model``, ``own.scoring`` and ``own.choosing``. budget: accuracy that may be lost
-    on the texts to choose by (0.01 is a point). overwrite: replace a folder that holds files; one that is empty is
-    taken as it is. ``own.model`` stays as it was.
-
-    Raises ``FileExistsError`` where the folder holds files, ``ValueError`` where the run is not of this model or has
-    several trials, for a budget below 0, and as ``gnorm.surgery.check_saving`` does, before anything is measured.
-    """
-    folder = free_folder(folder, overwrite)
-    if not budget >= 0:
-        raise ValueError(f"budget={budget} is out of range: it is the accuracy that may be lost, 0.01 for a point.")
-    if run.info["trials"] > 1:
-        raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
-    if not torch.equal(run.start, head_mask_of(own.model)):
-        raise ValueError("the run began with other heads than the model has: prune own.model itself.")
-    check_saving(own.model, own.tokenizer)
-    pruned = results.solution(run, budget)
-    smaller = copy.deepcopy(own.model)
-    remove_heads(smaller, run.mask(pruned))
-    before, after = (correct_texts(model, own.testing).numpy() for model in (own.model, smaller))
-    curve = results.curve(run)
-    text = card(
-        name=folder.resolve().name,
-        checkpoint=own.checkpoint,
-        data=own.data,
-        model=smaller,
-        pruned=pruned,
-        of=int(run.start.sum()),
-        method=find_method(run.info["method"]).title,
-        heads_per_step=run.info["heads_per_step"],
-        budget=budget,
-        chosen={"before": float(curve.iloc[0]), "after": float(curve[pruned])},
-        correct={"before": before, "after": after},
-        texts={name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
-        costs=cost(smaller),
-        versions=run.info["versions"],
-    )
-    return save_pruned(smaller, folder, own.tokenizer, text, overwrite)
-
-
-def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
-    """The text of a model card, README.md, in Markdown with the head that model hubs read.
-
-    correct: (text,) bool, before and after, of the same test texts; accuracies come with 95 % Wilson intervals, their
-    difference with a 95 % bootstrap interval over texts. about: what else ``card.md.j2`` names.
-    """
-    change = correct["after"].astype(float) - correct["before"]
-    low, high = scipy.stats.bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("gnorm", ""), undefined=jinja2.StrictUndefined)
-    return environment.get_template("card.md.j2").render(
-        head=ModelCardData(
-            library_name="transformers",
-            pipeline_tag="text-classification",
-            tags=["attention-head-pruning", "gnorm"],
-        ).to_yaml(),
-        accuracy={name: _share(hits) for name, hits in correct.items()},
-        change={"mean": change.mean(), "low": low, "high": high},
-        kept=head_mask_of(model).sum(1).tolist(),
-        device=model.device.type,
-        threads=torch.get_num_threads(),
-        date=datetime.date.today().isoformat(),
-        **about,
-    )
-
-
-def _share(hits: np.ndarray) -> dict[str, float]:
-    low, high = results.wilson(int(hits.sum()), len(hits))
-    return {"share": float(hits.mean()), "low": low, "high": high}

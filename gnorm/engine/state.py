@@ -6,6 +6,7 @@ A model has one set of hooks and modes, so it belongs to one thread at a time.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ class _Turn:
 
 
 _TURNS: WeakKeyDictionary[nn.Module, _Turn] = WeakKeyDictionary()
+
+
 _ONE_TABLE = threading.Lock()
 
 
@@ -172,3 +175,10 @@ def with_own_config(model: Any) -> Any:
         if vars(module).get("config") is before:
             module.config = own
     return own
+
+
+def default_device() -> str:
+    """$GNORM_DEVICE, else cuda, mps or cpu: the first there is."""
+    if device := os.environ.get("GNORM_DEVICE"):
+        return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

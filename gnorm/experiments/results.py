@@ -1,0 +1,118 @@
+"""Trajectories, tables and figures on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Image
+from matplotlib.figure import Figure
+
+from ..methods import METHODS
+from ..storage.files import as_json, write, write_together
+from ..trajectory import Trajectory
+from .paths import figures_folder, results_folder, shown
+
+
+def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:
+    """``<method>.csv`` with the table as it is, ``.json`` on how it came about, ``.npz`` with what was classified
+    correctly, all in experiments_results/<profile>/<model>. Returns the path of the CSV.
+
+    Raises ``OSError`` where a file cannot be written.
+    """
+    path = results_folder(profile) / model / f"{method}.csv"
+    arrays = io.BytesIO()
+    bits = np.packbits(trajectory.correct, axis=1)
+    np.savez_compressed(arrays, correct=bits, texts=trajectory.correct.shape[1], start=trajectory.start.numpy())
+    return write_together(
+        {
+            path.with_suffix(".npz"): arrays.getvalue(),
+            path.with_suffix(".json"): as_json(trajectory.info | {"profile": profile, "model": model}),
+            path: trajectory.table.to_csv(index=False),
+        }
+    )
+
+
+def save_table(table: pd.DataFrame, profile: str, name: str) -> pd.DataFrame:
+    """Write a table as CSV, Markdown and LaTeX to experiments_results/<profile>/tables; print where, return it."""
+    folder = results_folder(profile) / "tables"
+    cells = table.map(lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell)).astype(str)
+    right = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in table.dtypes]
+    paths = [
+        write(folder / f"{name}.csv", table.to_csv(index=False)),
+        write(folder / f"{name}.md", cells.to_markdown(index=False, disable_numparse=True, colalign=right) + "\n"),
+        write(folder / f"{name}.tex", _latex(cells, "".join(side[0] for side in right))),
+    ]
+    print("written:", *map(shown, paths))
+    return table
+
+
+def _latex(cells: pd.DataFrame, columns: str) -> str:
+    """A booktabs table, cells escaped."""
+    escapes = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"})
+    rows = [[str(name) for name in cells.columns], *cells.to_numpy().tolist()]
+    head, *body = [" & ".join(cell.translate(escapes) for cell in row) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def save_figure(figure: Figure, profile: str, name: str) -> Image:
+    """Write a figure as .png and .pdf to figures/<profile>; print where, and return the picture for a notebook."""
+    paths = []
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": ""})):  # same figure, same bytes
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, dpi=160, bbox_inches="tight", metadata=metadata)
+        paths.append(write(figures_folder(profile) / f"{name}.{suffix}", buffer.getvalue()))
+    print("written:", *map(shown, paths))
+    return Image(data=buffer.getvalue(), width=100 * figure.get_figwidth())
+
+
+def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
+    """A trajectory that ``save_trajectory`` wrote.
+
+    Raises ``FileNotFoundError`` where it is not there, ``ValueError`` where a file of it is damaged or of another run.
+    """
+    path = results_folder(profile) / model / f"{method}.csv"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{shown(path)} is not there: run `python run_all.py --profile {profile} --models {model}` first."
+        )
+    try:
+        table = pd.read_csv(path).astype({"layer": "Int64", "head": "Int64"})
+        info = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as arrays:
+            correct = np.unpackbits(arrays["correct"], axis=1, count=int(arrays["texts"])).astype(bool)
+            start = torch.from_numpy(arrays["start"])
+        of = {name: info[name] for name in ("profile", "model", "method")}
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{shown(path)} or the files beside it are damaged ({error}): delete them and run again."
+        ) from None
+    if of != {"profile": profile, "model": model, "method": method}:
+        raise ValueError(
+            f"{shown(path)} holds the results of {of['method']} on {of['model']} of profile {of['profile']}: results "
+            "do not move between folders; delete them and run again."
+        )
+    if len(table) != len(correct) or not np.allclose(correct.mean(1), table.accuracy):
+        raise ValueError(f"{shown(path)} does not match the files beside it: delete them and run again.")
+    return Trajectory(table, correct, start, info)
+
+
+def saved_methods(profile: str, model: str) -> list[str]:
+    """The methods of METHODS whose trajectory is there, in the order of METHODS."""
+    return [name for name in METHODS if (results_folder(profile) / model / f"{name}.csv").exists()]

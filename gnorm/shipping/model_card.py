@@ -1,0 +1,47 @@
+"""The card of a pruned model: what it is, what it lost, how it was made."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import jinja2
+import numpy as np
+import scipy.stats
+import torch
+from huggingface_hub import ModelCardData
+
+from ..heads import head_mask_of
+from ..trajectory import wilson
+
+
+def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
+    """The text of a model card, README.md, in Markdown with the head that model hubs read.
+
+    correct: (text,) bool, before and after, of the same test texts; accuracies come with 95 % Wilson intervals, their
+    difference with a 95 % bootstrap interval over texts. about: what else ``card.md.j2`` names.
+    """
+    change = correct["after"].astype(float) - correct["before"]
+    low, high = scipy.stats.bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gnorm.shipping", ""), undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("card.md.j2").render(
+        head=ModelCardData(
+            library_name="transformers",
+            pipeline_tag="text-classification",
+            tags=["attention-head-pruning", "gnorm"],
+        ).to_yaml(),
+        accuracy={name: _share(hits) for name, hits in correct.items()},
+        change={"mean": change.mean(), "low": low, "high": high},
+        kept=head_mask_of(model).sum(1).tolist(),
+        device=model.device.type,
+        threads=torch.get_num_threads(),
+        date=datetime.date.today().isoformat(),
+        **about,
+    )
+
+
+def _share(hits: np.ndarray) -> dict[str, float]:
+    low, high = wilson(int(hits.sum()), len(hits))
+    return {"share": float(hits.mean()), "low": low, "high": high}

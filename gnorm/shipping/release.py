@@ -1,0 +1,65 @@
+"""From a run to a folder: heads removed within a budget, the model saved with its tokenizer and card."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+
+from ..engine.checks import num_texts
+from ..heads import head_mask_of
+from ..methods import find_method
+from ..scoring import correct_texts
+from ..storage.checkpoints import check_saving, save_pruned
+from ..storage.folders import free_folder
+from ..surgery import remove_heads
+from ..trajectory import Trajectory, curve, solution
+from .costs import cost
+from .loading import Own
+from .model_card import card
+
+
+def ship(
+    own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: float = 0.01, overwrite: bool = False
+) -> Path:
+    """Remove as many heads as the budget allows, save the smaller model with its tokenizer and card; the folder.
+
+    run: what ``prune`` made of ``own.model``, ``own.scoring`` and ``own.choosing``. budget: accuracy that may be lost
+    on the texts to choose by (0.01 is a point). overwrite: replace a folder that holds files; one that is empty is
+    taken as it is. ``own.model`` stays as it was.
+
+    Raises ``FileExistsError`` where the folder holds files, ``ValueError`` where the run is not of this model or has
+    several trials, for a budget below 0, and as ``gnorm.surgery.check_saving`` does, before anything is measured.
+    """
+    folder = free_folder(folder, overwrite)
+    if not budget >= 0:
+        raise ValueError(f"budget={budget} is out of range: it is the accuracy that may be lost, 0.01 for a point.")
+    if run.info["trials"] > 1:
+        raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
+    if not torch.equal(run.start, head_mask_of(own.model)):
+        raise ValueError("the run began with other heads than the model has: prune own.model itself.")
+    check_saving(own.model, own.tokenizer)
+    pruned = solution(run, budget)
+    smaller = copy.deepcopy(own.model)
+    remove_heads(smaller, run.mask(pruned))
+    before, after = (correct_texts(model, own.testing).numpy() for model in (own.model, smaller))
+    states = curve(run)
+    text = card(
+        name=folder.resolve().name,
+        checkpoint=own.checkpoint,
+        data=own.data,
+        model=smaller,
+        pruned=pruned,
+        of=int(run.start.sum()),
+        method=find_method(run.info["method"]).title,
+        heads_per_step=run.info["heads_per_step"],
+        budget=budget,
+        chosen={"before": float(states.iloc[0]), "after": float(states[pruned])},
+        correct={"before": before, "after": after},
+        texts={name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
+        costs=cost(smaller),
+        versions=run.info["versions"],
+    )
+    return save_pruned(smaller, folder, own.tokenizer, text, overwrite)
