@@ -32,6 +32,7 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# What takes too long for every change: kills, full disks, 20,000 fuzz draws, every notebook alone, every family as ONNX.
 soak: setup
 	$(BIN)/python -m pytest -m soak
 
@@ -41,8 +42,10 @@ lock: setup
 	$(BIN)/uv pip compile requirements.txt $(LOCK) -o requirements.lock
 	$(BIN)/uv pip compile requirements-nodeps.txt --no-deps $(LOCK) -o requirements-nodeps.lock
 
+# The generated parts of README.md and docs/, from results and benchmarks that are there.
 readme: setup
-	$(BIN)/python docs/readme.py
+	$(BIN)/python tools/pages.py
+	$(BIN)/python tools/performance.py
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -1,7 +1,7 @@
 """How fast the engine is, as ratios within one run: python -m benchmarks [TABLE ...]
 
 Each table is a function of this file; its rows are printed and written to benchmarks/results/<table>.json together with
-the machine, the versions and the commit. `python docs/performance.py` makes docs/performance.md from them.
+the machine, the versions and the commit. `make readme` makes docs/performance.md from them.
 
 The literal procedure is the one that the tests hold the engine against (tests/literal.py): a pass over the scoring
 texts for every layer, a batch at a time, and evaluation one text at a time. The roof is (4.5 x parameters of the blocks

@@ -1,23 +1,34 @@
-"""What the README says is what the results say, and its example runs."""
+"""What the README and the generated pages say is what the results say, and the README's example runs."""
 
 import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
+import pytest
+from pipeline import ROOT
+
+import gnorm
 from gnorm import shipping
+from gnorm.heads import FAMILIES
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(ROOT / "tools"))
 
-import readme
+import pages
+import performance
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
+WRITTEN = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
 
 
-def test_the_generated_part_is_not_stale():
-    assert readme.readme(TEXT) == TEXT, "run `make readme` and commit"
+@pytest.mark.parametrize("path", pages.PAGES)
+def test_the_generated_part_is_not_stale(path):
+    text = (ROOT / path).read_text("utf-8")
+    assert pages.page(path, text) == text, "run `make readme` and commit"
+
+
+def test_the_page_on_performance_is_not_stale():
+    assert performance.page() == (ROOT / "docs" / "performance.md").read_text("utf-8"), "run `make readme` and commit"
 
 
 def test_the_example_runs_as_it_stands(tmp_path):
@@ -33,6 +44,22 @@ def test_the_example_runs_as_it_stands(tmp_path):
     assert (tmp_path / "bert.jsonl").exists()
 
 
-def test_links_and_figures_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", WRITTEN)
+def test_links_and_figures_lead_somewhere(path):
+    text = (ROOT / path).read_text("utf-8")
+    for target, _, heading in re.findall(r"\]\(([^)#\s]*)(#([^)\s]*))?\)", text):
+        assert target.startswith("https://") or ((ROOT / path).parent / target).exists(), target
+        if heading and not target.startswith("https://"):
+            linked = ((ROOT / path).parent / target if target else ROOT / path).read_text("utf-8")
+            headings = re.findall(r"^#+ (.*)$", linked, re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings], heading
+
+
+@pytest.mark.parametrize("path", WRITTEN)
+def test_names_of_the_package_are_there(path):
+    for name in re.findall(r"gnorm\.(\w+)", (ROOT / path).read_text("utf-8")):
+        assert hasattr(gnorm, name) or (ROOT / "gnorm" / name).is_dir() or (ROOT / "gnorm" / f"{name}.py").exists(), name
+
+
+def test_every_known_family_is_named():
+    assert FAMILIES.keys() <= {name.lower() for name in re.findall(r"[\w-]+", TEXT)}

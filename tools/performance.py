@@ -1,0 +1,149 @@
+"""Write docs/performance.md from the results of `make bench`: python tools/performance.py"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from gnorm.storage.files import write
+
+INTRODUCTION = """# Performance
+
+`make readme` makes this page from `benchmarks/results`, which `make bench` writes. Ratios are taken within one run.
+The models have random weights and the texts random tokens, since neither changes what a product costs. Times are
+those of the machine named under each table.
+
+What makes the engine fast, none of it at the cost of a different result:
+
+- **One backward pass** gives the gradients of every layer; the literal procedure makes a pass for each layer.
+- **No padding.** Token rows of several texts go through projections, norms and feed-forward blocks packed, without
+  padding. Attention is computed for texts of like length together, whatever batches they belong to
+  (`gnorm/engine/packing.py`). Several batches share a pass: the gradient of a batch is the product of the input and
+  the output gradient of a projection, over the tokens of that batch (`gnorm/engine/gradients.py`). Only models whose
+  classes are known to ignore padding go packed (`gnorm/engine/known_models.py`); all others go as they were given.
+- **Products of fp32 go to oneDNN**, on a CPU (`gnorm/engine/products.py`). PyTorch has it on board and asks it for
+  lower precisions only; the BLAS that it asks for fp32 does not use AVX-512 on every processor that has it. The
+  precision is the same, the order of the terms of a sum is another.
+- **Attention weights of short texts are kept** for the backward pass, on a CPU: up to 128 tokens that is faster than
+  a kernel that computes them again.
+- **The last layer** computes queries, output projection and feed-forward block for the first token alone, in
+  classifiers that read no other token. The weights of its keys and values are absorbed into one vector for each text
+  and head, and meet that vector, not every token: q (W x) = (q W) x.
+- **Evaluations start where something changed.** A head that goes from layer l does not change the input of layer l.
+  The inputs of layers are cached between evaluations, and the layers below the change are not computed: half of them,
+  on average. The cache has a limit (`gnorm/engine/batches.py`); where all inputs do not fit, those of every second or
+  third layer are cached.
+- **Accuracy is read off the scoring pass** where both use the same texts, and heads that have gone are cut out of the
+  working copy, so that a step costs less than the one before.
+
+Memory is bounded by the tokens of one pass, beside the cached inputs: `gnorm.prepare(batches, model, max_tokens=...)`
+bounds a pass further, and what it returns goes wherever batches go.
+"""
+READINGS = {
+    "step": """## One greedy step
+
+`ratio` is the literal procedure's time over the engine's. `roof s` is what the step's products would take at the rate
+of a plain `torch.mm`, `own roof s` the same at the rate of the engine's own products, which the literal procedure,
+being plain PyTorch, does not have. Either roof counts the last layer whole and every real token once, so the
+first-token saving can bring a step above it.""",
+    "optimisations": """## What each optimisation is worth
+
+`gain` is the time without the optimisation over the time with it. Below 1 it costs more than it brings in that case.
+Times are of one scoring, except in the rows of the layers passed by, where they are of a whole random trial, a head a
+step.""",
+    "shapes": """## Shapes
+
+One scoring by the most tokens of a pass and by the tokens that one more length group (texts of like length, whose
+attention is computed together) is taken to cost; the column `rectangles` counts these groups. `chosen` marks what
+`gnorm/engine/batches.py` has for this kind of device. It is measured here and not when a model is scored: other
+shapes round otherwise, and a run that is taken up again has to end the same. On another kind of machine this table
+says what to write there.""",
+    "trajectory": """## A whole trajectory
+
+Greedy pruning to the last head. Removed heads take their part of the attention block along; feed-forward blocks, two
+thirds of the products, stay.""",
+    "criteria": """## Criteria
+
+Every criterion's scoring, counted in forward passes over the same texts that compute every token of every layer.""",
+    "precision": """## Lower precision
+
+Against fp32, on the same weights. The second row is `torch.set_float32_matmul_precision("high")`, which lets products
+of fp32 be taken in TF32 by GPUs that have it; trajectories and journals say which was set. A CPU without units for a
+half precision is slower with it.""",
+    "scaling": """## How cost grows
+
+Seconds of one scoring at four sizes, and the exponent of the power law that fits them. The base is 4 layers of 256
+with 8 heads, 32 texts of 24 tokens.""",
+    "titles": """## The paper's BERT
+
+12 layers of 768 on texts of 5 to 44 tokens; where the device is a CPU, on some of the 2,329 texts, scaled up.""",
+    "pruned": """## A pruned model beside the intact one
+
+The paper's BERT with 117 of 144 heads removed for good, as many as in its published solution, random weights and a
+random choice of heads. `returned` is the share of the saved operations that came back as time; the last two columns
+are the time of the models as ONNX files, intact and pruned.""",
+}
+
+
+TF32 = 495e12 / 3  # operations a second: a third of what an H100's data sheet gives for dense TF32 products
+TOKENS = 24.5  # of a text, as in the benchmarks
+ON_PAPER = """## On paper
+
+Computed, not measured: operations by the formula of the roof (4.5 x parameters of the blocks x tokens scored, 2 x
+where texts are only evaluated, every step at the price of the first) at a third of an H100's TF32 rate, for texts of
+24.5 tokens. Eight GPUs would share the texts of a step; that is arithmetic, and nothing here distributes anything
+yet."""
+
+
+def on_paper() -> str:
+    rows = []
+    for what, blocks, steps, scored, evaluated in (
+        ("BERT-base, the paper's sizes", 85e6, 144, 2_329, 0),
+        ("ALBERT-base, the paper's sizes", 85e6, 12, 9_815, 0),
+        ("RoBERTa-large, the paper's sizes", 302e6, 384, 250, 1_000),
+        ("XLM-R-base, the paper's sizes", 85e6, 144, 500, 3_000),
+        ("24 layers of 1,024, a million texts", 302e6, 384, 1_000_000, 0),
+    ):
+        step = blocks * TOKENS * (4.5 * scored + 2 * evaluated)
+        rows.append({"greedy pruning of": what, "steps": steps, "PFLOP a step": step / 1e15})
+        rows[-1] |= {"one H100, minutes": steps * step / TF32 / 60, "eight, minutes": steps * step / TF32 / 60 / 8}
+    return shown(pd.DataFrame(rows))
+
+
+def shown(table: pd.DataFrame) -> str:
+    """A Markdown table: whole numbers as they are, others to three digits."""
+    cells = [
+        [
+            f"{v:.3g}" if isinstance(v, float) and abs(v) < 1000 else f"{v:,.0f}" if isinstance(v, float) else v
+            for v in row
+        ]
+        for row in table.itertuples(index=False)
+    ]
+    return pd.DataFrame(cells, columns=table.columns).astype(str).to_markdown(index=False, disable_numparse=True)
+
+
+def page() -> str:
+    parts = [INTRODUCTION.strip()]
+    for name, reading in READINGS.items():
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text("utf-8"))
+        table = pd.DataFrame(found.pop("rows"))
+        wheres = ", ".join(f"{key} {found[key]}" for key in ("threads", "torch", "transformers", "commit"))
+        parts += [
+            reading,
+            shown(table),
+            f"{found['processor']} ({found['device']}), {wheres}.",
+        ]
+    return "\n\n".join([*parts, ON_PAPER, on_paper()]) + "\n"
+
+
+if __name__ == "__main__":
+    write(ROOT / "docs" / "performance.md", page())
