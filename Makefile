@@ -28,11 +28,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Files as they come, not those of most tests first: the longest ones have the fewest, and would keep one worker waiting.
+# Files as they come, not those of most tests first: the longest have the fewest, and would keep one worker waiting.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What takes too long for every change: kills, full disks, 20,000 fuzz draws, every notebook alone, every family as ONNX.
+# Too long for every change: kills, full disks, 20,000 fuzz draws, every notebook alone, every family as ONNX.
 soak: setup
 	$(BIN)/python -m pytest -m soak
 
