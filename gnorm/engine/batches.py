@@ -45,6 +45,8 @@ class MicroBatch:
     @torch.inference_mode(False)  # whoever asks first, the tensors serve passes with gradients too
     def rectangles(self) -> tuple[MicroBatch, ...]:
         """Its texts in passes of their own, those of like length together: for what has to look at padded tensors."""
+        if self.row is None:  # padded as it is
+            return (self,)
         device, found = next(iter(self.inputs.values())).device, []
         everything = torch.arange(len(self.index))
         for texts in _rectangles(everything, self.lengths, OVERHEAD_TOKENS[device.type], MAX_TOKENS[device.type]):
