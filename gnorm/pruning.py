@@ -90,8 +90,9 @@ def prune(
 
 def _head_mask(model: nn.Module) -> Tensor:
     """(layer, head) bool mask of a model whose heads can be removed."""
+    blocks = attention_blocks(model)  # refuses what is no model
     with in_use(model):
-        refuse_removal(attention_blocks(model))
+        refuse_removal(blocks)
         return head_mask_of(model)
 
 

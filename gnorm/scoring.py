@@ -19,7 +19,7 @@ from .engine.observation import asked_for_attentions, in_padded_texts, mean_over
 from .engine.packing import NOTHING_KEPT, Kept, not_finite
 from .engine.products import FasterLinear
 from .engine.state import attention_implementation, evaluating, in_use
-from .heads import AttentionBlock, attention_blocks, head_mask_of
+from .heads import AttentionBlock, attention_blocks, config_of, head_mask_of
 from .norms import log_norm
 
 
@@ -63,6 +63,7 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: S
 
     Raises ``ValueError`` as ``check_labels`` and ``prepare`` do, and where logits are not finite.
     """
+    config_of(model)  # refuses what is no model
     with in_use(model):
         prepared = prepare(batches, model, together=True)
         tally = Tally(prepared, model)
