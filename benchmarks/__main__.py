@@ -287,8 +287,8 @@ def criteria() -> Iterator[dict[str, Any]]:
     prepared = batches.prepare(found, model)
     assert prepared.packing is not None
     whole = batches.Prepared(list(prepared), dataclasses.replace(prepared.packing, first_token=False), prepared.batches)
-    rows = {method.criterion.__name__: method.criterion for method in (gnorm.METHODS | gnorm.MORE_METHODS).values()}
-    actions = {name: partial(c, model, prepared, generator=torch.Generator()) for name, c in rows.items()}
+    rows = {method.criterion.__name__: method for method in (gnorm.METHODS | gnorm.MORE_METHODS).values()}
+    actions = {name: partial(m.scores, model, prepared, torch.Generator()) for name, m in rows.items()}
     evaluation = partial(correct_texts, model, prepared)
     forward = partial(correct_texts, model, whole)
     spent = fastest(
@@ -367,8 +367,8 @@ def titles() -> Iterator[dict[str, Any]]:
 
 
 def pruned() -> Iterator[dict[str, Any]]:
-    """The paper's BERT with as many heads gone as in its final solution (117 of 144, drawn at random), beside the intact
-    one, and both as ONNX files."""
+    """The paper's BERT with as many heads gone as in its final solution (117 of 144, drawn at random), beside the
+    intact one, and both as ONNX files."""
     model = BertForSequenceClassification(BertConfig(vocab_size=5000)).eval()
     gone = torch.randperm(144, generator=torch.Generator().manual_seed(0))[:117]
     gnorm.remove_heads(model, torch.ones(144).index_fill(0, gone, 0).view(12, 12))
@@ -388,8 +388,8 @@ def about(case: Case) -> dict[str, Any]:
 
 def engine_step(model: Any, prepared: batches.Prepared) -> tuple[Tensor, Tensor]:
     """Scores, and the accuracy read off the same passes: what ``prune`` does in a step, but for taking the head out."""
-    tally = Tally(prepared.num_texts)
-    return gnorm.gnorm_scores(model, prepared, on_logits=tally), tally.result().double().mean()
+    tally = Tally(prepared, model)
+    return gnorm.gnorm_scores(model, prepared.seen_by(tally)), tally.result().double().mean()
 
 
 def literal_step(model: Any, found: list[dict[str, Tensor]]) -> tuple[Tensor, float]:

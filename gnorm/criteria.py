@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from .engine.batches import MicroBatch, Prepared, by_batch, labels_of, prepare
 from .engine.checks import NOT_COUNTED, Batch, check_labels
@@ -23,16 +23,10 @@ from .engine.products import FasterLinear
 from .engine.state import evaluating
 from .heads import AttentionBlock, attention_blocks, table_of
 from .norms import log_norm
-from .scoring import Tally, attention_entropy, gnorm_scores
+from .scoring import attention_entropy, gnorm_scores
 
 
-def head_importance(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    *,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
-) -> Tensor:
+def head_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """Head importance of Michel, Levy and Neubig (arXiv 1905.10650): (layer, head), not a logarithm.
 
     I(h) = mean over texts x of |d L(x) / d m_h|, where L is the cross-entropy of a text and m_h, at 1, multiplies the
@@ -42,20 +36,15 @@ def head_importance(
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
     blocks = attention_blocks(model)
-    prepared, counted = _labelled(prepare(batches, model), model, "head importance")
+    prepared = prepare(batches, model)
+    counted = _counted(prepared, model, "head importance")
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    for _index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
+    for _index, derivatives in _mask_derivatives(model, blocks, prepared):
         sums = [total + d.abs().sum(0) for total, d in zip(sums, derivatives, strict=True)]
     return table_of(blocks, [total / counted.sum() for total in sums])
 
 
-def output_saliency(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    *,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
-) -> Tensor:
+def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """TextPruner's importance of heads: (layer, head), not a logarithm.
 
     S(h) = 1/N sum over batches b of |sum over w of w dL_b/dw|, with w the columns of head h in the output projection,
@@ -65,7 +54,8 @@ def output_saliency(
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
     blocks = attention_blocks(model)
-    prepared, counted = _labelled(by_batch(prepare(batches, model)), model, "output saliency")
+    prepared = by_batch(prepare(batches, model))
+    counted = _counted(prepared, model, "output saliency")
     batch_of = torch.empty(prepared.num_texts, dtype=torch.long)
     for micro in prepared:
         for part in micro.parts:
@@ -73,18 +63,12 @@ def output_saliency(
     number = int(batch_of.max()) + 1
     sizes = batch_of[counted].bincount(minlength=number).clamp(min=1)[:, None]  # (batch, 1)
     sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
-    for index, derivatives in _mask_derivatives(model, blocks, prepared, on_logits):
+    for index, derivatives in _mask_derivatives(model, blocks, prepared):
         sums = [total.index_add(0, batch_of[index], d) for total, d in zip(sums, derivatives, strict=True)]
     return table_of(blocks, [(total / sizes).abs().sum(0) / counted.sum() for total in sums])
 
 
-def weight_magnitude(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    *,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
-) -> Tensor:
+def weight_magnitude(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """Natural logarithm of the L2 norm of a head's weights: (layer, head); rows of query, key and value, columns of
     the output projection, no biases. Looks at no text."""
     blocks = attention_blocks(model)
@@ -102,8 +86,6 @@ def hies(
     batches: Iterable[Batch] | Prepared,
     *,
     alpha: float = 0.5,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
 ) -> Tensor:
     """Head importance-entropy score (arXiv 2510.13832, version 2, Eq. 1): (layer, head), from 0 to 1.
 
@@ -115,18 +97,12 @@ def hies(
     Raises ``ValueError`` as the two criteria do.
     """
     prepared = prepare(batches, model)
-    importance = _rescaled(head_importance(model, prepared, on_logits=on_logits))
-    entropy = _rescaled(attention_entropy(model, prepared))
+    importance = _rescaled(head_importance(model, prepared))
+    entropy = _rescaled(attention_entropy(model, prepared.seen_by(None)))  # which were shown before
     return (alpha * importance + (1 - alpha) * (1 - entropy)).masked_fill(importance.isneginf(), -torch.inf)
 
 
-def gnorm_by_text(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    *,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
-) -> Tensor:
+def gnorm_by_text(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """G-norm with every text a batch of its own: (layer, head), natural logarithm.
 
     score(h) = log prod_{W in Q, K, V} sum_x || d||z_x|| / dW_h || over the texts x. The paper's score depends on which
@@ -139,24 +115,19 @@ def gnorm_by_text(
         for micro in prepared
         for i, index in enumerate(micro.index)
     }
-    return gnorm_scores(model, prepare([texts[i] for i in range(len(texts))], model), on_logits=on_logits)
+    by_text = prepare([texts[i] for i in range(len(texts))], model)
+    return gnorm_scores(model, by_text.seen_by(prepared.observer))
 
 
-def gnorm_cross_entropy(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    *,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
-) -> Tensor:
+def gnorm_cross_entropy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """G-norm of the mean cross-entropy of each batch instead of the norm of its logits: (layer, head), natural
     logarithm, -inf where no gradient flows.
 
     score(h) = log prod_{W in Q, K, V} sum_b || dL_b / dW_h ||. Raises ``ValueError`` for texts without labels, where
     gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
-
-    _, counted = _labelled(prepared := prepare(batches, model), model, "cross-entropy")
+    prepared = prepare(batches, model)
+    counted = _counted(prepared, model, "cross-entropy")
     sizes: list[int] = [0] * (1 + max(part.batch for micro in prepared for part in micro.parts))
     for micro in prepared:
         for part in micro.parts:
@@ -166,27 +137,26 @@ def gnorm_cross_entropy(
         size = math.log(sizes[batch]) if sizes[batch] else -math.inf
         return torch.tensor([size], dtype=torch.float64, device=logits.device)
 
-    return gradient_norms(model, prepared, on_logits, log_size, _of_cross_entropy)
+    return gradient_norms(model, prepared, log_size, _of_cross_entropy)
 
 
-def _labelled(prepared: Prepared, model: nn.Module, purpose: str) -> tuple[Prepared, Tensor]:
-    """``prepared``, its labels checked, and (text,) bool: which texts have a label that counts."""
+def _counted(prepared: Prepared, model: nn.Module, purpose: str) -> Tensor:
+    """(text,) bool: which texts have a label that counts; all labels are checked."""
     check_labels(prepared.batches, model, purpose)
-    return prepared, torch.cat([batch["labels"] for batch in prepared.batches]).cpu() != NOT_COUNTED
+    return torch.cat([batch["labels"] for batch in prepared.batches]).cpu() != NOT_COUNTED
 
 
 def _of_cross_entropy(logits: Tensor, micro: MicroBatch) -> Tensor:
-    """(text, class) derivative of each text's cross-entropy by its logits: p_c for other classes, and for the right one
-    less the sum of these, which 1 - p would lose to rounding. 0 for a text that is not counted."""
+    """(text, class) derivative of each text's cross-entropy by its logits, in the model's precision, fp32 at least; 0 for
+    a text that is not counted."""
     labels = labels_of(micro, logits.shape[1])
     counted = (labels != NOT_COUNTED)[:, None]
-    right = labels.clamp(min=0)[:, None]
-    others = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).scatter(1, right, 0)
-    return (others.scatter(1, right, -others.sum(1, keepdim=True)) * counted).to(logits.dtype)
+    probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+    return ((probabilities - one_hot(labels.clamp(min=0), logits.shape[1])) * counted).to(logits.dtype)
 
 
 def _mask_derivatives(
-    model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared, on_logits: Tally | None
+    model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
     (text, kept head) derivatives of each text's cross-entropy by each head's mask.
@@ -219,8 +189,7 @@ def _mask_derivatives(
                 micro.index,
                 [_derivatives(next(rows) if block.kept else None, len(logits), block) for block in blocks],
             )
-            if on_logits is not None:
-                on_logits(logits, micro)
+            prepared.show(logits, micro)
 
 
 def _derivatives(found: Tensor | None, texts: int, block: AttentionBlock) -> Tensor:

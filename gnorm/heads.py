@@ -179,21 +179,29 @@ def _child_of(model: Any) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
-    """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
-    An object that only wraps a model, such as PEFT's, is refused by a ``ValueError`` that says what to give instead.
+def config_of(model: Any) -> Any:
+    """The configuration of a model of transformers.
 
-    Raises ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where the row's names lead
-    nowhere in this model, where the model has decoder layers (causal or cross attention), or where a projection is no
-    linear layer with a weight of its own or does not have the size that its heads need; ``TypeError`` for what is no
-    model of transformers.
+    Raises ``ValueError`` for an object that only wraps a model, such as PEFT's, and says what to give instead;
+    ``TypeError`` for what is no model of transformers.
     """
     if inside := wrapped_in(model):
         raise ValueError(f"{type(model).__name__} wraps a model: give {inside}.")
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "model_type"):
+    config = getattr(model, "config", None)
+    if not hasattr(config, "model_type") or not isinstance(model, nn.Module):
         hint = f"give its .{inside}" if (inside := _child_of(model)) else "it has no config with a model_type"
         raise TypeError(f"{type(model).__name__} is no model of transformers: {hint}.")
+    return config
+
+
+def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
+    """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
+
+    Raises as ``config_of`` does; ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where the row's names lead
+    nowhere in this model, where the model has decoder layers (causal or cross attention), or where a projection is no
+    linear layer with a weight of its own or does not have the size that its heads need.
+    """
+    config = config_of(model)
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"attention heads of model_type {config.model_type!r} are not known (known: {', '.join(FAMILIES)}); "
@@ -269,7 +277,7 @@ def _check_projection(linear: Any, what: str) -> None:
     if (
         weight is not None
         and not weight.is_floating_point()
-        or any("Quant" in k.__name__ for k in (kind, type(weight)))
+        or any("quant" in f"{k.__module__}.{k.__name__}".lower() for k in (kind, type(weight)))
     ):
         raise ValueError(
             f"{what} is quantised ({kind.__name__}): load the model in float32, bfloat16 or float16, remove heads, and "

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
 from .criteria import gnorm_by_text, gnorm_cross_entropy, head_importance, hies, output_saliency, weight_magnitude
+from .engine.batches import Prepared
+from .engine.checks import Batch
 from .scoring import Criterion, activation_energy, attention_entropy, gnorm_scores, uniform_scores
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row: which criterion scores the heads, which end goes first, and whether every step scores afresh."""
+    """A row: which criterion scores the heads, which end goes first, and whether every step scores afresh.
+
+    seeded: the criterion takes a ``generator``, and trials differ by the seed.
+    """
 
     title: str
     criterion: Criterion
     highest_first: bool = False
     rescore: bool = False
-    seeded: bool = False  # trials differ by the seed
+    seeded: bool = False
     scored_on: str = "scoring"  # which texts of a profile it looks at
+
+    def scores(self, model: nn.Module, batches: Iterable[Batch] | Prepared, generator: torch.Generator) -> Tensor:
+        """(layer, head) float64, by the criterion; ``generator`` is for methods that draw at random."""
+        drawn = {"generator": generator} if self.seeded else {}
+        return self.criterion(model, batches, **drawn)
 
 
 METHODS: dict[str, Method] = {

@@ -9,6 +9,7 @@ import platform
 import time
 import types
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,10 @@ from tqdm import tqdm
 
 from .engine.batches import Prepared, kept_of, prepare
 from .engine.checks import Batch, check_labels
-from .engine.packing import Kept
 from .engine.state import in_use, uncompiled
 from .heads import attention_blocks, head_mask_of, refuse_removal
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
-from .methods import find_method
+from .methods import Method, find_method
 from .scoring import Tally, correct_texts
 from .surgery import remove_heads
 from .trajectory import NEAR_TIE, Trajectory
@@ -56,127 +56,233 @@ def prune(
     progress: a bar on standard error; a string is written before it.
 
     Raises ``ValueError`` for an unknown method, numbers out of range, batches that ``prepare`` refuses, labels that
-    the model has no class for, a model under ``gnorm.masked``, scores or logits that are not finite, or a journal that is not this run's; ``TypeError``
-    for numbers that are not whole and batches of no tensors; ``RuntimeError`` where another run is writing the journal; ``OSError`` where the
-    journal cannot be written, finished steps kept.
+    the model has no class for, a model under ``gnorm.masked``, scores or logits that are not finite, or a journal that
+    is not this run's; ``TypeError`` for numbers that are not whole and batches of no tensors; ``RuntimeError`` where
+    another run is writing the journal; ``OSError`` where the journal cannot be written, finished steps kept.
     """
-    row = find_method(method)
-    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    row, model = find_method(method), getattr(model, "_orig_mod", model)  # of a compiled model
+    start = _head_mask(model)
+    counts = _checked_counts(method, int(start.sum()), seed, trials, steps, heads_per_step)
+    texts = _Texts.of(model, scoring, evaluation)
+    info = {"method": method, **counts, **_surroundings(model)}
+    header = {**info, **texts.hashes(model)} if journal is not None else {}
+    label, finished = f"{progress}: {row.title}" if isinstance(progress, str) else row.title, list[_Step]()
+    measured: dict[bytes, np.ndarray] = {}  # by head mask: trials meet at the intact and at the bare model
+    with (
+        Journal(journal, header) as log,
+        tqdm(total=counts["trials"] * counts["steps"], desc=label, unit="step", disable=not progress) as bar,
+    ):
+        lines = iter(log.steps)
+        for trial in range(counts["trials"]):
+            worker = _Worker(row, model, start, texts, measured, seed=counts["seed"], trial=trial)
+            for number in range(counts["steps"] + 1):
+                if line := next(lines, None):
+                    step = _Step.read(line, texts.evaluation.num_texts)
+                    worker.repeat(step)
+                else:
+                    step = worker.advance(min(number, 1) * counts["heads_per_step"], last=number == counts["steps"])
+                    log.append(step.line())
+                finished.append(step)
+                bar.set_postfix(accuracy=f"{step.correct.mean():.4f}", refresh=False)
+                bar.update(number > 0)
+    return _trajectory(finished, start, texts, info)
+
+
+def _head_mask(model: nn.Module) -> Tensor:
+    """(layer, head) bool mask of a model whose heads can be removed."""
+    blocks = attention_blocks(model)  # refuses what is no model
     with in_use(model):
-        start = head_mask_of(model)
-        refuse_removal(attention_blocks(model))
-    heads = int(start.sum())
+        refuse_removal(blocks)
+        return head_mask_of(model)
+
+
+def _checked_counts(method: str, heads: int, seed: Any, trials: Any, steps: Any, heads_per_step: Any) -> dict[str, int]:
+    """The numbers of a run of ``method`` on ``heads`` heads, whole and in range; as a journal's header names them."""
     heads_per_step, trials = whole("heads_per_step", heads_per_step, 1), whole("trials", trials, 1)
     seed = whole("seed", seed, 0)
-    if trials > 1 and not row.seeded:
+    if trials > 1 and not find_method(method).seeded:
         raise ValueError(f"{method} draws nothing at random: trials={trials} would repeat one run; use trials=1.")
     most = math.ceil(heads / heads_per_step)
     steps = most if steps is None else whole("steps", steps, 0)
     if steps > most:
         raise ValueError(f"steps={steps} is out of range: {heads} heads, {heads_per_step} a step, make {most} steps.")
+    return {"seed": seed, "trials": trials, "steps": steps, "heads_per_step": heads_per_step}
 
-    scoring, score_on = _prepared(scoring, model)
-    evaluation, evaluate_on = (scoring, score_on) if evaluation is None else _prepared(evaluation, model, together=True)
-    check_labels(evaluation, model, "accuracy", "evaluation batch", not_counted=False)
-    shared = _same(scoring, evaluation)
-    if shared:
-        evaluate_on = score_on
-    info = {
-        "method": method,
-        "seed": seed,
-        "trials": trials,
-        "steps": steps,
-        "heads_per_step": heads_per_step,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+
+def _surroundings(model: nn.Module) -> dict[str, Any]:
+    """What a result depends on beside the model and the texts."""
+    parameter = next(model.parameters())
+    return {
+        "dtype": str(parameter.dtype).removeprefix("torch."),
         "matmul_precision": torch.get_float32_matmul_precision(),
-        "device": next(model.parameters()).device.type,
+        "device": parameter.device.type,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
     }
-    header = {**info, **_hashes(model, scoring, evaluation)} if journal is not None else {}
 
+
+@dataclass(frozen=True)
+class _Texts:
+    """Scoring and evaluation texts: the batches as they were given, and prepared for the model."""
+
+    given: tuple[Sequence[Batch], Sequence[Batch]]
+    scoring: Prepared
+    evaluation: Prepared  # the same object as ``scoring`` where the texts are the same
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, scoring: Iterable[Batch] | Prepared, evaluation: Iterable[Batch] | Prepared | None
+    ) -> _Texts:
+        """The texts, checked. Raises as ``prepare`` and ``check_labels`` do."""
+        given, score_on = _prepared(scoring, model)
+        held_out, evaluate_on = (given, score_on) if evaluation is None else _prepared(evaluation, model, together=True)
+        check_labels(held_out, model, "accuracy", "evaluation batch", not_counted=False)
+        return cls((given, held_out), score_on, score_on if _same(given, held_out) else evaluate_on)
+
+    @property
+    def shared(self) -> bool:
+        """Whether accuracy can be read off the passes that score."""
+        return self.evaluation is self.scoring
+
+    def hashes(self, model: nn.Module) -> dict[str, str]:
+        """Of the model and of the texts, for a journal's header."""
+        scoring, evaluation = (hash_of_tensors(item for b in batches for item in b.items()) for batches in self.given)
+        config = hash_of_config(model.config)
+        return {"model": hash_of_model(model), "config": config, "scoring": scoring, "evaluation": evaluation}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A finished step: the heads that went, with their scores, and which texts are classified correctly since."""
+
+    trial: int
+    gone: list[tuple[int, int, float]]  # layer, head, score; empty for the intact model
+    gap: float  # between the last head that went and the first that stayed
+    correct: np.ndarray  # (text,) bool
+    seconds: float
+
+    def line(self) -> dict[str, Any]:
+        """The step as a journal keeps it."""
+        bits = np.packbits(self.correct).tobytes().hex()
+        return {"trial": self.trial, "gone": self.gone, "gap": self.gap, "correct": bits, "seconds": self.seconds}
+
+    @classmethod
+    def read(cls, line: dict[str, Any], texts: int) -> _Step:
+        """The step that ``line`` was made of."""
+        bits = np.frombuffer(bytes.fromhex(line["correct"]), np.uint8)
+        correct = np.unpackbits(bits, count=texts).astype(bool)
+        gone = [(layer, head, score) for layer, head, score in line["gone"]]
+        return cls(line["trial"], gone, line["gap"], correct, line["seconds"])
+
+
+class _Worker:
+    """A copy of the model that loses its heads step by step, in one trial."""
+
+    def __init__(
+        self,
+        row: Method,
+        model: nn.Module,
+        start: Tensor,
+        texts: _Texts,
+        measured: dict[bytes, np.ndarray],
+        *,
+        seed: int,
+        trial: int,
+    ) -> None:
+        self.row, self.intact, self.texts, self.measured = row, model, texts, measured
+        self.seed, self.trial = seed, trial
+        self.model, self.mask = _copy_of(model), start.clone()
+        self.layer_inputs = kept_of(self.model, texts.evaluation)
+        self.scores: Tensor | None = None  # that hold for the model as it is
+
+    def repeat(self, step: _Step) -> None:
+        """Lose the heads that went in a step of an earlier run."""
+        self._remove(step.gone)
+        self.measured[self.mask.numpy().tobytes()] = step.correct
+
+    def advance(self, count: int, last: bool) -> _Step:
+        """Lose ``count`` heads and measure what is left. last: no step follows, so nothing is scored for one."""
+        began = time.perf_counter()
+        gone, gap = list[tuple[int, int, float]](), math.inf
+        if count:
+            scores = self.scores if self.scores is not None else self._score(self.texts.scoring)
+            gone, gap = _choose(scores, self.mask, count, self.row.highest_first)
+            self.scores = None if self.row.rescore else scores
+        self._remove(gone)
+        correct = self._correct_texts(score_too=self.texts.shared and self.row.rescore and not last)
+        return _Step(self.trial, gone, gap, correct, round(time.perf_counter() - began, 3))
+
+    def _score(self, batches: Prepared) -> Tensor:
+        """(layer, head) scores of the model as it is; of the intact one for methods that score once."""
+        model = self.model if self.row.rescore else self.intact
+        return self.row.scores(model, batches, _generator(self.seed, self.trial))
+
+    def _remove(self, gone: Sequence[tuple[int, int, float]]) -> None:
+        for layer, head, _ in gone:
+            self.mask[layer, head] = False
+        if gone:
+            remove_heads(self.model, self.mask)
+            for of_micro_batch in self.layer_inputs:
+                of_micro_batch.forget(above=min(layer for layer, _, _ in gone))
+
+    def _correct_texts(self, score_too: bool) -> np.ndarray:
+        """(text,) bool, as measured before where this mask was; read off the passes that score, if ``score_too``."""
+        tally = Tally(self.texts.evaluation, self.model)
+        if score_too:
+            self.scores = self._score(self.texts.scoring.seen_by(tally))
+        state = self.mask.numpy().tobytes()
+        if state not in self.measured:
+            whole = tally.complete
+            correct = tally.result() if whole else correct_texts(self.model, self.texts.evaluation, self.layer_inputs)
+            self.measured[state] = correct.numpy()
+        return self.measured[state]
+
+
+def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: dict[str, Any]) -> Trajectory:
+    """The table and the records of finished steps, trial by trial."""
     rows: list[dict[str, Any]] = []
     correct: list[np.ndarray] = []
-    measured: dict[bytes, Tensor] = {}  # by head mask: trials meet at the intact and at the bare model
-    gaps: list[float] = []
-    spent = 0.0
-    label = f"{progress}: {row.title}" if isinstance(progress, str) else row.title
-    with (
-        Journal(journal, header) as log,
-        tqdm(total=trials * steps, desc=label, unit="step", disable=not progress) as bar,
-    ):
-        recorded = iter(log.steps)
-        for trial in range(trials):
-            worker, mask, scores = _copy_of(model), start.clone(), None
-            kept = kept_of(worker, evaluate_on)
-            for step in range(steps + 1):
-                done, began = next(recorded, None), time.perf_counter()
-                if done is None:
-                    gone: list[tuple[int, int, float]] = []
-                    gap = math.inf
-                    if step:
-                        if scores is None:
-                            scores = row.criterion(
-                                worker if row.rescore else model, score_on, generator=_generator(seed, trial)
-                            )
-                        gone, gap = _choose(scores, mask, heads_per_step, row.highest_first)
-                    _take(worker, mask, gone, kept)
-                    scores = None if row.rescore else scores
-                    tally = Tally(evaluate_on, worker)
-                    if shared and row.rescore and step < steps:
-                        scores = row.criterion(worker, score_on, generator=_generator(seed, trial), on_logits=tally)
-                    state = mask.numpy().tobytes()
-                    if state not in measured:
-                        measured[state] = tally.result() if tally.complete else correct_texts(worker, evaluate_on, kept)
-                    hits = measured[state].numpy()
-                    bits = np.packbits(hits).tobytes().hex()
-                    seconds = round(time.perf_counter() - began, 3)
-                    done = {"trial": trial, "gone": gone, "gap": gap, "correct": bits, "seconds": seconds}
-                    log.append(done)
-                else:
-                    gone = [(layer, head, score) for layer, head, score in done["gone"]]
-                    _take(worker, mask, gone, kept)
-                    hits = _unpacked(done["correct"], evaluate_on.num_texts)
-                    measured[mask.numpy().tobytes()] = torch.from_numpy(hits)
-                spent += done["seconds"]
-                gaps.append(done["gap"])
-                share = {"trial": trial, "pruned_heads": int(start.sum() - mask.sum()), "accuracy": float(hits.mean())}
-                went = [{**share, "layer": layer, "head": head, "score": score} for layer, head, score in gone]
-                rows += went or [share]
-                correct += [hits] * max(1, len(gone))
-                bar.set_postfix(accuracy=f"{hits.mean():.4f}", refresh=False)
-                bar.update(step > 0)
+    pruned = 0
+    for step in finished:
+        pruned = pruned + len(step.gone) if step.gone else 0  # a trial begins with the intact model
+        state = {"trial": step.trial, "pruned_heads": pruned, "accuracy": float(step.correct.mean())}
+        rows += [{**state, "layer": layer, "head": head, "score": s} for layer, head, s in step.gone] or [state]
+        correct += [step.correct] * max(1, len(step.gone))
     table = pd.DataFrame(rows, columns=["trial", "pruned_heads", "layer", "head", "score", "accuracy"])
+    gaps = [step.gap for step in finished]
     info |= {
-        "scoring_texts": score_on.num_texts,
-        "evaluation_texts": evaluate_on.num_texts,
+        "scoring_texts": texts.scoring.num_texts,
+        "evaluation_texts": texts.evaluation.num_texts,
         "ties": gaps.count(0.0),
         "near_ties": sum(gap < NEAR_TIE for gap in gaps),
         "smallest_gap": min(gaps),
-        "seconds": round(spent, 3),
+        "seconds": round(sum(step.seconds for step in finished), 3),
     }
     return Trajectory(table.astype({"layer": "Int64", "head": "Int64"}), np.stack(correct), start, info)
 
 
 def _copy_of(model: nn.Module) -> nn.Module:
-    """A copy of the model, to be cut. ``ValueError`` where it would not be one: it cannot be copied, or a function put in
-    the place of a module's forward would call the original."""
+    """A copy of the model, to be cut.
+
+    ``ValueError`` where it cannot be copied, or where a function in the place of a module's forward would call the
+    original.
+    """
     with in_use(model), uncompiled(model):
         for name, module in model.named_modules():
             if isinstance(vars(module).get("forward"), types.FunctionType):
                 raise ValueError(  # noqa: TRY004 - of this model, not of a type
-                    f"the forward of {name or type(module).__name__} was replaced by a function, which a copy of the model "
-                    "would share: write a subclass of the module instead, with a forward of its own."
+                    f"the forward of {name or type(module).__name__} was replaced by a function, which a copy of the "
+                    "model would share: write a subclass of the module instead, with a forward of its own."
                 )
         try:
             return copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
             raise ValueError(
-                f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:200]}): take off what hooks and "
-                "parametrizations have put on it."
+                f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:200]}): take off what hooks "
+                "and parametrizations have put on it."
             ) from None
 
 
@@ -220,19 +326,6 @@ def _choose(
     return [(int(left[i]) // width, int(left[i]) % width, float(values[i])) for i in chosen], gap
 
 
-def _take(worker: nn.Module, mask: Tensor, gone: Sequence[tuple[int, int, float]], kept: Sequence[Kept]) -> None:
-    for layer, head, _ in gone:
-        mask[layer, head] = False
-    if gone:
-        remove_heads(worker, mask)
-        for of_micro in kept:
-            of_micro.forget(above=min(layer for layer, _, _ in gone))
-
-
-def _unpacked(bits: str, texts: int) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=texts).astype(bool)
-
-
 def _prepared(
     batches: Iterable[Batch] | Prepared, model: nn.Module, together: bool = False
 ) -> tuple[Sequence[Batch], Prepared]:
@@ -248,12 +341,3 @@ def _same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
         len(a) == len(b)
         and all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x) for x, y in zip(a, b, strict=True))
     )
-
-
-def _hashes(model: nn.Module, scoring: Sequence[Batch], evaluation: Sequence[Batch]) -> dict[str, str]:
-    return {
-        "model": hash_of_model(model),
-        "config": hash_of_config(model.config),
-        "scoring": hash_of_tensors(item for batch in scoring for item in batch.items()),
-        "evaluation": hash_of_tensors(item for batch in evaluation for item in batch.items()),
-    }

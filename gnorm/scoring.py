@@ -19,7 +19,7 @@ from .engine.observation import asked_for_attentions, in_padded_texts, mean_over
 from .engine.packing import NOTHING_KEPT, Kept, not_finite
 from .engine.products import FasterLinear
 from .engine.state import attention_implementation, evaluating, in_use
-from .heads import AttentionBlock, attention_blocks, head_mask_of
+from .heads import AttentionBlock, attention_blocks, config_of, head_mask_of
 from .norms import log_norm
 
 
@@ -63,6 +63,7 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: S
 
     Raises ``ValueError`` as ``check_labels`` and ``prepare`` do, and where logits are not finite.
     """
+    config_of(model)  # refuses what is no model
     with in_use(model):
         prepared = prepare(batches, model, together=True)
         tally = Tally(prepared, model)
@@ -81,29 +82,17 @@ def accuracy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> float:
 
 
 class Criterion(Protocol):
-    """A row of METHODS names one of these. Scores come as (layer, head) float64, -inf for heads that are gone.
+    """What a row of METHODS scores heads by: (layer, head) float64, -inf for heads that are gone.
 
-    on_logits is called with the logits and the micro-batch of every forward pass of the unaltered model; criteria that
-    make none ignore it. generator drives whatever is random.
+    The model is scored as it is. A criterion that draws at random takes a ``generator`` too, see ``Method.scores``. What
+    else a criterion needs is bound in its row, by ``functools.partial``. Logits of the model are shown to
+    ``batches.show``, where a criterion makes them, so that accuracy costs no pass of its own.
     """
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batches: Iterable[Batch] | Prepared,
-        *,
-        generator: torch.Generator | None = None,
-        on_logits: Tally | None = None,
-    ) -> Tensor: ...
+    def __call__(self, model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor: ...
 
 
-def gnorm_scores(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    *,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
-) -> Tensor:
+def gnorm_scores(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """G-norm of every head: (layer, head) float64, natural logarithm, -inf where no gradient flows.
 
     score(h) = log prod_{W in Q, K, V} sum_b || d||Z_b|| / dW_h ||  over the batches b, where Z_b are the logits
@@ -123,7 +112,7 @@ def gnorm_scores(
             raise ValueError(not_finite(f"batch {batch}"))
         return log_z
 
-    return gradient_norms(model, batches, on_logits, log_norm_of_logits)
+    return gradient_norms(model, batches, log_norm_of_logits)
 
 
 ENTROPY_FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -140,8 +129,6 @@ def attention_entropy(
     *,
     form: str = "exact",
     eps: float = 1e-7,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
 ) -> Tensor:
     """Attention entropy of every head: (layer, head) float64, nats, -inf for heads that are gone.
 
@@ -170,19 +157,13 @@ def attention_entropy(
 
     prepared = prepare(batches, model)
     if prepared.packing is not None:
-        return mean_over_texts(model, prepared, weights_in_rows, entropy, on_logits)
+        return mean_over_texts(model, prepared, weights_in_rows, entropy)
     eager = attention_implementation(model, "eager") if plain_attention(model) else nullcontext()
     with in_use(model), eager, asked_for_attentions(model):  # attention of somebody's own is looked at as it is
-        return mean_over_texts(model, prepared, partial(in_padded_texts, tap=tap), entropy, on_logits)
+        return mean_over_texts(model, prepared, partial(in_padded_texts, tap=tap), entropy)
 
 
-def activation_energy(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    *,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
-) -> Tensor:
+def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """Mean squared L2 norm of each head's context vectors: (layer, head) float64, -inf for heads that are gone.
 
     E(h) = mean over texts of mean over tokens of ||c_h||^2, where c_h (head_dim,) is what head h hands to the output
@@ -198,15 +179,11 @@ def activation_energy(
     def tap(block: AttentionBlock, see: Callable[[Tensor], None]) -> RemovableHandle:
         return block.output.register_forward_pre_hook(lambda _, inputs: see(inputs[0]))
 
-    return mean_over_texts(model, prepare(batches, model), partial(in_padded_texts, tap=tap), energy, on_logits)
+    return mean_over_texts(model, prepare(batches, model), partial(in_padded_texts, tap=tap), energy)
 
 
 def uniform_scores(
-    model: nn.Module,
-    batches: Iterable[Batch] | Prepared,
-    *,
-    generator: torch.Generator | None = None,
-    on_logits: Tally | None = None,
+    model: nn.Module, batches: Iterable[Batch] | Prepared, *, generator: torch.Generator | None = None
 ) -> Tensor:
     """Scores drawn uniformly from [0, 1): (layer, head) float64; whatever order they give is a random order."""
     mask = head_mask_of(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.state import in_use, with_own_config
-from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of, refuse_removal
+from .heads import AttentionBlock, attention_blocks, checked_mask, config_of, head_mask_of, refuse_removal
 
 # What modules of transformers call the number of their heads, and the rows that these make up.
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
@@ -37,6 +37,7 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, for a model under
     ``gnorm.masked``, and as ``attention_blocks`` does.
     """
+    config_of(model)  # refuses what is no model
     with in_use(model):
         blocks = attention_blocks(model)
         refuse_removal(blocks)

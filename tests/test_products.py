@@ -121,15 +121,15 @@ def test_prune_equals_the_literal_algorithm(counted, family, method):
 
 @HERE
 @pytest.mark.parametrize(
-    "criterion", dict.fromkeys(m.criterion for m in (METHODS | MORE_METHODS).values()), ids=lambda c: c.__name__
+    "method", {m.criterion: m for m in (METHODS | MORE_METHODS).values()}.values(), ids=lambda m: m.criterion.__name__
 )
-def test_no_criterion_gives_other_scores(counted, family, criterion):
+def test_no_criterion_gives_other_scores(counted, family, method):
     model, batches = tiny_model(family), ragged_batches()
-    found = criterion(model, batches, generator=torch.Generator().manual_seed(0))
-    assert bool(counted) == (criterion not in (gnorm.scoring.uniform_scores, gnorm.criteria.weight_magnitude))
+    found = method.scores(model, batches, torch.Generator().manual_seed(0))
+    assert bool(counted) == (method.criterion not in (gnorm.scoring.uniform_scores, gnorm.criteria.weight_magnitude))
     counted.clear()
     with switched_off():
-        expected = criterion(model, batches, generator=torch.Generator().manual_seed(0))
+        expected = method.scores(model, batches, torch.Generator().manual_seed(0))
     assert counted == []
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""What a call borrows from a model is the call's alone: threads, shared configurations, autograd modes, compiled modules."""
+"""What a call borrows from a model is the call's alone: threads, shared configurations, autograd, compiled modules."""
 
 import copy
 import threading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ class MicroBatch:
     @torch.inference_mode(False)  # whoever asks first, the tensors serve passes with gradients too
     def rectangles(self) -> tuple[MicroBatch, ...]:
         """Its texts in passes of their own, those of like length together: for what has to look at padded tensors."""
+        if self.row is None:  # padded as it is
+            return (self,)
         device, found = next(iter(self.inputs.values())).device, []
         everything = torch.arange(len(self.index))
         for texts in _rectangles(everything, self.lengths, OVERHEAD_TOKENS[device.type], MAX_TOKENS[device.type]):
@@ -52,6 +55,9 @@ class MicroBatch:
             labels = None if self.labels is None else self.labels[at]
             found.append(MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], ()))
         return tuple(found)
+
+
+OnLogits = Callable[[Tensor, MicroBatch], None]  # logits (text, class) of a micro-batch
 
 
 class Prepared(Sequence[MicroBatch]):
@@ -76,7 +82,19 @@ class Prepared(Sequence[MicroBatch]):
         self.made_for = made_for
         self.together = together
         self.max_tokens = max_tokens
+        self.observer: OnLogits | None = None
         self.num_texts = sum(len(micro.index) for micro in micro_batches)
+
+    def seen_by(self, observer: OnLogits | None) -> Prepared:
+        """The same micro-batches, whose logits ``observer`` is shown: (logits (text, class), micro-batch)."""
+        seen = copy.copy(self)
+        seen.observer = observer
+        return seen
+
+    def show(self, logits: Tensor, micro: MicroBatch) -> None:
+        """Show the logits of a pass of the unaltered model to the observer, if there is one."""
+        if self.observer is not None:
+            self.observer(logits, micro)
 
     def __getitem__(self, i: Any) -> Any:
         return self._micro_batches[i]
@@ -158,7 +176,8 @@ def _of_this_model(prepared: Prepared, model: nn.Module) -> Prepared:
     same = prepared.made_for in ((), _traits(model))
     if same and (prepared.packing is None or not prepared.batches or packable(model)):
         return prepared
-    return prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
+    anew = prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
+    return anew.seen_by(prepared.observer)
 
 
 def _traits(model: Any) -> tuple[Any, ...]:
@@ -328,10 +347,6 @@ def _cuts(lengths: list[int], overhead: int, most: int) -> list[int]:
         sizes.append(end - cut[end])
         end = cut[end]
     return sizes[::-1]
-
-
-# Called with the logits (text, class) and the micro-batch of every forward pass of the unaltered model.
-OnLogits = Callable[[Tensor, MicroBatch], None]
 
 
 class Forward(Protocol):

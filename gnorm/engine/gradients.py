@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..heads import AttentionBlock, attention_blocks, head_mask_of, layers_of, table_of
 from ..norms import log_norm
-from .batches import Forward, MicroBatch, OnLogits, Part, Prepared, by_batch, forwarding, prepare
+from .batches import Forward, MicroBatch, Part, Prepared, by_batch, forwarding, prepare
 from .checks import Batch
 from .products import FasterLinear, product
 from .state import evaluating
@@ -26,7 +26,6 @@ def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
 def gradient_norms(
     model: nn.Module,
     batches: Iterable[Batch] | Prepared,
-    on_logits: OnLogits | None,
     log_divisor: Callable[[Tensor, int], Tensor],
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
 ) -> Tensor:
@@ -44,7 +43,7 @@ def gradient_norms(
     if live:
         prepared = by_batch(prepare(batches, model))
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-            for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, on_logits, cotangent)):
+            for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, cotangent)):
                 divisor = log_divisor(logits, b)
                 if bool(divisor > -torch.inf):
                     norms = torch.cat([log_norm(g.view(n, -1)) for g, n in zip(gradients, heads, strict=True)])
@@ -61,7 +60,6 @@ def gradients_by_batch(
     forward: Forward,
     model: nn.Module,
     prepared: Prepared,
-    on_logits: OnLogits | None = None,
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
 ) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
     """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, class) itself.
@@ -77,8 +75,7 @@ def gradients_by_batch(
     logits: list[Tensor] = []
     for micro in prepared:
         z, flows = _flows(forward, micro, live, cotangent)
-        if on_logits is not None:
-            on_logits(z, micro)
+        prepared.show(z, micro)
         for part in micro.parts:
             logits.append(z[part.texts])
             gradients = _products(totals, flows, part, micro)

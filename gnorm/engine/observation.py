@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..heads import AttentionBlock, attention_blocks, table_of
-from .batches import MicroBatch, OnLogits, Prepared
+from .batches import MicroBatch, Prepared
 from .packing import NOTHING_KEPT, Rectangle, logits_of, not_finite, packed
 from .products import FasterLinear
 from .state import evaluating
@@ -64,7 +64,6 @@ def mean_over_texts(
     prepared: Prepared,
     go_through: Callable[[nn.Module, Prepared, See, Done], None],
     values: Callable[[Tensor, Tensor | None], Tensor],
-    on_logits: OnLogits | None,
 ) -> Tensor:
     """Mean over texts of the mean over real tokens of ``values`` (text, head, token), for every (layer, head).
 
@@ -82,8 +81,7 @@ def mean_over_texts(
 
     def done(micro: MicroBatch, logits: Tensor) -> None:
         finite.append(logits.isfinite().all())
-        if on_logits is not None:
-            on_logits(logits, micro)
+        prepared.show(logits, micro)
 
     with evaluating(model), FasterLinear(), torch.inference_mode():
         go_through(model, prepared, see, done)
