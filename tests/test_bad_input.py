@@ -240,6 +240,13 @@ CASES = {
         ValueError,
         r"BertForMaskedLM gives logits of shape \(\d+, \d+, 120\)",
     ),
+    "accuracy of a wrapper": (
+        lambda: gnorm.accuracy(nn.DataParallel(model()), GOOD),
+        ValueError,
+        "DataParallel wraps a model: give its .module",
+    ),
+    "accuracy of no model": (lambda: gnorm.accuracy(nn.Linear(2, 2), GOOD), TypeError, "is no model of transformers"),
+    "a function instead of a model": (lambda: prune(len, GOOD), TypeError, "is no model of transformers"),
     "no layers at all": (
         lambda: prune(model(num_hidden_layers=0), GOOD),
         ValueError,
