@@ -37,7 +37,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import gnorm
 from gnorm.engine import batches
-from gnorm.engine.packing import NOTHING_KEPT
+from gnorm.engine.packing import NO_CACHE
 from gnorm.engine.products import product
 from gnorm.engine.state import default_device
 from gnorm.experiments import results
@@ -231,7 +231,7 @@ def shapes() -> Iterator[dict[str, Any]]:
         for tokens, overhead in itertools.product((512, 2048, 8192), (8, 24, 96)):
             with mock.patch.dict(batches.PACKED_OVERHEAD_TOKENS, {device: overhead}):
                 prepared = batches.prepare(found, model, max_tokens=tokens)
-            count = sum(len(micro.row.rectangles) for micro in prepared)
+            count = sum(len(micro.packed.length_groups) for micro in prepared)
             actions[tokens, overhead, len(prepared), count] = partial(gnorm.gnorm_scores, model, prepared)
         chosen = batches.PACKED_MAX_TOKENS[device], batches.PACKED_OVERHEAD_TOKENS[device]
         for (tokens, overhead, passes, count), s in fastest(actions, 3).items():
@@ -251,7 +251,7 @@ def passed_by(case: Case) -> dict[str, float]:
     model, found = make(case)
     trial = partial(gnorm.prune, model, found, method="random", progress=False)
     spent = {"with it s": seconds(trial)}
-    with mock.patch.object(gnorm.pruning, "kept_of", lambda _, prepared: [NOTHING_KEPT] * len(prepared)):
+    with mock.patch.object(gnorm.pruning, "layer_input_caches", lambda _, prepared: [NO_CACHE] * len(prepared)):
         spent["s"] = seconds(trial)
     return {"s": spent["s"], "with it s": spent["with it s"], "gain": spent["s"] / spent["with it s"]}
 
@@ -389,7 +389,7 @@ def about(case: Case) -> dict[str, Any]:
 def engine_step(model: Any, prepared: batches.Prepared) -> tuple[Tensor, Tensor]:
     """Scores, and the accuracy read off the same passes: what ``prune`` does in a step, but for taking the head out."""
     tally = Tally(prepared, model)
-    return gnorm.gnorm_scores(model, prepared.seen_by(tally)), tally.result().double().mean()
+    return gnorm.gnorm_scores(model, prepared.with_observer(tally)), tally.result().double().mean()
 
 
 def literal_step(model: Any, found: list[dict[str, Tensor]]) -> tuple[Tensor, float]:

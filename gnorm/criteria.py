@@ -58,8 +58,8 @@ def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
     counted = _counted(prepared, model, "output saliency")
     batch_of = torch.empty(prepared.num_texts, dtype=torch.long)
     for micro in prepared:
-        for part in micro.parts:
-            batch_of[micro.index[part.texts]] = part.batch
+        for batch_slice in micro.batch_slices:
+            batch_of[micro.index[batch_slice.texts]] = batch_slice.batch
     number = int(batch_of.max()) + 1
     sizes = batch_of[counted].bincount(minlength=number).clamp(min=1)[:, None]  # (batch, 1)
     sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
@@ -98,7 +98,7 @@ def hies(
     """
     prepared = prepare(batches, model)
     importance = _rescaled(head_importance(model, prepared))
-    entropy = _rescaled(attention_entropy(model, prepared.seen_by(None)))  # which were shown before
+    entropy = _rescaled(attention_entropy(model, prepared.with_observer(None)))  # which were shown before
     return (alpha * importance + (1 - alpha) * (1 - entropy)).masked_fill(importance.isneginf(), -torch.inf)
 
 
@@ -116,7 +116,7 @@ def gnorm_by_text(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tens
         for i, index in enumerate(micro.index)
     }
     by_text = prepare([texts[i] for i in range(len(texts))], model)
-    return gnorm_scores(model, by_text.seen_by(prepared.observer))
+    return gnorm_scores(model, by_text.with_observer(prepared.observer))
 
 
 def gnorm_cross_entropy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -128,10 +128,10 @@ def gnorm_cross_entropy(model: nn.Module, batches: Iterable[Batch] | Prepared) -
     """
     prepared = prepare(batches, model)
     counted = _counted(prepared, model, "cross-entropy")
-    sizes: list[int] = [0] * (1 + max(part.batch for micro in prepared for part in micro.parts))
+    sizes: list[int] = [0] * (1 + max(batch_slice.batch for micro in prepared for batch_slice in micro.batch_slices))
     for micro in prepared:
-        for part in micro.parts:
-            sizes[part.batch] += int(counted[micro.index[part.texts]].sum())
+        for batch_slice in micro.batch_slices:
+            sizes[batch_slice.batch] += int(counted[micro.index[batch_slice.texts]].sum())
 
     def log_size(logits: Tensor, batch: int) -> Tensor:
         size = math.log(sizes[batch]) if sizes[batch] else -math.inf
@@ -176,7 +176,7 @@ def _mask_derivatives(
     with evaluating(model), ExitStack() as hooks:
         for i, block in enumerate(live):
             hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
-        for micro in (rectangle for row in prepared for rectangle in row.rectangles if live):
+        for micro in prepared.padded if live else ():
             masks.clear()
             with FasterLinear():
                 logits = logits_of(model, micro.inputs)  # (text, class)
@@ -189,7 +189,7 @@ def _mask_derivatives(
                 micro.index,
                 [_derivatives(next(rows) if block.kept else None, len(logits), block) for block in blocks],
             )
-            prepared.show(logits, micro)
+            prepared.notify(logits, micro)
 
 
 def _derivatives(found: Tensor | None, texts: int, block: AttentionBlock) -> Tensor:

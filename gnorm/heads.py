@@ -1,6 +1,6 @@
 """Where attention heads live in a model, and masking them.
 
-An encoder family is one row of module names in ``FAMILIES``; nothing else in the package knows an architecture.
+An encoder family is one row of module names in ``FAMILIES``. Nothing else in the package knows an architecture.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from .engine.state import in_use, uncompiled
 class Family:
     """Module names of one encoder family: ``blocks`` from the base model, the others from each block.
 
-    ``*`` stands for any index, so ``encoder.layer.*.attention`` finds the attention block of every layer.
-    ``feed_forward`` (from the base model) is the projection at the end of each feed-forward block, where there is one.
-    ``also`` (from each block) are projections with rows by head beside query, key and value, such as DeBERTa's of
-    positions; a model whose configuration leaves one out has none. ``per_head`` is an argument of the attention
-    module's forward whose second axis counts heads, such as MPNet's bias by position. ``skippable`` says that the
-    attention module, the one that owns query, returns a tuple of its output and the attention weights, so that it can
-    be passed by where it has no head left; ``norm`` (from each block) is the normalisation of the residual sum where
-    such a module itself ends in one. ``classifier`` is the class of transformers that reads the first token of each text
-    alone, so that padding behind a text is of no consequence.
+    ``*`` stands for any index, so ``encoder.layer.*.attention`` names the attention block of every layer.
+
+    feed_forward: (from the base model) the projection at the end of each feed-forward block; "" for none.
+    also: (from each block) further projections with rows by head, such as DeBERTa's of positions. A model whose
+    configuration leaves one out does without it.
+    per_head: an argument of the attention module's forward whose second axis counts heads, such as MPNet's bias by
+    position.
+    skippable: the attention module (the one that owns query) returns a tuple of its output and the attention weights,
+    so it can be skipped when it has no head left.
+    norm: (from each block) the normalisation of the residual sum, for a skippable module that itself ends in one.
+    classifier: the class of transformers that reads the first token of each text alone, so that padding behind a text
+    changes nothing.
     """
 
     blocks: str
@@ -127,7 +130,7 @@ def register(
     skippable: bool = False,
     norm: str = "",
 ) -> None:
-    """Make an encoder family known: one row of module names, see ``Family``; an existing row is replaced."""
+    """Add a row of module names to ``FAMILIES``, or replace the one of this model_type; see ``Family``."""
     FAMILIES[model_type] = Family(blocks, query, key, value, output, feed_forward, also, per_head, skippable, norm)
 
 
@@ -135,9 +138,9 @@ def register(
 class AttentionBlock:
     """The projections of one attention block.
 
-    ``num_heads`` counts the heads of the intact block, ``head_dim`` the rows of query, key and value that belong to
-    one head (and the columns of ``output``); ``kept`` lists the heads still there, by their index in the intact block.
-    ``also``, ``per_head``, ``skippable`` and ``norm`` are what ``Family`` says of them.
+    ``num_heads`` counts the heads of the intact block. ``head_dim`` counts the rows of query, key and value that belong
+    to one head, and the columns of ``output``. ``kept`` lists the heads that are left, by their index in the intact
+    block. ``also``, ``per_head``, ``skippable`` and ``norm`` are as in ``Family``.
     """
 
     query: nn.Linear
@@ -168,12 +171,12 @@ WRAPPERS = {  # class name -> what to give instead of an object of it
 
 
 def wrapped_in(model: Any) -> str:
-    """What to give instead of ``model``, where it is an object known to wrap one; else ""."""
+    """For an object known to wrap a model, what to give instead of it; "" for any other."""
     return next((WRAPPERS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in WRAPPERS), "")
 
 
 def _child_of(model: Any) -> str:
-    """The name of the one child of ``model`` that is a model of transformers with a head; "" where there is none."""
+    """The name of the only child of ``model`` that is a model of transformers with a head; "" where there is none."""
     children = model.named_children() if isinstance(model, nn.Module) else ()
     found = [name for name, child in children if getattr(child, "base_model", child) is not child]
     return found[0] if len(found) == 1 else ""
@@ -197,9 +200,9 @@ def config_of(model: Any) -> Any:
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
 
-    Raises as ``config_of`` does; ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where the row's names lead
-    nowhere in this model, where the model has decoder layers (causal or cross attention), or where a projection is no
-    linear layer with a weight of its own or does not have the size that its heads need.
+    Raises as ``config_of`` does, and ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where
+    the model has no module of the row's names, where it has decoder layers (causal or cross attention), or where a
+    projection is no linear layer with a weight of its own, or not of the size that its heads need.
     """
     config = config_of(model)
     if config.model_type not in FAMILIES:
@@ -244,7 +247,7 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
 
 
 def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
-    """``ValueError`` for a projection that cannot be cut to fewer heads, or for a weight that two of them share."""
+    """Raise ``ValueError`` for a projection that cannot be cut to fewer heads, and for a weight that two share."""
     owners: dict[int, str] = {}
     for layer, block in enumerate(blocks):
         named = {"query": block.query, "key": block.key, "value": block.value, "output": block.output}
@@ -261,7 +264,7 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
 
 
 def _check_projection(linear: Any, what: str) -> None:
-    """``ValueError``, with the remedy, where a projection is no linear layer of which weight and bias are parameters."""
+    """Raise ``ValueError``, with the remedy, for anything but a linear layer with its weight and bias as parameters."""
     kind, own = type(linear), getattr(linear, "_parameters", {})
     if nn.utils.parametrize.is_parametrized(linear):
         remedy = 'call torch.nn.utils.parametrize.remove_parametrizations(projection, "weight") first'
@@ -270,8 +273,8 @@ def _check_projection(linear: Any, what: str) -> None:
         raise ValueError(f"{what} is under weight_norm: call torch.nn.utils.remove_weight_norm(projection) first.")
     if any(hasattr(linear, name) for name in ("base_layer", "lora_A", "lora_down", "adapter_layer")):
         raise ValueError(
-            f"{what} carries an adapter ({kind.__name__}): merge it into the weights first, with merge_and_unload() of a "
-            "PEFT model."
+            f"{what} carries an adapter ({kind.__name__}): merge it into the weights first, with merge_and_unload() of "
+            "a PEFT model."
         )
     weight, bias = own.get("weight"), own.get("bias")
     if (
@@ -285,7 +288,7 @@ def _check_projection(linear: Any, what: str) -> None:
         )
     plain = isinstance(linear, nn.Linear) and kind.forward is nn.Linear.forward
     parameters = type(weight) in (nn.Parameter, type(None)) and type(bias) in (nn.Parameter, type(None))
-    if not plain or not parameters or (weight is None and "weight_orig" not in own):  # which torch.nn.utils.prune sets
+    if not plain or not parameters or (weight is None and "weight_orig" not in own):  # torch.nn.utils.prune's name
         raise ValueError(
             f"{what} is no torch.nn.Linear with parameters of its own but {kind.__name__}: put a plain linear layer in "
             "its place (an adapter merged, a quantised layer dequantised)."
@@ -318,7 +321,7 @@ def _named(model: nn.Module, pattern: str) -> list[Any]:
 
 
 def head_mask_of(model: nn.Module) -> Tensor:
-    """(layer, head) bool mask of the heads that are still there: all true until ``remove_heads`` was called."""
+    """The head mask (layer, head), bool: true for the heads that are left; all of them before ``remove_heads``."""
     blocks = attention_blocks(model)
     mask = torch.zeros(len(blocks), blocks[0].num_heads, dtype=torch.bool)
     for row, block in zip(mask, blocks, strict=True):
@@ -329,8 +332,8 @@ def head_mask_of(model: nn.Module) -> Tensor:
 def checked_mask(mask: Tensor | Sequence[Sequence[int]], blocks: Sequence[AttentionBlock]) -> Tensor:
     """``mask`` as a (layer, head) bool tensor on the CPU; 1 keeps a head, 0 takes it out.
 
-    Raises ``ValueError`` for what is no table, for a shape other than (blocks, heads of a block), and for values other
-    than 0 and 1.
+    Raises ``ValueError`` for what makes no tensor, for a shape other than (blocks, heads of a block), and for values
+    other than 0 and 1.
     """
     try:
         mask = torch.as_tensor(mask).detach().cpu()
@@ -349,8 +352,8 @@ def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator
     """Take heads out of the forward pass for the length of a ``with`` block.
 
     mask: (layer, head), 1 keeps and 0 takes out. The context vectors of a masked head are set to zero at the input of
-    the output projection, which equals removing the head with its weights and biases. The hooks go when the block is
-    left, by an exception too. A compiled model runs uncompiled meanwhile, since compiled code does not call new hooks.
+    the output projection, which equals removing the head with its weights and biases. The hooks are removed on leaving,
+    after an exception too. A compiled model runs uncompiled meanwhile, since compiled code does not call new hooks.
 
     Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, where another thread has the
     model under a mask, and as ``attention_blocks`` does.
@@ -373,8 +376,11 @@ def _zero_heads(columns: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tu
 
 
 def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
-    """``ValueError`` where heads cannot be removed: under ``gnorm.masked``, whose mask counts those that were there before,
-    and where a weight is made anew before every pass."""
+    """Raise ``ValueError`` where heads cannot be removed from a model.
+
+    They cannot under ``gnorm.masked``, whose mask would no longer fit the projections, nor where a weight is computed
+    anew before every pass (torch.nn.utils.prune, spectral_norm).
+    """
     for layer, block in enumerate(blocks):
         if any(getattr(hook, "func", None) is _zero_heads for hook in block.output._forward_pre_hooks.values()):
             raise ValueError("heads cannot be removed while the model is under gnorm.masked: leave that block first.")
@@ -393,10 +399,12 @@ def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
 def without_feed_forward(model: nn.Module) -> Iterator[None]:
     """Take the feed-forward blocks out of the forward pass for the length of a ``with`` block.
 
-    The input of the projection that ends each block is set to zero; its bias remains, as it does for heads. Raises
-    ``ValueError`` where the family's row names no feed-forward block.
+    The input of the projection that ends each block is set to zero; its bias remains, as that of the output projection
+    does for heads.
+
+    Raises ``ValueError`` where the family's row names no feed-forward block, and as ``attention_blocks`` does.
     """
-    attention_blocks(model)  # refuses what is not known
+    attention_blocks(model)  # raises for an unknown model
     config: Any = model.config
     with ExitStack() as hooks:
         hooks.enter_context(in_use(model, masks=True))
@@ -407,7 +415,7 @@ def without_feed_forward(model: nn.Module) -> Iterator[None]:
 
 
 def table_of(blocks: Sequence[AttentionBlock], values: Sequence[Tensor]) -> Tensor:
-    """(layer, head) float64 from the values of the heads that are left in each block; -inf elsewhere."""
+    """The table (layer, head) float64 of ``values``, (kept head,) for each block; -inf for heads that are gone."""
     scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
     for row, block, of_block in zip(scores, blocks, values, strict=True):
         row[list(block.kept)] = of_block.double()

@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .engine.batches import Prepared, kept_of, prepare
+from .engine.batches import Prepared, layer_input_caches, prepare
 from .engine.checks import Batch, check_labels
 from .engine.state import in_use, uncompiled
 from .heads import attention_blocks, head_mask_of, refuse_removal
@@ -195,7 +195,7 @@ class _Worker:
         self.row, self.intact, self.texts, self.measured = row, model, texts, measured
         self.seed, self.trial = seed, trial
         self.model, self.mask = _copy_of(model), start.clone()
-        self.layer_inputs = kept_of(self.model, texts.evaluation)
+        self.layer_inputs = layer_input_caches(self.model, texts.evaluation)
         self.scores: Tensor | None = None  # that hold for the model as it is
 
     def repeat(self, step: _Step) -> None:
@@ -232,7 +232,7 @@ class _Worker:
         """(text,) bool, as measured before where this mask was; read off the passes that score, if ``score_too``."""
         tally = Tally(self.texts.evaluation, self.model)
         if score_too:
-            self.scores = self._score(self.texts.scoring.seen_by(tally))
+            self.scores = self._score(self.texts.scoring.with_observer(tally))
         state = self.mask.numpy().tobytes()
         if state not in self.measured:
             whole = tally.complete

@@ -15,8 +15,8 @@ from .engine.batches import MicroBatch, Prepared, forwarding, labels_of, prepare
 from .engine.checks import NOT_COUNTED, Batch, check_labels
 from .engine.gradients import gradient_norms
 from .engine.known_models import plain_attention
-from .engine.observation import asked_for_attentions, in_padded_texts, mean_over_texts, weights_in_rows
-from .engine.packing import NOTHING_KEPT, Kept, not_finite
+from .engine.observation import mean_over_texts, returning_attentions, run_packed, run_padded
+from .engine.packing import NO_CACHE, LayerInputCache, not_finite
 from .engine.products import FasterLinear
 from .engine.state import attention_implementation, evaluating, in_use
 from .heads import AttentionBlock, attention_blocks, config_of, head_mask_of
@@ -56,10 +56,12 @@ class Tally:
         return self.correct[self.counted]
 
 
-def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: Sequence[Kept] | None = None) -> Tensor:
+def correct_texts(
+    model: nn.Module, batches: Iterable[Batch] | Prepared, caches: Sequence[LayerInputCache] | None = None
+) -> Tensor:
     """(text,) bool: which texts the model classifies as their ``labels`` say; those labelled -100 are left out.
 
-    kept: ``kept_of`` the model and prepared batches, for evaluations one after the other of a model that changes.
+    caches: ``layer_input_caches`` of the model and the prepared batches, for evaluations of a model that changes.
 
     Raises ``ValueError`` as ``check_labels`` and ``prepare`` do, and where logits are not finite.
     """
@@ -68,8 +70,8 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared, kept: S
         prepared = prepare(batches, model, together=True)
         tally = Tally(prepared, model)
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
-            for micro, of_micro in zip(prepared, kept or [NOTHING_KEPT] * len(prepared), strict=True):
-                tally(forward(micro, of_micro)[0], micro)
+            for micro, cache in zip(prepared, caches or [NO_CACHE] * len(prepared), strict=True):
+                tally(forward(micro, cache)[0], micro)
         return tally.result()
 
 
@@ -147,20 +149,20 @@ def attention_entropy(
         terms = ENTROPY_FORMS[form](weights, eps)
         return (terms if mask is None else terms.masked_fill(~mask[:, None, None, :], 0)).sum(-1)
 
-    def tap(block: AttentionBlock, see: Callable[[Tensor], None]) -> RemovableHandle:
+    def register_hook(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
             if not isinstance(output, tuple) or len(output) < 2 or output[1] is None:
                 raise ValueError(f"{type(module).__name__} does not return its attention weights; entropy needs them.")
-            see(output[1])
+            call(output[1])
 
         return block.module.register_forward_hook(hook)
 
     prepared = prepare(batches, model)
     if prepared.packing is not None:
-        return mean_over_texts(model, prepared, weights_in_rows, entropy)
+        return mean_over_texts(model, prepared, run_packed, entropy)
     eager = attention_implementation(model, "eager") if plain_attention(model) else nullcontext()
-    with in_use(model), eager, asked_for_attentions(model):  # attention of somebody's own is looked at as it is
-        return mean_over_texts(model, prepared, partial(in_padded_texts, tap=tap), entropy)
+    with in_use(model), eager, returning_attentions(model):  # attention of somebody's own is looked at as it is
+        return mean_over_texts(model, prepared, partial(run_padded, register_hook=register_hook), entropy)
 
 
 def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -176,10 +178,10 @@ def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> 
     def energy(context: Tensor, mask: Tensor | None) -> Tensor:  # context: (text, token, head * head_dim)
         return context.double().unflatten(-1, (-1, head_dim)).square().sum(-1).transpose(1, 2)
 
-    def tap(block: AttentionBlock, see: Callable[[Tensor], None]) -> RemovableHandle:
-        return block.output.register_forward_pre_hook(lambda _, inputs: see(inputs[0]))
+    def register_hook(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
+        return block.output.register_forward_pre_hook(lambda _, inputs: call(inputs[0]))
 
-    return mean_over_texts(model, prepare(batches, model), partial(in_padded_texts, tap=tap), energy)
+    return mean_over_texts(model, prepare(batches, model), partial(run_padded, register_hook=register_hook), energy)
 
 
 def uniform_scores(

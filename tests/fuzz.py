@@ -47,8 +47,8 @@ LIMITS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("gnorm.engine.batches", "PACKED_MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
     ("gnorm.engine.batches", "OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
     ("gnorm.engine.batches", "PACKED_OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
-    ("gnorm.engine.batches", "KEPT_BYTES", (1, 2000)),
-    ("gnorm.engine.packing", "WEIGHED_TOKENS", (0, 4)),
+    ("gnorm.engine.batches", "CACHE_BYTES", (1, 2000)),
+    ("gnorm.engine.attention", "EXPLICIT_ATTENTION_TOKENS", (0, 4)),
     ("gnorm.engine.products", "SMALLEST", (1, 500)),
 )
 

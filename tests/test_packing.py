@@ -9,8 +9,8 @@ import torch
 from conftest import ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine.batches import forwarding, kept_of, prepare
-from gnorm.engine.packing import NOTHING_KEPT, Packing
+from gnorm.engine.batches import forwarding, layer_input_caches, prepare
+from gnorm.engine.packing import NO_CACHE, Packing
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
 
@@ -24,7 +24,7 @@ class MeanOfTokens(torch.nn.Module):
 
 def logits_of(model, prepared, kept=None):
     """(text, class), in the order of the texts."""
-    kept = kept or [NOTHING_KEPT] * len(prepared)
+    kept = kept or [NO_CACHE] * len(prepared)
     with forwarding(model, prepared) as forward, torch.no_grad():
         found = [(micro.index, forward(micro, of_micro)[0]) for micro, of_micro in zip(prepared, kept, strict=True)]
     index, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -51,10 +51,10 @@ def test_a_row_of_tokens_gives_each_text_the_logits_it_has_alone(model, max_toke
 def test_texts_of_like_length_share_a_rectangle_whatever_their_batches(model):
     texts = [{name: tensor[i : i + 1] for name, tensor in batch.items()} for batch in ragged_batches() for i in (0, 1)]
     (micro,) = prepare(texts, model)
-    row, lengths = micro.row, [int(text["attention_mask"].sum()) for text in texts]
-    assert len(micro.parts) == len(texts) > len(row.rectangles)
-    assert row.texts.there.tolist() == sorted(range(len(texts)), key=lambda i: -lengths[i])
-    assert [r.width for r in row.rectangles] == sorted({r.width for r in row.rectangles}, reverse=True)
+    packed, lengths = micro.packed, [int(text["attention_mask"].sum()) for text in texts]
+    assert len(micro.batch_slices) == len(texts) > len(packed.length_groups)
+    assert packed.texts_in_groups.item_of.tolist() == sorted(range(len(texts)), key=lambda i: -lengths[i])
+    assert [r.width for r in packed.length_groups] == sorted({r.width for r in packed.length_groups}, reverse=True)
     expected = literal.scores(copy.deepcopy(model), texts).log()
     torch.testing.assert_close(gnorm.gnorm_scores(model, texts), expected, atol=1e-4, rtol=0)
 
@@ -65,8 +65,8 @@ def test_the_kernel_for_wide_texts_and_the_weights_of_short_ones_agree(model, dt
     gnorm.remove_heads(model, MASK[: len(gnorm.attention_blocks(model))])
     tolerance = {"atol": 1e-4 if dtype == torch.float32 else 1e-12, "rtol": 0}
     by_weights = gnorm.gnorm_scores(model, batches), logits_of(model, prepare(batches, model))
-    monkeypatch.setattr(gnorm.engine.packing, "WEIGHED_TOKENS", 0)
-    monkeypatch.setattr(gnorm.engine.packing, "_Weighed", None)
+    monkeypatch.setattr(gnorm.engine.attention, "EXPLICIT_ATTENTION_TOKENS", 0)
+    monkeypatch.setattr(gnorm.engine.attention, "_ExplicitAttention", None)
     torch.testing.assert_close(gnorm.gnorm_scores(model, batches), by_weights[0], **tolerance)
     torch.testing.assert_close(logits_of(model, prepare(batches, model)), by_weights[1], **tolerance)
 
@@ -138,8 +138,8 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     assert len(prepared) > 1
     if room != "all layers":
         tokens = sum(int(micro.lengths.sum()) for micro in prepared)
-        monkeypatch.setattr(gnorm.engine.batches, "KEPT_BYTES", tokens * 32 * 4 * 2)
-    kept, ran, mask = kept_of(model, prepared), [], gnorm.head_mask_of(model)
+        monkeypatch.setattr(gnorm.engine.batches, "CACHE_BYTES", tokens * 32 * 4 * 2)
+    kept, ran, mask = layer_input_caches(model, prepared), [], gnorm.head_mask_of(model)
     layers = model.base_model.encoder.layer
     for number, layer in enumerate(layers):
         layer.intermediate.register_forward_hook(lambda *_, number=number: ran.append(number))
@@ -161,7 +161,7 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
 def test_trajectories_are_the_same_with_nothing_kept(model, method, monkeypatch):
     texts = ragged_batches(), ragged_batches(count=4, seed=7)
     found = gnorm.prune(model, *texts, method=method, progress=False)
-    monkeypatch.setattr(gnorm.pruning, "kept_of", lambda _, prepared: [NOTHING_KEPT] * len(prepared))
+    monkeypatch.setattr(gnorm.pruning, "layer_input_caches", lambda _, prepared: [NO_CACHE] * len(prepared))
     expected = gnorm.prune(model, *texts, method=method, progress=False)
     pd.testing.assert_frame_equal(found.table, expected.table)
     assert (found.correct == expected.correct).all()
@@ -171,14 +171,14 @@ def test_nothing_is_kept_of_layers_that_share_a_block_and_of_padded_texts():
     for model in (tiny_model("albert"), tiny_model("bert")):
         model._supports_attention_backend = model.config.model_type == "albert"
         prepared = prepare(ragged_batches(), model)
-        assert kept_of(model, prepared) == [NOTHING_KEPT] * len(prepared)
+        assert layer_input_caches(model, prepared) == [NO_CACHE] * len(prepared)
 
 
 def test_an_exception_leaves_every_layer_its_own_forward():
     model = tiny_model("bert")
     prepared, (first, _, last) = prepare(ragged_batches(1), model), model.bert.encoder.layer
     own = first.forward = first.forward  # somebody's wrapper
-    kept = kept_of(model, prepared)
+    kept = layer_input_caches(model, prepared)
     logits_of(model, prepared, kept)
     last.output.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

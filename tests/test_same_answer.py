@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gnorm
-from gnorm.engine.batches import _cuts, prepare
+from gnorm.engine.batches import _group_sizes, prepare
 from gnorm.engine.state import evaluating
 from gnorm.methods import METHODS
 from gnorm.trajectory import NEAR_TIE
@@ -127,7 +127,7 @@ def test_masked_equals_removed(mask, data):
 @given(st.lists(st.integers(1, 600), max_size=40), st.integers(0, 100), st.integers(1, 2000))
 def test_cuts_hold_every_text_once_and_no_more_than_they_may(lengths, overhead, most):
     lengths = sorted(lengths, reverse=True)
-    sizes = _cuts(lengths, overhead, most)
+    sizes = _group_sizes(lengths, overhead, most)
     assert sum(sizes) == len(lengths)
     assert all(size > 0 for size in sizes)
     begin = 0

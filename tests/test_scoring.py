@@ -66,14 +66,14 @@ def test_micro_batches_hold_every_text_once_cut_to_its_length(lengths, max_token
     assert sorted(i for micro in prepared for i in micro.index.tolist()) == list(range(len(lengths)))
     for micro in prepared:
         assert micro.inputs["input_ids"].shape[1] == max(lengths[i] for i in micro.index)
-        assert len(micro.row.tokens) <= max_tokens or len(micro.index) == 1
+        assert len(micro.packed.indices) <= max_tokens or len(micro.index) == 1
         assert micro.inputs["attention_mask"].sum(1).tolist() == [lengths[i] for i in micro.index]
         assert micro.inputs["input_ids"][:, 0].tolist() == [i + 3 for i in micro.index.tolist()]
-        for part in micro.parts:
+        for part in micro.batch_slices:
             assert {i // 5 for i in micro.index[part.texts].tolist()} == {part.batch}
-            row = micro.inputs["input_ids"].flatten()[micro.row.tokens[part.tokens]]
+            row = micro.inputs["input_ids"].flatten()[micro.packed.indices[part.tokens]]
             assert set(row.tolist()) - {0} == {i + 3 for i in micro.index[part.texts].tolist()}
-    ends = [part.batch for micro in prepared for part in micro.parts if part.last]
+    ends = [part.batch for micro in prepared for part in micro.batch_slices if part.last]
     assert ends == list(range(len(batches)))
 
 
@@ -250,4 +250,4 @@ def test_criteria_of_a_pruned_model_speak_of_the_heads_that_are_left(model):
 def test_max_tokens_bounds_every_micro_batch():
     model = tiny_model("bert")
     assert len(prepared := prepare(ragged_batches(2, 120), model)) > 1
-    assert max(len(micro.row.tokens) for micro in prepared) <= PACKED_MAX_TOKENS["cpu"]
+    assert max(len(micro.packed.indices) for micro in prepared) <= PACKED_MAX_TOKENS["cpu"]

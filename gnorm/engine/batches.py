@@ -1,10 +1,13 @@
-"""Batches as they are given -> micro-batches as they go through the model."""
+"""Batches as a user gives them -> micro-batches as they pass through the model.
+
+Texts are grouped by length here, and packed where the model is known to allow it; README.md follows a batch through.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,56 +18,59 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..heads import layers_of
+from .attention import AbsorbedProjection
 from .checks import PER_TEXT, PER_TOKEN, Batch, checked_batches, parameter_of, size_of, tables_of
 from .known_models import ignores_padding, packable
-from .packing import NOTHING_KEPT, Folded, Kept, Packing, Row, logits_of, packed, packing_of
+from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forward, packing_of
+from .padding import PackedTexts
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchSlice:
     """The texts of one batch within a micro-batch."""
 
-    batch: int
-    texts: slice
-    tokens: slice  # in the micro-batch's row
-    last: bool  # whether the batch ends here
+    batch: int  # number of the batch
+    texts: slice  # of the micro-batch's texts
+    tokens: slice  # of the micro-batch's packed tokens
+    last: bool  # whether no later micro-batch holds texts of the batch
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Texts that go through the model together: those of a batch of like length, or several batches' as one row."""
+    """Texts that share a pass: packed texts of one batch or several, or padded texts of one batch."""
 
     inputs: dict[str, Tensor]  # what forward takes, each (text, ...), padded to the longest text
     labels: Tensor | None  # (text,)
     index: Tensor  # (text,) position of each text in the batches as they were given
     lengths: Tensor  # (text,) tokens of each text
-    parts: tuple[Part, ...]
-    row: Row | None = None  # where the tokens stand when they go through without padding
+    batch_slices: tuple[BatchSlice, ...]
+    packed: PackedTexts | None = None  # None where the texts go through padded
 
     @cached_property
-    @torch.inference_mode(False)  # whoever asks first, the tensors serve passes with gradients too
-    def rectangles(self) -> tuple[MicroBatch, ...]:
-        """Its texts in passes of their own, those of like length together: for what has to look at padded tensors."""
-        if self.row is None:  # padded as it is
+    @torch.inference_mode(False)  # computed once and then used by passes with gradients too, whatever mode is on now
+    def padded(self) -> tuple[MicroBatch, ...]:
+        """The same texts as padded micro-batches of like length; itself, where the texts are padded already."""
+        if self.packed is None:
             return (self,)
-        device, found = next(iter(self.inputs.values())).device, []
-        everything = torch.arange(len(self.index))
-        for texts in _rectangles(everything, self.lengths, OVERHEAD_TOKENS[device.type], MAX_TOKENS[device.type]):
-            at, longest = texts.to(device), int(self.lengths[texts].max())
-            inputs = _cut({name: tensor[at] for name, tensor in self.inputs.items()}, longest)
-            labels = None if self.labels is None else self.labels[at]
-            found.append(MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], ()))
-        return tuple(found)
+        device, micro_batches = next(iter(self.inputs.values())).device, []
+        all_texts = torch.arange(len(self.index))
+        for texts in _length_groups(all_texts, self.lengths, OVERHEAD_TOKENS[device.type], MAX_TOKENS[device.type]):
+            on_device, longest = texts.to(device), int(self.lengths[texts].max())
+            inputs = _trimmed({name: tensor[on_device] for name, tensor in self.inputs.items()}, longest)
+            labels = None if self.labels is None else self.labels[on_device]
+            micro_batches.append(MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], ()))
+        return tuple(micro_batches)
 
 
-OnLogits = Callable[[Tensor, MicroBatch], None]  # logits (text, class) of a micro-batch
+# Called with the logits (text, class) and the micro-batch of every forward pass of the unaltered model.
+OnLogits = Callable[[Tensor, MicroBatch], None]
 
 
 class Prepared(Sequence[MicroBatch]):
     """Batches cut into micro-batches and moved to the device, once; goes wherever batches go, for one model alone.
 
-    batches: as they were given. made_for: what the micro-batches depend on in the model, see ``_traits``; another model
-    makes its own of the batches. together: whether the texts of all batches count as one batch.
+    batches: as they were given. made_for: what the micro-batches depend on in the model, see ``_traits``; for another
+    model they are made anew from the batches. together: whether the texts of all batches count as one batch.
     """
 
     def __init__(
@@ -85,14 +91,14 @@ class Prepared(Sequence[MicroBatch]):
         self.observer: OnLogits | None = None
         self.num_texts = sum(len(micro.index) for micro in micro_batches)
 
-    def seen_by(self, observer: OnLogits | None) -> Prepared:
-        """The same micro-batches, whose logits ``observer`` is shown: (logits (text, class), micro-batch)."""
-        seen = copy.copy(self)
-        seen.observer = observer
-        return seen
+    def with_observer(self, observer: OnLogits | None) -> Prepared:
+        """The same micro-batches; ``observer`` is called with the logits of every pass of the unaltered model."""
+        observed = copy.copy(self)
+        observed.observer = observer
+        return observed
 
-    def show(self, logits: Tensor, micro: MicroBatch) -> None:
-        """Show the logits of a pass of the unaltered model to the observer, if there is one."""
+    def notify(self, logits: Tensor, micro: MicroBatch) -> None:
+        """Call the observer, if there is one, with the logits (text, class) of a pass of the unaltered model."""
         if self.observer is not None:
             self.observer(logits, micro)
 
@@ -102,105 +108,107 @@ class Prepared(Sequence[MicroBatch]):
     def __len__(self) -> int:
         return len(self._micro_batches)
 
+    @property
+    def padded(self) -> Iterator[MicroBatch]:
+        """All texts as padded micro-batches of like length: for hooks that need padded tensors."""
+        return (padded for micro in self for padded in micro.padded)
 
-# What one more rectangle costs, in tokens: a forward pass of its own where every micro-batch is one, a call of the
-# attention kernel where they are packed. Measured on CPU and assumed for GPUs, where launches cost more.
+
+# What one more length group costs, in tokens. A padded group costs a forward pass of its own, a group of packed texts a
+# call of the attention kernel. Measured on a CPU, and assumed for GPUs, where a launch costs more.
 OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
 
 
 PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 256, "mps": 256}
 
 
+# The most tokens of a micro-batch: padding included, and of packed texts.
 MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
 
 
 PACKED_MAX_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 
-KEPT_BYTES = 2**30  # for what comes into layers, kept from one evaluation to the next
+CACHE_BYTES = 2**30  # the most that the layer-input caches of one model hold together
 
 
 @torch.inference_mode(False)  # the tensors serve passes with gradients, whatever mode is on outside
 def prepare(
     batches: Iterable[Batch] | Prepared, model: nn.Module, *, together: bool = False, max_tokens: int | None = None
 ) -> Prepared:
-    """Cut batches into length-sorted micro-batches on the model's device.
+    """Cut batches into micro-batches, sorted by length, on the model's device.
 
     batches: mappings of tensors (text, ...): what the model's forward takes, and optionally ``labels`` (text,).
     together: texts are sorted across batches (evaluation, where a batch means nothing).
     max_tokens: the most tokens, padding counted, that one micro-batch holds (a single longer text goes alone); it
     bounds the memory of a forward and backward pass. Default by device.
 
-    Batches go as they are, in their own width, where cutting padding is not known to change nothing: the model is none
-    of the known classifiers, or a tensor is not known to have a row a text (``PER_TEXT``) or an entry a token
+    Batches keep their own width and their padding where cutting padding is not known to change nothing: the model is
+    none of the known classifiers, or a tensor is not known to have a row a text (``PER_TEXT``) or an entry a token
     (``PER_TOKEN``).
 
     Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
     unequal first dimension, a text with nothing but padding, numbers that are in no table of the model, a text longer
     than the model takes, something that its forward does not take, batches that do not go together, a model whose
     weights are not there, on several devices or made within torch.inference_mode, or one that gives no logits
-    (text, class). Labels are looked at by what uses them.
+    (text, class). Labels are not checked here but where they are used.
     """
     if isinstance(batches, Prepared):
-        return _of_this_model(batches, model)
+        return _prepared_for(model, batches)
     parameter, checked = parameter_of(model), checked_batches(list(batches), model)
-    most = max_tokens or MAX_TOKENS[parameter.device.type]
-    sizes, made_for, packing = [size_of(batch) for batch in checked], _traits(model), None
-    if not _may_be_cut(model, checked):
-        micro_batches = _as_they_are(checked, parameter, getattr(model.config, "hidden_size", 1), most)
-        return Prepared(micro_batches, None, checked, made_for, together, max_tokens)
+    hidden = getattr(model.config, "hidden_size", 1)
+    if not _may_trim(model, checked):
+        most = max_tokens or MAX_TOKENS[parameter.device.type]
+        micro_batches = _untrimmed(checked, parameter, hidden, most)
+        return Prepared(micro_batches, None, checked, _traits(model), together, max_tokens)
     texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
-    lengths = _lengths(texts, getattr(model.config, "hidden_size", 1))
-    if "attention_mask" in texts:
-        shortest = int(lengths.argmin())
-        one = {name: t[shortest : shortest + 1].to(parameter.device) for name, t in texts.items() if name != "labels"}
-        packing = packing_of(model, _cut(one, int(lengths[shortest])))
+    lengths = _lengths(texts, hidden)
+    packing = _packing(model, texts, lengths, parameter.device)
+    limits = PACKED_MAX_TOKENS if packing else MAX_TOKENS
+    most = max_tokens or limits[parameter.device.type]
+    sizes = [size_of(batch) for batch in checked]
     given = torch.arange(sum(sizes)).split(sum(sizes) if together else sizes)
-    if packing is None:
-        of_device = OVERHEAD_TOKENS[parameter.device.type]
-        cuts = [
-            [(b, part)] for b, texts_of in enumerate(given) for part in _rectangles(texts_of, lengths, of_device, most)
-        ]
-    else:
-        most = max_tokens or PACKED_MAX_TOKENS[parameter.device.type]
-        cuts = _rows(given, lengths, most)
-    ends = {batch: k for k, cut in enumerate(cuts) for batch, _ in cut}  # in which micro-batch each batch ends
-    micro_batches = [_micro_batch(texts, lengths, cut, k, ends, parameter, packing, most) for k, cut in enumerate(cuts)]
-    return Prepared(micro_batches, packing, checked, made_for, together, max_tokens)
+    shares = _packed_shares(given, lengths, most) if packing else _padded_shares(given, lengths, most, parameter.device)
+    last = {batch: k for k, share in enumerate(shares) for batch, _ in share}  # the last micro-batch of each batch
+    micro_batches = []
+    for k, share in enumerate(shares):
+        ended = {batch for batch, _ in share if last[batch] == k}
+        micro_batches.append(_micro_batch(texts, lengths, share, ended, parameter, most if packing else None))
+    return Prepared(micro_batches, packing, checked, _traits(model), together, max_tokens)
 
 
-def _of_this_model(prepared: Prepared, model: nn.Module) -> Prepared:
-    """``prepared``, anew where it was made for another model, or for this one before a hook came that keeps texts from
-    being packed."""
+def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
+    """``prepared``, made anew if it does not fit ``model``: it was made for another model, or its texts are packed and
+    the model has since got a hook that rules packing out."""
     parameter_of(model)
     same = prepared.made_for in ((), _traits(model))
     if same and (prepared.packing is None or not prepared.batches or packable(model)):
         return prepared
     anew = prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
-    return anew.seen_by(prepared.observer)
+    return anew.with_observer(prepared.observer)
 
 
 def _traits(model: Any) -> tuple[Any, ...]:
-    """What prepared batches depend on in a model; the same after heads were removed from it, or masked."""
+    """What prepared batches depend on in a model. Removing or masking heads does not change it."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     parameter = next(model.parameters())
     modules = tuple((type(module).__module__, type(module).__qualname__) for module in model.modules())
     return type(model), parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
 
 
-def _may_be_cut(model: nn.Module, batches: Sequence[Batch]) -> bool:
+def _may_trim(model: nn.Module, batches: Sequence[Batch]) -> bool:
     """Whether texts may leave their batches and lose their padding."""
     if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in batches for name in batch):
         return False
     masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
-    if not masks or packable(model):  # without a mask nothing is cut
+    if not masks or packable(model):  # without a mask no padding is known, so none is cut
         return True
     return ignores_padding(model) and all(bool(mask[:, 0].all()) for mask in masks)
 
 
-def _as_they_are(batches: Sequence[Batch], parameter: Tensor, hidden: int, most: int) -> list[MicroBatch]:
-    """Each batch in its own width, as many texts at a time as hold ``most`` tokens."""
-    found, before = [], 0
+def _untrimmed(batches: Sequence[Batch], parameter: Tensor, hidden: int, most: int) -> list[MicroBatch]:
+    """Each batch in its own width, cut into micro-batches of at most ``most`` tokens."""
+    micro_batches, before = [], 0
     for b, batch in enumerate(batches):
         lengths, count = _lengths(batch, hidden), size_of(batch)
         step = max(1, most // int(lengths.max()))
@@ -208,73 +216,104 @@ def _as_they_are(batches: Sequence[Batch], parameter: Tensor, hidden: int, most:
             texts = slice(start, min(start + step, count))
             inputs = {name: t[texts].contiguous().to(parameter.device) for name, t in batch.items()}
             labels, index = inputs.pop("labels", None), torch.arange(before + start, before + texts.stop)
-            width = len(index)
-            part = Part(b, slice(0, width), slice(0, width), texts.stop == count)
-            found.append(MicroBatch(inputs, labels, index, lengths[texts], (part,)))
+            everything = slice(0, len(index))
+            batch_slice = BatchSlice(b, everything, everything, texts.stop == count)
+            micro_batches.append(MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,)))
         before += count
-    return found
+    return micro_batches
+
+
+def _packing(model: nn.Module, texts: dict[str, Tensor], lengths: Tensor, device: torch.device) -> Packing | None:
+    """``packing_of`` the model, tried on the shortest text; None where texts go through padded."""
+    if "attention_mask" not in texts:
+        return None
+    shortest = int(lengths.argmin())
+    one = {name: t[shortest : shortest + 1].to(device) for name, t in texts.items() if name != "labels"}
+    return packing_of(model, _trimmed(one, int(lengths[shortest])))
+
+
+Share = list[tuple[int, Tensor]]  # the texts of a micro-batch: of each batch in it, its number and its texts (text,)
+
+
+def _padded_shares(batches: Sequence[Tensor], lengths: Tensor, most: int, device: torch.device) -> list[Share]:
+    """The texts of each batch in length groups, each a micro-batch. batches: the texts (text,) of each batch."""
+    overhead = OVERHEAD_TOKENS[device.type]
+    return [[(b, group)] for b, texts in enumerate(batches) for group in _length_groups(texts, lengths, overhead, most)]
+
+
+def _packed_shares(batches: Sequence[Tensor], lengths: Tensor, most: int) -> list[Share]:
+    """The texts of consecutive batches, as many in a micro-batch as hold at most ``most`` tokens.
+
+    batches: the texts (text,) of each batch. A batch of more tokens than that is cut, its longest texts first.
+    """
+    shares: list[Share] = []
+    filled = most
+    for batch, texts in enumerate(batches):
+        texts = _longest_first(texts, lengths)
+        while len(texts):
+            fits = max(1, int((lengths[texts].cumsum(0) <= most).sum()))
+            fitting, texts = texts[:fits], texts[fits:]
+            tokens = int(lengths[fitting].sum())
+            if filled + tokens > most:
+                shares.append([])
+                filled = 0
+            shares[-1].append((batch, fitting))
+            filled += tokens
+    return shares
 
 
 def _micro_batch(
     texts: dict[str, Tensor],
     lengths: Tensor,
-    cut: list[tuple[int, Tensor]],
-    k: int,
-    ends: Mapping[int, int],
+    share: Share,
+    ended: set[int],
     parameter: Tensor,
-    packing: Packing | None,
-    most: int,
+    most_packed: int | None,
 ) -> MicroBatch:
-    index = torch.cat([of_batch for _, of_batch in cut])
+    """The micro-batch of the texts of ``share``, on the device of ``parameter``.
+
+    ended: the batches of which no later micro-batch holds texts. most_packed: the most tokens of a length group of
+    packed texts; None where texts go through padded.
+    """
+    index = torch.cat([of_batch for _, of_batch in share])
     lengths = lengths[index]
-    tensors = _cut({name: t[index.to(t.device)] for name, t in texts.items()}, int(lengths.max()))
+    tensors = _trimmed({name: t[index.to(t.device)] for name, t in texts.items()}, int(lengths.max()))
     tensors = {name: t.contiguous().to(parameter.device) for name, t in tensors.items()}
     labels = tensors.pop("labels", None)
-    parts, text, token = [], 0, 0
-    for batch, of_batch in cut:
-        width, area = len(of_batch), int(lengths[text : text + len(of_batch)].sum())
-        parts.append(Part(batch, slice(text, text + width), slice(token, token + area), ends[batch] == k))
-        text, token = text + width, token + area
-    row = None
-    if packing is not None:
+    packed = None
+    if most_packed is not None:
         overhead = PACKED_OVERHEAD_TOKENS[parameter.device.type]
-        groups = _rectangles(torch.arange(len(index)), lengths, overhead, most)
-        row = Row.of(tensors["attention_mask"], lengths, groups, parameter.dtype)
-    return MicroBatch(tensors, labels, index, lengths, tuple(parts), row)
+        groups = _length_groups(torch.arange(len(index)), lengths, overhead, most_packed)
+        packed = PackedTexts.of(tensors["attention_mask"], lengths, groups, parameter.dtype)
+    return MicroBatch(tensors, labels, index, lengths, _batch_slices(share, lengths, ended), packed)
+
+
+def _batch_slices(share: Share, lengths: Tensor, ended: set[int]) -> tuple[BatchSlice, ...]:
+    """Where the texts and tokens of each batch of ``share`` lie. lengths: (text,) of the share's texts."""
+    slices, text, token = [], 0, 0
+    for batch, of_batch in share:
+        next_text = text + len(of_batch)
+        next_token = token + int(lengths[text:next_text].sum())
+        slices.append(BatchSlice(batch, slice(text, next_text), slice(token, next_token), batch in ended))
+        text, token = next_text, next_token
+    return tuple(slices)
 
 
 def _longest_first(texts: Tensor, lengths: Tensor) -> Tensor:
     return texts[lengths[texts].argsort(descending=True, stable=True)]
 
 
-def _rectangles(texts: Tensor, lengths: Tensor, overhead: int, most: int) -> Sequence[Tensor]:
+def _length_groups(texts: Tensor, lengths: Tensor, overhead: int, most: int) -> Sequence[Tensor]:
     """``texts`` (text,), longest first, in groups of like length."""
     texts = _longest_first(texts, lengths)
-    return texts.split(_cuts(lengths[texts].tolist(), overhead, most))
-
-
-def _rows(batches: Sequence[Tensor], lengths: Tensor, most: int) -> list[list[tuple[int, Tensor]]]:
-    """The texts of consecutive batches, as many together as hold no more than ``most`` tokens; a batch is cut, longest
-    texts first, only if it must be."""
-    rows: list[list[tuple[int, Tensor]]] = []
-    filled = most
-    for batch, texts in enumerate(batches):
-        texts = _longest_first(texts, lengths)
-        while len(texts):
-            fits = max(1, int((lengths[texts].cumsum(0) <= most).sum()))
-            part, texts = texts[:fits], texts[fits:]
-            tokens = int(lengths[part].sum())
-            if filled + tokens > most:
-                rows.append([])
-                filled = 0
-            rows[-1].append((batch, part))
-            filled += tokens
-    return rows
+    return texts.split(_group_sizes(lengths[texts].tolist(), overhead, most))
 
 
 def labels_of(micro: MicroBatch, classes: int) -> Tensor:
-    """(text,) the labels of a micro-batch, ``NOT_COUNTED`` among them; ``ValueError`` where the logits of ``classes``
-    columns have none that they could name."""
+    """(text,) the labels of a micro-batch, ``NOT_COUNTED`` among them.
+
+    Raises ``ValueError`` where there are none, and where logits have ``classes`` < 2 columns, so no class to name.
+    """
     if micro.labels is None:
         raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
     if classes < 2:
@@ -283,7 +322,7 @@ def labels_of(micro: MicroBatch, classes: int) -> Tensor:
 
 
 def by_batch(prepared: Prepared) -> Prepared:
-    """``prepared``, for what is summed batch by batch; ``ValueError`` where its batches are one."""
+    """``prepared`` as it is. Raises ``ValueError`` where its batches were joined to one, so no sum over them exists."""
     if prepared.together:
         raise ValueError(
             "these batches were prepared together, as one batch: leave out together=True to score by batch."
@@ -309,10 +348,10 @@ def _joined(batches: Sequence[Batch], pad_token: int) -> dict[str, Tensor]:
 
 
 def _lengths(batch: Batch, hidden: int) -> Tensor:
-    """(text,) tokens of each text: up to its last unmasked one; padding before it, where there is any, counts.
+    """(text,) tokens of each text: up to the last one that is not masked; masked ones before it count.
 
-    Without an attention mask all are alike: an integer is a token, and ``hidden`` other numbers are. That is so for
-    embeddings, and about so for the pixels of images, which are no texts but go the same way.
+    Without an attention mask, count one token per id, or per ``hidden`` floats of an embedding. The same count serves
+    for the pixels of images, roughly.
     """
     if (mask := batch.get("attention_mask")) is None:
         tensors = [t for name, t in batch.items() if name != "labels"]
@@ -321,17 +360,18 @@ def _lengths(batch: Batch, hidden: int) -> Tensor:
     return (mask != 0).mul(torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
 
 
-def _cut(tensors: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
-    """Texts cut to ``longest`` tokens, where they are texts."""
+def _trimmed(tensors: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
+    """Texts cut to ``longest`` tokens; without an attention mask, as they are."""
     if "attention_mask" not in tensors:
         return tensors
     return {name: t[:, :longest] if name in PER_TOKEN else t for name, t in tensors.items()}
 
 
-def _cuts(lengths: list[int], overhead: int, most: int) -> list[int]:
-    """Sizes of the rectangles into which texts, longest first, are cut at the least cost (dynamic programming).
+def _group_sizes(lengths: list[int], overhead: int, most: int) -> list[int]:
+    """How many texts each length group takes at the least total cost, by dynamic programming.
 
-    A rectangle costs its tokens, padding counted, and ``overhead``; it holds no more than ``most`` tokens, or one text.
+    lengths: longest first. A group costs its tokens, padding counted, plus ``overhead``. It holds at most ``most``
+    tokens, or one text.
     """
     best, cut = [0.0] * (len(lengths) + 1), [0] * (len(lengths) + 1)
     for end in range(1, len(lengths) + 1):
@@ -350,28 +390,33 @@ def _cuts(lengths: list[int], overhead: int, most: int) -> list[int]:
 
 
 class Forward(Protocol):
-    """The logits (text, class) of a micro-batch, and what of the last block's weights was not applied to tokens."""
+    """A micro-batch -> its logits (text, class), and the projections that the pass absorbed."""
 
-    def __call__(self, micro: MicroBatch, kept: Kept = ...) -> tuple[Tensor, Sequence[Folded]]: ...
+    def __call__(
+        self, micro: MicroBatch, cache: LayerInputCache = ...
+    ) -> tuple[Tensor, Sequence[AbsorbedProjection]]: ...
 
 
 @contextmanager
 def forwarding(model: nn.Module, prepared: Prepared) -> Iterator[Forward]:
-    """The function that passes micro-batches of ``prepared`` through ``model``."""
+    """For a ``with`` block, the function that passes micro-batches of ``prepared`` through ``model``."""
     if prepared.packing is None:
-        yield lambda micro, kept=NOTHING_KEPT: (logits_of(model, micro.inputs), ())
+        yield lambda micro, cache=NO_CACHE: (logits_of(model, micro.inputs), ())
         return
-    with packed(model, prepared.packing) as forward:
-        yield lambda micro, kept=NOTHING_KEPT: forward(micro.inputs, cast(Row, micro.row), kept)
+    with packed_forward(model, prepared.packing) as forward:
+        yield lambda micro, cache=NO_CACHE: forward(micro.inputs, cast(PackedTexts, micro.packed), cache)
 
 
-def kept_of(model: nn.Module, prepared: Prepared) -> list[Kept]:
-    """For every micro-batch, a place for what comes into the model's layers: of all layers, or of every second, third
-    ... where ``KEPT_BYTES`` are too few for all."""
+def layer_input_caches(model: nn.Module, prepared: Prepared) -> list[LayerInputCache]:
+    """An empty layer-input cache for each micro-batch.
+
+    It is for all layers, or for every second, third ... where all would take more than ``CACHE_BYTES``; for none where
+    texts go through padded or layers share a block.
+    """
     layers, parameter = len(layers_of(model)), next(model.parameters())
     if prepared.packing is None or prepared.packing.passes != layers:
-        return [NOTHING_KEPT] * len(prepared)
+        return [NO_CACHE] * len(prepared)
     tokens = sum(int(micro.lengths.sum()) for micro in prepared)
     hidden: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
     size = tokens * hidden * parameter.element_size()
-    return [Kept(range(0, layers, math.ceil(size * layers / KEPT_BYTES))) for _ in prepared]
+    return [LayerInputCache(range(0, layers, math.ceil(size * layers / CACHE_BYTES))) for _ in prepared]

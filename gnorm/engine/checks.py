@@ -1,4 +1,4 @@
-"""Batches and labels as users give them: what is refused before a pass, and what the model has tables for."""
+"""Checks of batches and labels before any pass: shapes, types, and the sizes of the model's embedding tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Batch = Mapping[str, Tensor]
 
 
 def size_of(batch: Batch) -> int:
+    """How many texts a batch holds."""
     return len(next(iter(batch.values())))
 
 
@@ -21,7 +22,11 @@ def num_texts(batches: Iterable[Batch]) -> int:
 
 
 def parameter_of(model: nn.Module) -> Tensor:
-    """The first parameter of a model that can be worked with: its device and precision are the model's."""
+    """The first parameter of ``model``, whose device and dtype are the model's.
+
+    Raises ``ValueError`` for a model without parameters, on several devices, on the meta device, or made within
+    torch.inference_mode.
+    """
     devices = sorted({parameter.device for parameter in model.parameters()}, key=str)
     if not devices:
         raise ValueError(f"{type(model).__name__} has no parameters: give the model itself, not a wrapper of it.")
@@ -39,14 +44,14 @@ def parameter_of(model: nn.Module) -> Tensor:
     return next(model.parameters())
 
 
-# What has an entry for each token, on the second dimension, and what has a row for each text: by name.
+# Inputs with an entry for each token, on their second dimension.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 
-PER_TEXT = ("pixel_values",)
+PER_TEXT = ("pixel_values",)  # inputs with an entry for each text and none for a token
 
 
-# Which table of the model a tensor of numbers is looked up in, what its entries are called, and how to mend them.
+# Inputs that hold row numbers of an embedding table: what an error calls them, and how to correct them.
 TABLES = {
     "input_ids": ("token ids", "use the tokenizer that belongs to it"),
     "token_type_ids": ("token type ids", "leave token_type_ids out, or use the tokenizer that belongs to it"),
@@ -55,19 +60,24 @@ TABLES = {
 
 
 def longest_text(model: Any) -> int | None:
-    """The most tokens of a text that the model has positions for, by its tables of them; None where it has no table.
-    Tables with a padding row (RoBERTa's) start counting behind it."""
+    """The most tokens of a text that the model has position embeddings for; None where it has no table of them.
+
+    Tables with a padding row (RoBERTa's) number positions from the row after it.
+    """
     tables = _embeddings(model, "position_embeddings")
     return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
 
 
 def _embeddings(model: nn.Module, name: str) -> list[nn.Embedding]:
-    """The model's tables of that name."""
+    """The embedding tables of the model whose module has this name."""
     return [m for n, m in model.named_modules() if n.rpartition(".")[2] == name and isinstance(m, nn.Embedding)]
 
 
 def tables_of(model: Any) -> dict[str, int | None]:
-    """How many rows the table of each index tensor has, and "longest", the most tokens of a text; None for no table."""
+    """By input name, how many rows its embedding table has; under "longest", the most tokens of a text.
+
+    None where the model has no such table.
+    """
     words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
     sizes = {
         name: min(
@@ -80,7 +90,7 @@ def tables_of(model: Any) -> dict[str, int | None]:
 
 
 def checked_batches(batches: Sequence[Any], model: Any) -> list[Batch]:
-    """The batches, numbers as int64; refuses what ``prepare`` refuses before any pass through the model."""
+    """The batches, row numbers and classes as int64. Raises what ``prepare`` raises before any pass."""
     tables, takes = tables_of(model), inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     checked = [_checked(batch, i, tables, None if anything else (*takes, "labels")) for i, batch in enumerate(batches)]
@@ -94,6 +104,19 @@ def checked_batches(batches: Sequence[Any], model: Any) -> list[Batch]:
 
 
 def _checked(batch: Any, i: int, tables: Mapping[str, int | None], takes: Sequence[str] | None) -> Batch:
+    """Batch number ``i``, checked against the model's tables and the inputs it takes (None for any)."""
+    _check_tensors(batch, i, takes)
+    mask = batch.get("attention_mask")
+    if mask is not None:
+        _check_mask(mask, i)
+    for name, rows in ((name, tables[name]) for name in TABLES if name in batch):
+        _check_numbers(batch, i, name, rows)
+    _check_width(batch, i, tables["longest"])
+    return {name: _usable(name, tensor) for name, tensor in batch.items()}
+
+
+def _check_tensors(batch: Any, i: int, takes: Sequence[str] | None) -> None:
+    """Check that a batch is a mapping of tensors that the model takes, of equally many texts, at least one."""
     if not isinstance(batch, Mapping):
         raise TypeError(f"batch {i} is of type {type(batch).__name__}: give a sequence of mappings of tensors.")
     for name, tensor in batch.items():
@@ -111,63 +134,77 @@ def _checked(batch: Any, i: int, tables: Mapping[str, int | None], takes: Sequen
         raise ValueError(f"batch {i} is empty: give every batch at least one text.")
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the tensors of batch {i} disagree on how many texts there are: {sizes}.")
-    ids, mask = (batch.get(name) for name in ("input_ids", "attention_mask"))
-    if mask is not None and mask.dim() != 2:
+
+
+def _check_mask(mask: Tensor, i: int) -> None:
+    """Check that an attention mask is (text, token), holds 0 and 1 only, and has a 1 in each text."""
+    if mask.dim() != 2:
         raise ValueError(f"the attention mask of batch {i} has shape {tuple(mask.shape)}, it must be (text, token).")
-    if mask is not None and not bool(((mask == 0) | (mask == 1)).all()):
+    if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"the attention mask of batch {i} holds values other than 0, for padding, and 1, for a token.")
-    if mask is not None and len(blank := (mask == 0).all(1).nonzero()):
+    if len(blank := (mask == 0).all(1).nonzero()):
         raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
-    for name, (what, remedy) in TABLES.items():
-        if (numbers := batch.get(name)) is None:
-            continue
-        if numbers.dim() != 2 or numbers.is_floating_point() or numbers.is_complex():
-            raise ValueError(
-                f"the {what} of batch {i} are {numbers.dtype} of shape {tuple(numbers.shape)}: they must be whole "
-                "numbers, (text, token)."
-            )
-        if mask is not None and mask.shape != numbers.shape:
-            raise ValueError(
-                f"batch {i}: attention mask {tuple(mask.shape)} and {what} {tuple(numbers.shape)} do not match."
-            )
-        if ids is not None and ids.shape != numbers.shape:
-            raise ValueError(f"batch {i}: token ids {tuple(ids.shape)} and {what} {tuple(numbers.shape)} do not match.")
-        if not numbers.numel():
-            raise ValueError(f"the texts of batch {i} have no token: a tokenizer's special tokens are enough.")
-        low, high, rows = int(numbers.min()), int(numbers.max()), tables[name]
-        if rows is not None and not 0 <= low <= high < rows:
-            raise ValueError(f"batch {i} has {what} from {low} to {high}, the model knows 0 to {rows - 1}: {remedy}.")
-    embedded = batch.get("inputs_embeds")
+
+
+def _check_numbers(batch: Batch, i: int, name: str, rows: int | None) -> None:
+    """Check the input ``name``: row numbers (text, token) of an embedding table, of the shape of mask and token ids.
+
+    rows: how many rows the table has; None where the model has no such table.
+    """
+    (what, remedy), numbers = TABLES[name], batch[name]
+    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
+    if numbers.dim() != 2 or numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError(
+            f"the {what} of batch {i} are {numbers.dtype} of shape {tuple(numbers.shape)}: they must be whole "
+            "numbers, (text, token)."
+        )
+    if mask is not None and mask.shape != numbers.shape:
+        raise ValueError(
+            f"batch {i}: attention mask {tuple(mask.shape)} and {what} {tuple(numbers.shape)} do not match."
+        )
+    if ids is not None and ids.shape != numbers.shape:
+        raise ValueError(f"batch {i}: token ids {tuple(ids.shape)} and {what} {tuple(numbers.shape)} do not match.")
+    if not numbers.numel():
+        raise ValueError(f"the texts of batch {i} have no token: a tokenizer's special tokens are enough.")
+    low, high = int(numbers.min()), int(numbers.max())
+    if rows is not None and not 0 <= low <= high < rows:
+        raise ValueError(f"batch {i} has {what} from {low} to {high}, the model knows 0 to {rows - 1}: {remedy}.")
+
+
+def _check_width(batch: Batch, i: int, room: int | None) -> None:
+    """Check the shape of embeddings, and that no text has more tokens than the model has positions for (``room``)."""
+    embedded, mask, ids = (batch.get(name) for name in ("inputs_embeds", "attention_mask", "input_ids"))
     if embedded is not None and (embedded.dim() != 3 or (mask is not None and embedded.shape[:2] != mask.shape)):
         raise ValueError(
             f"inputs_embeds of batch {i} have shape {tuple(embedded.shape)}: they must be (text, token, hidden)"
             + ("." if mask is None else f", as wide as the attention mask {tuple(mask.shape)}.")
         )
     longest = int(mask.ne(0).any(0).nonzero().max()) + 1 if mask is not None else 0 if ids is None else ids.shape[1]
-    if (room := tables["longest"]) is not None and longest > room:
+    if room is not None and longest > room:
         raise ValueError(
             f"the longest text of batch {i} has {longest} tokens, the model takes {room}: have the tokenizer truncate "
             f"to max_length={room}."
         )
-    return {name: _usable(name, tensor) for name, tensor in batch.items()}
 
 
 def _usable(name: str, tensor: Tensor) -> Tensor:
-    """A tensor that gradients can be recorded with, of int64 where it holds numbers of rows or classes."""
+    """The tensor outside inference mode, as int64 where it holds numbers of rows or classes."""
     tensor = tensor.clone() if tensor.is_inference() else tensor
     numbers = name in TABLES or (name == "labels" and not tensor.is_floating_point() and not tensor.is_complex())
     return tensor.long() if numbers else tensor
 
 
-NOT_COUNTED = -100  # the label of a text that accuracy and losses leave out, as torch.nn.functional.cross_entropy does
+# The label of a text that accuracy and losses leave out, as torch.nn.functional.cross_entropy does.
+NOT_COUNTED = -100
 
 
 def check_labels(
     batches: Sequence[Batch], model: Any, purpose: str, what: str = "batch", not_counted: bool = True
 ) -> None:
-    """``ValueError`` where labels are not the number of one of the model's classes for each text.
+    """Check that each text has the number of one of the model's classes as its label; ``ValueError`` if not.
 
-    purpose: what they are for. what: what the batches are called. not_counted: whether ``NOT_COUNTED`` may be among them.
+    purpose: what the labels are for, in the message. what: what the message calls a batch. not_counted: whether
+    ``NOT_COUNTED`` is allowed.
     """
     config = model.config
     classes, problem = getattr(config, "num_labels", None), getattr(config, "problem_type", None)
@@ -182,8 +219,8 @@ def check_labels(
             raise ValueError(f"{what} {i} has no `labels`: {purpose} needs the class of each text.")
         if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
             raise ValueError(
-                f"the labels of {what} {i} are {labels.dtype} of shape {tuple(labels.shape)}: give the index of a class "
-                "for each text."
+                f"the labels of {what} {i} are {labels.dtype} of shape {tuple(labels.shape)}: give the index of a "
+                "class for each text."
             )
         real = labels[labels != NOT_COUNTED] if not_counted else labels
         counted += len(real)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..heads import AttentionBlock, attention_blocks, head_mask_of, layers_of, table_of
 from ..norms import log_norm
-from .batches import Forward, MicroBatch, Part, Prepared, by_batch, forwarding, prepare
+from .batches import BatchSlice, Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
 from .checks import Batch
 from .products import FasterLinear, product
 from .state import evaluating
 
 
 def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
-    """What the backward pass of the norm of the logits starts from, times that norm."""
+    """The cotangent of the norm of the logits, times that norm: the logits."""
     return logits
 
 
@@ -32,9 +32,10 @@ def gradient_norms(
     """log prod_{W in Q, K, V} sum_b || G_b / d_b || over the rows of W that are a head's: (layer, head) float64.
 
     G_b is the gradient of batch b that ``gradients_by_batch`` gives for ``cotangent``; ``log_divisor`` (logits, number
-    of the batch) -> (1,) float64 gives log d_b. A batch with d_b = 0 has no gradient. Heads that are gone, and those
-    where nothing flows, score -inf. Raises ``ValueError`` where gradients are not finite, and as ``prepare`` and
-    ``attention_blocks`` do.
+    of the batch) -> (1,) float64 gives log d_b. A batch with d_b = 0 is left out. Heads that are gone, and heads whose
+    gradient is zero, score -inf.
+
+    Raises ``ValueError`` where gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
     blocks = attention_blocks(model)
     live = [block for block in blocks if block.kept]
@@ -64,118 +65,158 @@ def gradients_by_batch(
 ) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
     """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, class) itself.
 
-    d||Z|| = sum_i <z_i, dz_i> / ||Z||, so a backward pass from the logits themselves gives ||Z|| times the gradient,
-    and texts of several batches may share it: dW is the product of what came into a projection and of the gradient of
-    what came out, over the tokens of one batch at a time. Weights are never asked for gradients. The gradients are to be
-    taken before the next batch is. ``cotangent`` (logits, micro-batch) -> (text, class) starts the backward pass of
-    another objective: what it gives is the sum over a batch's texts of that objective's gradient.
+    d||Z|| = sum_i <z_i, dz_i> / ||Z||, so a backward pass from the logits themselves gives ||Z|| times the gradient.
+    Texts of several batches may share that pass: dW = dy.T @ x, with x the input of a projection and dy the gradient of
+    its output, and the product is taken over the tokens of one batch at a time. Autograd is never asked for the
+    gradient of a weight.
+
+    The gradients (out, in) come from an iterator: take them before the next batch. ``cotangent`` (logits, micro-batch)
+    -> (text, class) starts the backward pass of another objective, whose gradient is summed over a batch's texts.
     """
     live = [pair for pair in zip(attention_blocks(model), layers_of(model), strict=True) if pair[0].kept]
     totals: list[Tensor] = []
     logits: list[Tensor] = []
     for micro in prepared:
-        z, flows = _flows(forward, micro, live, cotangent)
-        prepared.show(z, micro)
-        for part in micro.parts:
-            logits.append(z[part.texts])
-            gradients = _products(totals, flows, part, micro)
-            if part.last:
+        z, factors = _gradient_factors(forward, micro, live, cotangent)
+        prepared.notify(z, micro)
+        for batch_slice in micro.batch_slices:
+            logits.append(z[batch_slice.texts])
+            gradients = _weight_gradients(totals, factors, batch_slice, micro)
+            if batch_slice.last:
                 yield gradients, torch.cat(logits)
                 totals, logits = [], []
             else:
                 totals = list(gradients)
 
 
-def _products(totals: list[Tensor], flows: list[list[Flow]], part: Part, micro: MicroBatch) -> Iterator[Tensor]:
-    """The gradient of each weight over the tokens of a part, added to ``totals``; one at a time, while it is in cache."""
-    for k, passes in enumerate(flows):
+def _weight_gradients(
+    totals: list[Tensor], factors: list[list[Factors]], batch_slice: BatchSlice, micro: MicroBatch
+) -> Iterator[Tensor]:
+    """The gradient (out, in) of each weight over the tokens of one batch, added to ``totals``.
+
+    They come one at a time: each is used while it is in the processor's cache.
+    """
+    for k, of_projection in enumerate(factors):
         total = totals[k] if totals else None
-        for x, dy in passes:
-            x, dy = _of_part(part, micro, x, dy)
-            folded = x.dim() == 3
-            more = torch.einsum("tho,thi->hoi", dy, x).flatten(0, 1) if folded else product(dy.T, x.T)
+        for x, dy in of_projection:
+            x, dy = _of_slice(batch_slice, micro, x, dy)
+            absorbed = x.dim() == 3  # (text, head, hidden) and (text, head, head_dim)
+            more = torch.einsum("tho,thi->hoi", dy, x).flatten(0, 1) if absorbed else product(dy.T, x.T)  # (out, in)
             total = more if total is None else total.add_(more)
         yield cast(Tensor, total)
 
 
-def _of_part(part: Part, micro: MicroBatch, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of ``x`` and ``dy`` that belong to a part: in the last pass there is a row a text."""
-    if len(micro.parts) == 1:
+def _of_slice(batch_slice: BatchSlice, micro: MicroBatch, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` and ``dy`` of one batch alone. Their first dimension is the token, or the text in a last pass for first
+    tokens."""
+    if len(micro.batch_slices) == 1:
         return x, dy
-    rows = part.texts if len(dy) == len(micro.index) else part.tokens
-    return x[rows], dy[rows]
+    chosen = batch_slice.texts if len(dy) == len(micro.index) else batch_slice.tokens
+    return x[chosen], dy[chosen]
 
 
-Flow = tuple[Tensor, Tensor]
+# The factors of a weight's gradient dW = dy.T @ x: x (token, in), the input of the projection, and dy (token, out), the
+# gradient of its output. Of an absorbed projection: x (text, head, hidden) and dy (text, head, head_dim).
+Factors = tuple[Tensor, Tensor]
 
 
-def _flows(
+class _Call(NamedTuple):
+    """One call of a projection in a forward pass."""
+
+    projection: int  # its number: three for each block, in the order query, key, value
+    output: Tensor  # the tensor whose gradient autograd is asked for
+    factors: Callable[[Tensor], Factors]  # from that gradient
+
+
+def _gradient_factors(
     forward: Forward,
     micro: MicroBatch,
     live: list[tuple[AttentionBlock, nn.Module]],
     cotangent: Callable[[Tensor, MicroBatch], Tensor],
-) -> tuple[Tensor, list[list[Flow]]]:
-    """The logits z (text, class) of a micro-batch, and for every projection and each of its passes what came into it
-    (token, in) and the gradient <cotangent, dz> / d of what came out of it (token, out); fp32 at least. A weight that
-    was folded into something else met (text, head, in) and (text, head, out). live: blocks, each with the layer that it
-    is in; a layer that is never called, such as one of ALBERT's spare groups, gets no gradient.
+) -> tuple[Tensor, list[list[Factors]]]:
+    """One forward and one backward pass: the logits z (text, class), and the factors of <cotangent, dz> / dW.
 
-    fp16 gradients are scaled by a power of two on their way back, lowered until nothing overflows.
+    The factors are of every projection, one pair for each call of it, in fp32 at least. live: the blocks that have
+    heads, each with its layer. A layer that is never called, such as one of ALBERT's spare groups, gets empty factors.
     """
-    # of each pass: the projection, the tensor whose gradient is asked for, and what makes a flow of that gradient
-    passes: list[tuple[int, Tensor, Callable[[Tensor], Flow]]] = []
-
-    def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
-        x = inputs[0].detach().flatten(0, -2)
-        passes.append((k, output.requires_grad_(), lambda g: (x, g.flatten(0, -2))))
-
     projections = [projection for block, _ in live for projection in (block.query, block.key, block.value)]
-    called: set[nn.Module] = set()
+    z, calls = _recorded_pass(forward, micro, live, projections)
+    start = cotangent(z.detach(), micro)
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    factors: list[list[Factors]] = [[] for _ in projections]
+    for call, gradient in zip(calls, _output_gradients(z, [call.output for call in calls], start, dtype), strict=True):
+        if gradient is not None:
+            x, dy = call.factors(gradient)
+            factors[call.projection].append((x.to(dtype), dy.to(dtype)))
+    for projection, of_projection in zip(projections, factors, strict=True):
+        if not of_projection:
+            sides = (projection.in_features, projection.out_features)
+            no_x, no_dy = (start.new_zeros(0, side, dtype=dtype) for side in sides)
+            of_projection.append((no_x, no_dy))
+    return z.detach(), factors
+
+
+def _recorded_pass(
+    forward: Forward,
+    micro: MicroBatch,
+    live: list[tuple[AttentionBlock, nn.Module]],
+    projections: list[nn.Linear],
+) -> tuple[Tensor, list[_Call]]:
+    """The logits (text, class) of a forward pass, and the calls of ``projections`` that hooks saw in it.
+
+    Raises ``ValueError`` for a projection that is never called, though its layer is.
+    """
+    calls: list[_Call] = []
+
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
+        x = inputs[0].detach().flatten(0, -2)  # (token, in)
+        calls.append(_Call(k, output.requires_grad_(), lambda dy: (x, dy.flatten(0, -2))))
+
+    called_layers: set[nn.Module] = set()
     with ExitStack() as hooks:
         for _, layer in live:
-            hooks.callback(layer.register_forward_hook(lambda layer, *_: called.add(layer)).remove)
+            hooks.callback(layer.register_forward_hook(lambda layer, *_: called_layers.add(layer)).remove)
         for k, projection in enumerate(projections):
-            hooks.callback(projection.register_forward_hook(partial(see, k=k)).remove)
-        z, folded = forward(micro)
-    seen = {k for k, _, _ in passes}
-    if missing := [k for k in range(len(projections)) if k not in seen and live[k // 3][1] in called]:
+            hooks.callback(projection.register_forward_hook(partial(record, k=k)).remove)
+        z, absorbed = forward(micro)
+    called = {call.projection for call in calls}
+    if missing := [k for k in range(len(projections)) if k not in called and live[k // 3][1] in called_layers]:
         raise ValueError(
             f"the {('query', 'key', 'value')[min(missing) % 3]} projection of a block is never called as a module, so "
             "its gradient cannot be seen: correct the family's row with gnorm.register."
         )
     numbers = {projection: k for k, projection in enumerate(projections)}
-    passes += [(numbers[one.projection], one.output, one.flow) for one in folded]
-    start = cotangent(z.detach(), micro)
+    calls += [_Call(numbers[one.projection], one.output, one.factors) for one in absorbed]
+    return z, calls
+
+
+def _output_gradients(
+    z: Tensor, outputs: Sequence[Tensor], start: Tensor, dtype: torch.dtype
+) -> Sequence[Tensor | None]:
+    """The gradient <start, dz> / d of each output, as ``dtype``; None for an output that the model does not use.
+
+    fp16 gradients are multiplied by a power of two for the backward pass, lowered until nothing overflows, and divided
+    by it at the end.
+    """
+    if not outputs:
+        return []
     scale = 2.0**16 if z.dtype == torch.float16 else 1.0
-    while passes:
-        # what a model computes and does not use has no gradient
-        gradients = torch.autograd.grad(
-            z, [y for _, y, _ in passes], start * scale, retain_graph=scale > 1, allow_unused=True
-        )
+    while True:
+        gradients = torch.autograd.grad(z, outputs, start * scale, retain_graph=scale > 1, allow_unused=True)
         if scale <= 1 or all(bool(g.isfinite().all()) for g in gradients if g is not None):
             break
         scale /= 16
-    dtype = torch.promote_types(z.dtype, torch.float32)
-    flows: list[list[Flow]] = [[] for _ in projections]
-    for (k, _, flow), gradient in zip(passes, gradients if passes else (), strict=True):
-        if gradient is not None:
-            gradient = gradient.to(dtype)
-            x, dy = flow(gradient / scale if scale > 1 else gradient)
-            flows[k].append((x.to(dtype), dy.to(dtype)))
-    for projection, of_passes in zip(projections, flows, strict=True):
-        if not of_passes:
-            sides = (projection.in_features, projection.out_features)
-            nothing, none = (start.new_zeros(0, side, dtype=dtype) for side in sides)
-            of_passes.append((nothing, none))
-    return z.detach(), flows
+    wide = (None if g is None else g.to(dtype) for g in gradients)
+    return [g if g is None or scale <= 1 else g / scale for g in wide]
 
 
 def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """The gradients that the G-norm is made of, summed over batches: (layer, projection, out, hidden).
 
     The projections are query, key and value; rows ``head * head_dim`` to ``(head + 1) * head_dim`` belong to a head.
-    For looking at; ``gnorm_scores`` takes norms batch by batch. The model must not have had heads removed (masking
-    is fine). Raises ``ValueError`` where it has, and as ``prepare`` does.
+    This is for plots and examples; ``gnorm_scores`` takes norms batch by batch.
+
+    Raises ``ValueError`` where heads have been removed from the model (masking is fine), and as ``prepare`` does.
     """
     if not bool(head_mask_of(model).all()):
         raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")

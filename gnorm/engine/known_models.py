@@ -1,4 +1,8 @@
-"""Which models are known to ignore padding, by the classes of their modules."""
+"""Which models may lose their padding: known by the classes of their modules, never by trial.
+
+``ignores_padding``: padding behind a text changes nothing. ``packable``: beyond that, packed texts give the same as
+padded ones. A model that is neither goes through padded, as its batches are.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,12 @@ from torch import nn
 
 from ..heads import FAMILIES
 
-# Modules that treat every token by itself, whatever order they come in.
+# Modules that compute each token on its own, in any order.
 TOKENWISE = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.ModuleList, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU)
 
 
-# Modules of transformers' own that are the same for each text, padded or not, but not for a row of texts.
-MODULES_OF_PADDED = (nn.Conv1d,)  # DeBERTa's, which sees neighbours with padding set to zero
+# Modules of known models that ignore padding, but would mix neighbouring texts if these were packed.
+MODULES_OF_PADDED = (nn.Conv1d,)  # DeBERTa's: sets padding to zero, and reads the tokens beside each token
 
 
 SOFTMAX_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -24,11 +28,11 @@ WRITTEN_BY = ("transformers", "torch", "gnorm")  # packages whose hooks and forw
 
 
 def ignores_padding(model: Any) -> bool:
-    """Whether padding behind texts, where none begins with a masked token, is known to change nothing: from the classes
-    of all modules, never by trial.
+    """Whether padding behind texts is known to change no result, where no text begins with a masked token.
 
-    The model is the classifier that its family's row names, and its modules are those that transformers wrote for it or
-    in ``TOKENWISE``. None has a forward or a hook of somebody's own. Attention is the softmax attention of transformers.
+    It is known where the model is the classifier that its row in ``FAMILIES`` names; every module is one that
+    transformers wrote for that model, or in ``TOKENWISE`` or ``MODULES_OF_PADDED``; no forward or hook comes from
+    outside ``WRITTEN_BY``; and attention is transformers' own softmax attention, not causal.
     """
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     kind, family = type(model), FAMILIES.get(getattr(model.config, "model_type", ""))
@@ -46,15 +50,18 @@ def ignores_padding(model: Any) -> bool:
 
 
 def packable(model: Any) -> bool:
-    """Whether rows of tokens are known to give what padded texts give: padding is ignored, and all modules but
-    attention, which transformers lets be replaced, treat tokens one by one."""
+    """Whether packed texts are known to give the same as padded ones.
+
+    They do where padding is ignored, every module but attention computes each token on its own, and transformers lets
+    attention be replaced.
+    """
     if not getattr(model, "_supports_attention_backend", False):
         return False
     return ignores_padding(model) and not any(isinstance(module, MODULES_OF_PADDED) for module in model.modules())
 
 
 def _added_to(module: nn.Module) -> Iterator[Any]:
-    """The hooks of a module, and its forward where that is not its class's."""
+    """The hooks of a module, and its forward if the module has one of its own beside its class's."""
     yield from module._forward_pre_hooks.values()
     yield from module._forward_hooks.values()
     yield from module._backward_hooks.values()
@@ -64,13 +71,13 @@ def _added_to(module: nn.Module) -> Iterator[Any]:
 
 
 def _known(function: Any) -> bool:
-    """Whether a function, or the object that is called like one, is from a package of ``WRITTEN_BY``."""
+    """Whether a function or callable object comes from a package of ``WRITTEN_BY``."""
     function = getattr(function, "func", function)  # of a partial
     return str(getattr(function, "__module__", "")).partition(".")[0] in WRITTEN_BY
 
 
 def plain_attention(model: Any) -> bool:
-    """Whether all modules compute attention by functions of transformers that give softmax attention."""
+    """Whether all modules compute softmax attention by functions of transformers' own."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     owners = (getattr(module, "config", None) for module in model.modules())

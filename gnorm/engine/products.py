@@ -1,10 +1,10 @@
-"""Products of fp32 matrices on a CPU, by whichever of PyTorch's libraries is the faster.
+"""Matrix products in fp32 on a CPU, by oneDNN where that is faster than PyTorch's default.
 
-PyTorch comes with a BLAS and with oneDNN. On a CPU it gives products of fp32 to the BLAS and those of lower precisions to
-oneDNN. Its BLAS on x86 is MKL, which does not use AVX-512 on processors of other makers than its own: there oneDNN takes
-the same product, in fp32 as well, in as little as half the time. Elsewhere the two are about as fast. They add the terms
-of a sum in another order, so results differ by rounding, and by nothing else. The operator is the one that torch.compile
-puts in the place of a linear layer on a CPU; it has no public name.
+PyTorch comes with a BLAS and with oneDNN. On a CPU it uses the BLAS for fp32 and oneDNN for lower precisions. Its BLAS
+on x86 is MKL. MKL does not use AVX-512 on processors of other makers than Intel; there oneDNN takes as little as half
+the time for the same fp32 product. On other processors the two are about equally fast. They add the terms of a sum in
+a different order, so results differ by rounding, and by nothing else. The operator called here has no public name;
+torch.compile puts it in the place of linear layers on a CPU.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-SMALLEST = 2**21  # multiplications: below, a call of oneDNN takes longer than the product
+SMALLEST = 2**21  # multiplications; for a smaller product, the call of oneDNN costs more than it saves
 
 
 def _worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is to take this product; where it is there, and not switched off (torch.backends.mkldnn.enabled).
-    What does not fit together is left to the other, whose errors are plainer."""
+    """Whether oneDNN takes this product: fp32 on a CPU, large enough, oneDNN built in and not switched off.
+
+    Shapes that do not match go to PyTorch's default, whose error messages are plainer.
+    """
     return bool(
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
@@ -35,15 +37,17 @@ def _worthwhile(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x`` (..., in) and ``weight`` (out, in), either may be a transposed view, to x @ weight.T + bias (..., out).
-    Without gradients."""
+    """x @ weight.T + bias (..., out), for ``x`` (..., in) and ``weight`` (out, in); either may be a transposed view.
+
+    Where oneDNN takes it, autograd records nothing.
+    """
     if _worthwhile(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
-    """``torch.nn.functional.linear``, forwards and backwards by ``product``."""
+    """``torch.nn.functional.linear`` with ``product`` in its forward and its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,8 +65,10 @@ class _Linear(torch.autograd.Function):
 
 
 class FasterLinear(TorchFunctionMode):
-    """For the length of a ``with`` block, ``torch.nn.functional.linear``, and with it every ``torch.nn.Linear``, by
-    ``product``. It can be differentiated once."""
+    """Within a ``with`` block, ``torch.nn.functional.linear`` and every ``torch.nn.Linear`` use ``product``.
+
+    Gradients can be taken, second derivatives cannot.
+    """
 
     def __torch_function__(
         self,

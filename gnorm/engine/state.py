@@ -1,6 +1,6 @@
-"""What a call borrows from a model while it lasts: hooks, modes, the attention implementation. All of it is given back.
+"""Temporary changes of a model: its modes, its attention implementation, compiled modules. All are undone on leaving.
 
-A model has one set of hooks and modes, so it belongs to one thread at a time.
+A model has one set of hooks and modes, so one thread at a time may use it (``in_use``).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import nn
 
 
 class _Turn:
-    """Which thread has a model. It may take its turn again before it gives it back."""
+    """The lock of a model: which thread uses it. That thread may take it several times, and gives it back as often."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.thread: int | None = None
-        self.depth = 0
-        self.masks = 0  # ``gnorm.masked`` blocks among the depth
+        self.depth = 0  # how often that thread has taken it
+        self.masks = 0  # how many of these are ``gnorm.masked`` blocks
 
     def take(self, masks: bool) -> None:
         me = threading.get_ident()
         with self.changed:
             while self.thread not in (None, me):
-                if self.masks:  # it may last as long as it likes, and wait for this very thread
+                if self.masks:  # such a block may last for ever, or wait for this very thread
                     raise ValueError(
                         "the model is under gnorm.masked in another thread: give each thread a model of its own "
                         "(copy.deepcopy)."
@@ -57,8 +57,8 @@ _ONE_TABLE = threading.Lock()
 def in_use(model: nn.Module, masks: bool = False) -> Iterator[None]:
     """Keep other threads away from ``model`` for the length of a ``with`` block: they wait until it ends.
 
-    Models that share their first module share a turn. masks: the block is ``gnorm.masked``, for which others do not
-    wait: they get a ``ValueError``.
+    Models that share their first module share a lock. masks: the block is ``gnorm.masked``; other threads do not wait
+    for it and get a ``ValueError``.
     """
     first = next(module for module in model.modules() if next(module.children(), None) is None)
     with _ONE_TABLE:
@@ -72,10 +72,10 @@ def in_use(model: nn.Module, masks: bool = False) -> Iterator[None]:
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Compiled modules run as they are written for the length of a ``with`` block.
+    """Run compiled modules uncompiled for the length of a ``with`` block.
 
-    Compiled code does not call the hooks that are registered after it was compiled. ``torch.compile`` replaces a
-    module's forward, ``nn.Module.compile`` its call.
+    Compiled code does not call hooks that were registered after compilation. ``torch.compile`` replaces a module's
+    forward, ``nn.Module.compile`` its call.
     """
     calls: list[tuple[nn.Module, Any]] = []
     forwards: list[tuple[nn.Module, Any]] = []
@@ -108,11 +108,11 @@ def is_compiled(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no parameter asked for a gradient, nothing compiled, gradients recorded whatever mode is on outside.
+    """Eval mode, no parameter requires a gradient, nothing compiled, gradients recorded whatever mode is on outside.
 
-    Feed-forward blocks are not cut in chunks, which changes no result and needs widths that the chunks divide. Other
-    threads that call gnorm on the model wait; those that call the model itself get a ``ValueError``. All is as it was
-    on leaving.
+    Feed-forward blocks are not computed in chunks: chunks change no result, but fail on widths that they do not divide.
+    Other threads that call gnorm on the model wait; those that call the model itself get a ``ValueError``. Everything
+    is undone on leaving.
     """
     me = threading.get_ident()
 
@@ -147,9 +147,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attention_implementation(model: Any, name: str) -> Iterator[None]:
-    """The attention implementation ``name`` for the length of a ``with`` block.
+    """Compute attention by the implementation ``name`` for the length of a ``with`` block.
 
-    The modules of the model get a configuration of their own meanwhile, since other models may share theirs.
+    The modules get a configuration of their own meanwhile, since other models may share the one they have.
     """
     if getattr(model.config, "_attn_implementation", None) in (None, name):
         yield
@@ -169,7 +169,7 @@ def attention_implementation(model: Any, name: str) -> Iterator[None]:
 
 
 def with_own_config(model: Any) -> Any:
-    """The configuration of ``model``, which no other model shares after this."""
+    """Give ``model`` a copy of its configuration that no other model shares, and return it."""
     before, own = model.config, copy.deepcopy(model.config)
     for module in model.modules():
         if vars(module).get("config") is before:
@@ -178,7 +178,7 @@ def with_own_config(model: Any) -> Any:
 
 
 def default_device() -> str:
-    """$GNORM_DEVICE, else cuda, mps or cpu: the first there is."""
+    """The device in $GNORM_DEVICE; where that is not set, the first available of cuda, mps and cpu."""
     if device := os.environ.get("GNORM_DEVICE"):
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
