@@ -16,7 +16,7 @@ from ..engine.checks import longest_text
 from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
-from ..storage.checkpoints import TOKENIZERS, load_checked, read_config
+from ..storage.loading import TOKENIZERS, load_checked, read_config
 from ..tokenizing import batched
 from .texts import Labels, class_names, in_short, labelled, name_of
 

@@ -12,8 +12,8 @@ from ..engine.checks import num_texts
 from ..heads import head_mask_of
 from ..methods import find_method
 from ..scoring import correct_texts
-from ..storage.checkpoints import check_saving, save_pruned
 from ..storage.folders import free_folder
+from ..storage.saving import check_saving, save_pruned
 from ..surgery import remove_heads
 from ..trajectory import Trajectory, curve, solution
 from .costs import cost
