@@ -16,9 +16,11 @@ from ..engine.checks import longest_text
 from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
+from ..storage.errors import in_short
 from ..storage.loading import TOKENIZERS, load_checked, read_config
 from ..tokenizing import batched
-from .texts import Labels, class_names, in_short, labelled, name_of
+from .labels import Labels, class_names
+from .texts import labelled, name_of
 
 FEWEST = 30  # texts, a third of them for each purpose: fewer say nothing
 
