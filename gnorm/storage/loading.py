@@ -209,6 +209,14 @@ def _all_but(pruned: Any, mask: Tensor) -> Tensor:
     return mask
 
 
+class MisfitError(ValueError):
+    """The weights are not those of their config.json. report: the loading info of ``from_pretrained``, a mapping."""
+
+    def __init__(self, message: str, report: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 @torch.inference_mode(False)
 def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     """A model of the class ``kind``, or of an Auto class, in eval mode, and the loading info of ``from_pretrained``.
@@ -218,7 +226,8 @@ def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[s
     may hold a weight that the model does not use, such as a pooler. Such a weight is refused where the model is pruned
     or where its class is not the one that was saved; otherwise it is left out, as transformers does.
 
-    Raises ``FileNotFoundError``, ``ValueError`` and ``TypeError`` as ``load_pruned`` does.
+    Raises ``MisfitError``, a ``ValueError``, for weights that do not fit the model; ``FileNotFoundError``,
+    ``ValueError`` and ``TypeError`` as ``load_pruned`` does.
     """
     config = read_config(source, **options)
     kind = find_class(source, config, kind, options)
@@ -231,7 +240,8 @@ def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[s
         raise _unreadable(error, _folder_of(source, options), kind) from None
     model.__class__ = kind
     exact = is_pruned(config) or (config.architectures or [kind.__name__])[0] != kind.__name__
-    _refuse_misfits(model, loading_info, _folder_of(source, options), exact, options)
+    if message := _misfit(model, loading_info, _folder_of(source, options), exact, options):
+        raise MisfitError(message, loading_info)
     return model, loading_info
 
 
@@ -252,17 +262,15 @@ def _unreadable(error: Exception, folder: Path, kind: Any) -> Exception:
     return TypeError(message) if isinstance(error, TypeError) else ValueError(message)
 
 
-def _refuse_misfits(
-    model: Any, loading_info: Mapping[str, Any], folder: Path, exact: bool, options: Mapping[str, Any]
-) -> None:
-    """``ValueError`` where weights are missing, of another shape, under other names or, if ``exact``, too many."""
+def _misfit(model: Any, loading_info: Mapping[str, Any], folder: Path, exact: bool, options: Mapping[str, Any]) -> str:
+    """A message on weights that are missing, of another shape, under other names or, if ``exact``, not used; or ""."""
     missing, unexpected = sorted(loading_info["missing_keys"]), sorted(loading_info["unexpected_keys"])
     base = f"{model.base_model_prefix}."
     if prefix := _prefix(unexpected, {*missing, *(name.removeprefix(base) for name in missing)}):
         wrapper, inside = next(
             (WRAPPERS[name] for name in WRAPPERS if prefix.startswith(name)), ("a wrapper", "the model in it")
         )
-        raise ValueError(
+        return (
             f"the names of the weights in {folder} have {prefix!r} too much, which {wrapper} puts there: save {inside} "
             f"instead, or take {prefix!r} out of the names in the file."
         )
@@ -273,16 +281,15 @@ def _refuse_misfits(
         what, short = "its configuration", "the configuration"
         if in_attention and is_pruned(model.config):
             what, short = "the head mask in its config.json", "the mask"
-        raise ValueError(
-            f"the weights in {folder} contradict {what}: {name} is {tuple(stored)}, {short} needs {tuple(expected)}."
-        )
+        return f"the weights in {folder} contradict {what}: {name} is {tuple(stored)}, {short} needs {tuple(expected)}."
     if head := [name for name in missing if not name.startswith(base)]:
-        raise ValueError(
+        return (
             f"{folder} has no weights for {head[0]}: fine-tune it as a classifier first, or name the class that was "
             "saved."
         )
     if names := (missing + unexpected * exact)[:3]:
-        raise ValueError(f"the weights in {folder} are not those of its config.json: {', '.join(names)} do not match.")
+        return f"the weights in {folder} are not those of its config.json: {', '.join(names)} do not match."
+    return ""
 
 
 def _prefix(unexpected: Sequence[str], missing: Collection[str]) -> str:
