@@ -1,4 +1,4 @@
-"""The Greedy-Gnorm paper (arXiv 2602.04491), reproduced, and a tool for pruning attention heads."""
+"""Attention-head pruning: the Greedy-Gnorm paper (arXiv 2602.04491), reproduced, and a tool for pruning attention heads."""
 
 from .engine.batches import prepare
 from .heads import AttentionBlock, attention_blocks, head_mask_of, masked, register, without_feed_forward

@@ -17,12 +17,9 @@ from torch import Tensor, nn
 
 FORMAT = 1
 
-
 BEGINNING = b'{"journal": '  # of every journal; a file without it is not a journal and is never written to
 
-
 LOCK_SECONDS = 10.0  # the kernel of a run that was killed takes a second or two to notice
-
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from .heads import AttentionBlock, attention_blocks, checked_mask, head_mask_of,
 # Attributes of attention modules in transformers: the number of heads, and the width of all heads together.
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
 
-
 HEAD_WIDTHS = ("all_head_size",)
 
 

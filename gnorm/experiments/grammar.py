@@ -19,7 +19,6 @@ NOUNS = {
     },
 }
 
-
 VERBS = {
     "moved": {
         "ran": ("sprinted", "jogged", "galloped"),
@@ -33,12 +32,9 @@ VERBS = {
     },
 }
 
-
 ADJECTIVES = ("small", "old", "hungry", "happy", "brown", "noisy", "tired", "young")
 
-
 PLACES = ("in the garden", "in the park", "near the river", "at the market", "on the hill", "by the road")
-
 
 # By quantifier: its denial, and whether a sentence stays true for wider (+1) or narrower (-1) nouns and verbs.
 QUANTIFIERS = {"some": ("no", +1), "no": ("some", -1)}
@@ -51,7 +47,6 @@ def _wider(tree: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]:
 
 
 ABOVE = _wider(NOUNS) | _wider(VERBS)
-
 
 BELOW = {word: [low for low, high in ABOVE.items() if high == word] for word in ABOVE.values()}
 

@@ -34,7 +34,6 @@ LINES: dict[str, dict[str, Any]] = {
     "weight_magnitude": {"color": "#000000", "linestyle": "-.", "linewidth": 1.0},
 }
 
-
 # matplotlib settings of all figures.
 STYLE: Any = {
     "font.size": 9,
@@ -45,7 +44,6 @@ STYLE: Any = {
     "legend.frameon": False,
     "pdf.fonttype": 42,
 }
-
 
 Runs = Mapping[str, Mapping[str, Trajectory]]  # runs[model][method]
 

@@ -23,9 +23,7 @@ PUBLISHED_AS = {
     "aeinverse": "inverse_attention_entropy",
 }
 
-
 PUBLISHED_CURVE = re.compile(r"pruned_heads_accuracy\((?P<model>[^)]+)\)basedon(?P<method>\w+)\.csv", re.IGNORECASE)
-
 
 PUBLISHED_TRIALS = re.compile(r"(?P<model>[\w-]+?)randompruned_heads_data.*\.xlsx", re.IGNORECASE)
 

@@ -22,7 +22,6 @@ from .labels import Labels, class_names, classes_of
 
 REQUIRED = {"text", "label"}
 
-
 CSV: Any = {
     "header": None,
     "dtype": str,
@@ -30,15 +29,11 @@ CSV: Any = {
     "encoding": "utf-8-sig",
 }  # the text "NA" stays a text
 
-
 JSON: Any = {"dtype": False, "encoding": "utf-8-sig"}  # pandas guesses no types
-
 
 SEPARATORS = (",", ";", "\t", "|")
 
-
 COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
-
 
 KINDS = {
     ".parquet": "Parquet",
@@ -47,7 +42,6 @@ KINDS = {
     ".ndjson": "JSON",
     ".json": "JSON",
 }  # any other ending: CSV
-
 
 BEGINNINGS = {  # the first bytes of files that are neither CSV nor JSON in UTF-8, with what messages say
     codecs.BOM_UTF32_LE: "is in UTF-32: save it as UTF-8",  # before UTF-16, which begins with the same bytes

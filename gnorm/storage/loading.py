@@ -25,7 +25,6 @@ from .errors import LIBRARY_ERRORS, in_short
 
 Source = str | os.PathLike[str]
 
-
 # Options of from_pretrained that say where a file is. The configuration and the weights take the same ones.
 LOCATION_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "subfolder")
 
