@@ -11,7 +11,8 @@ from .pruning import prune
 from .scoring import accuracy, activation_energy, attention_entropy, gnorm_scores
 from .shipping.costs import cost
 from .shipping.export import export_onnx
-from .storage.checkpoints import load_pruned, save_pruned
+from .storage.loading import load_pruned
+from .storage.saving import save_pruned
 from .surgery import remove_heads
 from .trajectory import Trajectory
 

@@ -17,30 +17,27 @@ from torch import Tensor, nn
 
 FORMAT = 1
 
-
-BEGINNING = b'{"journal": '  # of every journal: a file without it is somebody's, and not to be written into
-
+BEGINNING = b'{"journal": '  # of every journal; a file without it is not a journal and is never written to
 
 LOCK_SECONDS = 10.0  # the kernel of a run that was killed takes a second or two to notice
-
 
 log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Lines of JSON in ``path``: a header that says which run this is, then one line for every finished step.
+    """Lines of JSON in ``path``: a header that identifies the run, then one line for every finished step.
 
-    A context manager. Entering it takes the lock, a file ``<path>.lock`` that is there while the run lasts and that a
-    dead process does not hold, and reads ``steps``, the steps that an earlier run finished. The header is written with
-    the first step, so a run that finishes none leaves nothing behind.
+    A context manager. Entering takes the lock, a file ``<path>.lock`` that exists while the run lasts and that a dead
+    process does not hold. Entering also reads ``steps``, the steps that an earlier run finished. The header is written
+    with the first step, so a run that finishes no step leaves no file behind. With ``path`` None nothing is written.
 
-    Each line ends with a check chained over all lines before it, and counts only if it is byte for byte what was
+    Each line ends with a check chained over all lines before it. A line counts only if its bytes are those that were
     written, so an edited, lost or reordered line is noticed. A last line that was cut off while it was written is
     dropped, and the run goes on from the line before.
 
     Entering raises ``ValueError`` where the file is of another run, of a later format, or was altered; ``RuntimeError``
-    where another run still writes it after ``LOCK_SECONDS``; ``OSError`` where it cannot be read or its lock not be
-    made. ``path`` None keeps nothing.
+    where another run still writes it after ``LOCK_SECONDS``; ``OSError`` where the file cannot be read or its lock
+    cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> None:
@@ -71,11 +68,12 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         if self._lock.is_locked:
-            with suppress(OSError):  # while it is held: whoever waits for it then makes another
+            with suppress(OSError):  # deleted while it is held: a run that waits for it then makes a new one
                 os.unlink(self._lock.lock_file)
             self._lock.release()
 
     def _read(self) -> list[dict[str, Any]]:
+        """The header and the steps of the file, without their checks; an incomplete last line is cut off the file."""
         assert self.path is not None
         raw = self.path.read_bytes() if self.path.exists() else b""
         lines: list[dict[str, Any]] = []
@@ -102,11 +100,13 @@ class Journal:
             os.truncate(self.path, len(raw) - len(torn))
         return lines
 
-    def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    def _compare(self, stored: dict[str, Any], header: dict[str, Any]) -> None:
+        """``ValueError`` where the header in the file differs from the header of this run."""
+        differing = sorted(name for name in stored.keys() | header.keys() if stored.get(name) != header.get(name))
         if differing:
             raise ValueError(
-                f"{self.path} is the journal of another run ({', '.join(differing)} differ): delete it, or name another."
+                f"{self.path} is the journal of another run ({', '.join(differing)} differ): delete it, or name "
+                "another."
             )
 
     def append(self, step: Mapping[str, Any]) -> None:
@@ -138,6 +138,7 @@ def _encoded(line: Mapping[str, Any], check: str) -> bytes:
 
 
 def _chained(before: str, line: Mapping[str, Any]) -> str:
+    """The check of a line, from the check of the line before it."""
     return hashlib.sha256((before + json.dumps(line)).encode()).hexdigest()[:16]
 
 
@@ -146,26 +147,37 @@ def hash_of_model(model: nn.Module) -> str:
     return hash_of_tensors(model.state_dict().items())
 
 
-# What a configuration says of where and by what it was saved, of what a loss made of it, and of how attention is
-# computed; the precision stands in the header by itself.
-OF_NO_ACCOUNT = (
-    *("_name_or_path", "architectures", "transformers_version", "dtype", "problem_type"),
-    *("_attn_implementation", "attn_implementation"),
+# Keys of a configuration that say how a model was saved and run, not what it computes. The precision (dtype) is in the
+# header of a journal by itself; a loss sets problem_type.
+IGNORED_CONFIG_KEYS = (
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    "problem_type",
+    "_attn_implementation",
+    "attn_implementation",
 )
 
 
+def digest(content: Any, digits: int = 12) -> str:
+    """SHA-256, the first ``digits``, of anything that JSON can hold; of the string of anything else."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+
+
 def hash_of_config(config: Any) -> str:
-    """SHA-256, 16 digits, over what the configuration says of the model: weights alone do not tell an activation or
-    the number of heads."""
+    """SHA-256, 16 digits, over a configuration without ``IGNORED_CONFIG_KEYS``.
+
+    It tells models apart that have the same weights but another activation or another number of heads.
+    """
     content = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-    told = {name: value for name, value in content.items() if name not in OF_NO_ACCOUNT}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest({name: value for name, value in content.items() if name not in IGNORED_CONFIG_KEYS}, 16)
 
 
 def hash_of_tensors(items: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256, 16 digits, over names, types, shapes and values."""
-    digest = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, tensor in items:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -1,7 +1,8 @@
-"""Norms kept as logarithms: nothing underflows, and rounding makes no ties.
+"""Norms as logarithms: they do not underflow, and rounding makes no ties.
 
 A head's score is a product of three norms, each a sum over batches. In fp32 a product of three norms of 1e-15 is zero
-already; its logarithm, -103.6, is an ordinary number. Products become sums, and sums become ``torch.logaddexp``.
+already; its natural logarithm, -103.6, is an ordinary number. Products become sums, and sums become
+``torch.logaddexp``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ def log_norm(x: Tensor) -> Tensor:
 
     The squares of single- and half-precision numbers, subnormal ones too, are normal numbers in float64. Rows of
     float64 are divided by their largest magnitude m first: log ||x|| = log m + log ||x / m||. NaN and infinity in
-    ``x`` come out as NaN and infinity.
+    ``x`` give NaN and infinity.
     """
     rows = x.flatten(1)
     if rows.dtype == torch.float64:
@@ -23,7 +24,7 @@ def log_norm(x: Tensor) -> Tensor:
         scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
         return torch.linalg.vector_norm(rows / scale, dim=1).log() + scale[:, 0].log()
     if rows.dtype == torch.float32 and rows.device.type == "cpu":
-        # Ten times faster than float64 here, and no less exact while no square that matters leaves fp32's range.
+        # Ten times faster than float64, and as exact while the squares stay in the range of fp32.
         norms = torch.linalg.vector_norm(rows, dim=1)
         if bool(((norms > 1e-12) & (norms < 1e18)).all()):
             return norms.double().log()

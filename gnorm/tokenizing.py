@@ -1,4 +1,4 @@
-"""Texts -> what a model reads: token ids, mask, and segment ids where the model tells segments apart."""
+"""From texts to a model's inputs: token ids, attention mask, and segment ids where the model has segments."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ BETWEEN_SEGMENTS = 3  # special tokens around a pair told apart by segments: [CL
 
 
 def encoded(tokenizer: Any, rows: Mapping[str, Sequence[Any]], model: Any, **options: Any) -> Any:
-    """The columns text and, for pairs, text_pair of ``rows`` through the tokenizer, as ``model`` reads them.
+    """The output of the tokenizer for the columns text and, for pairs, text_pair of ``rows``, as ``model`` reads it.
 
-    Segment ids, token_type_ids, are there if the model has more than one segment, whatever the tokenizer gives by
-    itself: 0 for the first text of a pair and the special tokens around it, 1 for the second and what ends it.
+    options: those of calling the tokenizer. Segment ids, token_type_ids, are included if the model has more than one
+    segment, whatever the tokenizer gives by default: 0 for the first text of a pair and the special tokens around it,
+    1 for the second text and the token that ends it.
 
-    Raises ``ValueError`` where the tokenizer gives both texts of a pair segment 0. RoBERTa's kind may: it parts them by
-    two separators, and no model has seen another segment with it.
+    Raises ``ValueError`` where the tokenizer gives both texts of a pair segment 0. Tokenizers like RoBERTa's may do so:
+    they put two separators between the texts, and their models were trained on one segment.
     """
     texts = [rows[name] for name in ("text", "text_pair") if name in rows]
     segments = tells_segments_apart(model) and not _declines_segments(tokenizer)
-    found = tokenizer(*texts, return_token_type_ids=segments, **options)
+    inputs = tokenizer(*texts, return_token_type_ids=segments, **options)
     if segments and len(texts) == 2 and tokenizer.num_special_tokens_to_add(pair=True) <= BETWEEN_SEGMENTS:
-        ids = found["token_type_ids"]
+        ids = inputs["token_type_ids"]
         for second, row in zip(texts[1], ids.tolist() if isinstance(ids, Tensor) else ids, strict=True):
             if second.strip() and not any(row):
                 raise ValueError(
@@ -39,14 +40,14 @@ def encoded(tokenizer: Any, rows: Mapping[str, Sequence[Any]], model: Any, **opt
                     'fine-tuned without segment ids, add "model_input_names": ["input_ids", "attention_mask"] to '
                     "tokenizer_config.json."
                 )
-    return found
+    return inputs
 
 
 def tells_segments_apart(model: Any) -> bool:
     """Whether the model takes token_type_ids and has more than one of them."""
     parameters = inspect.signature(model.forward).parameters.values()
     named = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
-    takes = "token_type_ids" in named or not named  # a wrapper passes on whatever it is given
+    takes = "token_type_ids" in named or not named  # a wrapper without named parameters passes on all
     count = getattr(model.config, "type_vocab_size", None)
     return takes and (count is None or count > 1)
 
@@ -60,9 +61,9 @@ def _declines_segments(tokenizer: Any) -> bool:
 def load_published(folder: Path) -> Any:
     """The tokenizer of a checkpoint, giving the ids that ``AutoTokenizer`` of transformers 4.36.2 gave.
 
-    transformers 5 rebuilds the tokenizers of SentencePiece models by the class: of tokenizer.json it takes the
-    vocabulary and drops normalizer and pre-tokenizer, and of a bare .model file it makes user-defined symbols, in ALBERT's such as
-    "." and "-", into tokens of their own. Both change the ids of ordinary texts.
+    transformers 5 rebuilds the tokenizers of SentencePiece models from their class. From tokenizer.json it takes the
+    vocabulary alone, without normalizer and pre-tokenizer. From a .model file without tokenizer.json it makes every
+    user-defined symbol, such as "." and "-" in ALBERT's, a token of its own. Both change the ids of ordinary texts.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -88,7 +89,7 @@ def load_published(folder: Path) -> Any:
 
 
 def _from_sentencepiece(tokenizer: Any) -> Tokenizer:
-    """The .model file that ``tokenizer`` was read from: its pieces, none of them set apart, and its own spaces."""
+    """The tokenizer of the .model file of ``tokenizer``; user-defined symbols are ordinary pieces."""
     converter = SLOW_TO_FAST_CONVERTERS[type(tokenizer).__name__](tokenizer)
     backend = Tokenizer(Unigram(converter.vocab(converter.proto), converter.unk_id(converter.proto)))
     if type(converter).normalizer is SpmConverter.normalizer:
@@ -103,14 +104,15 @@ def _from_sentencepiece(tokenizer: Any) -> Tokenizer:
 
 
 def batched(tokenizer: Any, rows: Mapping[str, Any], size: int, max_length: int, model: Any) -> list[dict[str, Tensor]]:
-    """Columns text, text_pair for pairs, and label, lists all, in consecutive batches of ``size``, each padded to its
-    longest text, as ``model`` reads them; texts are cut to ``max_length`` tokens.
+    """Consecutive batches of ``size`` texts, as ``model`` reads them, each padded to its longest text.
 
-    Raises ``ValueError`` as ``encoded`` does."""
+    rows: the columns text, label and, for pairs, text_pair, as lists. max_length: tokens that a text is cut to. A batch
+    holds tensors (text, token), and ``labels`` (text,). Raises ``ValueError`` as ``encoded`` does.
+    """
     batches = []
     cut = {"padding": True, "truncation": True, "max_length": max_length, "return_tensors": "pt"}
     for begin in range(0, len(rows["label"]), size):
-        some = {name: column[begin : begin + size] for name, column in rows.items()}
-        tensors = encoded(tokenizer, some, model, **cut)
-        batches.append({**tensors, "labels": torch.tensor(some["label"])})
+        chunk = {name: column[begin : begin + size] for name, column in rows.items()}
+        tensors = encoded(tokenizer, chunk, model, **cut)
+        batches.append({**tensors, "labels": torch.tensor(chunk["label"])})
     return batches

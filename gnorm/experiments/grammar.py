@@ -1,11 +1,11 @@
-"""Sentences that entail one another or do not, drawn from a small grammar."""
+"""Pairs of sentences from a small grammar: entailment, neutral or contradiction by construction."""
 
 import itertools
 import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-# The lexicon of the entailment pairs: in both trees whatever is true of a word is true of the one above it.
+# The lexicon. In both trees each word implies the word above it: poodles are dogs, dogs are animals.
 NOUNS = {
     "animals": {
         "dogs": ("poodles", "terriers", "spaniels"),
@@ -18,7 +18,6 @@ NOUNS = {
         "musicians": ("drummers", "pianists", "singers"),
     },
 }
-
 
 VERBS = {
     "moved": {
@@ -33,37 +32,33 @@ VERBS = {
     },
 }
 
-
 ADJECTIVES = ("small", "old", "hungry", "happy", "brown", "noisy", "tired", "young")
-
 
 PLACES = ("in the garden", "in the park", "near the river", "at the market", "on the hill", "by the road")
 
-
-# Each quantifier with its denial, and whether it carries over to wider (+1) or narrower (-1) nouns and verbs.
+# By quantifier: its denial, and whether a sentence stays true for wider (+1) or narrower (-1) nouns and verbs.
 QUANTIFIERS = {"some": ("no", +1), "no": ("some", -1)}
 
 
 def _wider(tree: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]:
-    """Each word of a tree below its roots, and the word above it."""
+    """For each word of a tree except the roots, the word above it."""
     above = {word: root for root, branch in tree.items() for word in branch}
     return above | {leaf: word for branch in tree.values() for word, leaves in branch.items() for leaf in leaves}
 
 
 ABOVE = _wider(NOUNS) | _wider(VERBS)
 
-
 BELOW = {word: [low for low, high in ABOVE.items() if high == word] for word in ABOVE.values()}
 
 
 class Phrase(NamedTuple):
-    """A noun or a verb, and its modifier ("" for none): an adjective or a place."""
+    """A noun with an adjective, or a verb with a place; the modifier "" stands for none."""
 
     word: str
     modifier: str = ""
 
     def moves(self, direction: int, modifiers: Sequence[str]) -> list["Phrase"]:
-        """The phrases one step wider (+1) or narrower (-1): one word up or down the tree, one modifier less or more."""
+        """The phrases one step wider (+1) or narrower (-1): a word up or down the tree, or a modifier less or more."""
         words = [ABOVE[self.word]] if self.word in ABOVE else []
         words, others = (words, [""]) if direction > 0 else (BELOW.get(self.word, []), list(modifiers))
         changes_modifier = bool(self.modifier) == (direction > 0)
@@ -72,7 +67,7 @@ class Phrase(NamedTuple):
         ]
 
     def within(self, other: "Phrase") -> bool:
-        """True if whatever this phrase is true of, `other` is true of too."""
+        """True if ``other`` is true of everything that this phrase is true of."""
         word = self.word
         while word != other.word and word in ABOVE:
             word = ABOVE[word]
@@ -80,7 +75,7 @@ class Phrase(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A quantifier over a noun phrase and a verb phrase: (no, dogs, ran) says that no dogs ran."""
+    """A quantifier, a noun phrase and a verb phrase: (no, dogs, ran) is the sentence "No dogs ran."."""
 
     quantifier: str
     noun: Phrase
@@ -91,14 +86,14 @@ class Sentence(NamedTuple):
         return " ".join(filter(None, words)).capitalize() + "."
 
     def entails(self, other: "Sentence") -> bool:
-        """True if `other` has the same quantifier, and phrases no other than this one carries over to."""
+        """True if ``other`` follows: the same quantifier, and both phrases wider (some) or narrower (no), or equal."""
         (_, direction), pairs = QUANTIFIERS[self.quantifier], ((self.noun, other.noun), (self.verb, other.verb))
         return self.quantifier == other.quantifier and all(
             mine.within(its) if direction > 0 else its.within(mine) for mine, its in pairs
         )
 
     def label(self, hypothesis: "Sentence") -> int:
-        """0 entailment, 1 neutral, 2 contradiction."""
+        """The label of (this sentence, hypothesis): 0 entailment, 1 neutral, 2 contradiction."""
         denied = hypothesis._replace(quantifier=QUANTIFIERS[hypothesis.quantifier][0])
         return 0 if self.entails(hypothesis) else 2 if self.entails(denied) else 1
 
@@ -111,32 +106,31 @@ def _moved(phrase: Phrase, modifiers: Sequence[str], rng: random.Random) -> Phra
 
 
 def _premises(hypothesis: Sentence, rng: random.Random) -> list[Sentence]:
-    """A premise for each of the three labels, in their order; an empty list if 60 draws do not give all."""
-    found: dict[int, Sentence] = {}
+    """A premise for each of the three labels, in order; an empty list if 60 draws do not give all three."""
+    premises: dict[int, Sentence] = {}
     for _ in range(60):
         quantifier = rng.choice((hypothesis.quantifier, QUANTIFIERS[hypothesis.quantifier][0]))
         noun, verb = _moved(hypothesis.noun, ADJECTIVES, rng), _moved(hypothesis.verb, PLACES, rng)
         if (noun, verb) != (hypothesis.noun, hypothesis.verb):
             premise = Sentence(quantifier, noun, verb)
-            found.setdefault(premise.label(hypothesis), premise)
-    return [found[label] for label in range(3)] if len(found) == 3 else []
+            premises.setdefault(premise.label(hypothesis), premise)
+    return [premises[label] for label in range(3)] if len(premises) == 3 else []
 
 
 def entailment_pairs(count: int, rng: random.Random) -> list[tuple[str, str, int]]:
-    """Rows (premise, hypothesis, label) of at least ``count`` pairs; labels are 0 for entailment, 1 for neutral, 2 for
-    contradiction.
+    """At least ``count`` rows (premise, hypothesis, label): 0 for entailment, 1 for neutral, 2 for contradiction.
 
-    A premise is made from its hypothesis by moving the noun and the verb to wider or narrower ones, with the same
-    quantifier or its denial; see ``Sentence.label``. Each hypothesis comes once, with all three labels.
+    A premise has a wider or narrower noun and verb than its hypothesis, and the same quantifier or its denial. Each
+    hypothesis is drawn once and has three rows, one for each label; see ``Sentence.label``.
     """
     nouns, verbs = ([*tree, *itertools.chain(*tree.values())] for tree in (NOUNS, VERBS))
-    lines: dict[str, list[Sentence]] = {}
-    while 3 * len(lines) < count:
+    drawn: dict[str, list[Sentence]] = {}
+    while 3 * len(drawn) < count:
         hypothesis = Sentence(
             rng.choice(list(QUANTIFIERS)),
             Phrase(rng.choice(nouns), rng.choice(("", rng.choice(ADJECTIVES)))),
             Phrase(rng.choice(verbs), rng.choice(("", rng.choice(PLACES)))),
         )
-        if str(hypothesis) not in lines and (premises := _premises(hypothesis, rng)):
-            lines[str(hypothesis)] = premises
-    return [(str(p), h, label) for h, premises in lines.items() for label, p in enumerate(premises)]
+        if str(hypothesis) not in drawn and (premises := _premises(hypothesis, rng)):
+            drawn[str(hypothesis)] = premises
+    return [(str(p), h, label) for h, premises in drawn.items() for label, p in enumerate(premises)]

@@ -37,7 +37,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from ..engine.checks import longest_text
-from ..storage.checkpoints import TOKENIZERS, quiet_library
+from ..storage.loading import TOKENIZERS, quiet_library
 from ..tokenizing import load_published
 from . import hub_cache
 from .hub_cache import NO_ANSWER, AssetError, DamagedError, flaw_of, reason, refusal

@@ -1,4 +1,4 @@
-"""Every figure, one function each; they take trajectories and tables and return a matplotlib Figure."""
+"""The figures, a function each: from trajectories or tables to a matplotlib ``Figure``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..methods import find_method
 from ..trajectory import Trajectory, bootstrap, curve, interval
 from .published import published_curve
 
-# One look a method: Okabe and Ito's colours for the colour-blind, and a line style that tells them apart in grey.
-LOOKS: dict[str, dict[str, Any]] = {
+# The line of each method. Okabe and Ito's colours can be told apart by colour-blind readers, line styles in grey.
+LINES: dict[str, dict[str, Any]] = {
     "greedy_gnorm": {"color": "#0072B2", "linestyle": "-", "linewidth": 2.0},
     "inverse_greedy_gnorm": {"color": "#D55E00", "linestyle": "--", "linewidth": 1.5},
     "attention_entropy": {"color": "#009E73", "linestyle": "-.", "linewidth": 1.5},
@@ -34,7 +34,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "weight_magnitude": {"color": "#000000", "linestyle": "-.", "linewidth": 1.0},
 }
 
-
+# matplotlib settings of all figures.
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -45,12 +45,11 @@ STYLE: Any = {
     "pdf.fonttype": 42,
 }
 
-
-Runs = Mapping[str, Mapping[str, Trajectory]]
+Runs = Mapping[str, Mapping[str, Trajectory]]  # runs[model][method]
 
 
 def _grid(panels: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """Panels two in a row, as in the paper; a single one alone."""
+    """A figure with ``panels`` panels, at most two side by side, as in the paper. width, height: inches a panel."""
     columns = min(2, panels)
     rows = -(-panels // columns)
     with matplotlib.rc_context(STYLE):
@@ -62,50 +61,52 @@ def _grid(panels: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure,
 
 
 def _title(trajectory: Trajectory, model: str) -> str:
-    """The model's title, what comes after its first comma on a line of its own."""
+    """The model's title in two lines: the model, and its data after "), "."""
     return str(trajectory.info.get("title", model)).replace("), ", ")\n", 1)
 
 
 def _caption(figure: Figure, runs: Runs, says: str) -> None:
-    """Below the panels: the profile, how many texts were counted, and what the marks mean."""
+    """Write the profile and the number of evaluation texts below the panels, and then ``says``."""
     first = {model: next(iter(methods.values())) for model, methods in runs.items()}
     splits = {model: run.info.get("evaluated_on", {}).get("split", "evaluation") for model, run in first.items()}
-    some, *others = dict.fromkeys(splits.values())
+    split, *other_splits = dict.fromkeys(splits.values())
     texts = ", ".join(
-        f"{model} {run.correct.shape[1]}{f' ({splits[model]})' if others else ''}" for model, run in first.items()
+        f"{model} {run.correct.shape[1]}{f' ({splits[model]})' if other_splits else ''}" for model, run in first.items()
     )
-    where = "" if others else f" of the {some} split"
+    where = "" if other_splits else f" of the {split} split"
     profile = next(iter(first.values())).info.get("profile", "-")
     figure.supxlabel(f"profile {profile}; n = {texts} texts{where}. {says}", fontsize=7)
 
 
 def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -> None:
+    """Draw accuracy against pruned heads; band: with its 95 % bootstrap interval over the texts."""
     accuracy = curve(trajectory)
-    axis.plot(accuracy.index, accuracy.to_numpy(), label=find_method(method).title, **LOOKS.get(method, {}))
+    axis.plot(accuracy.index, accuracy.to_numpy(), label=find_method(method).title, **LINES.get(method, {}))
     if band:
         low, high = interval(bootstrap(trajectory, samples=1000))
-        color = LOOKS.get(method, {}).get("color")
+        color = LINES.get(method, {}).get("color")
         axis.fill_between(accuracy.index, low, high, color=color, alpha=0.13, linewidth=0)
 
 
 def _published(axis: Axes, model: str, methods: Iterable[str], heads: int) -> bool:
-    """Lay the published curves of these methods over the axis; whether there were any."""
+    """Draw the published curves of these methods; returns whether there are any."""
     curves = {method: published_curve(model, method) for method in methods}
     for method, accuracy in curves.items():
         if accuracy is not None:
-            color = LOOKS.get(method, {}).get("color")
+            color = LINES.get(method, {}).get("color")
             x = accuracy.index.to_numpy() * heads
             axis.plot(x, accuracy.to_numpy(), color=color, linewidth=0.7, marker=".", markersize=2.5)
     return any(accuracy is not None for accuracy in curves.values())
 
 
 def _in_percent(side: Axis) -> None:
-    """Shares in percent, at whole ones where these are enough; a share of a percent is shown as what it is."""
+    """Label an axis of fractions in percent: "25%", or "0.5%" where whole numbers are too far apart."""
     side.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10]))
     side.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0:g}%"))
 
 
 def _accuracy_axis(axis: Axes, heads: int) -> None:
+    """Label the axes of a curve: accuracy in percent, pruned heads up to ``heads``."""
     axis.set_ylabel("accuracy")
     _in_percent(axis.yaxis)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -114,16 +115,17 @@ def _accuracy_axis(axis: Axes, heads: int) -> None:
 
 
 def pruning_curves(runs: Runs) -> Figure:
-    """Accuracy against pruned heads: a panel a model, a line a method (the paper's PruningResults)."""
+    """Accuracy against pruned heads: a panel for each model, a line for each method (the paper's PruningResults)."""
     figure, axes = _grid(len(runs))
     published = False
     for axis, (model, methods) in zip(axes, runs.items(), strict=True):
         for method, trajectory in methods.items():
             _curve(axis, trajectory, method)
-        some = next(iter(methods.values()))
-        published = _published(axis, model, methods, int(some.start.sum())) or published
-        axis.set_title(_title(some, model), fontsize=10)
-        _accuracy_axis(axis, int(some.start.sum()))
+        first = next(iter(methods.values()))
+        heads = int(first.start.sum())
+        published = _published(axis, model, methods, heads) or published
+        axis.set_title(_title(first, model), fontsize=10)
+        _accuracy_axis(axis, heads)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
     overlay = " Thin lines with dots: published." if published else ""
@@ -132,7 +134,10 @@ def pruning_curves(runs: Runs) -> Figure:
 
 
 def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -> Figure:
-    """Which heads are left: a panel a model, a row a layer, dark kept, light pruned (the paper's allfinalsolutions)."""
+    """The kept heads: a panel for each model, a row for each layer (the paper's allfinalsolutions).
+
+    pruned: the number of pruned heads of each model. Blue heads are kept, grey ones pruned.
+    """
     figure, axes = _grid(len(runs), height=3.4)
     for axis, (model, trajectory) in zip(axes, runs.items(), strict=True):
         mask = trajectory.mask(pruned[model]).numpy()
@@ -158,7 +163,7 @@ def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -
 
 
 def lengths_and_labels(texts: Mapping[str, pd.DataFrame], profile: str) -> Figure:
-    """Per data set: how long its texts are in tokens, and how often each label occurs. Frames: tokens, label."""
+    """For each data set a histogram of lengths in tokens, and the count of each label. Columns: tokens, label."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 2.6 * len(texts) + 0.3), layout="constrained")
         axes = figure.subplots(len(texts), 2, squeeze=False)
@@ -176,7 +181,7 @@ def lengths_and_labels(texts: Mapping[str, pd.DataFrame], profile: str) -> Figur
 
 
 def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajectory]) -> Figure:
-    """Accuracy of random pruning, a box for each number of pruned heads, against Greedy-Gnorm (RandomPruning)."""
+    """Random pruning, a box for each number of pruned heads, and Greedy-Gnorm (the paper's RandomPruning)."""
     figure, axes = _grid(len(random))
     for axis, (model, trajectory) in zip(axes, random.items(), strict=True):
         table = trajectory.table.drop_duplicates(["trial", "pruned_heads"])
@@ -196,7 +201,7 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
         half = mean["sem"] * scipy.special.stdtrit((mean["count"] - 1).clip(lower=1), 0.975)  # Student's t
         axis.errorbar(
             mean.index, mean["mean"], half, label="Random, mean of trials with 95 % interval",
-            marker="o", markersize=3, capsize=2, **LOOKS["random"],
+            marker="o", markersize=3, capsize=2, **LINES["random"],
         )  # fmt: skip
         _curve(axis, greedy[model], "greedy_gnorm", band=False)
         axis.set_title(f"{_title(trajectory, model)}, {table.trial.nunique()} trials", fontsize=10)
@@ -209,13 +214,13 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
 
 
 def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
-    """Greedy-Gnorm on every model in one panel, against the share of heads pruned."""
+    """Greedy-Gnorm on all models in one panel: accuracy against the share of heads pruned."""
     figure, (axis,) = _grid(1, width=6.5, height=3.8)
-    looks = list(LOOKS.values())
-    for look, (model, trajectory) in zip(looks, greedy.items(), strict=False):
+    lines = list(LINES.values())
+    for line, (model, trajectory) in zip(lines, greedy.items(), strict=False):
         accuracy = curve(trajectory)
         axis.plot(
-            accuracy.index / accuracy.index[-1], accuracy, label=_title(trajectory, model).replace("\n", ", "), **look
+            accuracy.index / accuracy.index[-1], accuracy, label=_title(trajectory, model).replace("\n", ", "), **line
         )
     axis.set(xlabel="heads pruned", ylabel="accuracy", xlim=(0, 1))
     for side in (axis.xaxis, axis.yaxis):
@@ -228,7 +233,7 @@ def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
 def head_maps(
     maps: Mapping[str, np.ndarray], label: str, profile: str, says: str, titles: Mapping[str, str] | None = None
 ) -> Figure:
-    """A (layer, head) heat map for each model, each with its own scale."""
+    """A (layer, head) heat map for each model, each with its own scale. says: the caption, after the profile."""
     figure, axes = _grid(len(maps), height=3.0)
     for axis, (model, values) in zip(axes, maps.items(), strict=True):
         image = axis.imshow(values, cmap="cividis", aspect="auto")
@@ -243,7 +248,7 @@ def head_maps(
 
 
 def pooled_maps(maps: Mapping[str, np.ndarray], profile: str, says: str) -> Figure:
-    """Square maps of signed values, zero in white, each with its own scale."""
+    """Square maps of signed values by name, zero in white, each with its own scale."""
     figure, axes = _grid(len(maps), width=3.8, height=3.3)
     for axis, (name, values) in zip(axes, maps.items(), strict=True):
         limit = float(np.abs(values).max()) or 1.0
@@ -259,10 +264,10 @@ def pooled_maps(maps: Mapping[str, np.ndarray], profile: str, says: str) -> Figu
 
 
 def rank_correlations(table: pd.DataFrame, profile: str, says: str) -> Figure:
-    """How far the scores of the heads that are left keep the order they had before: columns model, pruned, rho."""
+    """Rank correlation of the kept heads' scores with their first scores. Columns model, pruned (a fraction), rho."""
     figure, (axis,) = _grid(1, width=6.0, height=3.4)
-    for look, (model, rows) in zip(LOOKS.values(), table.groupby("model", sort=False), strict=False):
-        axis.plot(rows.pruned, rows.rho, label=str(model), marker="o", markersize=4, **look)
+    for line, (model, rows) in zip(LINES.values(), table.groupby("model", sort=False), strict=False):
+        axis.plot(rows.pruned, rows.rho, label=str(model), marker="o", markersize=4, **line)
     axis.set(
         xlabel="heads pruned", ylabel="Spearman rank correlation\nwith the intact model's scores", ylim=(-1.05, 1.05)
     )
@@ -273,9 +278,9 @@ def rank_correlations(table: pd.DataFrame, profile: str, says: str) -> Figure:
 
 
 def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure:
-    """Shares of operations and of time saved, a panel a model, a pair of bars for every batch size and length.
+    """Operations and time saved, as shares: a panel for each model, two bars for each batch size and length.
 
-    Frames as ``gnorm.cost`` returns them.
+    tables: as ``gnorm.cost`` returns them, by model.
     """
     figure, axes = _grid(len(tables), height=2.8)
     for axis, (model, table) in zip(axes, tables.items(), strict=True):
@@ -294,16 +299,16 @@ def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure
 
 
 def areas(table: pd.DataFrame, profile: str) -> Figure:
-    """Area under the accuracy curve with its interval, a panel a model, a row a method, the largest on top.
+    """Area under the accuracy curve with its interval: a panel for each model, methods sorted by area.
 
-    A table as ``results.summary_table`` makes it.
+    table: as ``tables.summary_table`` returns it.
     """
     groups = dict(list(table.groupby("model", sort=False)))
     figure, axes = _grid(len(groups), width=5.2, height=0.28 * table["method"].nunique() + 0.9)
     for axis, (model, rows) in zip(axes, groups.items(), strict=True):
         ranked = rows.sort_values("area")
         for at, row in enumerate(ranked.to_dict("records")):
-            color = LOOKS.get(row["method"], {}).get("color", "black")
+            color = LINES.get(row["method"], {}).get("color", "black")
             axis.plot([row["area_low"], row["area_high"]], [at, at], color=color, linewidth=2)
             axis.plot(row["area"], at, marker="o", markersize=5, color=color)
         axis.set_yticks(range(len(ranked)), [find_method(name).title for name in ranked["method"]])

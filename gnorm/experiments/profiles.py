@@ -1,4 +1,4 @@
-"""Profile files: which models, which data, which sizes."""
+"""Profile files: which models, which data, which sizes; TOML, checked when read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .paths import PROFILES
 class Sizes:
     """The first ``texts`` texts of ``split``, or "all", in batches of ``batch``.
 
-    overlong: texts with more tokens than the model takes are cut, or left out.
+    overlong: whether texts with more tokens than the model takes are cut or left out.
     """
 
     split: str
@@ -32,7 +32,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class RandomSizes:
-    """How often random pruning is tried, and how many heads go in one step."""
+    """How many trials random pruning has, and how many heads a step removes."""
 
     trials: int
     heads_per_step: int
@@ -49,11 +49,12 @@ def _at_least_one(**numbers: int) -> None:
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper reports of a model, and where.
+    """The results that the paper reports for a model.
 
-    accuracy, parameters, mb: before and after its final solution, which prunes ``heads_pruned`` of ``heads``.
-    area: under the accuracy curve, by method. curve: accuracy at 0, 25, 50, 75 and 100 % of the heads, by method.
-    tolerance: how far the published intact accuracy may lie outside the interval of the measured one, as a fraction.
+    source: the tables of the paper. accuracy (fractions), parameters, mb (2**20 bytes): before and after its final
+    solution, which prunes ``heads_pruned`` of ``heads``. area: under the accuracy curve, by method. curve: accuracy at
+    0, 25, 50, 75 and 100 % of the heads pruned, by method. tolerance: how far, as a fraction, the published intact
+    accuracy may lie outside the interval of the measured one.
     """
 
     source: str
@@ -73,10 +74,10 @@ class Published:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model of a profile: where it and its texts come from, and the sizes it is scored and measured with.
+    """A model of a profile: where it and its texts come from, and with how many texts it is scored and measured.
 
-    Either it is made from what the packages bring, by ``data`` and ``training``, or it comes from the hub, by
-    ``checkpoint`` and ``dataset``. max_length: tokens a text is cut to; what the model takes, if None.
+    ``data`` and ``training`` describe a model that is trained on the data of installed packages; ``checkpoint`` and
+    ``dataset`` describe one of the hub. max_length: tokens a text is cut to; if None, what the model takes.
     """
 
     title: str
@@ -101,16 +102,17 @@ class ModelSpec:
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """The table that ``training.Recipe`` reads."""
         return {"data": self.data, "max_length": self.max_length, **(self.training or {})}
 
     @property
     def assets(self) -> list[hub.Asset]:
-        """What has to come from the hub."""
+        """The checkpoint and the data set of the hub that the model needs; none for a model that is trained here."""
         return [asset for asset in (self.checkpoint, self.dataset) if asset is not None]
 
     @property
     def published_rows(self) -> dict[str, int]:
-        """How many rows the splits had that the paper used."""
+        """The number of rows of each split that the paper used; empty where the profile does not say."""
         return self.dataset.rows if self.dataset else {}
 
     @property
@@ -120,7 +122,7 @@ class ModelSpec:
 
     @property
     def about_data(self) -> dict[str, Any]:
-        """The data source, as results tell of it."""
+        """The data source, as it is recorded beside results."""
         return dataclasses.asdict(self.dataset) if self.dataset else self.data or {}
 
 
@@ -128,8 +130,8 @@ class ModelSpec:
 class Profile:
     """A profile file: which models, which data, which sizes.
 
-    protocol: "held out", the rule here, scores and measures on different splits; "paper" does what the paper did, be
-    it on the same split (docs/protocol.md). inspected: data sets that are looked at and not used.
+    protocol: "held out", the default, demands different splits for scoring and measuring; "paper" follows the paper,
+    which uses the same split (docs/protocol.md). inspected: data sets that are shown and not used.
     """
 
     description: str
@@ -144,7 +146,7 @@ class Profile:
                 raise ValueError(f"{name} is scored and measured on the split {spec.scoring.split!r}: name another")
 
     def assets(self, models: Sequence[str]) -> list[hub.Asset]:
-        """What ``models`` need of the hub, each once."""
+        """The checkpoints and data sets of the hub that ``models`` need, each once."""
         needed = [asset for model in models for asset in self.models[model].assets]
         return [asset for i, asset in enumerate(needed) if asset not in needed[:i]]
 
@@ -157,8 +159,8 @@ def profile_names() -> list[str]:
 def read_profile(name: str) -> Profile:
     """The profile called ``name``.
 
-    Raises ``ValueError`` where there is none of that name, or where the file is not TOML, has unknown or missing keys
-    or values of the wrong type or out of range.
+    Raises ``ValueError`` where there is none of that name, and where its file is not TOML, has unknown or missing keys,
+    or has values of the wrong type or out of range.
     """
     if name not in profile_names():
         raise ValueError(f"profile {name!r} is not known; choose one of {', '.join(profile_names())}.")
@@ -166,11 +168,12 @@ def read_profile(name: str) -> Profile:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
         return dacite.from_dict(Profile, {**table, "name": name}, dacite.Config(strict=True))
-    except (ValueError, dacite.DaciteError) as error:  # what is not TOML or not UTF-8 is a ValueError
+    except (ValueError, dacite.DaciteError) as error:  # ValueError: not TOML or not UTF-8
         raise ValueError(f"{path.name} cannot be read: {error}.") from None
 
 
 def model_spec(profile: str, model: str) -> ModelSpec:
+    """A model of a profile; ``ValueError`` for an unknown profile or model."""
     models = read_profile(profile).models
     if model not in models:
         raise ValueError(f"profile {profile} has no model {model!r}; it has {', '.join(models)}.")
@@ -178,6 +181,6 @@ def model_spec(profile: str, model: str) -> ModelSpec:
 
 
 def check_models(profile: str, models: Sequence[str]) -> None:
-    """Raise ``ValueError`` where one of ``models`` is not in the profile."""
+    """``ValueError`` for an unknown profile and for a model that the profile does not have."""
     for model in models:
         model_spec(profile, model)

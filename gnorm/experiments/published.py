@@ -1,4 +1,4 @@
-"""The paper's results: as the authors' files have them, as profiles quote them, beside ours."""
+"""The paper's results: read from the authors' files, quoted in profiles, and compared with ours."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..trajectory import Trajectory, area_under_curve, curve, wilson
+from ..trajectory import Trajectory, area, curve, wilson
 
-# The names under which the authors publish a method's files, in lower case.
+# How the authors' files name a method, in lower case.
 PUBLISHED_AS = {
     "greedygnorm": "greedy_gnorm",
     "inversegreedygnorm": "inverse_greedy_gnorm",
@@ -23,9 +23,7 @@ PUBLISHED_AS = {
     "aeinverse": "inverse_attention_entropy",
 }
 
-
 PUBLISHED_CURVE = re.compile(r"pruned_heads_accuracy\((?P<model>[^)]+)\)basedon(?P<method>\w+)\.csv", re.IGNORECASE)
-
 
 PUBLISHED_TRIALS = re.compile(r"(?P<model>[\w-]+?)randompruned_heads_data.*\.xlsx", re.IGNORECASE)
 
@@ -33,26 +31,27 @@ PUBLISHED_TRIALS = re.compile(r"(?P<model>[\w-]+?)randompruned_heads_data.*\.xls
 def published_curves(folder: str | os.PathLike[str] | None = None) -> dict[str, dict[str, pd.Series]]:
     """Accuracy against the share of heads pruned (0 to 1), by model and method, from the authors' result files.
 
-    folder: their experiments_results, or $GNORM_PUBLISHED if None; nothing is published where neither is given. Files
-    are known by their names; others are passed over. Random pruning is the mean of the trials. Shares are of the
-    largest number in a file, so heads counted once for every pass of a shared block (ALBERT, 12 at a time) fit too.
+    folder: their experiments_results; $GNORM_PUBLISHED if None. Without either, the result is empty. Files are
+    recognised by their names; other files are ignored. Random pruning is the mean of the trials. A share is the number
+    of heads divided by the largest number in the file, so files that count a shared block's heads once for every pass
+    (ALBERT, 12 at a time) are read correctly too.
 
-    Raises ``ValueError`` where the folder is not there, holds no such file, or a file cannot be read.
+    Raises ``ValueError`` where the folder does not exist or holds no such file, or where a file cannot be read.
     """
     folder = folder or os.environ.get("GNORM_PUBLISHED")
     return _published_files(str(folder)) if folder else {}
 
 
-@functools.cache  # asked for once a curve and once an area, of every method and model
+@functools.cache  # called for every curve and every area of every method and model
 def _published_files(folder: str) -> dict[str, dict[str, pd.Series]]:
     curves: dict[str, dict[str, pd.Series]] = {}
     for path in sorted(Path(folder).glob("*")):
-        if found := PUBLISHED_CURVE.fullmatch(path.name):
-            method = PUBLISHED_AS.get(found["method"].lower())
-        elif found := PUBLISHED_TRIALS.fullmatch(path.name):
+        if name := PUBLISHED_CURVE.fullmatch(path.name):
+            method = PUBLISHED_AS.get(name["method"].lower())
+        elif name := PUBLISHED_TRIALS.fullmatch(path.name):
             method = "random"
-        if found and method:
-            model = re.sub(r"[^a-z0-9]", "", found["model"].lower())
+        if name and method:
+            model = _plain(name["model"])
             curves.setdefault(model, {})[method] = _published_file(path, method == "random")
     if not curves:
         raise ValueError(
@@ -60,6 +59,11 @@ def _published_files(folder: str) -> dict[str, dict[str, pd.Series]]:
             "folder experiments_results of the authors' repository."
         )
     return curves
+
+
+def _plain(model: str) -> str:
+    """The name of a model in lower-case letters and digits: the authors' files and profiles spell it differently."""
+    return re.sub(r"[^a-z0-9]", "", model.lower())
 
 
 def _published_file(path: Path, trials: bool) -> pd.Series:
@@ -79,20 +83,22 @@ def _published_file(path: Path, trials: bool) -> pd.Series:
 
 
 def published_curve(model: str, method: str) -> pd.Series | None:
-    """The published curve of a method on a model of a profile; None where none is known."""
-    return published_curves().get(re.sub(r"[^a-z0-9]", "", model.lower()), {}).get(method)
+    """The published curve, accuracy by share of heads pruned, of a method on a model; None where none is known."""
+    return published_curves().get(_plain(model), {}).get(method)
 
 
 def published_area(model: str, method: str, trajectory: Trajectory) -> float | None:
-    """The area that was published: of the published curve where there is one, else as the profile quotes it."""
+    """The published area: computed from the published curve if it is known, else quoted by the profile, else None."""
     if (accuracy := published_curve(model, method)) is not None:
-        return area_under_curve(accuracy)
+        return area(accuracy)
     return (trajectory.info.get("published") or {}).get("area", {}).get(method)
 
 
 def published_solutions(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
-    """A row for every model whose profile quotes the paper's final solution, beside the accuracy measured at the same
-    share of heads pruned (the nearest state); no rows where none does."""
+    """A row for every model whose profile quotes the paper's final solution.
+
+    Beside the quoted numbers: the accuracy measured at the same share of heads pruned (the nearest state).
+    """
     rows = []
     for model, trajectory in runs.items():
         if quoted := trajectory.info.get("published"):
@@ -116,14 +122,14 @@ def published_solutions(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-AS_PUBLISHED = "as published"  # begins what is said of an intact accuracy that is
+AS_PUBLISHED = "as published"  # the first words on an intact accuracy that agrees with the quoted one
 
 
 def against_published(accuracy: float, texts: int, quoted: Mapping[str, Any]) -> str:
-    """In words, whether an intact accuracy, the share of ``texts``, is the one that the profile quotes.
+    """Says in words whether a measured intact accuracy, a share of ``texts``, agrees with the one a profile quotes.
 
-    It is where the quoted one lies in the 95 % Wilson interval of the measured one, or no more than the quoted
-    ``tolerance`` outside it.
+    They agree where the quoted one lies in the 95 % Wilson interval of the measured one, or outside it by no more than
+    the quoted ``tolerance``.
     """
     low, high = wilson(round(accuracy * texts), texts)
     published, tolerance = quoted["accuracy"][0], quoted.get("tolerance", 0.0)

@@ -20,9 +20,9 @@ from .paths import figures_folder, results_folder, shown
 
 
 def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:
-    """``<method>.csv`` with the table as it is, ``.json`` on how it came about, ``.npz`` with what was classified
-    correctly, all in experiments_results/<profile>/<model>. Returns the path of the CSV.
+    """Write a trajectory to experiments_results/<profile>/<model>; returns the path of the CSV file.
 
+    ``<method>.csv`` holds its table, ``<method>.json`` its info, ``<method>.npz`` its correct answers and first mask.
     Raises ``OSError`` where a file cannot be written.
     """
     path = results_folder(profile) / model / f"{method}.csv"
@@ -39,40 +39,22 @@ def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: st
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> pd.DataFrame:
-    """Write a table as CSV, Markdown and LaTeX to experiments_results/<profile>/tables; print where, return it."""
+    """Write a table as CSV, Markdown and LaTeX to experiments_results/<profile>/tables, print the paths, return it."""
     folder = results_folder(profile) / "tables"
     cells = table.map(lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell)).astype(str)
-    right = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in table.dtypes]
+    sides = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in table.dtypes]
+    columns = "".join(side[0] for side in sides)  # "lrr"
     paths = [
         write(folder / f"{name}.csv", table.to_csv(index=False)),
-        write(folder / f"{name}.md", cells.to_markdown(index=False, disable_numparse=True, colalign=right) + "\n"),
-        write(folder / f"{name}.tex", _latex(cells, "".join(side[0] for side in right))),
+        write(folder / f"{name}.md", cells.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"),
+        write(folder / f"{name}.tex", cells.to_latex(index=False, escape=True, column_format=columns)),
     ]
     print("written:", *map(shown, paths))
     return table
 
 
-def _latex(cells: pd.DataFrame, columns: str) -> str:
-    """A booktabs table, cells escaped."""
-    escapes = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"})
-    rows = [[str(name) for name in cells.columns], *cells.to_numpy().tolist()]
-    head, *body = [" & ".join(cell.translate(escapes) for cell in row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
 def save_figure(figure: Figure, profile: str, name: str) -> Image:
-    """Write a figure as .png and .pdf to figures/<profile>; print where, and return the picture for a notebook."""
+    """Write a figure as .png and .pdf to figures/<profile>, print the paths, return the image for a notebook."""
     paths = []
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": ""})):  # same figure, same bytes
         buffer = io.BytesIO()
@@ -85,7 +67,7 @@ def save_figure(figure: Figure, profile: str, name: str) -> Image:
 def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
     """A trajectory that ``save_trajectory`` wrote.
 
-    Raises ``FileNotFoundError`` where it is not there, ``ValueError`` where a file of it is damaged or of another run.
+    Raises ``FileNotFoundError`` where it was not saved, ``ValueError`` where a file is damaged or of another run.
     """
     path = results_folder(profile) / model / f"{method}.csv"
     if not path.exists():
@@ -98,15 +80,15 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
         with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as arrays:
             correct = np.unpackbits(arrays["correct"], axis=1, count=int(arrays["texts"])).astype(bool)
             start = torch.from_numpy(arrays["start"])
-        of = {name: info[name] for name in ("profile", "model", "method")}
+        identity = {name: info[name] for name in ("profile", "model", "method")}
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{shown(path)} or the files beside it are damaged ({error}): delete them and run again."
         ) from None
-    if of != {"profile": profile, "model": model, "method": method}:
+    if identity != {"profile": profile, "model": model, "method": method}:
         raise ValueError(
-            f"{shown(path)} holds the results of {of['method']} on {of['model']} of profile {of['profile']}: results "
-            "do not move between folders; delete them and run again."
+            f"{shown(path)} holds the results of {identity['method']} on {identity['model']} of profile "
+            f"{identity['profile']}: results do not move between folders; delete them and run again."
         )
     if len(table) != len(correct) or not np.allclose(correct.mean(1), table.accuracy):
         raise ValueError(f"{shown(path)} does not match the files beside it: delete them and run again.")
@@ -114,5 +96,5 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
 
 
 def saved_methods(profile: str, model: str) -> list[str]:
-    """The methods of METHODS whose trajectory is there, in the order of METHODS."""
+    """The methods of METHODS with a saved trajectory, in the order of METHODS."""
     return [name for name in METHODS if (results_folder(profile) / model / f"{name}.csv").exists()]

@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..trajectory import NEAR_TIE, Trajectory, area_interval, area_under_curve, curve
+from ..trajectory import NEAR_TIE, Trajectory, area, area_interval, curve
 from .published import published_area
 
-FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads: where the paper's tables read the curves
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads pruned: the points at which the paper's tables read the curves
 
 
 def summary_row(trajectory: Trajectory) -> dict[str, Any]:
-    """Accuracy at 0/25/50/75/100 % of heads pruned (the nearest state measured) and the area under the curve."""
+    """Accuracy at 0/25/50/75/100 % of heads pruned (the nearest state measured), area under the curve, its interval."""
     accuracy = curve(trajectory)
     low, high = area_interval(trajectory)
     heads = np.asarray(accuracy.index, dtype=float)
     nearest = {f"{f:.0%}": float(accuracy.iloc[int(np.abs(heads - f * heads[-1]).argmin())]) for f in FRACTIONS}
-    return {**nearest, "area": area_under_curve(accuracy), "area_low": low, "area_high": high}
+    return {**nearest, "area": area(accuracy), "area_low": low, "area_high": high}
 
 
 def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
-    """A row for every model and method in ``runs[model][method]``; where an area was published, it and the difference
-    to it."""
+    """A row for every model and method in ``runs[model][method]``: ``summary_row``, and the published area if any.
+
+    Columns model, method, texts, those of ``summary_row``, and, where an area was published, published and difference.
+    """
     rows: list[dict[str, Any]] = []
     for model, methods in runs.items():
         for method, trajectory in methods.items():
@@ -37,7 +39,7 @@ def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
 
 
 def closeness_table(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
-    """A row for every model: how close the choices between its heads were, see ``Trajectory.info``."""
+    """A row for every model: how close the scores of removed and kept heads came, see ``Trajectory.info``."""
     return pd.DataFrame(
         [
             {
@@ -53,8 +55,10 @@ def closeness_table(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
 
 
 def verdict(table: pd.DataFrame) -> pd.DataFrame:
-    """Per model of a ``summary_table``: the method with the largest area, the runner-up, and whether their intervals
-    overlap."""
+    """A row for every model of a ``summary_table`` with several methods: the largest area and the runner-up.
+
+    "intervals overlap" says whether the intervals of the two areas overlap.
+    """
     rows = []
     for model, group in table.groupby("model", sort=False):
         ranked = group.sort_values("area", ascending=False)

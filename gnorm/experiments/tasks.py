@@ -22,7 +22,7 @@ from ..engine.state import default_device
 from ..heads import head_mask_of
 from ..journal import hash_of_model
 from ..scoring import accuracy, gnorm_scores
-from ..storage.checkpoints import quiet_library
+from ..storage.loading import quiet_library
 from ..tokenizing import batched, encoded
 from . import checkpoints, hub
 from .profiles import ModelSpec, Sizes, model_spec

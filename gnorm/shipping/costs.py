@@ -1,4 +1,4 @@
-"""What a pruned model costs beside the intact one: parameters, memory, operations and time."""
+"""The cost of a pruned model compared with the intact one: parameters, memory, operations and time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..engine.state import evaluating, is_compiled
 from ..heads import head_mask_of
-from .export import INPUTS, Exported, Inputs, export_onnx, main_input, room_of
+from .export import INPUTS, Exported, Inputs, export_onnx, longest_input, main_input
 
 
 def cost(
@@ -29,24 +29,26 @@ def cost(
     seconds: float = 3.0,
     onnx: bool = False,
 ) -> pd.DataFrame:
-    """What ``model`` costs beside an intact model of its configuration (with random weights: time does not depend on
-    them), a row for every batch size and length.
+    """The cost of ``model`` and of an intact model of its configuration; a row for every batch size and length.
 
-    lengths: tokens of a text (32 and 128 if None, less where the model takes less), or pixels a side of an image.
-    rounds, seconds: each pair of models is run in turns, ``rounds`` times or until ``seconds`` are spent, at least
-    five times, after two that do not count.
-    onnx: both are exported too (``export_onnx``, which takes seconds) and run in the same turns by onnxruntime, on the
-    CPU whatever device the model is on.
+    The intact model has random weights, because time does not depend on weights.
+    lengths: tokens of a text (32 and 128 if None, fewer where the model takes fewer), or pixels a side of an image.
+    rounds, seconds: the models run in turns, ``rounds`` times or until ``seconds`` have passed, but at least five
+    times; two more turns before are not counted.
+    onnx: both models are exported too (``export_onnx``, some seconds) and run in the same turns by onnxruntime, on the
+    CPU even if the model is elsewhere.
 
-    Columns, ``... after`` for ``model``, without for the intact one: batch, length; parameters; MB (2**20 bytes);
-    GFLOP of one forward pass (10**9 operations in matrix products and attention, a multiplication and an addition
-    being two); ms, the median of one forward pass, and ms spread, the distance of its quartiles. Then flops saved and
-    time saved, as shares of the intact model's (time by the median over turns of the ratio of the two), and returned,
-    the one divided by the other: how much of what was saved in operations came back as time. With
-    ``onnx``, ms onnx: the median of one forward pass of the exported model.
+    Columns; those of ``model`` end in " after", those of the intact model do not:
+    batch, length; parameters; MB (2**20 bytes);
+    GFLOP: 10**9 operations of one forward pass in matrix products and attention; a multiplication and an addition are
+    two operations;
+    ms: the median time of one forward pass; ms spread: the distance between its quartiles;
+    ms onnx, with ``onnx`` only: the median time of one forward pass of the exported model;
+    flops saved, time saved: fractions of the intact model's (of time: the median over turns of the ratio);
+    returned: time saved divided by flops saved.
 
-    Raises ``ValueError`` where it is not known what to feed to the model, for a compiled model, as ``attention_blocks`` does, and with
-    ``onnx`` as ``export_onnx`` does.
+    Raises ``ValueError`` where the model's main input is unknown and for a compiled model, as ``attention_blocks``
+    does, and with ``onnx`` as ``export_onnx`` does.
     """
     if is_compiled(model):
         raise ValueError("the model is compiled, the intact one beside it would not be: give the one from before.")
@@ -60,38 +62,38 @@ def cost(
         for batch in batch_sizes:
             inputs = INPUTS[name](model.config, batch, length)
             moved = {n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
-            flops, flops_after = _flops(intact, moved), _flops(model, moved)
+            flops = _flops(intact, moved), _flops(model, moved)
             times = _times(models, moved, rounds, seconds)
-            spread = np.subtract(*np.quantile(times, [0.75, 0.25], axis=0))
-            median = np.median(times, axis=0)
-            flops_saved = 1 - flops_after / flops
-            time_saved = 1 - float(np.median(times[:, 1] / times[:, 0]))
-            rows.append(
-                {
-                    "batch": batch,
-                    "length": length,
-                    "parameters": num_parameters(intact),
-                    "parameters after": num_parameters(model),
-                    "MB": memory_mb(intact),
-                    "MB after": memory_mb(model),
-                    "GFLOP": flops / 1e9,
-                    "GFLOP after": flops_after / 1e9,
-                    "ms": 1e3 * median[0],
-                    "ms after": 1e3 * median[1],
-                    "ms spread": 1e3 * spread[0],
-                    "ms spread after": 1e3 * spread[1],
-                    "flops saved": flops_saved,
-                    "time saved": time_saved,
-                    "returned": time_saved / flops_saved if flops_saved else np.nan,
-                }
-                | dict(zip(("ms onnx", "ms onnx after"), 1e3 * median[2:]))  # without ``onnx`` there are none
-            )
+            rows.append({"batch": batch, "length": length, **_row(intact, model, flops, times)})
     return pd.DataFrame(rows)
 
 
+def _row(intact: nn.Module, model: nn.Module, flops: tuple[int, int], times: np.ndarray) -> dict[str, Any]:
+    """The columns of ``cost`` that follow batch and length. flops: of both models. times: (turn, model) seconds."""
+    spread = np.subtract(*np.quantile(times, [0.75, 0.25], axis=0))
+    median = np.median(times, axis=0)
+    flops_saved = 1 - flops[1] / flops[0]
+    time_saved = 1 - float(np.median(times[:, 1] / times[:, 0]))
+    return {
+        "parameters": num_parameters(intact),
+        "parameters after": num_parameters(model),
+        "MB": memory_mb(intact),
+        "MB after": memory_mb(model),
+        "GFLOP": flops[0] / 1e9,
+        "GFLOP after": flops[1] / 1e9,
+        "ms": 1e3 * median[0],
+        "ms after": 1e3 * median[1],
+        "ms spread": 1e3 * spread[0],
+        "ms spread after": 1e3 * spread[1],
+        "flops saved": flops_saved,
+        "time saved": time_saved,
+        "returned": time_saved / flops_saved if flops_saved else np.nan,
+    } | dict(zip(("ms onnx", "ms onnx after"), 1e3 * median[2:]))  # the exported models, if there are any
+
+
 def _intact(model: Any) -> Any:
-    """A model of the same configuration with all its heads, in the same precision, on the same device."""
-    head_mask_of(model)  # refuses what is not known
+    """A model of the same configuration with all heads, in the same precision, on the same device."""
+    head_mask_of(model)  # refuses models of unknown families
     config = copy.deepcopy(model.config)
     config.head_mask = None
     with torch.random.fork_rng():
@@ -99,16 +101,16 @@ def _intact(model: Any) -> Any:
 
 
 def _exported(models: Sequence[nn.Module], inputs: Sequence[str]) -> list[nn.Module]:
-    """The models as onnxruntime runs them; their files are gone once they are read."""
+    """The models as onnxruntime runs them; their temporary files are deleted after reading."""
     with tempfile.TemporaryDirectory() as folder:
         return [Exported(export_onnx(model, Path(folder, f"{i}.onnx"), inputs)) for i, model in enumerate(models)]
 
 
 def _lengths(model: Any) -> list[int]:
-    """Usual lengths that the model takes."""
+    """Usual lengths, in tokens or in pixels a side, that the model takes."""
     if hasattr(model.config, "image_size"):
         return [model.config.image_size]
-    return sorted({min(length, room_of(model)) for length in (32, 128)})
+    return sorted({min(length, longest_input(model)) for length in (32, 128)})
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -117,18 +119,18 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any =
 
 def _flops(model: nn.Module, inputs: Inputs) -> int:
     """Operations of one forward pass in matrix products, convolutions and attention."""
-    here = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter does not know
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # FlopCounterMode does not count it
     with (
         evaluating(model),
         torch.inference_mode(),
-        FlopCounterMode(display=False, custom_mapping={here: _attention_flops}) as counter,
+        FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_flops}) as counter,
     ):
         model(**inputs)
     return int(counter.get_total_flops())
 
 
 def _times(models: Sequence[nn.Module], inputs: Inputs, rounds: int, seconds: float) -> np.ndarray:
-    """(turn, model) seconds of one forward pass; the models take turns, and who goes first alternates."""
+    """(turn, model) seconds of one forward pass; each model runs once a turn, and the first one alternates."""
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(next(iter(inputs.values())).device.type)
     turns: list[list[float]] = []
     spent = 0.0
@@ -156,5 +158,5 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def memory_mb(model: nn.Module) -> float:
-    """Memory of the model's parameters in MB of 2**20 bytes, the unit of the paper's table."""
+    """Memory of the model's parameters in MB (2**20 bytes), the unit of the paper's table."""
     return sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20

@@ -1,4 +1,4 @@
-"""A model as an ONNX file, and what such a file says: needs onnx, onnxscript and onnxruntime, the extra `onnx`."""
+"""Models as ONNX files, written and run. Needs onnx, onnxscript and onnxruntime: the extra ``onnx``."""
 
 from __future__ import annotations
 
@@ -25,17 +25,14 @@ from ..storage.folders import free_file, free_folder, replace_files
 
 Inputs = dict[str, Tensor]
 
+EXPORTED_WITH = (2, 8)  # texts and tokens of the example that the exporter runs the model on
 
-EXPORTED_WITH = (2, 8)  # texts and tokens of the example that the exporter follows the model with
-
-
-CHECKED_WITH = (1, 3, 4)  # texts or images; these lengths of texts, and as long as the model takes them
-
-
+# The logits of a file are compared with the model's on this many texts or images, of these lengths in tokens; the last
+# texts are as long as the model takes them.
+CHECKED_WITH = (1, 3, 4)
 CHECKED_LENGTHS = (1, 16)
 
-
-WEIGHTS = ".data"  # the ending of the file beside, where weights do not fit into the file itself
+WEIGHTS = ".data"  # the ending of the second file, for weights that do not fit into the first
 
 
 def _texts(config: Any, batch: int, length: int) -> Inputs:
@@ -48,21 +45,20 @@ def _images(config: Any, batch: int, length: int) -> Inputs:
     return {"pixel_values": torch.randn(batch, config.num_channels, length, length, generator=generator)}
 
 
-# What is fed to a model, by the name of its main input. The length is in tokens, or in pixels a side.
+# (configuration, batch, length) -> random inputs, by the name of the main input. Length: tokens, or pixels a side.
 INPUTS: Mapping[str, Callable[[Any, int, int], Inputs]] = {"input_ids": _texts, "pixel_values": _images}
 
 
 def main_input(model: Any) -> str:
-    """The name of the model's main input; ``ValueError`` where it is not known what to feed to it."""
+    """The name of the model's main input; ``ValueError`` where it is none of ``INPUTS``."""
     name = str(getattr(model, "main_input_name", None))
     if name not in INPUTS:
         raise ValueError(f"inputs called {name!r} are not known; known: {', '.join(INPUTS)}.")
     return name
 
 
-def room_of(model: Any) -> int:
-    """The most tokens of a text that are fed to the model: what its tables have positions for, or what its configuration
-    names where it has no table."""
+def longest_input(model: Any) -> int:
+    """The most tokens of a text: as the position tables of the model allow, or its configuration if it has no table."""
     return longest_text(model) or int(model.config.max_position_embeddings)
 
 
@@ -75,23 +71,23 @@ def export_onnx(
 ) -> Path:
     """Write ``model``, an intact or a pruned classifier, as an ONNX file; returns its path.
 
-    path: the file; of a folder that is empty, model.onnx in it. overwrite: replace a file that is there.
+    path: the file; for an empty folder, model.onnx in it. overwrite: replace an existing file.
 
-    inputs: what the file is fed with, among input_ids, attention_mask and, where the model tells two texts apart,
-    token_type_ids, each (batch, length); or pixel_values (batch, channel, height, width). All that the model takes,
-    if None. It gives logits (batch, class). Batch and length may differ from call to call, the size of an image may
-    not. tolerance: how far logits may be from the model's, in any class.
+    inputs: the names of the file's inputs: input_ids, attention_mask and, for models with segments, token_type_ids,
+    each (batch, length); or pixel_values (batch, channel, height, width). If None, all that the model takes. The output
+    is logits (batch, class). Batch and length may differ between calls, the size of an image may not. tolerance: the
+    largest difference allowed between a logit of the file and of the model.
 
-    The file holds the weights too; those above 2 GB lie beside it, in a file with .data behind its name. It appears
-    only after onnxruntime has read it and given the model's logits, for several batch sizes and lengths, with padding.
+    The file holds the weights too. Weights of more than 2 GB lie in a second file, with .data after the name. The files
+    appear only after onnxruntime has reproduced the model's logits for several batch sizes and lengths, with padding.
     The model stays as it was.
 
-    Raises ``ModuleNotFoundError`` where the packages of the extra are missing, ``FileExistsError`` where the file
-    exists already or the folder holds files, ``ValueError`` for a model in another precision than float32, for inputs
-    that it does not take, for logits that are too far off, and as ``attention_blocks`` does.
+    Raises ``ModuleNotFoundError`` where the packages of the extra are missing; ``FileExistsError`` where the file
+    exists already or the folder holds files; ``ValueError`` for a precision other than float32, for inputs that the
+    model does not take, and for logits that differ by more than ``tolerance``; and as ``attention_blocks`` does.
     """
     _require()
-    attention_blocks(model)  # refuses what is not known
+    attention_blocks(model)  # refuses models of unknown families
     path = Path(path).expanduser()
     if path.is_dir():
         path = free_folder(path, overwrite) / "model.onnx"
@@ -113,13 +109,14 @@ def export_onnx(
             replace_files(unfinished, path.parent, [file for file in (path, weights) if file.exists()], last=path.name)
         else:
             (unfinished / path.name).replace(path)
-            weights.unlink(missing_ok=True)  # of the file that was replaced
+            weights.unlink(missing_ok=True)  # those of the replaced file
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return path
 
 
 def _require() -> None:
+    """``ModuleNotFoundError`` where a package of the extra is missing."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)
@@ -131,25 +128,25 @@ def _require() -> None:
 
 
 def _examples(model: Any, batch: int, length: int) -> Inputs:
-    """All that the model takes: images, or texts that get longer up to ``length``, with padding behind the others."""
+    """All inputs of the model: images, or texts of growing length up to ``length``, padded at the end."""
     config = model.config
     if main_input(model) == "input_ids":
-        length = min(length, room_of(model))
+        length = min(length, longest_input(model))
         examples = _texts(config, batch, length)
         position = torch.arange(length)
         lengths = (torch.arange(1, batch + 1) * length // batch).clamp(min=1)[:, None]  # (text, 1)
-        there = position < lengths
-        examples["input_ids"] = examples["input_ids"].where(there, config.pad_token_id or 0)
-        examples["attention_mask"] = there.long()
+        mask = position < lengths  # (text, token)
+        examples["input_ids"] = examples["input_ids"].where(mask, config.pad_token_id or 0)
+        examples["attention_mask"] = mask.long()
         if (getattr(config, "type_vocab_size", None) or 0) > 1:
-            examples["token_type_ids"] = (there & (position >= lengths // 2)).long()
+            examples["token_type_ids"] = (mask & (position >= lengths // 2)).long()
     else:
         examples = _images(config, batch, config.image_size)
     return {name: tensor.to(model.device) for name, tensor in examples.items()}
 
 
 class _Logits(nn.Module):
-    """A model whose forward takes what it is fed with as one argument and gives nothing but logits (text, class)."""
+    """A model whose forward pass takes its inputs as one argument and returns logits (text, class) alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -161,7 +158,7 @@ class _Logits(nn.Module):
 
 def _write(model: Any, path: Path, example: Inputs) -> None:
     axes = {0: "batch", 1: "length"} if "input_ids" in example else {0: "batch"}
-    # eager attention: others are taken apart into more nodes, and not faster for it, or cannot be followed at all
+    # eager attention: other implementations give more nodes and no more speed, or cannot be exported at all
     with attention_implementation(model, "eager"), _quiet():
         program = torch.onnx.export(
             _Logits(model).eval(),
@@ -173,15 +170,15 @@ def _write(model: Any, path: Path, example: Inputs) -> None:
             verbose=False,
         )
     assert program is not None
-    # each node comes with the lines of source that it is from, and where these lie on this machine
+    # without it every node names the source lines that it comes from, with their paths on this machine
     importlib.import_module("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(program.model)
     program.save(path)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of torchvision, which it misses, of torch's own deprecations, and of axes that
-    share a name, as they should."""
+    """Within the block, the exporter does not warn that torchvision is missing, that torch uses deprecated functions
+    of its own, or that axes share a name, which is intended."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -196,20 +193,20 @@ def _quiet() -> Iterator[None]:
 
 def _check(model: Any, path: Path, names: Sequence[str], tolerance: float) -> None:
     """``ValueError`` where the file's logits are not those of the model."""
-    lengths = (*CHECKED_LENGTHS, room_of(model)) if "input_ids" in names else (0, 0, 0)  # images have one
+    lengths = (*CHECKED_LENGTHS, longest_input(model)) if "input_ids" in names else (0, 0, 0)  # unused for images
     examples = [_examples(model, *shape) for shape in zip(CHECKED_WITH, lengths, strict=True)]
     fed = [{name: example[name] for name in names} for example in examples]
     expected = torch.cat([logits_of(model, inputs).cpu() for inputs in fed])
     try:
         exported = Exported(path)
-        found = torch.cat([exported(**inputs) for inputs in fed])
-    except Exception as error:  # those of onnxruntime have no base of their own
+        logits = torch.cat([exported(**inputs) for inputs in fed])
+    except Exception as error:  # the errors of onnxruntime share no base class
         raise ValueError(
             f"onnxruntime cannot run {path.name} on other batch sizes and lengths than those it was exported with "
             f"({' '.join(str(error).split())}): keep the model as it is, with gnorm.save_pruned."
         ) from error
-    off = float((found - expected).abs().max()) if found.shape == expected.shape else math.inf
-    if not off <= tolerance:  # nor is NaN
+    off = float((logits - expected).abs().max()) if logits.shape == expected.shape else math.inf
+    if not off <= tolerance:  # true for NaN too
         raise ValueError(
             f"the logits of {path.name} are up to {off:.1e} away from the model's, more than {tolerance:.0e}: give a "
             "larger tolerance, or keep the model as it is, with gnorm.save_pruned."
@@ -217,8 +214,10 @@ def _check(model: Any, path: Path, names: Sequence[str], tolerance: float) -> No
 
 
 class Exported(nn.Module):
-    """An ONNX file as a module: its inputs by name -> logits (batch, class), computed by onnxruntime on the CPU, on as
-    many threads as torch uses."""
+    """An ONNX file as a module that takes the file's inputs by name and returns logits (batch, class).
+
+    onnxruntime computes them on the CPU, with as many threads as torch uses.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -227,7 +226,9 @@ class Exported(nn.Module):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads slow what runs in turns
+        options.add_session_config_entry(
+            "session.force_spinning_stop", "1"
+        )  # spinning idle threads would slow the model that runs next
         self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def forward(self, **inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A user's checkpoint and texts, checked and shared out."""
+"""A user's checkpoint and texts: checked, and the texts split by purpose."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from ..engine.checks import longest_text
 from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
-from ..storage.checkpoints import TOKENIZERS, load_checked, read_config
+from ..storage.errors import in_short
+from ..storage.loading import TOKENIZERS, load_checked, read_config
 from ..tokenizing import batched
-from .texts import Labels, class_names, in_short, labelled, name_of
+from .labels import Labels, class_names
+from .texts import labelled, name_of
 
-FEWEST = 30  # texts, a third of them for each purpose: fewer say nothing
+FEWEST = 30  # texts, a third for each purpose: an accuracy on fewer is too uncertain
 
 
 @dataclass(frozen=True)
 class Own:
-    """A user's model with its texts, shared out to what they are for; each a list of batches."""
+    """A user's model and tokenizer, and the texts as lists of batches: to score heads, to choose by, to test on."""
 
     model: Any
     tokenizer: Any
@@ -47,26 +49,26 @@ def load(
     labels: Labels | None = None,
     model_class: Any = None,
 ) -> Own:
-    """A fine-tuned text classifier and its texts.
+    """Load a fine-tuned text classifier and split its texts by purpose.
 
-    checkpoint: a folder (or a name on the hub) with model and tokenizer; a pruned model may be pruned further.
+    checkpoint: a folder (or a name on the hub) with model and tokenizer; the model may be pruned already.
     texts: the path of a CSV, JSON-lines or Parquet file with columns text and label, and text_pair where the model
-    reads pairs; or such a table, a DataFrame or a ``datasets.Dataset``. Labels are class names as in the model's
-    ``config.id2label``, or else class numbers. A text that comes twice is taken once. Rows are counted from 1.
-    scoring: how many texts, drawn at random, heads are scored on, at most a third; the others are halved, to choose by
-    and to test on. batch, max_length, seed: texts a batch, tokens a text (what the model takes, if None), the draw.
-    device: the accelerator if there is one, else the CPU, if None. labels: "names" or "numbers", for a column that can
-    be read both ways. model_class: the model's class, if it is one of your own.
+    reads pairs; or a DataFrame or a ``datasets.Dataset`` with these columns. Labels are class names as in the model's
+    ``config.id2label``, or class numbers. A text that occurs twice is used once. Messages count rows from 1.
+    scoring: the number of texts, drawn at random, on which heads are scored; at most a third of all. Half of the others
+    are to choose by, half to test on. batch: texts a batch. max_length: tokens a text (if None, what the model takes).
+    seed: of the draw. device: if None, the accelerator if there is one, else the CPU. labels: "names" or "numbers", for
+    a column that can be read both ways. model_class: the model's class, if it is one of your own.
 
-    Raises ``FileNotFoundError`` for a file or a checkpoint that is not there, and for a folder without a tokenizer;
-    ``TypeError`` for what is no path and no table; ``ValueError`` for a checkpoint that has no classifier or is
-    damaged, for numbers out of range, too few texts, and as ``texts.labelled`` and ``prepare`` do.
+    Raises ``FileNotFoundError`` where a file or a checkpoint does not exist, and for a folder without a tokenizer;
+    ``TypeError`` for what is neither path nor table; ``ValueError`` for a checkpoint without a classifier or damaged,
+    for numbers out of range, for too few texts; and as ``texts.labelled`` and ``prepare`` do.
     """
     scoring, batch, seed = whole("scoring", scoring, 1), whole("batch", batch, 1), whole("seed", seed, 0)
     model, tokenizer = _checkpoint(checkpoint, model_class)
     if max_length is not None:
         max_length = whole("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
-    head_mask_of(model)  # refuses what cannot be pruned before anything is read
+    head_mask_of(model)  # refuses models of unknown families before the texts are read
     frame = labelled(texts, model.config, str(checkpoint), labels)
     if len(frame) < FEWEST:
         raise ValueError(
@@ -77,11 +79,11 @@ def load(
     rest = first + (len(frame) - first) // 2
     tokens = max_length or min(filter(None, (tokenizer.model_max_length, longest_text(model))))
     scored, chosen, tested = (
-        batched(tokenizer, {str(name): column.tolist() for name, column in part.items()}, batch, tokens, model)
-        for part in (frame[:first], frame[first:rest], frame[rest:])
+        batched(tokenizer, {str(name): column.tolist() for name, column in rows.items()}, batch, tokens, model)
+        for rows in (frame[:first], frame[first:rest], frame[rest:])
     )
     model = model.to(device or default_device()).eval()
-    prepare([*scored, *chosen, *tested], model)  # refuses what the model does not take before anything long begins
+    prepare([*scored, *chosen, *tested], model)  # refuses texts that the model does not take before pruning begins
     return Own(
         model=model,
         tokenizer=tokenizer,
@@ -94,7 +96,7 @@ def load(
 
 
 def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[Any, Any]:
-    """The model and the tokenizer of a folder or of a name on the hub."""
+    """The model and the tokenizer of a folder or of a name on the hub, checked before the weights are read."""
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(
             f"a checkpoint is a folder, not a {type(checkpoint).__name__}: save {wrapped_in(checkpoint) or 'the model'}"
@@ -102,24 +104,24 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
         )
     checkpoint = os.path.expanduser(checkpoint)
     folder = Path(checkpoint)
-    embeds = (folder / "modules.json").is_file()  # a CrossEncoder has the file too, but a classifier with it
+    embeds = (folder / "modules.json").is_file()  # true for a CrossEncoder too, which has a classifier
     no_classifier = (
         f"{checkpoint} holds a SentenceTransformer, which has no classifier: fine-tune an "
         "AutoModelForSequenceClassification from it first."
     )
     if embeds and not (folder / "config.json").is_file():
         raise ValueError(no_classifier)
-    written: Any = {}
-    with suppress(Exception):  # what is wrong with the file is said below
-        written = PreTrainedConfig.get_config_dict(checkpoint)[0].get("id2label") or {}
-    if not all(str(key).strip().isdecimal() for key in written):
+    id2label: Any = {}
+    with suppress(Exception):  # read_config gives the error a message
+        id2label = PreTrainedConfig.get_config_dict(checkpoint)[0].get("id2label") or {}
+    if not all(str(key).strip().isdecimal() for key in id2label):
         raise ValueError(
             f"id2label in config.json of {checkpoint} must give names to numbers, as in "
             '{"0": "negative", "1": "positive"}.'
         )
     config = read_config(checkpoint)
     if folder.is_dir() and not any(file for name in TOKENIZERS for file in folder.glob(name)):
-        # for want of one the library would make up an empty tokenizer
+        # transformers would make an empty tokenizer instead
         raise FileNotFoundError(
             f"{checkpoint} has no tokenizer: save the one that the model was fine-tuned with there."
         )
@@ -129,7 +131,7 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
         raise ValueError(
             f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): save it anew with save_pretrained."
         ) from None
-    class_names(config, checkpoint)  # refuses what is no classifier before its weights are read
+    class_names(config, checkpoint)  # refuses models without classes before the weights are read
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
     try:

@@ -1,4 +1,4 @@
-"""The card of a pruned model: what it is, what it lost, how it was made."""
+"""The model card of a pruned model: how it was made, its accuracy, its heads, its size and speed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from ..trajectory import wilson
 
 
 def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
-    """The text of a model card, README.md, in Markdown with the head that model hubs read.
+    """The text of a model card, README.md: Markdown after a YAML header that model hubs read.
 
-    correct: (text,) bool, before and after, of the same test texts; accuracies come with 95 % Wilson intervals, their
-    difference with a 95 % bootstrap interval over texts. about: what else ``card.md.j2`` names.
+    correct: which test texts are classified correctly, (text,) bool, by "before" and "after", for the same texts.
+    Accuracies have 95 % Wilson intervals, their difference a 95 % bootstrap interval over texts. about: the other
+    variables of ``card.md.j2``.
     """
     change = correct["after"].astype(float) - correct["before"]
     low, high = scipy.stats.bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval
@@ -43,5 +44,6 @@ def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
 
 
 def _share(hits: np.ndarray) -> dict[str, float]:
+    """The share of True in (text,) bool and its interval, as fractions."""
     low, high = wilson(int(hits.sum()), len(hits))
     return {"share": float(hits.mean()), "low": low, "high": high}

@@ -1,4 +1,4 @@
-"""From a run to a folder: heads removed within a budget, the model saved with its tokenizer and card."""
+"""From a run to a folder: remove heads within a budget, save the model with its tokenizer and model card."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..engine.checks import num_texts
 from ..heads import head_mask_of
 from ..methods import find_method
 from ..scoring import correct_texts
-from ..storage.checkpoints import check_saving, save_pruned
 from ..storage.folders import free_folder
+from ..storage.saving import check_saving, save_pruned
 from ..surgery import remove_heads
 from ..trajectory import Trajectory, curve, solution
 from .costs import cost
@@ -24,14 +24,14 @@ from .model_card import card
 def ship(
     own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: float = 0.01, overwrite: bool = False
 ) -> Path:
-    """Remove as many heads as the budget allows, save the smaller model with its tokenizer and card; the folder.
+    """Remove as many heads as the budget allows; save the smaller model, its tokenizer and card; return the folder.
 
-    run: what ``prune`` made of ``own.model``, ``own.scoring`` and ``own.choosing``. budget: accuracy that may be lost
-    on the texts to choose by (0.01 is a point). overwrite: replace a folder that holds files; one that is empty is
-    taken as it is. ``own.model`` stays as it was.
+    run: of ``prune`` with ``own.model``, ``own.scoring`` and ``own.choosing``. budget: the accuracy, a fraction, that
+    may be lost on the texts to choose by (0.01 is a percentage point). overwrite: replace a folder that holds files; an
+    empty folder needs no ``overwrite``. ``own.model`` stays as it was.
 
-    Raises ``FileExistsError`` where the folder holds files, ``ValueError`` where the run is not of this model or has
-    several trials, for a budget below 0, and as ``gnorm.surgery.check_saving`` does, before anything is measured.
+    Raises, before anything is measured: ``FileExistsError`` where the folder holds files; ``ValueError`` where the run
+    is not of this model or has several trials, and for a budget below 0; and as ``check_saving`` does.
     """
     folder = free_folder(folder, overwrite)
     if not budget >= 0:

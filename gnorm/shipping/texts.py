@@ -1,7 +1,7 @@
-"""Texts and labels as users have them -> columns text, text_pair (of pairs) and label, a class number.
+"""From a user's file or table to the columns text, text_pair (for pairs) and label, a class number.
 
-A file (CSV, JSON lines, Parquet) is read by pandas; a table in memory is taken as it is. Labels are class names or
-class numbers: the whole column is read in one way.
+pandas reads files (CSV, JSON lines, Parquet). Labels are class names or class numbers; the whole column is read in one
+way, by labels.py.
 """
 
 from __future__ import annotations
@@ -12,34 +12,39 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-Labels = Literal["names", "numbers"]
-
+from ..storage.errors import in_short
+from .labels import Labels, class_names, classes_of
 
 REQUIRED = {"text", "label"}
 
+CSV: Any = {
+    "header": None,
+    "dtype": str,
+    "keep_default_na": False,
+    "encoding": "utf-8-sig",
+}  # the text "NA" stays a text
 
-CSV: Any = {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}  # "NA" is a text
-
-
-JSON: Any = {"dtype": False, "encoding": "utf-8-sig"}  # no type is guessed
-
+JSON: Any = {"dtype": False, "encoding": "utf-8-sig"}  # pandas guesses no types
 
 SEPARATORS = (",", ";", "\t", "|")
 
-
 COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
 
+KINDS = {
+    ".parquet": "Parquet",
+    ".pq": "Parquet",
+    ".jsonl": "JSON",
+    ".ndjson": "JSON",
+    ".json": "JSON",
+}  # any other ending: CSV
 
-KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".jsonl": "JSON", ".ndjson": "JSON", ".json": "JSON"}  # others: CSV
-
-
-BEGINNINGS = {  # of files that are no CSV or JSON in UTF-8
-    codecs.BOM_UTF32_LE: "is in UTF-32: save it as UTF-8",  # begins as UTF-16 does
+BEGINNINGS = {  # the first bytes of files that are neither CSV nor JSON in UTF-8, with what messages say
+    codecs.BOM_UTF32_LE: "is in UTF-32: save it as UTF-8",  # before UTF-16, which begins with the same bytes
     codecs.BOM_UTF32_BE: "is in UTF-32: save it as UTF-8",
     codecs.BOM_UTF16_LE: "is in UTF-16: save it as UTF-8",
     codecs.BOM_UTF16_BE: "is in UTF-16: save it as UTF-8",
@@ -53,32 +58,34 @@ BEGINNINGS = {  # of files that are no CSV or JSON in UTF-8
 
 
 def name_of(texts: Any) -> str:
-    """What texts are called in a record: the name of their file, or what kind of table they are."""
+    """What records call the texts: the name of their file, or the type of the table."""
     return Path(texts).name if isinstance(texts, str | os.PathLike) else f"a {type(texts).__name__}"
 
 
-def in_short(error: Exception) -> str:
-    """What a library says of an error, on one line."""
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-
-
 def labelled(texts: Any, config: Any, checkpoint: str, labels: Labels | None = None) -> pd.DataFrame:
-    """The columns text, text_pair where there is one, and label, each text once, in the order in which they came.
+    """The columns text, text_pair (for pairs) and label, a class number; each text once, in the given order.
 
-    texts: the path of a CSV, JSON-lines or Parquet file, a DataFrame, or what has a ``to_pandas`` such as a
-    ``datasets.Dataset``. config, checkpoint: of the model whose class numbers are wanted, and what it is called.
+    texts: the path of a CSV, JSON-lines or Parquet file, a DataFrame, or anything with a ``to_pandas`` such as a
+    ``datasets.Dataset``. config: of the model, whose class numbers are used. checkpoint: what messages call the model.
     labels: "names" or "numbers", for a column that can be read both ways.
 
-    Raises ``FileNotFoundError`` for a file that is not there, ``TypeError`` for what is no table, ``ValueError`` for
-    what cannot be read, for columns that are missing or there twice, an empty text or label, a label that is no class,
-    labels that mean one class by name and another by number, a text that comes with several labels, and as
-    ``class_names`` does.
+    Raises ``FileNotFoundError`` for a file that does not exist; ``TypeError`` for what is no table; ``ValueError`` for
+    a file that cannot be read, for columns that are missing or occur twice, for an empty text or label, for a text with
+    different labels, and as ``class_names`` and ``classes_of`` do.
     """
     if labels not in (None, "names", "numbers"):
         raise ValueError(f'labels={labels!r} is not known: say "names" or "numbers", or leave it out.')
     names = class_names(config, checkpoint)
     where = str(texts) if isinstance(texts, str | os.PathLike) else f"the {type(texts).__name__}"
     table, declared = _table(texts, where)
+    cells = _cells(table, where)
+    given = [cell.item() if isinstance(cell, np.generic) else cell for cell in cells.pop("label")]
+    numbers = classes_of(given, names, declared, labels, where, checkpoint)
+    return pd.DataFrame({**cells, "label": numbers}).iloc[_first_rows(cells, given, numbers, where)]
+
+
+def _cells(table: pd.DataFrame, where: str) -> dict[str, list[Any]]:
+    """The columns text, text_pair and label as lists; ``ValueError`` for an empty cell and for a text that is none."""
     cells = {name: list(table.iloc[:, at].astype(object)) for name, at in _positions(table.columns, where).items()}
     for name, column in cells.items():
         for row, cell in enumerate(column, 1):
@@ -88,20 +95,26 @@ def labelled(texts: Any, config: Any, checkpoint: str, labels: Labels | None = N
                 raise ValueError(
                     f"row {row} of {where} has {cell!r:.60} as {name}, which is no string: make it a column of strings."
                 )
-    given = [cell.item() if isinstance(cell, np.generic) else cell for cell in cells.pop("label")]
-    numbers = _classes(given, names, declared, labels, where, checkpoint)
+    return cells
+
+
+def _first_rows(cells: Mapping[str, list[Any]], given: Sequence[Any], numbers: Sequence[int], where: str) -> list[int]:
+    """The row in which each text occurs first; ``ValueError`` where the same text has different class numbers.
+
+    cells: the columns text and, for pairs, text_pair. given: the labels as they were written. numbers: their classes.
+    """
+    texts = list(zip(*cells.values()))
     first: dict[tuple[str, ...], int] = {}
-    keys = list(zip(*cells.values()))
-    for i, key in enumerate(keys):
-        first.setdefault(key, i)
-    if contradicting := [i for i, key in enumerate(keys) if numbers[i] != numbers[first[key]]]:
+    for i, text in enumerate(texts):
+        first.setdefault(text, i)
+    if contradicting := [i for i, text in enumerate(texts) if numbers[i] != numbers[first[text]]]:
         i, n = contradicting[0], len(contradicting)
-        one = first[keys[i]]
+        one = first[texts[i]]
         raise ValueError(
             f"rows {one + 1} and {i + 1} of {where} hold the same text with the labels {given[one]!r} and {given[i]!r} "
             f"({n} {'row contradicts' if n == 1 else 'rows contradict'} an earlier one): keep one label for each text."
         )
-    return pd.DataFrame({**cells, "label": numbers}).iloc[list(first.values())]
+    return list(first.values())
 
 
 def _is_empty(cell: Any) -> bool:
@@ -109,7 +122,7 @@ def _is_empty(cell: Any) -> bool:
 
 
 def _table(texts: Any, where: str) -> tuple[pd.DataFrame, list[str] | None]:
-    """A table with any columns, and the names of its classes where the table itself says them."""
+    """A table with any columns, and the names of its classes, in order, where the table itself declares them."""
     if isinstance(texts, pd.DataFrame):
         return texts, None
     if isinstance(texts, str | os.PathLike):
@@ -127,6 +140,7 @@ def _table(texts: Any, where: str) -> tuple[pd.DataFrame, list[str] | None]:
 
 
 def _of_file(path: Path) -> tuple[pd.DataFrame, list[str] | None]:
+    """The table in a file, read by the ending of its name; the rest as ``_table``."""
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder: give a file in it, or one split of datasets.load_from_disk if that reads it."
@@ -163,10 +177,10 @@ def _of_file(path: Path) -> tuple[pd.DataFrame, list[str] | None]:
 
 
 def _of_csv(path: Path) -> pd.DataFrame:
-    """The separator is the one by which the header has the columns; without them, the one that makes most columns."""
+    """Separated by the character that gives the needed columns; if none does, by the one that gives most columns."""
     headers = {sep: pd.read_csv(path, sep=sep, nrows=1, **CSV).iloc[0] for sep in SEPARATORS}
     sep = max(SEPARATORS, key=lambda sep: (set(map(_column, headers[sep])) >= REQUIRED, len(headers[sep])))
-    if not set(map(_column, headers[sep])) >= REQUIRED:  # rows may not go with a header that is none
+    if not set(map(_column, headers[sep])) >= REQUIRED:  # what follows may be no table
         return pd.DataFrame(columns=list(headers[sep]))
     table = pd.read_csv(path, sep=sep, **CSV)
     if sep == "\t" and table.apply(lambda cells: cells.str.contains("\t.*\n", regex=True)).any(axis=None):
@@ -175,7 +189,7 @@ def _of_csv(path: Path) -> pd.DataFrame:
 
 
 def _of_json(path: Path) -> pd.DataFrame:
-    """One document, or else a record a line."""
+    """One JSON document or, if that cannot be read, one record a line."""
     try:
         return pd.read_json(path, **JSON)
     except UnicodeDecodeError:
@@ -185,15 +199,15 @@ def _of_json(path: Path) -> pd.DataFrame:
 
 
 def _of_parquet(path: Path) -> tuple[pd.DataFrame, list[str] | None]:
-    """What ``datasets`` writes holds the names of the classes too."""
+    """The table, and the names of its classes: files that ``datasets`` wrote declare them."""
     import pyarrow.parquet
 
-    about = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
-    return pd.read_parquet(path), _declared(json.loads(about).get("info", {}).get("features"))
+    metadata = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    return pd.read_parquet(path), _declared(json.loads(metadata).get("info", {}).get("features"))
 
 
 def _declared(features: Mapping[str, Any] | None) -> list[str] | None:
-    """The names of a ``datasets.ClassLabel``, an object or its record, in the order of their numbers."""
+    """The class names of the column label, in order. features: of ``datasets``, as objects or as dictionaries."""
     for name, feature in (features or {}).items():
         if _column(name) == "label":
             return feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
@@ -201,18 +215,18 @@ def _declared(features: Mapping[str, Any] | None) -> list[str] | None:
 
 
 def _column(name: Any) -> str:
-    """The name of a column as it counts: TextPair, text-pair and ' text pair' are text_pair."""
+    """The plain name of a column: TextPair, text-pair and ' text pair' are text_pair."""
     plain = re.sub(r"[\s_-]", "", str(name)).casefold()
     return "text_pair" if plain == "textpair" else plain
 
 
 def _positions(columns: Iterable[Any], where: str) -> dict[str, int]:
-    """Where the columns are that are wanted."""
+    """The positions of the columns text, text_pair (if there is one) and label, by name."""
     given = [str(name) for name in columns]
     plain = [_column(name) for name in given]
     for name in ("text", "text_pair", "label"):
         if plain.count(name) > 1:
-            twice = ", ".join(repr(other) for other, found in zip(given, plain) if found == name)
+            twice = ", ".join(repr(other) for other, column in zip(given, plain) if column == name)
             raise ValueError(f"{where} has the column {name!r} {plain.count(name)} times ({twice}): keep one.")
     if missing := REQUIRED - set(plain):
         others = ", ".join(repr(name[:40]) for name in given[:10]) or "none"
@@ -220,125 +234,3 @@ def _positions(columns: Iterable[Any], where: str) -> dict[str, int]:
             f"{where} has no column {min(missing)!r}: name its columns text and label (and text_pair); it has {others}."
         )
     return {name: plain.index(name) for name in ("text", "text_pair", "label") if name in plain}
-
-
-def class_names(config: Any, checkpoint: str) -> list[str]:
-    """The names of a model's classes, in the order of their numbers, by ``config.id2label`` and ``config.label2id``.
-
-    Where one of them only numbers the classes, as LABEL_0, the other counts. Raises ``ValueError`` where they disagree,
-    lack a class, name two alike, or hold something else than numbers, and where the model has no classes to choose one
-    from.
-    """
-    file, count = f"config.json of {checkpoint}", config.num_labels
-    if config.problem_type not in (None, "single_label_classification") or count < 2:
-        raise ValueError(
-            f"{checkpoint} does not choose one of several classes (num_labels {count}, problem_type "
-            f"{config.problem_type}): only a classifier that does can be measured by its accuracy."
-        )
-    by_id, by_name = dict(config.id2label), dict(config.label2id or {})
-    for i in range(count):
-        if by_id.get(i) is None or not str(by_id[i]).strip():
-            raise ValueError(f"id2label in {file} names {count} classes, but none {i}: name the classes from 0 on.")
-    for name, i in by_name.items():
-        if isinstance(i, bool) or not isinstance(i, int):
-            raise ValueError(  # noqa: TRY004 the file is wrong, not the caller's type
-                f"label2id in {file} gives {i!r} for {name!r}: write the number of the class."
-            )
-    names = [str(by_id[i]) for i in range(count)]
-    if len(set(names)) < count:
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"id2label in {file} names two classes {twice!r}: give each its own name.")
-    if all(_is_default(name, i) for name, i in by_name.items()):
-        return names
-    if all(_is_default(name, i) for i, name in enumerate(names)):
-        if sorted(by_name.values()) != list(range(count)):
-            raise ValueError(f"label2id in {file} must give each number from 0 to {count - 1} once: write them in.")
-        return sorted(by_name, key=lambda name: by_name[name])
-    for spelled in (str, _plain):
-        given, wanted = {spelled(name): i for name, i in by_name.items()}, {spelled(n): i for i, n in enumerate(names)}
-        if given == wanted and len(wanted) == count:
-            return names
-    name = next(name for name in (*names, *by_name) if by_name.get(name) != dict(zip(names, range(count))).get(name))
-    raise ValueError(
-        f"label2id in {file} gives {by_name.get(name, 'no number')} for {name!r}, id2label "
-        f"{names.index(name) if name in names else 'none'}: correct the one that is wrong."
-    )
-
-
-def _is_default(name: str, i: int) -> bool:
-    return name == f"LABEL_{i}"
-
-
-def _classes(
-    cells: Sequence[Any],
-    names: Sequence[str],
-    declared: Sequence[str] | None,
-    labels: Labels | None,
-    where: str,
-    checkpoint: str,
-) -> list[int]:
-    """The class of every label: all by name, or all by number.
-
-    declared: the names that a data set gives to the numbers in ``cells``.
-    """
-    unnamed = all(_is_default(name, i) for i, name in enumerate(names))
-    numbered = declared is None or all(_number(name) == i for i, name in enumerate(declared))
-    if declared and not numbered and labels != "numbers" and not (unnamed and None in _by_name(declared, names)):
-        cells = [declared[i] if (i := _in(declared, cell)) is not None else cell for cell in cells]
-        labels = "names"
-    if unnamed:  # what True stands for, names would have to say
-        cells = [{"true": 1, "false": 0}.get(_plain(cell), cell) for cell in cells]
-    numbers = [_in(names, cell) for cell in cells]
-    readings = {"names": _by_name(cells, names), "numbers": numbers}
-    possible = [
-        [i for i in reading if i is not None]
-        for how, reading in readings.items()
-        if labels in (None, how) and None not in reading
-    ]
-    if len(possible) == 2 and possible[0] != possible[1]:
-        at = next(i for i, (one, other) in enumerate(zip(*possible)) if one != other)
-        raise ValueError(
-            f"{where}: the labels may be names or numbers of classes, and {cells[at]!r} is the name of class "
-            f'{possible[0][at]}: say labels="names" or labels="numbers".'
-        )
-    if possible:
-        return possible[0]
-    by_number = labels == "numbers" or (labels is None and set(readings["names"]) == {None} != set(numbers))
-    row = (numbers if by_number else readings["names"]).index(None)
-    if by_number:
-        known, remedy = f"classes 0 to {len(names) - 1}", "count classes from 0, and delete rows that have none"
-    else:
-        known = ", ".join(names[:12]) + (f" and {len(names) - 12} others" if len(names) > 12 else "")
-        remedy = f"write these names, or the numbers 0 to {len(names) - 1}, in all rows"
-        if unnamed:
-            remedy += f", or name the classes in id2label and label2id in config.json of {checkpoint}"
-    raise ValueError(f"row {row + 1} of {where} has the label {cells[row]!r:.60}; the model knows {known}: {remedy}.")
-
-
-def _by_name(cells: Sequence[Any], names: Sequence[str]) -> list[int | None]:
-    """The class of every label by its name: as it is spelled, or, if that fits not all, by its plain spelling."""
-    found: list[int | None] = []
-    for spelled in (str, _plain):
-        known = {spelled(name): i for i, name in enumerate(names)}
-        if len(known) == len(names):  # else two names are spelled alike
-            found = [known.get(spelled(cell)) for cell in cells]
-        if None not in found:
-            break
-    return found
-
-
-def _plain(value: Any) -> str:
-    """A spelling without case, spaces around it and a number's zeros: 01, ' 1' and 1.0 are 1."""
-    return str(value).strip().casefold() if (number := _number(value)) is None else str(number)
-
-
-def _number(value: Any) -> int | None:
-    """The whole number that ``value`` is or spells; None for anything else."""
-    spelled = re.fullmatch(r"\s*([+-]?\d+)(\.0*)?\s*", str(value))
-    return int(spelled[1]) if spelled else None
-
-
-def _in(names: Sequence[str], value: Any) -> int | None:
-    """The class number that ``value`` is or spells; None where there is no such class."""
-    number = _number(value)
-    return number if number is not None and 0 <= number < len(names) else None

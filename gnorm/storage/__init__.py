@@ -1,1 +1,1 @@
-"""Files and checkpoints: written whole or not at all, read with one check."""
+"""Files, folders and checkpoints: written whole or not at all; checkpoints are read by one loader with one check."""

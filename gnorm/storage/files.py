@@ -13,9 +13,10 @@ UNFINISHED = ".unfinished"  # ends the names of files that are being written
 
 
 def write(path: Path, content: bytes | str) -> Path:
-    """Write a file under a temporary name in its folder and rename it, so that it is there whole or not at all.
+    """Write a file under a temporary name in its folder, then rename it: it appears whole or not at all.
 
-    Raises ``OSError`` where that fails; a file that was there before is then what it was.
+    content: bytes, or text to encode as UTF-8. Returns ``path``. Raises ``OSError`` where that fails; an older file
+    then stays as it was.
     """
     return write_together({path: content})
 
@@ -23,7 +24,8 @@ def write(path: Path, content: bytes | str) -> Path:
 def write_together(files: Mapping[Path, bytes | str]) -> Path:
     """Write files that belong together: all under temporary names first, then renamed. Returns the last path.
 
-    An older file of the last name goes before the first is renamed: where there is one, the others are its own.
+    An older file at the last path is deleted before the first file is renamed. So wherever the last file exists, the
+    files beside it belong to it.
     Raises ``OSError`` as ``write`` does.
     """
     unfinished: dict[Path, str] = {}
@@ -44,15 +46,17 @@ def write_together(files: Mapping[Path, bytes | str]) -> Path:
     except BaseException as error:
         for temporary in unfinished.values():
             os.unlink(temporary)
-        if isinstance(error, OSError):  # by the name that is meant, not the temporary one
+        if isinstance(error, OSError):  # name the file itself, not the temporary one
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     return path
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write ``content`` as JSON, as ``write`` does; returns ``path``."""
     return write(path, as_json(content))
 
 
 def as_json(content: Mapping[str, Any]) -> str:
+    """JSON text, indented; what JSON cannot hold is written as its string."""
     return json.dumps(content, indent=2, default=str) + "\n"

@@ -11,23 +11,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-NOT_OURS = ("lost+found",)  # what a new file system holds: a folder with nothing else is empty
+NOT_OURS = ("lost+found",)  # a new file system holds it: a folder with nothing else counts as empty
 
 
 def free_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """Where a folder is to be written: one that does not exist, that is empty or, with ``overwrite``, that holds files.
+    """``path``, if a folder may be written there: it does not exist, is empty or, with ``overwrite``, holds files.
 
-    Raises ``FileExistsError`` for any other, for a file, and for a folder with files that the process works in;
-    ``PermissionError`` where the folder cannot be written.
+    Raises ``FileExistsError`` for any other folder, for a file, and for a folder with files that holds the working
+    directory; ``PermissionError`` where the folder cannot be written.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        held = sorted(file.name for file in path.iterdir() if file.name not in NOT_OURS)
-        if held and not overwrite:
+        names = sorted(file.name for file in path.iterdir() if file.name not in NOT_OURS)
+        if names and not overwrite:
             raise FileExistsError(
-                f"{path} exists already and holds {held[0]}: delete it, or give another name, or pass overwrite=True."
+                f"{path} exists already and holds {names[0]}: delete it, or give another name, or pass overwrite=True."
             )
-        if held and _at_work_in(path):
+        if names and _holds_working_directory(path):
             raise FileExistsError(f"{path} holds the working directory, which is never replaced: give another name.")
     elif path.exists():
         raise FileExistsError(f"{path} is a file: give the name of a folder.")
@@ -36,67 +36,69 @@ def free_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
 
 def free_file(path: str | os.PathLike[str], beside: Sequence[str] = (), overwrite: bool = False) -> Path:
-    """Where a file is to be written: one that does not exist or, with ``overwrite``, one that does.
+    """``path``, if a file may be written there: none exists or, with ``overwrite``, one does.
 
-    beside: endings of the name of the files that come with it. Raises ``FileExistsError`` where one of them exists
-    already or is a folder, ``PermissionError`` where the folder cannot be written.
+    beside: endings that, after the file's name, name the files that belong to it. Raises
+    ``FileExistsError`` where one of them exists already or is a folder, ``PermissionError`` where the folder cannot be
+    written.
     """
     path = Path(path).expanduser()
-    for taken in (path, *(path.with_name(path.name + ending) for ending in beside)):
-        if taken.is_dir():
-            raise FileExistsError(f"{taken} is a folder: give the name of a file.")
-        if taken.exists() and not overwrite:
-            raise FileExistsError(f"{taken} exists already: delete it, or give another name, or pass overwrite=True.")
+    for file in (path, *(path.with_name(path.name + ending) for ending in beside)):
+        if file.is_dir():
+            raise FileExistsError(f"{file} is a folder: give the name of a file.")
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file} exists already: delete it, or give another name, or pass overwrite=True.")
     _refuse_unwritable(path.parent)
     return path
 
 
 def _refuse_unwritable(folder: Path) -> None:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise FileExistsError(f"{there} is a file: give a name in a folder.")
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"{there} cannot be written to: give another name, or grant access.")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise FileExistsError(f"{existing} is a file: give a name in a folder.")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"{existing} cannot be written to: give another name, or grant access.")
 
 
-def _at_work_in(folder: Path) -> bool:
+def _holds_working_directory(folder: Path) -> bool:
     return Path.cwd().is_relative_to(folder.resolve())
 
 
 @contextmanager
 def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder to write into. Its files come to lie in ``folder`` when the block ends, and nothing does where
-    an exception ends it.
+    """A temporary folder to write into. When the block ends, its files move to ``folder``; none does on an exception.
 
-    A folder that is there trades places with the new one in one step of the file system. Where it cannot (a mounted
-    volume), files are moved within it: the old ones aside, then the new ones in, config.json last. A kill in between
-    leaves all of both on the disk. Raises as ``free_folder`` does.
+    An existing folder trades places with the new one in one step of the file system. Where that is impossible (a
+    mounted volume), the old files are moved aside and the new ones in, config.json last. If the process is killed in
+    between, all old and new files are still on the disk. Raises as ``free_folder`` does.
     """
-    place = free_folder(folder, overwrite).resolve()
-    inside = place.is_dir() and (os.path.ismount(place) or _at_work_in(place) or not os.access(place.parent, os.W_OK))
-    around = place if inside else place.parent
+    target = free_folder(folder, overwrite).resolve()
+    inside = target.is_dir() and (
+        os.path.ismount(target) or _holds_working_directory(target) or not os.access(target.parent, os.W_OK)
+    )
+    around = target if inside else target.parent
     around.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=around, prefix=f".{place.name}.unfinished-"))
+    unfinished = Path(tempfile.mkdtemp(dir=around, prefix=f".{target.name}.unfinished-"))
     try:
         yield unfinished
         if inside:
-            replace_files(unfinished, place, _files(place, unfinished), last="config.json")
-        elif not place.exists():
+            replace_files(unfinished, target, _files(target, unfinished), last="config.json")
+        elif not target.exists():
             unfinished.chmod(0o755)
-            unfinished.rename(place)
+            unfinished.rename(target)
         else:
-            free_folder(place, overwrite)  # another process may have written there meanwhile
-            shutil.copymode(place, unfinished)
-            if not _trade_places(unfinished, place):
-                nearer = Path(tempfile.mkdtemp(dir=place, prefix=f".{place.name}.unfinished-"))
+            free_folder(target, overwrite)  # another process may have written there meanwhile
+            shutil.copymode(target, unfinished)
+            if not _trade_places(unfinished, target):
+                inner = Path(tempfile.mkdtemp(dir=target, prefix=f".{target.name}.unfinished-"))
                 try:
                     for file in unfinished.iterdir():
-                        shutil.move(file, nearer / file.name)
-                    replace_files(nearer, place, _files(place, nearer), last="config.json")
+                        shutil.move(file, inner / file.name)
+                    replace_files(inner, target, _files(target, inner), last="config.json")
                 finally:
-                    shutil.rmtree(nearer, ignore_errors=True)
+                    shutil.rmtree(inner, ignore_errors=True)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # nothing, what is not whole, or what was replaced
+        shutil.rmtree(unfinished, ignore_errors=True)  # it is gone, incomplete, or holds the replaced files
 
 
 def _files(folder: Path, unfinished: Path) -> list[Path]:
@@ -104,7 +106,7 @@ def _files(folder: Path, unfinished: Path) -> list[Path]:
 
 
 def _trade_places(one: Path, other: Path) -> bool:
-    """Let two folders trade names in one step; False where the system or the file system cannot."""
+    """Let two folders trade names in one step; False where the operating system or the file system cannot."""
     if sys.platform != "linux":
         return False
     working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -114,9 +116,9 @@ def _trade_places(one: Path, other: Path) -> bool:
 
 
 def replace_files(unfinished: Path, folder: Path, old: Sequence[Path], last: str) -> None:
-    """Move the files in ``unfinished`` into ``folder`` and delete ``old``, files there; an exception undoes it.
+    """Move the files in ``unfinished`` into ``folder``, then delete its files ``old``; an exception undoes it.
 
-    last: the file that makes the others usable. It goes first and comes last.
+    last: the name of the file that makes the others usable. The old one is moved away first, the new one in last.
     """
     before = Path(tempfile.mkdtemp(dir=folder, prefix=f".{last}.before-"))
     new = sorted(unfinished.iterdir(), key=lambda file: file.name == last)

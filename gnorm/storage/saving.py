@@ -1,0 +1,154 @@
+"""Saving pruned models: a folder appears whole or not at all, and only if it can be loaded again."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ..heads import attention_blocks, head_mask_of
+from .errors import LIBRARY_ERRORS, in_short
+from .folders import free_folder, whole_folder
+from .loading import pruned_when_built
+
+
+def save_pruned(
+    model: Any, folder: str | os.PathLike[str], tokenizer: Any = None, card: str = "", overwrite: bool = False
+) -> Path:
+    """Save a model whose heads were removed as a folder that ``load_pruned`` reads; returns the folder.
+
+    The folder holds model.safetensors and config.json. The ``head_mask`` (layer, head) in config.json says which heads
+    are kept; its ``architectures`` names the model's class. tokenizer: saved beside the model; an image processor works
+    as well. card: the text of the folder's README.md, such as ``gnorm.shipping.card`` writes it. overwrite: replace a
+    folder that holds files; an empty folder needs no ``overwrite``. The folder appears whole or not at all.
+
+    Raises ``FileExistsError`` where the folder holds files, and as ``check_saving`` and ``attention_blocks`` do.
+    """
+    folder = free_folder(folder, overwrite)
+    check_saving(model, tokenizer)
+    with whole_folder(folder, overwrite) as unfinished, _mask_in_config(model):
+        try:
+            model.save_pretrained(unfinished)
+        except SafetensorError as error:
+            raise OSError(
+                f"{folder} could not be written ({in_short(error)}): make room, or give another one."
+            ) from None
+        if tokenizer is not None:
+            tokenizer.save_pretrained(unfinished)
+        if card:
+            (unfinished / "README.md").write_text(card, "utf-8")
+    return folder
+
+
+@contextmanager
+def _mask_in_config(model: Any) -> Iterator[None]:
+    """Within the block, ``model.config`` has the head mask as an attribute, even if no head was removed."""
+    attributes = vars(model.config)
+    before = dict(attributes)
+    attributes["head_mask"] = head_mask_of(model).int().tolist()
+    try:
+        yield
+    finally:
+        attributes.pop("head_mask")
+        attributes.update({"head_mask": before["head_mask"]} if "head_mask" in before else {})
+
+
+def check_saving(model: Any, tokenizer: Any = None) -> None:
+    """Refuse a model that could not be saved, or not be loaded again. Changes nothing and copies no weights.
+
+    Raises ``ValueError`` where the configuration cannot be written as JSON and read again, where the model's class does
+    not build a model with the same modules, parameters and buffers from it, where parameters have several precisions,
+    and where transformers has another class of the same name; ``TypeError`` for what is no tokenizer; and as
+    ``attention_blocks`` does.
+    """
+    attention_blocks(model)
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    kind = type(model)
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise TypeError(f"a {type(tokenizer).__name__} has no save_pretrained: give a tokenizer of transformers.")
+    if getattr(transformers, kind.__name__, kind) is not kind:
+        raise ValueError(f"transformers has another {kind.__name__}, which would be loaded instead: rename the class.")
+    dtypes = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point()})
+    if len(dtypes) > 1:
+        raise ValueError(f"the parameters are in {' and '.join(dtypes)}, one is recorded: use model.to({dtypes[-1]}).")
+    _check_building(model, _config_as_saved(model, tokenizer))
+
+
+def _config_as_saved(model: Any, tokenizer: Any) -> Any:
+    """The configuration as it reads after saving; ``ValueError`` where it or the tokenizer cannot be saved."""
+    config = model.config
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            copy.copy(config).save_pretrained(scratch)
+            as_saved = type(config).from_pretrained(scratch)
+        except LIBRARY_ERRORS as error:
+            raise ValueError(
+                f"the configuration cannot be saved ({_option_not_json(config) or in_short(error)}): "
+                "correct that in model.config, or delete it there."
+            ) from None
+        generation = getattr(model, "generation_config", None)
+        for name, saveable in (("generation_config", generation), ("tokenizer", tokenizer)):
+            try:
+                if saveable is not None:
+                    saveable.save_pretrained(scratch)
+            except LIBRARY_ERRORS as error:
+                raise ValueError(f"the {name} cannot be saved ({in_short(error)}): correct it first.") from None
+    return as_saved
+
+
+def _option_not_json(config: Any) -> str:
+    """The option of a configuration that JSON cannot hold, in words; "" where each option by itself can be written."""
+    for name, value in vars(config).items():
+        try:
+            alone = PreTrainedConfig()
+            vars(alone)[name] = value
+            alone.to_json_string()
+        except LIBRARY_ERRORS as error:
+            return f"its {name} is {type(value).__name__}: {in_short(error)}"
+    return ""
+
+
+def _check_building(model: Any, config: Any) -> None:
+    """``ValueError`` where the model's class does not build the same modules and tensors from ``config``."""
+    kind = type(model)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            built = pruned_when_built(kind)(config)
+    except LIBRARY_ERRORS as error:
+        raise ValueError(
+            f"{kind.__name__} cannot be built from model.config alone, as loading does ({in_short(error)}): "
+            "correct model.config, or give the arguments of its __init__ defaults."
+        ) from None
+    present, expected = _structure(model), _structure(built)
+    if differing := [name for name in {**expected, **present} if present.get(name) != expected.get(name)]:
+        name = differing[0]
+        raise ValueError(
+            f"{name} is {present.get(name, 'missing')}, but {kind.__name__} builds {expected.get(name, 'nothing')} "
+            "from model.config, so the model could not be loaded: correct model.config, or build it so in the __init__ "
+            "of a class of your own."
+        )
+
+
+def _structure(model: nn.Module) -> dict[str, str]:
+    """The modules, parameters and buffers of a model by name: kind and sizes, shapes, which tensors are shared."""
+    structure = {
+        name: f"{type(module).__name__}({module.extra_repr()})"
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.Dropout | nn.Identity)  # the same module once training is over
+    }
+    first: dict[tuple[Any, ...], str] = {}  # the first name of each tensor, by its storage
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        shape = tuple(tensor.shape)
+        shared = first.setdefault((tensor.untyped_storage()._cdata, tensor.storage_offset(), shape), name)
+        structure[name] = f"a tensor of shape {shape}" if shared == name else f"the same as {shared}"
+    return structure
