@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from safetensors.torch import load, save
 
 import run_all
-from gnorm.experiments import hub, hub_cache, tasks
+from gnorm.experiments import hub, hub_cache, pipeline, reading, tasks
 from gnorm.experiments.profiles import read_profile
 
 PAPER = read_profile("paper")
@@ -112,7 +112,7 @@ def cache(filled, tmp_path, monkeypatch):
     aim(monkeypatch, tmp_path / "hf", "")
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path / "results"))
     monkeypatch.delenv(hub.CHECKED, raising=False)
-    monkeypatch.setattr(run_all, "run", lambda *_: 0)  # the preflight is what is asked here
+    monkeypatch.setattr(pipeline, "run_notebooks", lambda *_: 0)  # the preflight is what is asked here
     monkeypatch.setattr(tasks, "estimate", lambda *_: 0)
     yield Cache(tmp_path / "hf", monkeypatch)
     huggingface_hub.utils.close_session()
@@ -657,11 +657,11 @@ def test_a_file_is_hashed_once_in_a_process_and_not_in_notebooks(cache, capsys):
 
 
 def test_a_notebook_shows_what_is_only_looked_at_or_why_it_is_not_there(cache):
-    shown = hub.described(REVIEWS)
+    shown = reading.described(REVIEWS)
     assert "tyqiangz/multilingual-sentiments (english), train: 12 texts, labels {0: 4, 1: 4, 2: 4}" in shown
     assert shown.count("made up") == 9
     cache.damage(REVIEWS, "english/test/0000.parquet", half)
     assert re.match(
         "tyqiangz/multilingual-sentiments is only looked at, and not here: english/test/0000.parquet of .* is damaged",
-        hub.described(REVIEWS),
+        reading.described(REVIEWS),
     )

@@ -35,7 +35,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import gnorm
 import run_all
-from gnorm.experiments import hub, paths, profiles, report, results, tasks
+from gnorm.experiments import assets, hub, paths, pipeline, preflight, profiles, reading, report, results, tasks
 from gnorm.experiments.paths import figures_folder, results_folder, run_folder
 from gnorm.experiments.profiles import PROFILES, read_profile
 from gnorm.experiments.published import against_published
@@ -216,7 +216,7 @@ def test_a_split_of_which_a_file_is_absent_is_not_cached(server, home, monkeypat
     two = {"mnli/validation_matched-00000-of-00001.parquet": None, name.format(0): whole, name.format(1): whole}
     with server.replaced(key, two):
         found = hub.find(PAPER.models["albert"].dataset)
-        assert len(hub.load_splits(found)["validation_matched"]) == 96
+        assert len(reading.load_splits(found)["validation_matched"]) == 96
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (found.path / name.format(1)).unlink()
     (again,) = hub.look_up([found.asset])
@@ -241,7 +241,7 @@ def test_other_layouts_do_as_well(server, home):
     tweets |= {"data/validation-00000-of-00001.parquet": parquet(kinds, text=["a", "b", "c"], label=[2, 1, 0])}
     with server.replaced(TWEETS, tweets):
         roberta = tasks.load("paper", "roberta", device="cpu")
-    assert roberta.splits["validation"]["label"][:] == [1, hub.NO_CLASS, 0]
+    assert roberta.splits["validation"]["label"][:] == [1, reading.NO_CLASS, 0]
     assert roberta.num_texts("scoring") == 3
     assert roberta.num_texts("evaluation") == 2
 
@@ -263,7 +263,7 @@ def test_the_estimate_counts_every_pass(server, home, monkeypatch):
     second = 2 / 32  # a text: two layers, batches of 32
     greedy, once, random = 8, 1 + 8, 100 * 2  # 8 heads; of 100 trials each takes 8 heads in 2 steps
     expected = (2 * greedy + 2 * once + random) * 2329 * second
-    assert tasks.estimate(PAPER.models["bert"], hub.load_config(found), "cpu") == pytest.approx(expected)
+    assert tasks.estimate(PAPER.models["bert"], reading.load_config(found), "cpu") == pytest.approx(expected)
 
 
 def test_a_hub_that_lists_files_as_a_tree_alone_will_do(server, home):
@@ -286,7 +286,7 @@ def test_texts_and_labels_are_those_of_the_paper(server, home):
     assert roberta.splits["validation"]["text"][:] == rows.text.tolist()
     scoring = torch.cat([batch["labels"] for batch in roberta.batches("scoring")])
     assert scoring.tolist() == [
-        {0: 0, 1: hub.NO_CLASS, 2: 1}[label] for label in rows.label
+        {0: 0, 1: reading.NO_CLASS, 2: 1}[label] for label in rows.label
     ]  # neutral texts are scored
     assert [len(batch["labels"]) for batch in roberta.batches("scoring")] == [4] * 15
     evaluated = torch.cat([batch["labels"] for batch in roberta.batches("evaluation")])
@@ -341,13 +341,13 @@ def test_labels_find_their_class(feature, values, classes, labels, expected):
     rows = datasets.Dataset.from_dict(
         {"t": ["a"] * len(values), "l": values}, datasets.Features({"t": datasets.Value("string"), "l": feature})
     )
-    asset = hub.DataSet("some/data", ["t"], "l", labels=labels)
+    asset = assets.DataSet("some/data", ["t"], "l", labels=labels)
     config = AutoConfig.for_model("bert", id2label=dict(enumerate(classes)))
     if isinstance(expected, str):
         with pytest.raises(hub.AssetError, match=f"some/data has the label {expected} in column 'l', the checkpoint's"):
-            hub.labelled(rows, asset, config)
+            reading.labelled(rows, asset, config)
     else:
-        assert list(hub.labelled(rows, asset, config)["label"]) == expected
+        assert list(reading.labelled(rows, asset, config)["label"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_a_cell_without_a_label_or_a_text_is_named_by_its_row(feature, texts, va
     )
     config = AutoConfig.for_model("bert", id2label={0: "pos", 1: "neg"})
     with pytest.raises(hub.AssetError, match=complaint.replace(".*", "of some/data, split train,.*", 1)):
-        hub.labelled(rows, hub.DataSet("some/data", ["t"], "l"), config, "train")
+        reading.labelled(rows, assets.DataSet("some/data", ["t"], "l"), config, "train")
 
 
 # ---------------------------------------------------------------- what fails, and how
@@ -486,23 +486,23 @@ def test_a_hub_that_never_answers_is_given_up(server, home, monkeypatch, capsys)
 
 def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys):
     begun = len(server.log)
-    assert run_all.choose_profile("auto", "cpu") == "local"
+    assert preflight.choose_profile("auto", "cpu") == "local"
     assert capsys.readouterr().out.startswith("profile local, chosen by auto: there is no accelerator")
     assert len(server.log) == begun
-    assert run_all.choose_profile("auto", "cuda") == "paper"
+    assert preflight.choose_profile("auto", "cuda") == "paper"
     assert capsys.readouterr().out.startswith(
         "profile paper, chosen by auto: its assets are cached or reachable, and cuda"
     )
     for asset in (PAPER.models["xlm-roberta"].checkpoint, PAPER.models["bert"].dataset):
         with server.fault(f"api/[a-z]+/{asset.repo}", status(404, X_Error_Code="RepoNotFound")):
-            assert run_all.choose_profile("auto", "cuda") == "local"
+            assert preflight.choose_profile("auto", "cuda") == "local"
         assert (
             f"profile local, chosen by auto: 1 of the paper's assets are neither cached nor reachable, the first of them {asset.repo}"
             in capsys.readouterr().out
         )
     with server.fault(f"api/[a-z]+/{PAPER.inspected[0].repo}", status(404, X_Error_Code="RepoNotFound")):
-        assert run_all.choose_profile("auto", "cuda") == "paper"  # what is only looked at decides nothing
-    assert run_all.choose_profile("paper", "cpu") == "paper"
+        assert preflight.choose_profile("auto", "cuda") == "paper"  # what is only looked at decides nothing
+    assert preflight.choose_profile("paper", "cpu") == "paper"
 
 
 def test_nothing_in_the_project_trusts_remote_code():
@@ -619,12 +619,12 @@ def quoting(accuracy, monkeypatch):
     spec = PAPER.models["bert"]
     published = dataclasses.replace(spec.published, accuracy=[accuracy, 0.1])
     models = PAPER.models | {"bert": dataclasses.replace(spec, published=published)}
-    for module in (profiles, run_all):
+    for module in (profiles, pipeline):
         monkeypatch.setattr(module, "read_profile", lambda _: dataclasses.replace(PAPER, models=models))
 
 
 def test_strict_ends_before_anything_is_pruned_where_a_model_is_not_as_published(server, home, capsys, monkeypatch):
-    monkeypatch.setattr(run_all, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(pipeline, "run_notebooks", lambda *_: pytest.fail("it ran"))
     printed = refused(capsys, *RUN, "--device", "cpu", "--strict")
     measured = tasks.load("paper", "bert", device="cpu").accuracy
     said = against_published(measured, 45, dataclasses.asdict(PAPER.models["bert"].published))
@@ -639,7 +639,7 @@ def test_strict_ends_before_anything_is_pruned_where_a_model_is_not_as_published
 @pytest.mark.parametrize("strict", [[], ["--strict"]])
 def test_a_model_as_published_runs_and_one_that_is_not_runs_unless_strict(strict, server, home, capsys, monkeypatch):
     given = []
-    monkeypatch.setattr(run_all, "run", lambda *arguments: given.append(arguments) or 0)
+    monkeypatch.setattr(pipeline, "run_notebooks", lambda *arguments: given.append(arguments) or 0)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     measured = tasks.load("paper", "bert", device="cpu").accuracy
     quoting(measured, monkeypatch)
@@ -671,7 +671,7 @@ def test_an_intact_accuracy_is_measured_once_and_anew_where_the_task_changed(ser
 
 def test_a_profile_that_quotes_nothing_is_held_against_nothing(capsys):
     known = read_profile("smoke")
-    assert run_all.hold_against_published(known, list(known.models), "cpu", False, True) == {}
+    assert preflight.compare_with_published(known, list(known.models), "cpu", False, True) == {}
     assert capsys.readouterr().out == ""
 
 

@@ -337,6 +337,14 @@ def _all_but(pruned: Any, mask: Tensor) -> Tensor:
     return mask
 
 
+class MisfitError(ValueError):
+    """Weights are not those of their config.json. report: what ``from_pretrained`` says of them, as a mapping."""
+
+    def __init__(self, message: str, report: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 @torch.inference_mode(False)
 def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     """A model of the class ``kind``, or of an Auto class, in eval mode, and what ``from_pretrained`` says of it.
@@ -359,7 +367,10 @@ def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[s
         raise _unreadable(error, _place(source, options), kind) from None
     model.__class__ = kind
     exact = is_pruned(config) or (config.architectures or [kind.__name__])[0] != kind.__name__
-    _refuse_misfits(model, found, _place(source, options), exact, options)
+    try:
+        _refuse_misfits(model, found, _place(source, options), exact, options)
+    except ValueError as error:
+        raise MisfitError(str(error), found) from None
     return model, found
 
 
