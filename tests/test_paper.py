@@ -1,4 +1,4 @@
-"""The paper profile against a hub of our own: what the profile says, what is fetched, and what happens when it fails."""
+"""The paper profile against a hub of our own: what the profile says, what is fetched, what happens when it fails."""
 
 import dataclasses
 import io
@@ -125,7 +125,8 @@ def test_parameters_before_and_after_the_published_solution_are_the_published_on
 
 def test_the_profile_holds_the_sizes_of_the_paper():
     sizes = {
-        name: [(s.split, s.texts, s.batch) for s in (m.scoring, m.evaluation, m.entropy)] + [(m.random.trials, m.random.heads_per_step)]
+        name: [(s.split, s.texts, s.batch) for s in (m.scoring, m.evaluation, m.entropy)]
+        + [(m.random.trials, m.random.heads_per_step)]
         for name, m in PAPER.models.items()
     }  # fmt: skip
     matched, validation = "validation_matched", "validation"
@@ -225,9 +226,10 @@ def test_a_split_of_which_a_file_is_absent_is_not_cached(server, home, monkeypat
 
 
 def test_other_layouts_do_as_well(server, home):
-    """Pickled weights, other tokenizer files; labels named by a card, by Parquet, by text; other kinds of data files."""
-    card = {"features": [{"name": "Title", "dtype": "string"}, {"name": "labels", "dtype": {"class_label": {"names": {
-        "0": "negative", "1": "neutral", "2": "positive"}}}}], "splits": [{"name": "train", "num_examples": 3}]}  # fmt: skip
+    """Pickled weights, other tokenizer files; labels named by a card, by Parquet, by text; other data files."""
+    names = {"0": "negative", "1": "neutral", "2": "positive"}
+    features = [{"name": "Title", "dtype": "string"}, {"name": "labels", "dtype": {"class_label": {"names": names}}}]
+    card = {"features": features, "splits": [{"name": "train", "num_examples": 3}]}
     news = {"README.md": f"---\ndataset_info: {json.dumps(card)}\n---\n".encode(), "train.json": None}
     news |= {"data/train.csv": csv(Title=["a", "b", "c"], labels=[0, 1, 2])}
     with server.replaced(NEWS, news), server.replaced(BERT, tiny(pickled=True) | {"model.safetensors": None}):
@@ -434,14 +436,17 @@ def tiny(*classes, **options):
         (BERT, {"config.json": None}, "the repository has no config.json"),
         (BERT, {"vocab.txt": None}, "the repository has no tokenizer"),
         (BERT, {"model.safetensors": None}, "has no weights (model.safetensors or pytorch_model.bin)"),
-        (BERT, {"model.safetensors": tiny(vocab_size=300)["model.safetensors"]}, "do not fit config.json in bert.embed"),
+        (BERT, {"model.safetensors": tiny(vocab_size=300)["model.safetensors"]},
+         "do not fit config.json in bert.embed"),
         (BERT, {"model.safetensors": tiny(without="classifier")["model.safetensors"]}, "lack classifier.bias"),
         (BERT, {"model.safetensors": half(tiny()["model.safetensors"])}, "model.safetensors of hw2942"),
-        (BERT, {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n" + b"-\n" * 400 + b"[SEP]"}, "its tokenizer gives token 403, its model"),
+        (BERT, {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n" + b"-\n" * 400 + b"[SEP]"},
+         "its tokenizer gives token 403, its model"),
         (NEWS, {"train.json": b'{"Title": "a", "label": 1}\n'}, "has no column 'labels'; it has Title, label"),
         (NEWS, {"train.json": b'{"Title": "a", "labels": 7}\n'}, "has the label 7 in column 'labels'"),
         (NEWS, {"train.json": b'{"Title": "a", "labels": "so so"}\n'}, "has the label 'so so' in column 'labels'"),
-        (NEWS, {"train.json": b'{"Title": "a", "labels": 0}\n{"labels": 1}\n'}, "row 1 of hw2942/financial-news-sentiment"),
+        (NEWS, {"train.json": b'{"Title": "a", "labels": 0}\n{"labels": 1}\n'},
+         "row 1 of hw2942/financial-news-sentiment"),
         (NEWS, {"train.json": b'{"Title": "a", "la'}, "financial-news-sentiment at"),
         (NEWS, {"train.json": None, "test.csv": csv(Title=["a"], labels=[0])}, "has no split 'train'; it has test"),
         (NEWS, {"train.json": None, "news.py": b"raise SystemExit"}, "the repository has no data files"),
@@ -497,8 +502,8 @@ def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys
         with server.fault(f"api/[a-z]+/{asset.repo}", status(404, X_Error_Code="RepoNotFound")):
             assert preflight.choose_profile("auto", "cuda") == "local"
         assert (
-            f"profile local, chosen by auto: 1 of the paper's assets are neither cached nor reachable, the first of them {asset.repo}"
-            in capsys.readouterr().out
+            "profile local, chosen by auto: 1 of the paper's assets are neither cached nor reachable, "
+            f"the first of them {asset.repo}" in capsys.readouterr().out
         )
     with server.fault(f"api/[a-z]+/{PAPER.inspected[0].repo}", status(404, X_Error_Code="RepoNotFound")):
         assert preflight.choose_profile("auto", "cuda") == "paper"  # what is only looked at decides nothing

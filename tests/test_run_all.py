@@ -17,6 +17,7 @@ import gnorm
 import run_all
 from gnorm import METHODS
 from gnorm.experiments import execution, pipeline, results, stamps
+from gnorm.experiments.errors import NotebookError, RunError, UsageError
 from gnorm.experiments.paths import run_folder, stamp_file
 from gnorm.experiments.profiles import read_profile
 from gnorm.methods import MORE_METHODS
@@ -146,6 +147,25 @@ def test_fresh_leaves_the_journals_of_models_that_are_not_run(tmp_path, monkeypa
     pipeline.run_notebooks(plan, {"data_processing": ""}, {})
     assert albert.exists()
     assert not bert.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("no such model"), 2, "run_all.py: no such model\n"),
+        (RunError("no room"), 1, "no room\n"),
+        (NotebookError("[1/1] greedy_pruning failed"), 1, "[1/1] greedy_pruning failed\n"),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(error, code, said, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    with pytest.raises(SystemExit) as stopped:
+        run_all.main(["--profile", "smoke", "--only", "greedy_pruning"])
+    assert stopped.value.code == code
+    assert capsys.readouterr().err == said
 
 
 def test_list_names_the_notebooks_and_runs_none(smoke, tmp_path, monkeypatch, capsys):

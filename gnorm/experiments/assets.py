@@ -33,7 +33,10 @@ ABOUT_DATA = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A sequence classifier. revision: a branch, tag or commit; "" takes main, and the commit it stands for is recorded."""
+    """A sequence classifier on the hub.
+
+    revision: a branch, tag or commit; "" takes main. The commit that it stands for is recorded.
+    """
 
     kind: ClassVar[str] = "model"
     repo: str
@@ -69,8 +72,9 @@ class DataSet:
     """Texts with labels.
 
     text: the columns that make a text, one or a pair. labels: the class of each label, by the name that the checkpoint
-    gives it ("" for none), in the order of its classes; empty where the data set and the checkpoint agree by themselves.
-    config: a configuration of its card. folder: the folder it lies in, where no card says so.
+    gives it ("" for none), in the order of its classes; empty where data set and checkpoint agree by themselves.
+    config: a configuration of its card. folder: the folder it lies in, where no card says so. rows: by split, as
+    published; another number is said, not refused.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -80,7 +84,7 @@ class DataSet:
     config: str = ""
     folder: str = ""
     revision: str = ""
-    rows: dict[str, int] = field(default_factory=dict)  # by split, as published; another number is said, not refused
+    rows: dict[str, int] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
 
     def wanted(self, names: Sequence[str], card: Path | None) -> list[str]:

@@ -36,8 +36,8 @@ def choose_profile(asked: str, device: str) -> str:
     missing = [each for each in hub.look_up(paper.assets(list(paper.models))) if each.status == "missing"]
     if missing:
         print(
-            f"profile local, chosen by auto: {len(missing)} of the paper's assets are neither cached nor reachable, the "
-            f"first of them {missing[0].name} ({missing[0].why})."
+            f"profile local, chosen by auto: {len(missing)} of the paper's assets are neither cached nor reachable, "
+            f"the first of them {missing[0].name} ({missing[0].why})."
         )
         return "local"
     print(f"profile paper, chosen by auto: its assets are cached or reachable, and {device} is there.")

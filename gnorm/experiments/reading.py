@@ -68,8 +68,8 @@ def load_config(state: AssetState) -> Any:
         kind = about.get("model_type") if isinstance(about, dict) else None
         if kind not in CONFIG_MAPPING:
             raise AssetError(
-                f"{name} has the model_type {kind!r}, which transformers {transformers.__version__} does not know; code of "
-                "the repository is not run."
+                f"{name} has the model_type {kind!r}, which transformers {transformers.__version__} does not know; "
+                "code of the repository is not run."
             )
         _check_classes(name, about)
         config = CONFIG_MAPPING[kind].from_pretrained(state.path)
@@ -126,7 +126,8 @@ def load_checkpoint(state: AssetState) -> tuple[Any, Any]:
         tokenizer("a \N{SNOWMAN}")  # to see whether it can do a word that it does not know
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise AssetError(
-            f"the tokenizer of {where} has no vocabulary: its files are not those that {type(tokenizer).__name__} reads."
+            f"the tokenizer of {where} has no vocabulary: its files are not those that {type(tokenizer).__name__} "
+            "reads."
         )
     return model, tokenizer
 
@@ -182,7 +183,8 @@ def load_splits(state: AssetState, splits: Iterable[str] | None = None) -> datas
         with _reading(state, f"the split {split}"), quiet_library(), tempfile.TemporaryDirectory() as folder:
             rows = datasets.load_dataset(
                 str(state.path), data_dir=asset.folder or None, data_files={split: files[split]}, split=split,
-                features=asset.features(state.path), verification_mode="no_checks", cache_dir=folder, keep_in_memory=True,
+                features=asset.features(state.path), verification_mode="no_checks", cache_dir=folder,
+                keep_in_memory=True,
             )  # fmt: skip
         columns = rows.column_names
         if absent := [name for name in (*asset.text, asset.label) if name not in columns]:
@@ -194,7 +196,7 @@ def load_splits(state: AssetState, splits: Iterable[str] | None = None) -> datas
 
 
 def described(asset: DataSet) -> str:
-    """A data set that is only looked at, in words: texts and labels of each split, the first rows; or why there is none."""
+    """A data set that is only looked at, in words: the labels and first rows of each split; or why it is missing."""
     try:
         loaded = load_splits(find(asset))
     except AssetError as error:
@@ -234,16 +236,16 @@ def labelled(rows: datasets.Dataset, asset: DataSet, config: Any, split: str = "
     if empty:
         cut = "; the file may end too early" if empty[0] == len(values) - 1 else ""
         raise AssetError(
-            f"row {empty[0]} {of} has no label in column {asset.label!r} ({len(empty)} of {len(values)} rows have none{cut}): "
-            "fill it in or take the row out."
+            f"row {empty[0]} {of} has no label in column {asset.label!r} ({len(empty)} of {len(values)} rows have "
+            f"none{cut}): fill it in or take the row out."
         )
     number = _numbering(rows.features[asset.label], asset, config)
     known = {value: number(value) for value in dict.fromkeys(values)}
     if unknown := [value for value, label in known.items() if label is None]:
         classes = ", ".join(str(config.id2label[i]) for i in range(config.num_labels))
         raise AssetError(
-            f"row {values.index(unknown[0])} {of} has the label {unknown[0]!r} in column {asset.label!r}, the checkpoint's "
-            f"classes are {classes}: say what it stands for in the profile's `labels`."
+            f"row {values.index(unknown[0])} {of} has the label {unknown[0]!r} in column {asset.label!r}, the "
+            f"checkpoint's classes are {classes}: say what it stands for in the profile's `labels`."
         )
     if set(known.values()) == {NO_CLASS}:
         raise AssetError(f"no row {of} has a label that stands for a class: mend the profile's `labels`.")

@@ -103,8 +103,7 @@ class Task:
 
 
 def load(profile: str, model: str, device: str | None = None, progress: bool = True) -> Task:
-    """The task ``model`` of ``profile``; weights of packages are trained and those of the hub fetched where that was not
-    done before.
+    """The task ``model`` of ``profile``: weights made by a recipe are trained, those of the hub fetched, each once.
 
     device: where the model goes; the accelerator if there is one, else the CPU, if None.
 
@@ -125,9 +124,9 @@ def load(profile: str, model: str, device: str | None = None, progress: bool = T
     )
     if spec.min_accuracy and task.accuracy < spec.min_accuracy:
         raise RuntimeError(
-            f"{model} of profile {profile} classifies {task.accuracy:.4f} of its {task.num_texts('evaluation')} evaluation "
-            f"texts correctly, {spec.min_accuracy} are demanded before anything is pruned: change its training in "
-            f"gnorm/experiments/profiles/{profile}.toml."
+            f"{model} of profile {profile} classifies {task.accuracy:.4f} of its {task.num_texts('evaluation')} "
+            f"evaluation texts correctly, {spec.min_accuracy} are demanded before anything is pruned: change its "
+            f"training in gnorm/experiments/profiles/{profile}.toml."
         )
     return task
 
@@ -149,8 +148,8 @@ def _made(profile: str, model: str, progress: bool) -> Origin:
         return classifier, tokenizer, checkpoints.load_splits(folder), source
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise RuntimeError(
-            f"the trained model in {folder} is damaged ({str(error).rstrip('.')}): delete the folder, and it is trained "
-            "anew."
+            f"the trained model in {folder} is damaged ({str(error).rstrip('.')}): delete the folder, and it is "
+            "trained anew."
         ) from error
 
 
