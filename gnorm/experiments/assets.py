@@ -21,8 +21,8 @@ from huggingface_hub.file_download import repo_folder_name
 from ..storage.checkpoints import TOKENIZERS
 from .hub_cache import NO_ANSWER, AssetError, reason
 
-# What a checkpoint is read from, all at the root of its repository; of the weights the first kind that is there: the
-# file that has to be there, and the shards that an index names.
+# The files of a checkpoint lie at the root of its repository. Weights come in kinds, and the first that the repository
+# has is read: the file that has to be in it, then the shards that this file, an index, names.
 WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json", "model-*.safetensors"))
 PICKLED = (("pytorch_model.bin",), ("pytorch_model.bin.index.json", "pytorch_model-*.bin"))
 SMALL_FILES = ("*.json", "*.txt", "*.model")
@@ -148,13 +148,14 @@ Asset = Checkpoint | DataSet
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The names that match one of the patterns; ``*`` stands for any characters, slashes too."""
     wildcards = [pattern.replace("**/", "*").removeprefix("./") for pattern in patterns]
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wildcards)]
 
 
 @dataclass(frozen=True)
 class AssetState:
-    """Where an asset is: "cached" whole at ``commit``, "reachable" on the hub, or "missing" and why.
+    """Whether an asset can be had: "cached" whole at ``commit``, "reachable" on the hub, or "missing" and why.
 
     files: every file that is read, with its size in bytes (None where the hub does not say).
     """
@@ -186,7 +187,7 @@ class AssetState:
         return bool(matching(self.files, [pattern for kind in PICKLED for pattern in kind]))
 
     def record(self) -> dict[str, Any]:
-        """What results keep of it."""
+        """What results record of the asset."""
         kept: dict[str, Any] = {"repo": self.asset.repo, "commit": self.commit, "revision": revision_of(self.asset)}
         if isinstance(self.asset, Checkpoint):
             kept["weights"] = "pickle, read by torch's weights-only loader" if self.pickled else "safetensors"

@@ -32,6 +32,7 @@ def look_up(assets: Sequence[Asset]) -> list[AssetState]:
 
 
 def _look_up(asset: Asset) -> AssetState:
+    """What the hub says of an asset or, where it says nothing of use, what the cache has."""
     why = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
         try:
@@ -62,7 +63,7 @@ def _on_hub(asset: Asset) -> AssetState:
     absent = [name for name in state.files if not (state.path / name).is_file()]
     if not absent:
         return state
-    _head(asset, max(absent, key=lambda name: sizes[name] or 0))  # a hub may list files that it does not give
+    _ask_for(asset, max(absent, key=lambda name: sizes[name] or 0))  # a hub may list files that it does not give
     return dataclasses.replace(state, status="reachable")
 
 
@@ -70,14 +71,15 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _head(asset: Asset, name: str, revision: str = "") -> int | None:
+def _ask_for(asset: Asset, name: str, revision: str = "") -> None:
+    """Ask the hub whether it gives a file, once, and without downloading it; raises one of ``NO_ANSWER`` if not."""
     url = hf_hub_url(asset.repo, name, repo_type=asset.kind, revision=revision or revision_of(asset))
-    return get_hf_file_metadata(url, timeout=TIMEOUT, token=None).size
+    get_hf_file_metadata(url, timeout=TIMEOUT, token=None)
 
 
 def small_file(asset: Asset, name: str, commit: str) -> Path:
-    """A file of the repository, brought into the cache; asked for once before, because a download retries for long."""
-    _head(asset, name)
+    """A small file of the repository, now in the cache. The hub is asked before: a download would retry for long."""
+    _ask_for(asset, name)
     path = Path(hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=revision_of(asset)))
     check(AssetState(asset, "cached", commit, {name: None}))
     return path
@@ -107,7 +109,7 @@ def in_cache(asset: Asset) -> AssetState:
 
 
 class _Bar(tqdm):
-    """Progress of one file, which gives up where a connection is cut over and over and the file begins anew."""
+    """Progress of one download. Gives up where the connection is cut again and again, and the file begins anew."""
 
     received = 0
 
@@ -119,7 +121,7 @@ class _Bar(tqdm):
 
 
 def fetch(state: AssetState) -> AssetState:
-    """Bring what ``look_up`` found into the cache, and return it as cached; files that are there stay.
+    """Bring an asset into the cache, and return its state: cached. Files that the cache has already stay.
 
     Raises ``AssetError`` where the asset is missing, a download fails, or the hub changed meanwhile; a file that did
     not arrive whole is not kept. Before anything is read, every file is compared with the hash that names it.
@@ -148,7 +150,7 @@ def was_checked(state: AssetState) -> bool:
 
 
 def _known(state: AssetState) -> bool:
-    """Whether the cache alone would find the same commit, as kernels without network must."""
+    """Whether the cache alone gives the same commit, as it must for kernels without network."""
     again = in_cache(state.asset)
     return again.status == "cached" and again.commit == state.commit
 
@@ -159,10 +161,11 @@ def find(asset: Asset) -> AssetState:
 
 
 def check(state: AssetState) -> None:
-    """Compare the files of ``found`` with the hashes that name them, and look whether they are whole.
+    """Compare the files of an asset with the hashes that name them, and check that they are whole.
 
-    A file that was damaged is taken out of the cache if the hub can bring it again, and stays if not. Raises
-    ``DamagedError`` in both cases, and where a file is as it was published and cannot be read.
+    A damaged file is taken out of the cache if the hub can bring it again, and stays if not.
+
+    Raises ``DamagedError`` in both cases, and where a file is as it was published and cannot be read.
     """
     damaged = {}
     for name in state.files:
@@ -188,13 +191,13 @@ def check(state: AssetState) -> None:
 
 
 def _taken_out(state: AssetState, names: list[str]) -> str:
-    """Take files out of the cache; where the hub does not have them, or they cannot be deleted, the reason."""
+    """Take files out of the cache; returns "" or, where the hub does not have them or the disk refuses, the reason."""
     path = state.path / names[0]
     if constants.HF_HUB_OFFLINE:
         return f"HF_HUB_OFFLINE is set, so it cannot be fetched again; unset it, or put a whole file at {path}"
     try:
         for name in names:
-            _head(state.asset, name, state.commit)
+            _ask_for(state.asset, name, state.commit)
     except NO_ANSWER as error:
         return f"it cannot be fetched again, {refusal(error)}; run again when it can, or put a whole file at {path}"
     try:

@@ -26,7 +26,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-# What asking the hub may end in: no answer, a refusal, or what an endpoint, a proxy or a mirror says in its place.
+# What a question to the hub may raise: no answer, a refusal, or the words of a proxy or a mirror in its place.
 NO_ANSWER = (
     *(HTTPError, InvalidURL, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError),
 )
@@ -215,7 +215,7 @@ WHOLE: dict[str, Callable[[Path], Any]] = {
 
 
 def refusal(error: Exception) -> str:
-    """Why the hub did not give something, in a few words."""
+    """Why the hub did not give a file or an answer, in a few words."""
     if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         says = {401: "it may be private or gone", 404: "not found", 429: "too many requests, try again later"}

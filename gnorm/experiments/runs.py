@@ -87,13 +87,13 @@ def trajectories(
     check_models(profile, models)
     for method in methods:
         find_method(method)
-    found: dict[str, dict[str, Trajectory]] = {model: {} for model in models}
+    by_model: dict[str, dict[str, Trajectory]] = {model: {} for model in models}
     for model in models:
         task = None
         for method in methods:
             try:
-                found[model][method] = load_trajectory(profile, model, method)
+                by_model[model][method] = load_trajectory(profile, model, method)
             except FileNotFoundError:
                 task = task or tasks.load(profile, model)
-                found[model][method] = run(task, method)
-    return found
+                by_model[model][method] = run(task, method)
+    return by_model
