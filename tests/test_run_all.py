@@ -268,6 +268,10 @@ def test_every_notebook_is_in_the_order_and_the_order_names_no_other():
     assert len(run_all.NOTEBOOKS) == 13
 
 
+def test_run_all_holds_the_order_and_the_command_line_alone():
+    assert len((ROOT / "run_all.py").read_text("utf-8").splitlines()) < 200
+
+
 def test_methods_that_the_results_name_exist():
     assert set(results.saved_methods("smoke", "bert")) <= set(METHODS)
 
