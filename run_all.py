@@ -105,8 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-class Terminated(BaseException):
-    """SIGTERM came."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. A KeyboardInterrupt, because asyncio swallows others that a signal raises in a callback."""
 
 
 def _on_sigterm(*_: object) -> NoReturn:
@@ -117,6 +117,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         sys.exit(main())
-    except (KeyboardInterrupt, Terminated) as stopped:
+    except KeyboardInterrupt as stopped:
         print("\nstopped; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130 if isinstance(stopped, KeyboardInterrupt) else 143)
+        sys.exit(143 if isinstance(stopped, Terminated) else 130)
