@@ -1,7 +1,7 @@
 """Attention-head pruning: the Greedy-Gnorm paper (arXiv 2602.04491), reproduced, and a tool that prunes heads.
 
-The method lies at the top of this package. The wings: ``engine`` makes passes fast and exact, ``storage`` writes and reads
-files and checkpoints, ``experiments`` reproduces the paper, ``shipping`` makes a user's model smaller.
+The method lies at the top of this package. The wings: ``engine`` makes passes fast and exact, ``storage`` writes and
+reads files and checkpoints, ``experiments`` reproduces the paper, ``shipping`` makes a user's model smaller.
 """
 
 from .engine.batches import prepare

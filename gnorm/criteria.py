@@ -147,8 +147,10 @@ def _counted(prepared: Prepared, model: nn.Module, purpose: str) -> Tensor:
 
 
 def _of_cross_entropy(logits: Tensor, micro: MicroBatch) -> Tensor:
-    """(text, class) derivative of each text's cross-entropy by its logits, in the model's precision, fp32 at least; 0 for
-    a text that is not counted."""
+    """(text, class) derivative of each text's cross-entropy by its logits; 0 for a text that is not counted.
+
+    It is computed in the model's precision, in fp32 at least.
+    """
     labels = labels_of(micro, logits.shape[1])
     counted = (labels != NOT_COUNTED)[:, None]
     probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)

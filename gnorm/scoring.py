@@ -86,9 +86,9 @@ def accuracy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> float:
 class Criterion(Protocol):
     """What a row of METHODS scores heads by: (layer, head) float64, -inf for heads that are gone.
 
-    The model is scored as it is. A criterion that draws at random takes a ``generator`` too, see ``Method.scores``. What
-    else a criterion needs is bound in its row, by ``functools.partial``. Logits of the model are shown to
-    ``batches.show``, where a criterion makes them, so that accuracy costs no pass of its own.
+    The model is scored as it is. A criterion that draws at random takes a ``generator`` too, see ``Method.scores``.
+    Other options are bound in the row, by ``functools.partial``. A criterion that makes logits shows them to
+    ``Prepared.show``, so that accuracy costs no pass of its own.
     """
 
     def __call__(self, model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor: ...

@@ -438,7 +438,7 @@ class Check:
         tolerance = torch.full_like(off, TOLERANCE[self.draw.dtype])
         if not bool((off <= tolerance).all()):
             tolerance = tolerance + torch.as_tensor(allowed()).masked_fill(self.draw.removed, 0)
-        # Where rounding moves a logarithm by thousands, the gradient is nothing but rounding, and zero is one of its values.
+        # Where rounding moves a logarithm by thousands, the gradient is nothing but rounding: it may be zero.
         off = off.masked_fill(found.isneginf() & (tolerance > 1e3), 0)
         # where a gradient is nothing but rounding, the score may be any number that is not large
         largest = expected[~tolerance.isinf()].max() if tolerance.isfinite().any() else torch.tensor(math.inf)

@@ -182,7 +182,8 @@ class Handler(BaseHTTPRequestHandler):
             paths = json.loads(self.body)["paths"]
             return self.json([entry for entry in entries if entry["path"] in paths])
         about = {"id": key[1], "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0}
-        return self.json({**about, "siblings": [{"rfilename": name} for name in files]})
+        sizes = {name: {"size": len(content)} if "blobs=" in self.path else {} for name, content in files.items()}
+        return self.json({**about, "siblings": [{"rfilename": name, **sizes[name]} for name in files]})
 
     def bare(self):
         """About a repository, its commit alone."""

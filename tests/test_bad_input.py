@@ -2,6 +2,7 @@
 and no hook left behind. What is odd but can work, works."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,8 @@ import gnorm
 import run_all
 from gnorm.experiments import profiles, results, runs, tasks
 from gnorm.experiments.checkpoints import checkpoint
+from gnorm.experiments.errors import UsageError
+from gnorm.experiments.execution import check_parameters
 from gnorm.experiments.profiles import read_profile
 from gnorm.journal import Journal
 from gnorm.methods import METHODS, Method
@@ -552,16 +555,14 @@ def test_a_device_of_the_environment_that_is_not_there(here, monkeypatch, capsys
     assert "device tpu is not there; leave --device and $GNORM_DEVICE out" in capsys.readouterr().err
 
 
-def test_parameters_of_another_type_than_the_notebook_declares(capsys):
+def test_parameters_of_another_type_than_the_notebook_declares():
     for parameters, complaint in (
         ({"profile": ["smoke"], "models": ["bert"]}, "declares 'profile' as str, it is given a list"),
         ({"profile": "smoke", "models": "bert"}, "declares 'models' as list, it is given a str"),
         ({"profile": "smoke", "modles": []}, "has no parameter 'modles'"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            run_all.check_parameters("greedy_pruning", parameters)
-        assert stopped.value.code == 2
-        assert complaint in capsys.readouterr().err
+        with pytest.raises(UsageError, match=re.escape(complaint)):
+            check_parameters("greedy_pruning", parameters)
 
 
 # ---------------------------------------------------------------- odd, but it works

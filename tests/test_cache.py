@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from safetensors.torch import load, save
 
 import run_all
-from gnorm.experiments import hub, hub_cache, tasks
+from gnorm.experiments import hub, hub_cache, pipeline, reading, tasks
 from gnorm.experiments.profiles import read_profile
 
 PAPER = read_profile("paper")
@@ -112,7 +112,7 @@ def cache(filled, tmp_path, monkeypatch):
     aim(monkeypatch, tmp_path / "hf", "")
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path / "results"))
     monkeypatch.delenv(hub.CHECKED, raising=False)
-    monkeypatch.setattr(run_all, "run", lambda *_: 0)  # the preflight is what is asked here
+    monkeypatch.setattr(pipeline, "run_notebooks", lambda *_: 0)  # the preflight is what is asked here
     monkeypatch.setattr(tasks, "estimate", lambda *_: 0)
     yield Cache(tmp_path / "hf", monkeypatch)
     huggingface_hub.utils.close_session()
@@ -316,30 +316,56 @@ KINDS = "{'a': 'x', 'b': 'y', 'c': 'z'}"
 BROKEN = {
     # configuration
     "no config.json": (*published(BERT, config__json=None), 2, "has no config.json"),
-    "half a config.json": (*edited(BERT, "config.json", half), 2, r"config.json of .* cannot be read: it is not JSON at line"),
+    "half a config.json": (
+        *edited(BERT, "config.json", half), 2, r"config.json of .* cannot be read: it is not JSON at line"
+    ),
     "config.json damaged": (*damaged(BERT, "config.json", flip), 2, f"config.json of .* {NOT_ITS_NAME}"),
     "config.json empty": (*published(BERT, config__json=b""), 2, "config.json of .* cannot be read: it is empty"),
     "config.json a list": (*published(BERT, config__json=b"[1]"), 2, "has the model_type None"),
     "config.json not UTF-8": (*published(BERT, config__json=b'{"a": "\xe9"}'), 2, "line 1 is not UTF-8"),
     "no model_type": (*config(model_type=None), 2, "has the model_type None, which transformers .* does not know"),
-    "unknown model_type": (*config(model_type="hermit"), 2, "has the model_type 'hermit', which transformers .* does not"),
-    "code of its own": (*config(model_type="hermit", auto_map={"AutoConfig": "a.B"}), 2, "code of the repository is not run"),
-    "no classifier of its kind": (*config(model_type="clip"), 2, "'clip', of which transformers has no sequence classifier"),
-    "other model_type": (*config(model_type="roberta"), 2, "the weights of .* lack classifier.dense.bias.*: weights and conf"),
+    "unknown model_type": (
+        *config(model_type="hermit"), 2, "has the model_type 'hermit', which transformers .* does not"
+    ),
+    "code of its own": (
+        *config(model_type="hermit", auto_map={"AutoConfig": "a.B"}), 2, "code of the repository is not run"
+    ),
+    "no classifier of its kind": (
+        *config(model_type="clip"), 2, "'clip', of which transformers has no sequence classifier"
+    ),
+    "other model_type": (
+        *config(model_type="roberta"), 2, "the weights of .* lack classifier.dense.bias.*: weights and conf"
+    ),
     "two classes": (*classes("a", "b"), 2, "has 2 classes, 3 are expected"),
-    "classes with gaps": (*config(id2label={0: "a", 2: "b", 5: "c"}), 2, "does not number its classes from 0 in id2label"),
+    "classes with gaps": (
+        *config(id2label={0: "a", 2: "b", 5: "c"}), 2, "does not number its classes from 0 in id2label"
+    ),
     "classes by word": (*config(id2label={"a": "x", "b": "y", "c": "z"}), 2, f"from 0 in id2label \\({KINDS}\\): mend"),
     "classes in a list": (*config(id2label=["a", "b", "c"]), 2, "does not number its classes from 0 in id2label"),
-    "a class twice": (*classes("entailment", "neutral", "neutral", asset=ALBERT), 2, "class 'neutral' in id2label, .* there twice"),
+    "a class twice": (
+        *classes("entailment", "neutral", "neutral", asset=ALBERT), 2, "class 'neutral' in id2label, .* there twice"
+    ),
     "a class without name": (*classes(None, "b", "c"), 2, "the class None in id2label, which is no name"),
-    "id2label against label2id": (*config(label2id={"Neutral": 2, "Positive": 1, "Negative": 0}), 2, "calls 'Neutral' 0 in id2l"),
-    "other classes": (*classes("yes", "no", "maybe", asset=ALBERT), 2, r"row 0 of .* has the label 0 .* classes are yes, no, maybe"),
-    "fewer layers": (*config(num_hidden_layers=1), 2, "the weights of .* go beyond config.json in bert.encoder.layer.1"),
+    "id2label against label2id": (
+        *config(label2id={"Neutral": 2, "Positive": 1, "Negative": 0}), 2, "calls 'Neutral' 0 in id2l"
+    ),
+    "other classes": (
+        *classes("yes", "no", "maybe", asset=ALBERT), 2, r"row 0 of .* has the label 0 .* classes are yes, no, maybe"
+    ),
+    "fewer layers": (
+        *config(num_hidden_layers=1), 2, "the weights of .* go beyond config.json in bert.encoder.layer.1"
+    ),
     "more layers": (*config(num_hidden_layers=3), 2, "the weights of .* lack bert.encoder.layer.2"),
-    "layers in words": (*config(num_hidden_layers="two"), 2, "config.json of .* describes no model: .*'num_hidden_layers'"),
-    "heads that do not divide": (*config(num_attention_heads=5), 2, "describes no model: The hidden size .32. is not a multiple"),
+    "layers in words": (
+        *config(num_hidden_layers="two"), 2, "config.json of .* describes no model: .*'num_hidden_layers'"
+    ),
+    "heads that do not divide": (
+        *config(num_attention_heads=5), 2, "describes no model: The hidden size .32. is not a multiple"
+    ),
     "unknown activation": (*config(hidden_act="nope"), 2, "describes no model: there is no 'nope'"),
-    "smaller vocabulary": (*config(vocab_size=300), 2, "do not fit config.json in bert.embeddings.word_embeddings.weight"),
+    "smaller vocabulary": (
+        *config(vocab_size=300), 2, "do not fit config.json in bert.embeddings.word_embeddings.weight"
+    ),
     # tokenizer
     "no tokenizer": (*published(BERT, vocab__txt=None), 2, "has no tokenizer .one of tokenizer.json, vocab.txt"),
     "tokenizer of another model": (
@@ -349,183 +375,352 @@ BROKEN = {
         "tokenizer of .* has no vocabulary: its files are not those that BertTokenizer reads",
     ),
     "vocabulary empty": (*published(BERT, vocab__txt=b""), 2, "vocab.txt of .* cannot be read: it is empty"),
-    "half a vocabulary": (*edited(BERT, "vocab.txt", half), 0, r"its tokenizer knows \d+ tokens, its model 400; see that they"),
+    "half a vocabulary": (
+        *edited(BERT, "vocab.txt", half), 0, r"its tokenizer knows \d+ tokens, its model 400; see that they"
+    ),
     "vocabulary not UTF-8": (*published(BERT, vocab__txt=b"[PAD]\n\xe9\n"), 2, "vocab.txt of .* line 2 is not UTF-8"),
-    "vocabulary without [UNK]": (*published(BERT, vocab__txt=b"a\nb\n"), 2, r"tokenizer .vocab.txt. of .* Missing \[UNK\] token"),
+    "vocabulary without [UNK]": (
+        *published(BERT, vocab__txt=b"a\nb\n"), 2, r"tokenizer .vocab.txt. of .* Missing \[UNK\] token"
+    ),
     "vocabulary damaged": (*damaged(BERT, "vocab.txt", flip), 2, f"vocab.txt of .* {NOT_ITS_NAME}"),
-    "half a tokenizer.json": (*edited(XLM, "tokenizer.json", half), 2, "tokenizer.json of .* it is not JSON at line 1, and was"),
-    "tokenizer.json without content": (*published(XLM, tokenizer__json=b"{}"), 2, "the tokenizer .tokenizer.json. of .* cannot be"),
-    "no merges": (*published(ROBERTA, merges__txt=None), 2, "has no merges.txt, without which vocab.json is no tokenizer"),
-    "merges of one part": (*published(ROBERTA, merges__txt=b"a\n"), 2, "tokenizer .merges.txt, vocab.json. of .* Merges text file"),
+    "half a tokenizer.json": (
+        *edited(XLM, "tokenizer.json", half), 2, "tokenizer.json of .* it is not JSON at line 1, and was"
+    ),
+    "tokenizer.json without content": (
+        *published(XLM, tokenizer__json=b"{}"), 2, "the tokenizer .tokenizer.json. of .* cannot be"
+    ),
+    "no merges": (
+        *published(ROBERTA, merges__txt=None), 2, "has no merges.txt, without which vocab.json is no tokenizer"
+    ),
+    "merges of one part": (
+        *published(ROBERTA, merges__txt=b"a\n"), 2, "tokenizer .merges.txt, vocab.json. of .* Merges text file"
+    ),
     "half a SentencePiece model": (*edited(ALBERT, "spiece.model", half), 2, "spiece.model of .* it is not whole"),
     "unknown tokenizer class": (
-        *published(BERT, tokenizer_config__json=b'{"tokenizer_class": "HermitTokenizer"}'), 2, "tokenizer .tokenizer_config.json,"
+        *published(BERT, tokenizer_config__json=b'{"tokenizer_class": "HermitTokenizer"}'),
+        2,
+        "tokenizer .tokenizer_config.json,",
     ),
     "tokenizer of its own code": (
-        *published(BERT, tokenizer_config__json=b'{"auto_map": {"AutoTokenizer": ["a.B", null]}}'), 2, "is code of the repository"
+        *published(BERT, tokenizer_config__json=b'{"auto_map": {"AutoTokenizer": ["a.B", null]}}'),
+        2,
+        "is code of the repository",
     ),
     # weights
-    "no weights": (*published(BERT, model__safetensors=None), 2, "has no weights .model.safetensors or pytorch_model.bin."),
+    "no weights": (
+        *published(BERT, model__safetensors=None), 2, "has no weights .model.safetensors or pytorch_model.bin."
+    ),
     "half the weights": (*damaged(BERT, "model.safetensors", half), 2, f"model.safetensors of .* {NOT_ITS_NAME}"),
-    "a flipped bit of the weights": (*damaged(BERT, "model.safetensors", flip), 2, f"model.safetensors of .* {NOT_ITS_NAME}"),
+    "a flipped bit of the weights": (
+        *damaged(BERT, "model.safetensors", flip), 2, f"model.safetensors of .* {NOT_ITS_NAME}"
+    ),
     "weights empty": (*damaged(BERT, "model.safetensors", becomes(b"")), 2, f"model.safetensors of .* {NOT_ITS_NAME}"),
-    "half the weights, copied": (*copied(BERT, "model.safetensors", half), 2, r"is damaged \(it is not whole\) and stays"),
-    "half the weights, published": (*edited(BERT, "model.safetensors", half), 2, "it is not whole, and was published so: name"),
-    "a pointer": (*copied(BERT, "model.safetensors", becomes(POINTER)), 2, "it is a pointer of Git LFS, whose file `git lfs pull`"),
-    "a web page": (*copied(BERT, "model.safetensors", becomes(PAGE)), 2, r"is damaged \(it is a web page\) and stays in the cache"),
-    "a weight of another shape": (*weights(smaller), 2, "the weights of .* do not fit config.json in classifier.weight"),
-    "a weight less": (*weights(lambda tensors: tensors.pop("classifier.bias")), 2, "the weights of .* lack classifier.bias:"),
+    "half the weights, copied": (
+        *copied(BERT, "model.safetensors", half), 2, r"is damaged \(it is not whole\) and stays"
+    ),
+    "half the weights, published": (
+        *edited(BERT, "model.safetensors", half), 2, "it is not whole, and was published so: name"
+    ),
+    "a pointer": (
+        *copied(BERT, "model.safetensors", becomes(POINTER)), 2, "it is a pointer of Git LFS, whose file `git lfs pull`"
+    ),
+    "a web page": (
+        *copied(BERT, "model.safetensors", becomes(PAGE)), 2, r"is damaged \(it is a web page\) and stays in the cache"
+    ),
+    "a weight of another shape": (
+        *weights(smaller), 2, "the weights of .* do not fit config.json in classifier.weight"
+    ),
+    "a weight less": (
+        *weights(lambda tensors: tensors.pop("classifier.bias")), 2, "the weights of .* lack classifier.bias:"
+    ),
     "a weight that is no number": (*weights(not_finite), 2, "hold a number that is not finite in classifier.bias"),
     "half a pickle": (*damaged(ALBERT, "pytorch_model.bin", half), 2, f"pytorch_model.bin of .* {NOT_ITS_NAME}"),
-    "half a pickle, copied": (*copied(ALBERT, "pytorch_model.bin", half), 2, r"pytorch_model.bin of .* damaged \(it is not whole"),
-    "a flipped bit, copied": (*copied(ALBERT, "pytorch_model.bin", flip), 2, "pytorch_model.bin of .* in it was altered|not whole"),
+    "half a pickle, copied": (
+        *copied(ALBERT, "pytorch_model.bin", half), 2, r"pytorch_model.bin of .* damaged \(it is not whole"
+    ),
+    "a flipped bit, copied": (
+        *copied(ALBERT, "pytorch_model.bin", flip), 2, "pytorch_model.bin of .* in it was altered|not whole"
+    ),
     "a pickle with objects": (
-        *published(ALBERT, pytorch_model__bin=torch_file({"classifier.bias": Path("a")})), 2, "are a pickle that holds more than ten"
+        *published(ALBERT, pytorch_model__bin=torch_file({"classifier.bias": Path("a")})),
+        2,
+        "are a pickle that holds more than ten",
     ),
     "a pickle of nothing of torch's": (
-        *published(ALBERT, pytorch_model__bin=pickle.dumps({"a": Path("a")}, protocol=2)), 2, "take a revision with model.safetensors"
+        *published(ALBERT, pytorch_model__bin=pickle.dumps({"a": Path("a")}, protocol=2)),
+        2,
+        "take a revision with model.safetensors",
     ),
-    "a pickled list": (*published(ALBERT, pytorch_model__bin=torch_file([1, 2])), 2, "the weights of .* cannot be read: "),
-    "weights one level down": (*published(ALBERT, pytorch_model__bin=torch_file({"model": {}})), 2, "the weights of .* lack alb"),
+    "a pickled list": (
+        *published(ALBERT, pytorch_model__bin=torch_file([1, 2])), 2, "the weights of .* cannot be read: "
+    ),
+    "weights one level down": (
+        *published(ALBERT, pytorch_model__bin=torch_file({"model": {}})), 2, "the weights of .* lack alb"
+    ),
     "shards": (*shards(), 0, "cached"),
     "a shard less": (*shards(absent="model-00002-of-00002.safetensors"), 2, "lacks model-00002-of-00002.safetensors"),
     "a shard of another name": (*shards(renamed="other.safetensors"), 2, "lacks other.safetensors"),
-    "shards without index": (*shards(absent="model.safetensors.index.json"), 2, "has no weights .* and no index of shards"),
+    "shards without index": (
+        *shards(absent="model.safetensors.index.json"), 2, "has no weights .* and no index of shards"
+    ),
     "an index without metadata": (*shards(index=b'{"weight_map": {}}'), 2, "the weights of .* there is no 'metadata'"),
     "half an index": (*shards(index=b'{"weight_map": {"a'), 2, "index.json of .* it is not JSON at line 1"),
     # what is no file
-    "link to nothing": (*no_content(BERT, "model.safetensors"), 2, "lacks what the link model.safetensors leads to, .*blobs/"),
+    "link to nothing": (
+        *no_content(BERT, "model.safetensors"), 2, "lacks what the link model.safetensors leads to, .*blobs/"
+    ),
     "link to nothing, data": (*no_content(NEWS, "train.json"), 2, "lacks what the link train.json leads to"),
     "link to itself": (
-        *in_place_of(BERT, "config.json", lambda path: path.symlink_to(path)), 2, "lacks what the link config.json leads to"
+        *in_place_of(BERT, "config.json", lambda path: path.symlink_to(path)),
+        2,
+        "lacks what the link config.json leads to",
     ),
-    "folder for a file": (*in_place_of(BERT, "config.json", Path.mkdir), 2, "has a folder in the place of the file config.json"),
-    "folder for data": (*in_place_of(TWEETS, "val_df.csv", Path.mkdir), 2, "a folder in the place of the file val_df.csv: del"),
-    "file without permission": (BERT, not_allowed, 2, "cannot be read: Permission denied .*grant access or set HF_HOME"),
+    "folder for a file": (
+        *in_place_of(BERT, "config.json", Path.mkdir), 2, "has a folder in the place of the file config.json"
+    ),
+    "folder for data": (
+        *in_place_of(TWEETS, "val_df.csv", Path.mkdir), 2, "a folder in the place of the file val_df.csv: del"
+    ),
+    "file without permission": (
+        BERT, not_allowed, 2, "cannot be read: Permission denied .*grant access or set HF_HOME"
+    ),
     # cards
-    "no card": (*with_files(GLUE, {"README.md": None}), 2, r"has no configuration 'mnli': its card \(README.md\) is not there"),
-    "card that is not YAML": (*card("configs: [a, {b"), 2, r"a card \(README.md\) whose header cannot be read \(line \d is not YAML"),
-    "card that is not UTF-8": (*card(b"---\nconfigs: \xff\n---\n"), 2, "a card .README.md. whose header cannot be read"),
+    "no card": (
+        *with_files(GLUE, {"README.md": None}), 2, r"has no configuration 'mnli': its card \(README.md\) is not there"
+    ),
+    "card that is not YAML": (
+        *card("configs: [a, {b"), 2, r"a card \(README.md\) whose header cannot be read \(line \d is not YAML"
+    ),
+    "card that is not UTF-8": (
+        *card(b"---\nconfigs: \xff\n---\n"), 2, "a card .README.md. whose header cannot be read"
+    ),
     "card damaged": (*damaged(GLUE, "README.md", flip), 2, f"README.md of .* {NOT_ITS_NAME}"),
-    "card damaged, not needed": (NEWS, lambda cache: (cache.publish(NEWS, {"README.md": b"# a\n"}), cache.damage(NEWS, "README.md", half)), 2, NOT_ITS_NAME),
+    "card damaged, not needed": (
+        NEWS, lambda cache: (cache.publish(NEWS, {"README.md": b"# a\n"}), cache.damage(NEWS, "README.md", half)),
+        2,
+        NOT_ITS_NAME,
+    ),
     "card empty": (*card(b""), 2, r"has no configuration 'mnli': its card \(README.md\) names none"),
-    "card without configurations": (*card("license: mit"), 2, r"has no configuration 'mnli': its card \(README.md\) names none"),
+    "card without configurations": (
+        *card("license: mit"), 2, r"has no configuration 'mnli': its card \(README.md\) names none"
+    ),
     "card with another": (
-        *card("configs:\n- config_name: ax\n  data_files: ax/test-*"), 2, r"'mnli': its card \(README.md\) names ax alone"
+        *card("configs:\n- config_name: ax\n  data_files: ax/test-*"),
+        2,
+        r"'mnli': its card \(README.md\) names ax alone",
     ),
     "configurations in words": (*card("configs: mnli"), 2, "header cannot be read .Expected configs to be a list"),
     "configurations without name": (*card("configs:\n- mnli"), 2, "header cannot be read .Each config must include"),
     "split without path": (
-        *card("configs:\n- config_name: mnli\n  data_files:\n  - split: train"), 2, "header cannot be read .Expected data_files"
+        *card("configs:\n- config_name: mnli\n  data_files:\n  - split: train"),
+        2,
+        "header cannot be read .Expected data_files",
     ),
     "card with an absent file": (
-        *card(mnli(("validation_matched", "mnli/dev.parquet"))), 2, "lacks mnli/dev.parquet, which its card names for the split"
+        *card(mnli(("validation_matched", "mnli/dev.parquet"))),
+        2,
+        "lacks mnli/dev.parquet, which its card names for the split",
     ),
     "card with an absent file, not asked for": (
-        *card(mnli(("train", "mnli/all.parquet"), ("validation_matched", "mnli/validation_matched-*"))), 2, "lacks mnli/all.parquet"
+        *card(mnli(("train", "mnli/all.parquet"), ("validation_matched", "mnli/validation_matched-*"))),
+        2,
+        "lacks mnli/all.parquet",
     ),
-    "card without the split": (*card(mnli(("train", "mnli/train-*"))), 2, "has no split 'validation_matched'; it has train"),
+    "card without the split": (
+        *card(mnli(("train", "mnli/train-*"))), 2, "has no split 'validation_matched'; it has train"
+    ),
     "default configuration": (
-        *card("configs:\n- config_name: default\n  data_files: data/a.json", NEWS), 2, "lacks data/a.json, which its card names"
+        *card("configs:\n- config_name: default\n  data_files: data/a.json", NEWS),
+        2,
+        "lacks data/a.json, which its card names",
     ),
     "columns in words": (
-        *card(mnli(("validation_matched", "mnli/validation_matched-*")) + "\ndataset_info:\n- config_name: mnli\n  features: 7"),
+        *card(
+            mnli(("validation_matched", "mnli/validation_matched-*"))
+            + "\ndataset_info:\n- config_name: mnli\n  features: 7"
+        ),
         2,
         "header cannot be read .Expected a dict or a list",
     ),
     # Parquet
-    "split absent": (*with_files(GLUE, {MATCHED: None}), 2, r"lacks mnli/validation_matched-\*, which its card names for the split"),
+    "split absent": (
+        *with_files(GLUE, {MATCHED: None}), 2, r"lacks mnli/validation_matched-\*, which its card names for the split"
+    ),
     "first shard absent": (*shards_of_a_split(0), 2, "lacks mnli/validation_matched-00000-of-00003.parquet"),
     "last shard absent": (*shards_of_a_split(2), 2, "lacks mnli/validation_matched-00002-of-00003.parquet"),
-    "half a Parquet file": (*damaged(GLUE, MATCHED, half), 2, f"validation_matched-00000-of-00001.parquet.* {NOT_ITS_NAME}"),
-    "a flipped bit of Parquet": (*damaged(GLUE, MATCHED, flip), 2, f"validation_matched-00000-of-00001.parquet.* {NOT_ITS_NAME}"),
-    "half a Parquet file, copied": (*copied(GLUE, MATCHED, half), 2, r"damaged \(it is not a whole Parquet file\) and stays"),
-    "Parquet of other columns": (
-        *with_files(GLUE, {MATCHED: parquet({"a": datasets.Value("string")}, a=["b"])}), 2, "has no column 'premise'; it has a"
+    "half a Parquet file": (
+        *damaged(GLUE, MATCHED, half), 2, f"validation_matched-00000-of-00001.parquet.* {NOT_ITS_NAME}"
     ),
-    "Parquet without rows": (*pairs(premise=[], hypothesis=[], label=[]), 2, "parquet of .* cannot be read: it has no rows"),
+    "a flipped bit of Parquet": (
+        *damaged(GLUE, MATCHED, flip), 2, f"validation_matched-00000-of-00001.parquet.* {NOT_ITS_NAME}"
+    ),
+    "half a Parquet file, copied": (
+        *copied(GLUE, MATCHED, half), 2, r"damaged \(it is not a whole Parquet file\) and stays"
+    ),
+    "Parquet of other columns": (
+        *with_files(GLUE, {MATCHED: parquet({"a": datasets.Value("string")}, a=["b"])}),
+        2,
+        "has no column 'premise'; it has a",
+    ),
+    "Parquet without rows": (
+        *pairs(premise=[], hypothesis=[], label=[]), 2, "parquet of .* cannot be read: it has no rows"
+    ),
     "hidden labels": (*pairs(label=[0, -1]), 2, "row 1 of nyu-mll/glue, split validation_matched, has the label -1"),
-    "no label in Parquet": (*pairs(label=[None, 1]), 2, "row 0 of .* has no label in column 'label' .1 of 2 rows have none"),
-    "no text in Parquet": (*pairs(hypothesis=["a", None]), 2, "row 1 of .* has no text in column 'hypothesis': it is empty"),
+    "no label in Parquet": (
+        *pairs(label=[None, 1]), 2, "row 0 of .* has no label in column 'label' .1 of 2 rows have none"
+    ),
+    "no text in Parquet": (
+        *pairs(hypothesis=["a", None]), 2, "row 1 of .* has no text in column 'hypothesis': it is empty"
+    ),
     # CSV
     "half a CSV": (*damaged(TWEETS, "val_df.csv", half), 2, f"val_df.csv of .* {NOT_ITS_NAME}"),
     "a flipped bit of a CSV": (*damaged(TWEETS, "val_df.csv", flip), 2, f"val_df.csv of .* {NOT_ITS_NAME}"),
-    "half a CSV, copied": (*copied(TWEETS, "val_df.csv", half), 2, r"row 30 of .* no label .* \(1 of 31 .*may end too early"),
+    "half a CSV, copied": (
+        *copied(TWEETS, "val_df.csv", half), 2, r"row 30 of .* no label .* \(1 of 31 .*may end too early"
+    ),
     "CSV empty": (*published(TWEETS, val_df__csv=b""), 2, "val_df.csv of .* cannot be read: it is empty"),
     "CSV of a header": (*tweets(raw=b"text,label\n"), 2, "val_df.csv of .* cannot be read: it has no rows"),
-    "semicolons": (*tweets(raw=b"text;label\nabd;0\n"), 2, "has no column 'text'; it has text;label: .* set apart by ';'"),
+    "semicolons": (
+        *tweets(raw=b"text;label\nabd;0\n"), 2, "has no column 'text'; it has text;label: .* set apart by ';'"
+    ),
     "tabs": (*tweets(raw=b"text\tlabel\nabd\t0\n"), 2, r"has no column 'text'; .* set apart by '\\t', not by commas"),
-    "byte-order mark": (*tweets(raw=b"\xef\xbb\xbftext,label\nabd,0\n"), 0, "validation has 1 rows, the paper's had 5205"),
+    "byte-order mark": (
+        *tweets(raw=b"\xef\xbb\xbftext,label\nabd,0\n"), 0, "validation has 1 rows, the paper's had 5205"
+    ),
     "Latin-1": (*tweets(raw="text,label\nabd,0\né,2\n".encode("latin-1")), 2, "val_df.csv of .* line 3 is not UTF-8"),
     "UTF-16": (*tweets(raw="text,label\nabd,0\n".encode("utf-16")), 2, "val_df.csv of .* line 1 is not UTF-8"),
     "zero bytes": (*tweets(raw=b"text,label\nabd,0\n" + bytes(50)), 2, "val_df.csv of .* line 3 holds zero bytes"),
-    "capital letters": (*tweets(raw=b"Text,Label\nabd,0\n"), 2, "validation of .* has no column 'text'; it has Text, Label"),
-    "one field too many": (*tweets(raw=b"text,label\nabd,0\na,b,2\n"), 2, "the split validation .* Expected 2 fields in line 3"),
+    "capital letters": (
+        *tweets(raw=b"Text,Label\nabd,0\n"), 2, "validation of .* has no column 'text'; it has Text, Label"
+    ),
+    "one field too many": (
+        *tweets(raw=b"text,label\nabd,0\na,b,2\n"), 2, "the split validation .* Expected 2 fields in line 3"
+    ),
     "open quotes": (*tweets(raw=b'text,label\nabd,0\n"egi,2\n'), 2, "the split validation of .* EOF inside string"),
-    "page for a CSV": (*copied(TWEETS, "val_df.csv", becomes(PAGE)), 2, r"val_df.csv of .* is damaged \(it is a web page\)"),
+    "page for a CSV": (
+        *copied(TWEETS, "val_df.csv", becomes(PAGE)), 2, r"val_df.csv of .* is damaged \(it is a web page\)"
+    ),
     "no label column": (*tweets(label=None), 2, "validation of .* has no column 'label'; it has text"),
     "no text column": (*tweets(text=None), 2, "validation of .* has no column 'text'; it has label"),
     "unknown label": (*tweets(label=[0, 1, 5]), 2, "row 2 of .*, split validation, has the label 5 in column 'label'"),
     "label in words": (*tweets(label=["0", "so so", "2"]), 2, "row 1 of .* has the label 'so so' in column 'label'"),
     "label between two": (*tweets(label=[0, 1.5, 2]), 2, "row 1 of .* has the label 1.5"),
-    "no label": (*tweets(label=[0, None, 2]), 2, "row 1 of .* has no label in column 'label' .1 of 3 rows have none.: fill it in"),
+    "no label": (
+        *tweets(label=[0, None, 2]), 2, "row 1 of .* has no label in column 'label' .1 of 3 rows have none.: fill it in"
+    ),
     "no labels": (*tweets(label=[None] * 3), 2, "row 0 of .* has no label in column 'label' .3 of 3 rows have none"),
     "labels as fractions": (*tweets(label=[0.0, 1.0, 2.0]), 0, "validation has 3 rows"),
-    "neutral alone": (*tweets(label=[1, 1, 1]), 2, "no row of .*, split validation, has a label that stands for a class"),
-    "empty text": (*tweets(text=["abd", "", "egi"]), 2, "row 1 of .* has no text in column 'text': it is empty, or reads as mi"),
+    "neutral alone": (
+        *tweets(label=[1, 1, 1]), 2, "no row of .*, split validation, has a label that stands for a class"
+    ),
+    "empty text": (
+        *tweets(text=["abd", "", "egi"]), 2, "row 1 of .* has no text in column 'text': it is empty, or reads as mi"
+    ),
     "blank text": (*tweets(text=["abd", " ", "egi"]), 2, "row 1 of .* has no text in column 'text': it holds ' '"),
     "numbers for texts": (*tweets(text=[1, 2, 3]), 2, "row 0 of .* has no text in column 'text': it holds 1"),
     "split of a CSV absent": (*published(TWEETS, val_df__csv=None), 2, "has no split 'validation'; it has train, test"),
-    "unknown language": (*published(LANGUAGES, valid__csv=csv(labels=["en", "xx"], text=["a", "b"])), 2, "row 1 .* label 'xx'"),
-    "other columns in a split not asked for": (*published(LANGUAGES, train__csv=csv(a=["en"])), 0, "validation has 60 rows"),
+    "unknown language": (
+        *published(LANGUAGES, valid__csv=csv(labels=["en", "xx"], text=["a", "b"])), 2, "row 1 .* label 'xx'"
+    ),
+    "other columns in a split not asked for": (
+        *published(LANGUAGES, train__csv=csv(a=["en"])), 0, "validation has 60 rows"
+    ),
     "no data": (*published(LANGUAGES, train__csv=None, valid__csv=None, test__csv=None), 2, "has no data files"),
     "half a gzip": (
-        *with_files(LANGUAGES, {"valid.csv": None, "valid.csv.gz": half(gzip.compress(csv(labels=["en"], text=["a"])))}),
+        *with_files(
+            LANGUAGES, {"valid.csv": None, "valid.csv.gz": half(gzip.compress(csv(labels=["en"], text=["a"])))}
+        ),
         2,
         "valid.csv.gz of .* it is not whole",
     ),
-    "half a zip": (*with_files(LANGUAGES, {"valid.csv": None, "valid.zip": b"PK\3\4abc"}), 2, "valid.zip of .* it is not whole"),
+    "half a zip": (
+        *with_files(LANGUAGES, {"valid.csv": None, "valid.zip": b"PK\3\4abc"}), 2, "valid.zip of .* it is not whole"
+    ),
     # JSON
     "half a JSON": (*damaged(NEWS, "train.json", half), 2, f"train.json of .* {NOT_ITS_NAME}"),
-    "half a JSON, copied": (*copied(NEWS, "train.json", half), 2, r"train.json of .* damaged \(it is not JSON at line 23\)"),
+    "half a JSON, copied": (
+        *copied(NEWS, "train.json", half), 2, r"train.json of .* damaged \(it is not JSON at line 23\)"
+    ),
     "a line that is not JSON": (
-        *published(NEWS, train__json=b'{"Title": "a", "labels": 0}\n{"Title\n'), 2, "train.json of .* it is not JSON at line 2"
+        *published(NEWS, train__json=b'{"Title": "a", "labels": 0}\n{"Title\n'),
+        2,
+        "train.json of .* it is not JSON at line 2",
     ),
     "JSON empty": (*published(NEWS, train__json=b""), 2, "train.json of .* it is empty"),
     "JSON without rows": (*published(NEWS, train__json=b"[]"), 2, "train.json of .* it is an empty list"),
-    "JSON not UTF-8": (*published(NEWS, train__json=b'{"Title": "\xe9", "labels": 0}\n'), 2, "train.json of .* line 1 is not UTF-8"),
-    "no label in JSON": (*news({"Title": "a", "labels": None}, {"Title": "b", "labels": 0}), 2, "row 0 of .* has no label"),
-    "no labels at last": (*news({"Title": "a", "labels": 0}, {"Title": "b"}), 2, "row 1 of .* no label .*; the file may end too"),
-    "empty text in JSON": (*news({"Title": "a", "labels": 0}, {"Title": "", "labels": 0}), 2, "row 1 of .* it holds ''"),
-    "lists for texts": (*news({"Title": ["a"], "labels": 0}), 2, r"row 0 of .* no text in column 'Title': it holds \['a'\]"),
+    "JSON not UTF-8": (
+        *published(NEWS, train__json=b'{"Title": "\xe9", "labels": 0}\n'), 2, "train.json of .* line 1 is not UTF-8"
+    ),
+    "no label in JSON": (
+        *news({"Title": "a", "labels": None}, {"Title": "b", "labels": 0}), 2, "row 0 of .* has no label"
+    ),
+    "no labels at last": (
+        *news({"Title": "a", "labels": 0}, {"Title": "b"}), 2, "row 1 of .* no label .*; the file may end too"
+    ),
+    "empty text in JSON": (
+        *news({"Title": "a", "labels": 0}, {"Title": "", "labels": 0}), 2, "row 1 of .* it holds ''"
+    ),
+    "lists for texts": (
+        *news({"Title": ["a"], "labels": 0}), 2, r"row 0 of .* no text in column 'Title': it holds \['a'\]"
+    ),
     "a document of rows": (*published(NEWS, train__json=b'[{"Title": "a", "labels": 0}]'), 0, "train has 1 rows"),
     # the cache
     "whole": (BERT, lambda _: None, 0, "train has 45 rows"),
     "whole, copied": (*cache_is(Cache.plain), 0, "train has 45 rows"),
-    "no HF_HOME": (*cache_is(lambda cache: shutil.rmtree(cache.home)), 2, "not in .*hub, which is not there: HF_HOME may lead"),
+    "no HF_HOME": (
+        *cache_is(lambda cache: shutil.rmtree(cache.home)), 2, "not in .*hub, which is not there: HF_HOME may lead"
+    ),
     "HF_HOME a file": (*cache_is(home_is_a_file), 2, "hf is a file, not a folder: set HF_HOME to a folder"),
-    "HF_HOME one too deep": (*cache_is(home_one_too_deep), 2, "it is not in .*hub/hub but in .*hub: set HF_HUB_CACHE to that"),
+    "HF_HOME one too deep": (
+        *cache_is(home_one_too_deep), 2, "it is not in .*hub/hub but in .*hub: set HF_HUB_CACHE to that"
+    ),
     "repository absent": (*cache_is(lambda cache: shutil.rmtree(cache.storage(BERT))), 2, "not in .*hub\n"),
     "no snapshot": (
-        *cache_is(lambda cache: shutil.rmtree(cache.storage(BERT) / "snapshots")), 2, "has refs/main point to .*, which is absent; there is none"
+        *cache_is(lambda cache: shutil.rmtree(cache.storage(BERT) / "snapshots")),
+        2,
+        "has refs/main point to .*, which is absent; there is none",
     ),
     "no snapshot, no ref": (
-        *cache_is(lambda cache: [shutil.rmtree(cache.storage(BERT) / name) for name in ("snapshots", "refs")]), 2, "has no snapshot"
+        *cache_is(lambda cache: [shutil.rmtree(cache.storage(BERT) / name) for name in ("snapshots", "refs")]),
+        2,
+        "has no snapshot",
     ),
-    "ref to an absent snapshot": (*cache_is(lambda cache: cache.refs(BERT, main="0" * 40)), 2, "has refs/main point to .*'0{40}'"),
-    "ref empty": (*cache_is(lambda cache: cache.refs(BERT, main="")), 2, "has refs/main point to the snapshot '', which is absent"),
-    "ref out of the folder": (*cache_is(lambda cache: cache.refs(BERT, main="../..")), 2, r"point to the snapshot '../..', which"),
+    "ref to an absent snapshot": (
+        *cache_is(lambda cache: cache.refs(BERT, main="0" * 40)), 2, "has refs/main point to .*'0{40}'"
+    ),
+    "ref empty": (
+        *cache_is(lambda cache: cache.refs(BERT, main="")), 2, "has refs/main point to the snapshot '', which is absent"
+    ),
+    "ref out of the folder": (
+        *cache_is(lambda cache: cache.refs(BERT, main="../..")), 2, r"point to the snapshot '../..', which"
+    ),
     "no ref, one snapshot": (*cache_is(lambda cache: cache.refs(BERT)), 0, "train has 45 rows"),
-    "no ref, two snapshots": (*cache_is(two_snapshots), 2, "has no refs/main to say which snapshot to read; there is .*, ffffffffffff"),
+    "no ref, two snapshots": (
+        *cache_is(two_snapshots), 2, "has no refs/main to say which snapshot to read; there is .*, ffffffffffff"
+    ),
     "another branch": (*other_branch(NEWS, "develop"), 2, "was fetched from develop, where the profile asks for main"),
-    "a lock left": (*cache_is(lambda cache: (cache.home / "hub" / ".locks").mkdir(exist_ok=True)), 0, "train has 45 rows"),
-    "HF_DATASETS_CACHE a file": (*cache_is(lambda cache: (cache.home / "datasets").write_text("")), 0, "train has 45 rows"),
+    "a lock left": (
+        *cache_is(lambda cache: (cache.home / "hub" / ".locks").mkdir(exist_ok=True)), 0, "train has 45 rows"
+    ),
+    "HF_DATASETS_CACHE a file": (
+        *cache_is(lambda cache: (cache.home / "datasets").write_text("")), 0, "train has 45 rows"
+    ),
     # what is only looked at
-    "reviews absent": (REVIEWS, lambda cache: shutil.rmtree(cache.storage(REVIEWS)), 0, "not in .*hub. It is only looked at: the rest"),
-    "reviews of another branch": (*other_branch(REVIEWS, "main"), 0, "was fetched from main, where .* asks for refs/convert/parquet"),
-    "reviews damaged": (*damaged(REVIEWS, "english/test/0000.parquet", half), 0, f"{NOT_ITS_NAME}.* It is only looked at"),
-    "half the reviews": (*edited(REVIEWS, "english/test/0000.parquet", half), 0, "not a whole Parquet file.* It is only looked at"),
-    "reviews without content": (*no_content(REVIEWS, "english/test/0000.parquet"), 0, "lacks what the link .* It is only looked"),
+    "reviews absent": (
+        REVIEWS, lambda cache: shutil.rmtree(cache.storage(REVIEWS)), 0, "not in .*hub. It is only looked at: the rest"
+    ),
+    "reviews of another branch": (
+        *other_branch(REVIEWS, "main"), 0, "was fetched from main, where .* asks for refs/convert/parquet"
+    ),
+    "reviews damaged": (
+        *damaged(REVIEWS, "english/test/0000.parquet", half), 0, f"{NOT_ITS_NAME}.* It is only looked at"
+    ),
+    "half the reviews": (
+        *edited(REVIEWS, "english/test/0000.parquet", half), 0, "not a whole Parquet file.* It is only looked at"
+    ),
+    "reviews without content": (
+        *no_content(REVIEWS, "english/test/0000.parquet"), 0, "lacks what the link .* It is only looked"
+    ),
 }  # fmt: skip
 
 
@@ -603,8 +798,10 @@ def test_what_a_link_leads_to_outside_of_the_cache_is_not_deleted(server, cache,
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "blob"), "No space left on device .blob., make room or set HF_HOME"),
-        (OSError(errno.EROFS, "Read-only file system", "blob"), "Read-only file system .blob., set HF_HOME to a folder that"),
+        (OSError(errno.ENOSPC, "No space left on device", "blob"),
+         "No space left on device .blob., make room or set HF_HOME"),
+        (OSError(errno.EROFS, "Read-only file system", "blob"),
+         "Read-only file system .blob., set HF_HOME to a folder that"),
         (PermissionError(errno.EACCES, "Permission denied"), "Permission denied, grant access or set HF_HOME"),
         (RuntimeError("Data processing error: CAS service error"), "Data processing error"),
     ],
@@ -657,11 +854,11 @@ def test_a_file_is_hashed_once_in_a_process_and_not_in_notebooks(cache, capsys):
 
 
 def test_a_notebook_shows_what_is_only_looked_at_or_why_it_is_not_there(cache):
-    shown = hub.described(REVIEWS)
+    shown = reading.described(REVIEWS)
     assert "tyqiangz/multilingual-sentiments (english), train: 12 texts, labels {0: 4, 1: 4, 2: 4}" in shown
     assert shown.count("made up") == 9
     cache.damage(REVIEWS, "english/test/0000.parquet", half)
     assert re.match(
         "tyqiangz/multilingual-sentiments is only looked at, and not here: english/test/0000.parquet of .* is damaged",
-        hub.described(REVIEWS),
+        reading.described(REVIEWS),
     )

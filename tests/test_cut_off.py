@@ -10,8 +10,8 @@ import psutil
 import pytest
 from pipeline import ROOT, alter, call, in_process
 
-import run_all
 from gnorm import METHODS
+from gnorm.experiments import paths
 
 
 def test_a_notebook_without_the_parameter_is_refused_before_anything_runs(copied):
@@ -136,7 +136,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_kernel_is_said(
 def test_a_missing_kernel_is_named(copied, tmp_path, monkeypatch, capsys):
     path = copied / "notebooks" / "greedy_pruning.ipynb"
     path.write_text(path.read_text("utf-8").replace('"name": "python3"', '"name": "no-such-kernel"'), "utf-8")
-    monkeypatch.setattr(run_all, "ROOT", copied)
+    monkeypatch.setattr(paths, "REPOSITORY", copied)
     with pytest.raises(SystemExit) as stopped:
         in_process(tmp_path / "out", monkeypatch, "--profile", "smoke", "--only", "greedy_pruning")
     assert stopped.value.code == 1

@@ -1,4 +1,4 @@
-"""The paper profile against a hub of our own: what the profile says, what is fetched, and what happens when it fails."""
+"""The paper profile against a hub of our own: what the profile says, what is fetched, what happens when it fails."""
 
 import dataclasses
 import io
@@ -35,7 +35,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import gnorm
 import run_all
-from gnorm.experiments import hub, paths, profiles, report, results, tasks
+from gnorm.experiments import assets, hub, paths, pipeline, preflight, profiles, reading, report, results, tasks
 from gnorm.experiments.paths import figures_folder, results_folder, run_folder
 from gnorm.experiments.profiles import PROFILES, read_profile
 from gnorm.experiments.published import against_published
@@ -125,7 +125,8 @@ def test_parameters_before_and_after_the_published_solution_are_the_published_on
 
 def test_the_profile_holds_the_sizes_of_the_paper():
     sizes = {
-        name: [(s.split, s.texts, s.batch) for s in (m.scoring, m.evaluation, m.entropy)] + [(m.random.trials, m.random.heads_per_step)]
+        name: [(s.split, s.texts, s.batch) for s in (m.scoring, m.evaluation, m.entropy)]
+        + [(m.random.trials, m.random.heads_per_step)]
         for name, m in PAPER.models.items()
     }  # fmt: skip
     matched, validation = "validation_matched", "validation"
@@ -216,7 +217,7 @@ def test_a_split_of_which_a_file_is_absent_is_not_cached(server, home, monkeypat
     two = {"mnli/validation_matched-00000-of-00001.parquet": None, name.format(0): whole, name.format(1): whole}
     with server.replaced(key, two):
         found = hub.find(PAPER.models["albert"].dataset)
-        assert len(hub.load_splits(found)["validation_matched"]) == 96
+        assert len(reading.load_splits(found)["validation_matched"]) == 96
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (found.path / name.format(1)).unlink()
     (again,) = hub.look_up([found.asset])
@@ -225,9 +226,10 @@ def test_a_split_of_which_a_file_is_absent_is_not_cached(server, home, monkeypat
 
 
 def test_other_layouts_do_as_well(server, home):
-    """Pickled weights, other tokenizer files; labels named by a card, by Parquet, by text; other kinds of data files."""
-    card = {"features": [{"name": "Title", "dtype": "string"}, {"name": "labels", "dtype": {"class_label": {"names": {
-        "0": "negative", "1": "neutral", "2": "positive"}}}}], "splits": [{"name": "train", "num_examples": 3}]}  # fmt: skip
+    """Pickled weights, other tokenizer files; labels named by a card, by Parquet, by text; other data files."""
+    names = {"0": "negative", "1": "neutral", "2": "positive"}
+    features = [{"name": "Title", "dtype": "string"}, {"name": "labels", "dtype": {"class_label": {"names": names}}}]
+    card = {"features": features, "splits": [{"name": "train", "num_examples": 3}]}
     news = {"README.md": f"---\ndataset_info: {json.dumps(card)}\n---\n".encode(), "train.json": None}
     news |= {"data/train.csv": csv(Title=["a", "b", "c"], labels=[0, 1, 2])}
     with server.replaced(NEWS, news), server.replaced(BERT, tiny(pickled=True) | {"model.safetensors": None}):
@@ -241,7 +243,7 @@ def test_other_layouts_do_as_well(server, home):
     tweets |= {"data/validation-00000-of-00001.parquet": parquet(kinds, text=["a", "b", "c"], label=[2, 1, 0])}
     with server.replaced(TWEETS, tweets):
         roberta = tasks.load("paper", "roberta", device="cpu")
-    assert roberta.splits["validation"]["label"][:] == [1, hub.NO_CLASS, 0]
+    assert roberta.splits["validation"]["label"][:] == [1, reading.NO_CLASS, 0]
     assert roberta.num_texts("scoring") == 3
     assert roberta.num_texts("evaluation") == 2
 
@@ -263,7 +265,7 @@ def test_the_estimate_counts_every_pass(server, home, monkeypatch):
     second = 2 / 32  # a text: two layers, batches of 32
     greedy, once, random = 8, 1 + 8, 100 * 2  # 8 heads; of 100 trials each takes 8 heads in 2 steps
     expected = (2 * greedy + 2 * once + random) * 2329 * second
-    assert tasks.estimate(PAPER.models["bert"], hub.load_config(found), "cpu") == pytest.approx(expected)
+    assert tasks.estimate(PAPER.models["bert"], reading.load_config(found), "cpu") == pytest.approx(expected)
 
 
 def test_a_hub_that_lists_files_as_a_tree_alone_will_do(server, home):
@@ -286,7 +288,7 @@ def test_texts_and_labels_are_those_of_the_paper(server, home):
     assert roberta.splits["validation"]["text"][:] == rows.text.tolist()
     scoring = torch.cat([batch["labels"] for batch in roberta.batches("scoring")])
     assert scoring.tolist() == [
-        {0: 0, 1: hub.NO_CLASS, 2: 1}[label] for label in rows.label
+        {0: 0, 1: reading.NO_CLASS, 2: 1}[label] for label in rows.label
     ]  # neutral texts are scored
     assert [len(batch["labels"]) for batch in roberta.batches("scoring")] == [4] * 15
     evaluated = torch.cat([batch["labels"] for batch in roberta.batches("evaluation")])
@@ -341,13 +343,13 @@ def test_labels_find_their_class(feature, values, classes, labels, expected):
     rows = datasets.Dataset.from_dict(
         {"t": ["a"] * len(values), "l": values}, datasets.Features({"t": datasets.Value("string"), "l": feature})
     )
-    asset = hub.DataSet("some/data", ["t"], "l", labels=labels)
+    asset = assets.DataSet("some/data", ["t"], "l", labels=labels)
     config = AutoConfig.for_model("bert", id2label=dict(enumerate(classes)))
     if isinstance(expected, str):
         with pytest.raises(hub.AssetError, match=f"some/data has the label {expected} in column 'l', the checkpoint's"):
-            hub.labelled(rows, asset, config)
+            reading.labelled(rows, asset, config)
     else:
-        assert list(hub.labelled(rows, asset, config)["label"]) == expected
+        assert list(reading.labelled(rows, asset, config)["label"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -369,7 +371,7 @@ def test_a_cell_without_a_label_or_a_text_is_named_by_its_row(feature, texts, va
     )
     config = AutoConfig.for_model("bert", id2label={0: "pos", 1: "neg"})
     with pytest.raises(hub.AssetError, match=complaint.replace(".*", "of some/data, split train,.*", 1)):
-        hub.labelled(rows, hub.DataSet("some/data", ["t"], "l"), config, "train")
+        reading.labelled(rows, assets.DataSet("some/data", ["t"], "l"), config, "train")
 
 
 # ---------------------------------------------------------------- what fails, and how
@@ -434,14 +436,17 @@ def tiny(*classes, **options):
         (BERT, {"config.json": None}, "the repository has no config.json"),
         (BERT, {"vocab.txt": None}, "the repository has no tokenizer"),
         (BERT, {"model.safetensors": None}, "has no weights (model.safetensors or pytorch_model.bin)"),
-        (BERT, {"model.safetensors": tiny(vocab_size=300)["model.safetensors"]}, "do not fit config.json in bert.embed"),
+        (BERT, {"model.safetensors": tiny(vocab_size=300)["model.safetensors"]},
+         "do not fit config.json in bert.embed"),
         (BERT, {"model.safetensors": tiny(without="classifier")["model.safetensors"]}, "lack classifier.bias"),
         (BERT, {"model.safetensors": half(tiny()["model.safetensors"])}, "model.safetensors of hw2942"),
-        (BERT, {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n" + b"-\n" * 400 + b"[SEP]"}, "its tokenizer gives token 403, its model"),
+        (BERT, {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n" + b"-\n" * 400 + b"[SEP]"},
+         "its tokenizer gives token 403, its model"),
         (NEWS, {"train.json": b'{"Title": "a", "label": 1}\n'}, "has no column 'labels'; it has Title, label"),
         (NEWS, {"train.json": b'{"Title": "a", "labels": 7}\n'}, "has the label 7 in column 'labels'"),
         (NEWS, {"train.json": b'{"Title": "a", "labels": "so so"}\n'}, "has the label 'so so' in column 'labels'"),
-        (NEWS, {"train.json": b'{"Title": "a", "labels": 0}\n{"labels": 1}\n'}, "row 1 of hw2942/financial-news-sentiment"),
+        (NEWS, {"train.json": b'{"Title": "a", "labels": 0}\n{"labels": 1}\n'},
+         "row 1 of hw2942/financial-news-sentiment"),
         (NEWS, {"train.json": b'{"Title": "a", "la'}, "financial-news-sentiment at"),
         (NEWS, {"train.json": None, "test.csv": csv(Title=["a"], labels=[0])}, "has no split 'train'; it has test"),
         (NEWS, {"train.json": None, "news.py": b"raise SystemExit"}, "the repository has no data files"),
@@ -486,23 +491,23 @@ def test_a_hub_that_never_answers_is_given_up(server, home, monkeypatch, capsys)
 
 def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys):
     begun = len(server.log)
-    assert run_all.choose_profile("auto", "cpu") == "local"
+    assert preflight.choose_profile("auto", "cpu") == "local"
     assert capsys.readouterr().out.startswith("profile local, chosen by auto: there is no accelerator")
     assert len(server.log) == begun
-    assert run_all.choose_profile("auto", "cuda") == "paper"
+    assert preflight.choose_profile("auto", "cuda") == "paper"
     assert capsys.readouterr().out.startswith(
         "profile paper, chosen by auto: its assets are cached or reachable, and cuda"
     )
     for asset in (PAPER.models["xlm-roberta"].checkpoint, PAPER.models["bert"].dataset):
         with server.fault(f"api/[a-z]+/{asset.repo}", status(404, X_Error_Code="RepoNotFound")):
-            assert run_all.choose_profile("auto", "cuda") == "local"
+            assert preflight.choose_profile("auto", "cuda") == "local"
         assert (
-            f"profile local, chosen by auto: 1 of the paper's assets are neither cached nor reachable, the first of them {asset.repo}"
-            in capsys.readouterr().out
+            "profile local, chosen by auto: 1 of the paper's assets are neither cached nor reachable, "
+            f"the first of them {asset.repo}" in capsys.readouterr().out
         )
     with server.fault(f"api/[a-z]+/{PAPER.inspected[0].repo}", status(404, X_Error_Code="RepoNotFound")):
-        assert run_all.choose_profile("auto", "cuda") == "paper"  # what is only looked at decides nothing
-    assert run_all.choose_profile("paper", "cpu") == "paper"
+        assert preflight.choose_profile("auto", "cuda") == "paper"  # what is only looked at decides nothing
+    assert preflight.choose_profile("paper", "cpu") == "paper"
 
 
 def test_nothing_in_the_project_trusts_remote_code():
@@ -619,12 +624,12 @@ def quoting(accuracy, monkeypatch):
     spec = PAPER.models["bert"]
     published = dataclasses.replace(spec.published, accuracy=[accuracy, 0.1])
     models = PAPER.models | {"bert": dataclasses.replace(spec, published=published)}
-    for module in (profiles, run_all):
+    for module in (profiles, pipeline):
         monkeypatch.setattr(module, "read_profile", lambda _: dataclasses.replace(PAPER, models=models))
 
 
 def test_strict_ends_before_anything_is_pruned_where_a_model_is_not_as_published(server, home, capsys, monkeypatch):
-    monkeypatch.setattr(run_all, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(pipeline, "run_notebooks", lambda *_: pytest.fail("it ran"))
     printed = refused(capsys, *RUN, "--device", "cpu", "--strict")
     measured = tasks.load("paper", "bert", device="cpu").accuracy
     said = against_published(measured, 45, dataclasses.asdict(PAPER.models["bert"].published))
@@ -639,7 +644,7 @@ def test_strict_ends_before_anything_is_pruned_where_a_model_is_not_as_published
 @pytest.mark.parametrize("strict", [[], ["--strict"]])
 def test_a_model_as_published_runs_and_one_that_is_not_runs_unless_strict(strict, server, home, capsys, monkeypatch):
     given = []
-    monkeypatch.setattr(run_all, "run", lambda *arguments: given.append(arguments) or 0)
+    monkeypatch.setattr(pipeline, "run_notebooks", lambda *arguments: given.append(arguments) or 0)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     measured = tasks.load("paper", "bert", device="cpu").accuracy
     quoting(measured, monkeypatch)
@@ -671,7 +676,7 @@ def test_an_intact_accuracy_is_measured_once_and_anew_where_the_task_changed(ser
 
 def test_a_profile_that_quotes_nothing_is_held_against_nothing(capsys):
     known = read_profile("smoke")
-    assert run_all.hold_against_published(known, list(known.models), "cpu", False, True) == {}
+    assert preflight.compare_with_published(known, list(known.models), "cpu", False, True) == {}
     assert capsys.readouterr().out == ""
 
 

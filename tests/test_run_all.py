@@ -16,8 +16,9 @@ from pipeline import ROOT, call, in_process
 import gnorm
 import run_all
 from gnorm import METHODS
-from gnorm.experiments import results
-from gnorm.experiments.paths import run_folder
+from gnorm.experiments import execution, pipeline, results, stamps
+from gnorm.experiments.errors import NotebookError, RunError, UsageError
+from gnorm.experiments.paths import run_folder, stamp_file
 from gnorm.experiments.profiles import read_profile
 from gnorm.methods import MORE_METHODS
 from gnorm.storage.files import write, write_json
@@ -115,16 +116,16 @@ def test_missing_and_altered_files_are_made_again_with_the_same_bytes(smoke):
 def test_a_stamp_counts_as_long_as_what_was_written_is_there_and_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     files = [write(tmp_path / name, "{}") for name in ("a.csv", "a.json")]
-    stamp = {"written": {path.name: run_all.digest_of(path) for path in files}}
-    write_json(run_folder("smoke") / "stamps" / "greedy_pruning.json", stamp)
-    assert run_all.stamp_of("smoke", "greedy_pruning") == stamp
+    stamp = {"written": {path.name: stamps.digest_of(path) for path in files}}
+    write_json(stamp_file("smoke", "greedy_pruning"), stamp)
+    assert stamps.read_stamp("smoke", "greedy_pruning") == stamp
     files[1].write_text('{"commit": "another"}')
-    assert run_all.stamp_of("smoke", "greedy_pruning") == stamp
+    assert stamps.read_stamp("smoke", "greedy_pruning") == stamp
     files[0].write_text("altered")
-    assert run_all.stamp_of("smoke", "greedy_pruning") == {}
+    assert stamps.read_stamp("smoke", "greedy_pruning") == {}
     files[0].write_text("{}")
     files[1].unlink()
-    assert run_all.stamp_of("smoke", "greedy_pruning") == {}
+    assert stamps.read_stamp("smoke", "greedy_pruning") == {}
 
 
 @pytest.mark.parametrize(
@@ -132,19 +133,39 @@ def test_a_stamp_counts_as_long_as_what_was_written_is_there_and_the_same(tmp_pa
 )
 def test_a_damaged_stamp_counts_as_not_done(content, tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
-    stamp = run_folder("smoke") / "stamps" / "greedy_pruning.json"
+    stamp = stamp_file("smoke", "greedy_pruning")
     write(stamp, content)
-    assert run_all.stamp_of("smoke", "greedy_pruning") == {}
+    assert stamps.read_stamp("smoke", "greedy_pruning") == {}
 
 
 def test_fresh_leaves_the_journals_of_models_that_are_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
-    monkeypatch.setattr(run_all, "execute", lambda *_: {"seconds": 0.0})
+    monkeypatch.setattr(execution, "execute", lambda *_: {"seconds": 0.0})
     run = run_folder("smoke")
     bert, albert = (write(run / "journals" / name / "greedy_gnorm-0.jsonl", "") for name in ("bert", "albert"))
-    run_all.run("smoke", "", {"models": ["bert"]}, {"data_processing": ""}, True, "cpu", {})
+    plan = pipeline.make_plan(run_all.NOTEBOOKS, ["data_processing"], "smoke", ["bert"], "cpu", fresh=True)
+    pipeline.run_notebooks(plan, {"data_processing": ""}, {})
     assert albert.exists()
     assert not bert.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("no such model"), 2, "run_all.py: no such model\n"),
+        (RunError("no room"), 1, "no room\n"),
+        (NotebookError("[1/1] greedy_pruning failed"), 1, "[1/1] greedy_pruning failed\n"),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(error, code, said, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    with pytest.raises(SystemExit) as stopped:
+        run_all.main(["--profile", "smoke", "--only", "greedy_pruning"])
+    assert stopped.value.code == code
+    assert capsys.readouterr().err == said
 
 
 def test_list_names_the_notebooks_and_runs_none(smoke, tmp_path, monkeypatch, capsys):
@@ -245,6 +266,10 @@ def test_every_notebook_is_in_the_order_and_the_order_names_no_other():
     names = sorted(run_all.NOTEBOOKS + run_all.OPTIONAL)
     assert names == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     assert len(run_all.NOTEBOOKS) == 13
+
+
+def test_run_all_holds_the_order_and_the_command_line_alone():
+    assert len((ROOT / "run_all.py").read_text("utf-8").splitlines()) < 200
 
 
 def test_methods_that_the_results_name_exist():

@@ -1,9 +1,11 @@
-"""Profiles are read strictly; a task's batches are what the profile says."""
+"""Profiles are read strictly; a task's batches are what the profile says; what a change makes stale."""
+
+import shutil
 
 import pytest
 import torch
 
-from gnorm.experiments import profiles, tasks
+from gnorm.experiments import profiles, provenance, tasks
 from gnorm.experiments.profiles import profile_names, read_profile
 
 
@@ -65,3 +67,72 @@ def test_a_model_that_is_not_accurate_enough_is_not_pruned(monkeypatch):
     monkeypatch.setattr(tasks, "model_spec", lambda *_: strict)
     with pytest.raises(RuntimeError, match=r"bert of profile smoke classifies 0\.\d+ of its 64 evaluation texts"):
         tasks.load("smoke", "bert", device="cpu", progress=False)
+
+
+# ---------------------------------------------------------------- what a change makes stale
+
+PACKAGE = provenance.PACKAGE
+LOADER = "/".join(tasks.load_checked.__module__.split(".")[1:]) + ".py"
+# A file of the package, and whether finished trajectories are thrown away when it changes. Notebooks run again always.
+CHANGES = {
+    "pruning.py": True,
+    "norms.py": True,
+    "criteria.py": True,
+    "engine/products.py": True,
+    "engine/__init__.py": True,
+    LOADER: True,
+    "storage/files.py": False,
+    "experiments/tasks.py": True,
+    "experiments/corpora.py": True,
+    "experiments/training.py": True,
+    "experiments/reading.py": True,
+    "experiments/plots.py": False,
+    "experiments/tables.py": False,
+    "experiments/report.py": False,
+    "experiments/report.html.j2": False,
+    "experiments/pipeline.py": False,
+    "experiments/preflight.py": False,
+    "experiments/execution.py": False,
+    "experiments/stamps.py": False,
+    "shipping/export.py": False,
+    "shipping/card.md.j2": False,
+}
+
+
+def digests():
+    """What journals and stamps hold of the package's code."""
+    return provenance.code_of("gnorm.pruning", "gnorm.experiments.tasks"), provenance.package_code()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package whose files may change."""
+    copy = tmp_path / PACKAGE.name
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "PACKAGE", copy)
+    return copy
+
+
+def test_a_change_makes_stale_what_depends_on_it(package):
+    journals, stamps = digests()
+    stale = {}
+    for name in CHANGES:
+        path, before = package / name, (package / name).read_bytes()
+        path.write_bytes(before + b"\n# changed\n")
+        changed = digests()
+        assert changed[1] != stamps, name
+        stale[name] = changed[0] != journals
+        path.write_bytes(before)
+    assert stale == CHANGES
+    assert digests() == (journals, stamps)
+    wings = {path.relative_to(package).parent.as_posix() for path in package.rglob("*.py")}
+    assert wings == {name.rpartition("/")[0] or "." for name in CHANGES}
+
+
+def test_the_code_of_a_task_is_part_of_its_hash(monkeypatch):
+    """The journal's name holds this hash: another one is a new journal."""
+    before = tasks.load("smoke", "bert", device="cpu", progress=False).hash
+    asked = []
+    monkeypatch.setattr(tasks, "code_of", lambda *modules: asked.append(modules) or "another")
+    assert tasks.load("smoke", "bert", device="cpu", progress=False).hash != before
+    assert asked == [("gnorm.pruning", "gnorm.experiments.tasks")]

@@ -1,1 +1,1 @@
-"""The paper's experiments and what goes beyond: profiles, data, training, runs, results, figures, the report."""
+"""The paper's experiments and what goes beyond: profiles, data, training, runs, results, figures, the pipeline."""

@@ -1,5 +1,7 @@
-"""The cache of huggingface_hub on disk: which snapshot a revision is, whether a file is what was fetched; and what is said
-of a hub, a disk or a library that does not give what it should."""
+"""The cache of huggingface_hub on disk: which snapshot a revision stands for, and whether a file is whole.
+
+Also the words for a hub, a disk or a library that fails.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-# What asking the hub may end in: no answer, a refusal, or what an endpoint, a proxy or a mirror says in its place.
+# What a question to the hub may raise: no answer, a refusal, or the words of a proxy or a mirror in its place.
 NO_ANSWER = (
     *(HTTPError, InvalidURL, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError),
 )
@@ -39,7 +41,7 @@ class DamagedError(AssetError):
 
 
 def commit_of(storage: Path, asked: str) -> str:
-    """The commit to read of a revision, main if ""; raises ``AssetError`` where there is none or it is not said which."""
+    """The commit to read of a revision, main if ""; raises ``AssetError`` where the cache does not tell it."""
     revision = asked or constants.DEFAULT_REVISION
     ref = storage / "refs" / revision
     refs = [path.relative_to(storage / "refs").as_posix() for path in storage.glob("refs/**/*") if path.is_file()]
@@ -56,8 +58,8 @@ def commit_of(storage: Path, asked: str) -> str:
         return revision
     if refs:
         raise AssetError(
-            f"was fetched from {', '.join(sorted(refs))}, where the profile asks for {revision}: fetch that, or name the "
-            "other as `revision` in the profile"
+            f"was fetched from {', '.join(sorted(refs))}, where the profile asks for {revision}: fetch that, or name "
+            "the other as `revision` in the profile"
         )
     if len(snapshots) == 1 and not asked:  # fetched by its commit: it is the only one there is
         return snapshots[0]
@@ -99,7 +101,7 @@ def flaw_of(path: Path) -> tuple[str, bool]:
     """What is wrong with a file, "" if nothing; and whether its content is, by its hash, what was published.
 
     A link leads to the content, which the cache names by its SHA-256 or, where the hub keeps it in git, by the SHA-1
-    that git gives it. A file of another name is only looked at for its kind. A file is read once in a process, as long
+    that git gives it. Of a file of another name only the kind is checked. A file is read once in a process, as long
     as it does not change. Raises ``OSError`` where it cannot be read at all.
     """
     about = path.stat()
@@ -213,7 +215,7 @@ WHOLE: dict[str, Callable[[Path], Any]] = {
 
 
 def refusal(error: Exception) -> str:
-    """Why the hub did not give something, in a few words."""
+    """Why the hub did not give a file or an answer, in a few words."""
     if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         says = {401: "it may be private or gone", 404: "not found", 429: "too many requests, try again later"}

@@ -1,4 +1,4 @@
-"""Where results, figures and run records lie."""
+"""The one place that says where files lie: sources, trained models, results, figures and the records of a run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,57 @@ REPOSITORY = PACKAGE.parent
 PROFILES = Path(__file__).with_name("profiles")
 
 
+def notebook_file(notebook: str) -> Path:
+    """A notebook as it is stored, without outputs."""
+    return REPOSITORY / "notebooks" / f"{notebook}.ipynb"
+
+
+def cache_folder() -> Path:
+    """The folder of trained models: $GNORM_CACHE, else ~/.cache/gnorm."""
+    return Path(os.environ.get("GNORM_CACHE") or Path.home() / ".cache" / "gnorm")
+
+
 def root() -> Path:
     """The folder that holds experiments_results/ and figures/: $GNORM_OUTPUT, else the repository."""
     return Path(os.environ.get("GNORM_OUTPUT") or REPOSITORY)
+
+
+def shown(path: Path) -> str:
+    """The path as a reader knows it: from the root of the repository."""
+    return path.relative_to(root()).as_posix() if path.is_relative_to(root()) else str(path)
+
+
+# ---------------------------------------------------------------- what a reader opens
+
+
+def figures_folder(profile: str) -> Path:
+    return root() / "figures" / profile
 
 
 def results_folder(profile: str) -> Path:
     return root() / "experiments_results" / profile
 
 
-def figures_folder(profile: str) -> Path:
-    return root() / "figures" / profile
+def tables_folder(profile: str) -> Path:
+    """The tables made from trajectories, each as .csv, .md and .tex."""
+    return results_folder(profile) / "tables"
+
+
+def manifest_file(profile: str) -> Path:
+    """What the results of a profile were made with."""
+    return results_folder(profile) / "manifest.json"
+
+
+def report_folder(profile: str) -> Path:
+    """index.html, which shows everything, and a page for each executed notebook."""
+    return results_folder(profile) / "report"
+
+
+def report_page(profile: str) -> Path:
+    return report_folder(profile) / "index.html"
+
+
+# ---------------------------------------------------------------- what the pipeline keeps for itself
 
 
 def run_folder(profile: str) -> Path:
@@ -28,6 +68,31 @@ def run_folder(profile: str) -> Path:
     return results_folder(profile) / ".run"
 
 
-def shown(path: Path) -> str:
-    """The path as a reader knows it: from the root of the repository."""
-    return path.relative_to(root()).as_posix() if path.is_relative_to(root()) else str(path)
+def journals_folder(profile: str, model: str) -> Path:
+    """The finished steps of a model's runs, a file for each method."""
+    return run_folder(profile) / "journals" / model
+
+
+def intact_file(profile: str, model: str) -> Path:
+    """The accuracy of the intact model."""
+    return run_folder(profile) / "intact" / f"{model}.json"
+
+
+def stamp_file(profile: str, notebook: str) -> Path:
+    """The record of a notebook's last finished run."""
+    return run_folder(profile) / "stamps" / f"{notebook}.json"
+
+
+def executed_file(profile: str, notebook: str) -> Path:
+    """The executed copy of a notebook."""
+    return run_folder(profile) / "executed" / f"{notebook}.ipynb"
+
+
+def kernel_log(profile: str) -> Path:
+    """What Jupyter's kernels print about themselves."""
+    return run_folder(profile) / "kernel.log"
+
+
+def lock_file(profile: str) -> Path:
+    """Held by the run that is at work on a profile."""
+    return run_folder(profile) / "run.lock"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import dacite
 
-from . import hub
+from .assets import Asset, Checkpoint, DataSet
 from .paths import PROFILES
 
 
@@ -90,8 +90,8 @@ class ModelSpec:
     min_accuracy: float = 0.0  # on the evaluation texts; below it nothing is pruned
     data: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
-    checkpoint: hub.Checkpoint | None = None
-    dataset: hub.DataSet | None = None
+    checkpoint: Checkpoint | None = None
+    dataset: DataSet | None = None
     published: Published | None = None
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class ModelSpec:
         return {"data": self.data, "max_length": self.max_length, **(self.training or {})}
 
     @property
-    def assets(self) -> list[hub.Asset]:
+    def assets(self) -> list[Asset]:
         """The checkpoint and the data set of the hub that the model needs; none for a model that is trained here."""
         return [asset for asset in (self.checkpoint, self.dataset) if asset is not None]
 
@@ -137,7 +137,7 @@ class Profile:
     description: str
     models: dict[str, ModelSpec]
     protocol: Literal["held out", "paper"] = "held out"
-    inspected: list[hub.DataSet] = field(default_factory=list)
+    inspected: list[DataSet] = field(default_factory=list)
     name: str = field(default="")
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class Profile:
             if self.protocol == "held out" and spec.scoring.split == spec.evaluation.split:
                 raise ValueError(f"{name} is scored and measured on the split {spec.scoring.split!r}: name another")
 
-    def assets(self, models: Sequence[str]) -> list[hub.Asset]:
+    def assets(self, models: Sequence[str]) -> list[Asset]:
         """The checkpoints and data sets of the hub that ``models`` need, each once."""
         needed = [asset for model in models for asset in self.models[model].assets]
         return [asset for i, asset in enumerate(needed) if asset not in needed[:i]]

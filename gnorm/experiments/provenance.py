@@ -57,8 +57,9 @@ def _imported_by(module: str, path: Path, source: str) -> Iterator[str]:
             base = f"{above}{node.module or ''}".rstrip(".")
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         for name in names:
-            if name.partition(".")[0] == PACKAGE.name and name != PACKAGE.name and _file_of(name):
-                yield name
+            parts = name.split(".")
+            if parts[0] == PACKAGE.name:  # whose own __init__ imports everything, and decides nothing
+                yield from filter(_file_of, (".".join(parts[:i]) for i in range(2, len(parts) + 1)))
 
 
 def package_code() -> str:

@@ -14,13 +14,13 @@ import pandas as pd
 from nbconvert import HTMLExporter
 
 from ..storage.files import write
-from .paths import figures_folder, results_folder
+from .paths import figures_folder, report_folder, report_page, tables_folder
 from .published import AS_PUBLISHED
 
 
 def write_report(profile: str, description: str, manifest: Mapping[str, Any], executed: Mapping[str, Path]) -> Path:
     """experiments_results/<profile>/report/index.html and one page for each executed notebook; returns the index."""
-    folder = results_folder(profile) / "report"
+    folder = report_folder(profile)
     # No scripts from elsewhere: the notebooks hold text, tables and embedded images, and no mathematics to typeset.
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url="")
     for name, path in executed.items():
@@ -30,7 +30,7 @@ def write_report(profile: str, description: str, manifest: Mapping[str, Any], ex
         path.stem: pd.read_csv(path).to_html(
             index=False, float_format="{:.4g}".format, border=0, na_rep="", escape=True
         )
-        for path in sorted((results_folder(profile) / "tables").glob("*.csv"))
+        for path in sorted(tables_folder(profile).glob("*.csv"))
     }
     figures = {
         path.stem: Path(os.path.relpath(path, folder)).as_posix()
@@ -45,4 +45,4 @@ def write_report(profile: str, description: str, manifest: Mapping[str, Any], ex
         tables={name: jinja2.utils.markupsafe.Markup(table) for name, table in tables.items()},
         figures=figures,
     )
-    return write(folder / "index.html", page)
+    return write(report_page(profile), page)

@@ -12,7 +12,7 @@ from ..pruning import prune
 from ..storage.files import write_json
 from ..trajectory import Trajectory
 from . import tasks
-from .paths import run_folder
+from .paths import intact_file, journals_folder
 from .profiles import check_models
 from .provenance import commit
 from .results import load_trajectory, save_trajectory
@@ -25,7 +25,7 @@ def intact(task: Task, fresh: bool = False) -> dict[str, Any]:
     It is kept in the profile's run folder and measured again where the task's model, data, sizes or engine changed, or
     ``fresh`` asks for it. Raises ``OSError`` where it cannot be written.
     """
-    path = run_folder(task.profile) / "intact" / f"{task.name}.json"
+    path = intact_file(task.profile, task.name)
     try:
         kept = json.loads(path.read_text("utf-8"))
         if not fresh and kept["task"] == task.hash:
@@ -46,7 +46,7 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
     Raises ``ValueError`` for an unknown method and whatever ``prune`` raises.
     """
     row = find_method(method)
-    folder = run_folder(task.profile) / "journals" / task.name
+    folder = journals_folder(task.profile, task.name)
     journal = folder / f"{method}-{task.hash}.jsonl"
     for stale in set(folder.glob(f"{method}-*.jsonl")) - {journal}:
         stale.unlink()
@@ -87,13 +87,13 @@ def trajectories(
     check_models(profile, models)
     for method in methods:
         find_method(method)
-    found: dict[str, dict[str, Trajectory]] = {model: {} for model in models}
+    by_model: dict[str, dict[str, Trajectory]] = {model: {} for model in models}
     for model in models:
         task = None
         for method in methods:
             try:
-                found[model][method] = load_trajectory(profile, model, method)
+                by_model[model][method] = load_trajectory(profile, model, method)
             except FileNotFoundError:
                 task = task or tasks.load(profile, model)
-                found[model][method] = run(task, method)
-    return found
+                by_model[model][method] = run(task, method)
+    return by_model

@@ -13,7 +13,6 @@ from typing import Any
 
 import datasets
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -22,9 +21,10 @@ from ..engine.state import default_device
 from ..heads import head_mask_of
 from ..journal import hash_of_model
 from ..scoring import accuracy, gnorm_scores
-from ..storage.loading import quiet_library
+from ..storage.loading import load_checked
 from ..tokenizing import batched, encoded
-from . import checkpoints, hub
+from . import checkpoints, hub, reading
+from .hub_cache import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
 from .provenance import code_of, digest
 
@@ -56,7 +56,7 @@ class Task:
     @cached_property
     def max_length(self) -> int:
         """Tokens that a text is cut to."""
-        return self.spec.max_length or hub.max_length(self.model, self.tokenizer)
+        return self.spec.max_length or reading.max_length(self.model, self.tokenizer)
 
     def _tokenised(self, name: str) -> list[dict[str, Tensor]]:
         sizes: Sizes = getattr(self.spec, name)
@@ -64,7 +64,7 @@ class Task:
             raise ValueError(f"{self.name}: there is no split {sizes.split!r}; there are {', '.join(self.splits)}.")
         split = self.splits[sizes.split]
         if name == "evaluation":  # texts that no class of the model fits are scored, not evaluated
-            split = split.select([i for i, label in enumerate(split["label"]) if label != hub.NO_CLASS])
+            split = split.select([i for i, label in enumerate(split["label"]) if label != reading.NO_CLASS])
         if sizes.overlong == "leave out":
             whole = encoded(self.tokenizer, split[:], self.model, truncation=False, verbose=False)
             lengths = [len(ids) for ids in whole["input_ids"]]
@@ -77,7 +77,7 @@ class Task:
         batches = batched(self.tokenizer, split[:count], sizes.batch, self.max_length, self.model)
         largest = max(int(batch["input_ids"].max()) for batch in batches)
         if largest >= self.model.config.vocab_size:
-            raise hub.AssetError(
+            raise AssetError(
                 f"{self.name}: its tokenizer gives token {largest}, its model knows {self.model.config.vocab_size}."
             )
         return batches
@@ -103,12 +103,11 @@ class Task:
 
 
 def load(profile: str, model: str, device: str | None = None, progress: bool = True) -> Task:
-    """The task ``model`` of ``profile``; weights of packages are trained and those of the hub fetched where that was not
-    done before.
+    """The task ``model`` of ``profile``: weights made by a recipe are trained, those of the hub fetched, each once.
 
     device: where the model goes; the accelerator if there is one, else the CPU, if None.
 
-    Raises ``ValueError`` for an unknown profile or model, ``hub.AssetError`` where something of the hub is missing or
+    Raises ``ValueError`` for an unknown profile or model, ``AssetError`` where something of the hub is missing or
     not what the profile says, ``RuntimeError`` where the model is less accurate on its evaluation texts than the
     profile demands or was damaged since it was trained, and ``OSError`` where trained models cannot be kept.
     """
@@ -125,9 +124,9 @@ def load(profile: str, model: str, device: str | None = None, progress: bool = T
     )
     if spec.min_accuracy and task.accuracy < spec.min_accuracy:
         raise RuntimeError(
-            f"{model} of profile {profile} classifies {task.accuracy:.4f} of its {task.num_texts('evaluation')} evaluation "
-            f"texts correctly, {spec.min_accuracy} are demanded before anything is pruned: change its training in "
-            f"gnorm/experiments/profiles/{profile}.toml."
+            f"{model} of profile {profile} classifies {task.accuracy:.4f} of its {task.num_texts('evaluation')} "
+            f"evaluation texts correctly, {spec.min_accuracy} are demanded before anything is pruned: change its "
+            f"training in gnorm/experiments/profiles/{profile}.toml."
         )
     return task
 
@@ -140,22 +139,17 @@ def _made(profile: str, model: str, progress: bool) -> Origin:
     spec = model_spec(profile, model)
     folder = checkpoints.checkpoint(f"{profile}-{model}", spec.recipe, progress=progress)
     try:
-        for name in ("config.json", "model.safetensors", "tokenizer.json", "training.json"):
+        for name in ("tokenizer.json", "training.json"):
             if not (folder / name).is_file():  # for want of one the library would make up an empty tokenizer
                 raise FileNotFoundError(f"it has no {name}")
-        with quiet_library():
-            classifier, found = AutoModelForSequenceClassification.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True
-            )
-        if found["missing_keys"]:
-            raise ValueError(f"it has no weights for {', '.join(sorted(found['missing_keys'])[:3])}")
+        classifier, _ = load_checked(folder, AutoModelForSequenceClassification, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         source = _stable(json.loads((folder / "training.json").read_text("utf-8")))
         return classifier, tokenizer, checkpoints.load_splits(folder), source
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise RuntimeError(
-            f"the trained model in {folder} is damaged ({str(error).rstrip('.')}): delete the folder, and it is trained "
-            "anew."
+            f"the trained model in {folder} is damaged ({str(error).rstrip('.')}): delete the folder, and it is "
+            "trained anew."
         ) from error
 
 
@@ -164,12 +158,12 @@ def _from_hub(spec: ModelSpec) -> Origin:
     checkpoint's numbering."""
     assert spec.checkpoint
     assert spec.dataset
-    checkpoint, dataset = (hub.fetch(found) for found in hub.look_up([spec.checkpoint, spec.dataset]))
-    classifier, tokenizer = hub.load_checkpoint(checkpoint)
+    checkpoint, dataset = (hub.fetch(state) for state in hub.look_up([spec.checkpoint, spec.dataset]))
+    classifier, tokenizer = reading.load_checkpoint(checkpoint)
     wanted = dict.fromkeys(sizes.split for sizes in (spec.scoring, spec.evaluation, spec.entropy))
-    loaded = hub.load_splits(dataset, wanted)
+    loaded = reading.load_splits(dataset, wanted)
     splits = datasets.DatasetDict(
-        {split: hub.labelled(rows, spec.dataset, classifier.config, split) for split, rows in loaded.items()}
+        {split: reading.labelled(rows, spec.dataset, classifier.config, split) for split, rows in loaded.items()}
     )
     source = {"checkpoint": checkpoint.record(), "dataset": dataset.record()}
     source["dataset"]["rows"] = {split: len(rows) for split, rows in splits.items()}

@@ -1,0 +1,200 @@
+"""A run of the notebooks: what is done is not run again, what is interrupted goes on, all ends in one page."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ..engine.state import default_device
+from ..storage.files import UNFINISHED, write_json
+from . import execution, hub, paths, preflight, provenance, report
+from .assets import Asset, AssetState
+from .errors import RunError, UsageError
+from .paths import shown
+from .profiles import Profile, check_models, read_profile
+from .published import published_curves
+from .stamps import fingerprint, read_stamp
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, checked before anything runs.
+
+    notebooks: those to run, in order. order: all that there are. published: the folder of the authors' result files,
+    "" for none. fresh: run finished work again. strict: stop where an intact model is not as accurate as published.
+    """
+
+    profile: Profile
+    models: list[str]
+    notebooks: list[str]
+    order: tuple[str, ...]
+    device: str
+    published: str = ""
+    fresh: bool = False
+    strict: bool = False
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What every notebook is given."""
+        return {"profile": self.profile.name, "models": self.models}
+
+    def assets(self, notebooks: Sequence[str]) -> list[Asset]:
+        """What the models need of the hub, and what is only looked at if the notebook that looks at it runs."""
+        return self.profile.assets(self.models) + (self.profile.inspected if "data_processing" in notebooks else [])
+
+
+def make_plan(
+    order: tuple[str, ...],
+    notebooks: Sequence[str],
+    profile: str = "auto",
+    models: list[str] | None = None,
+    device: str | None = None,
+    published: str | None = None,
+    fresh: bool = False,
+    strict: bool = False,
+) -> Plan:
+    """The plan that these names and flags ask for; for the profile "auto", the first line printed says which it is.
+
+    models: all of the profile, if None. device: the first accelerator, else the CPU, if None.
+
+    Raises ``UsageError`` for a name that is not known, a device that is not there, published results that cannot be
+    read, and a notebook that does not declare its parameters.
+    """
+    device = device or default_device()
+    preflight.check_device(device)
+    name = preflight.choose_profile(profile, device)
+    folder = str(Path(published).resolve()) if published else ""
+    try:
+        known = read_profile(name)
+        models = list(known.models) if models is None else models
+        check_models(name, models)
+        for notebook in notebooks:
+            if notebook not in order:
+                raise UsageError(f"notebook {notebook!r} is not known; choose from {', '.join(order)}.")
+        published_curves(folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    chosen = [notebook for notebook in order if notebook in notebooks]
+    plan = Plan(known, models, chosen, order, device, folder, fresh, strict)
+    for notebook in chosen:
+        execution.check_parameters(notebook, plan.parameters)
+    return plan
+
+
+def done(plan: Plan) -> dict[str, bool]:
+    """Whether each notebook of the plan is done, by name; nothing is fetched and nothing is run."""
+    wanted = fingerprints(plan, [hub.in_cache(asset) for asset in plan.assets(plan.notebooks)])
+    return {name: read_stamp(plan.profile.name, name).get("fingerprint") == wanted[name] for name in plan.notebooks}
+
+
+def fingerprints(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
+    """What each notebook's outputs depend on, as a digest, by name."""
+    curves = [
+        (model, method, curve.to_dict())
+        for model, by_method in published_curves(plan.published).items()
+        for method, curve in by_method.items()
+    ]
+    digests = {}
+    for name in plan.notebooks:
+        needed = plan.assets([name])
+        records = [each.record() for each in assets if each.asset in needed]
+        digests[name] = fingerprint(name, plan.parameters, plan.device, [records, curves])
+    return digests
+
+
+def run(plan: Plan) -> None:
+    """Fetch what the plan needs, run what is not done yet, and write the manifest and the report.
+
+    Raises ``UsageError`` where an asset is missing, another run is at work on the profile, or a strict plan finds an
+    intact model not as published; ``NotebookError`` where a notebook fails; ``RunError`` where a file cannot be read or
+    written, or an intact model not measured; ``KeyboardInterrupt`` where a person interrupts it.
+    """
+    profile = plan.profile.name
+    assets = preflight.bring_assets(plan.profile, plan.models, plan.assets(plan.notebooks), plan.device)
+    wanted = fingerprints(plan, assets)
+    _tell_kernels(plan, assets)
+    try:
+        paths.run_folder(profile).mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(paths.lock_file(profile), timeout=0):
+            verdicts = preflight.compare_with_published(plan.profile, plan.models, plan.device, plan.fresh, plan.strict)
+            records = [each.record() for each in assets]
+            run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts})
+    except filelock.Timeout as error:
+        where = shown(paths.results_folder(profile))
+        raise UsageError(f"another run is at work in {where}; wait for it or stop it.") from error
+    except OSError as error:
+        raise RunError(
+            f"run_all.py: a file in {paths.root()} could not be read or written ({error}); what is finished is kept: "
+            "make room or grant access, and the same command goes on, or name another folder in $GNORM_OUTPUT."
+        ) from error
+
+
+def _tell_kernels(plan: Plan, assets: Sequence[AssetState]) -> None:
+    """Set the environment that notebooks' kernels inherit: they read the hub's cache, and ask nobody."""
+    os.environ |= {
+        "GNORM_DEVICE": plan.device,
+        "GNORM_PUBLISHED": plan.published,
+        "HF_HUB_OFFLINE": "1",
+        hub.CHECKED: ",".join(each.commit for each in assets),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        execution.KERNEL_LOG: str(paths.kernel_log(plan.profile.name)),
+    }
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
+
+
+def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any]) -> None:
+    """Run the notebooks whose stamp has not the ``wanted`` fingerprint; then write the manifest and the report.
+
+    about: what the manifest says of the run beside what is known here. Raises as ``execution.execute`` does.
+    """
+    profile, clock, ran = plan.profile.name, time.perf_counter(), 0
+    _clear(plan)
+    print(f"profile {profile}, models {', '.join(plan.models)}, device {plan.device}", flush=True)
+    for k, name in enumerate(plan.notebooks, start=1):
+        label = f"[{k}/{len(plan.notebooks)}] {name}"
+        if read_stamp(profile, name).get("fingerprint") == wanted[name]:
+            print(f"{label}: unchanged, not run again", flush=True)
+        else:
+            stamp, ran = execution.execute(name, plan.parameters, label, wanted[name]), ran + 1
+            print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
+    if ran or not paths.report_page(profile).exists():
+        _write_report(plan, round(time.perf_counter() - clock, 1), about)
+    print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {shown(paths.report_page(profile))}")
+
+
+def _clear(plan: Plan) -> None:
+    """Delete what a killed run was writing and, for a fresh run, what says that its work is done."""
+    profile = plan.profile.name
+    for path in paths.results_folder(profile).rglob(f"*{UNFINISHED}*"):
+        path.unlink()
+    if plan.fresh:
+        journals = [path for model in plan.models for path in paths.journals_folder(profile, model).glob("*.jsonl")]
+        for path in [*journals, *(paths.stamp_file(profile, name) for name in plan.notebooks)]:
+            path.unlink(missing_ok=True)
+
+
+def _write_report(plan: Plan, seconds: float, about: dict[str, Any]) -> None:
+    """Write the manifest and the report, of earlier runs' notebooks as well: they belong to the same results."""
+    profile = plan.profile.name
+    stamps = {name: stamp for name in plan.order if (stamp := read_stamp(profile, name))}
+    manifest = {
+        "profile": profile,
+        "models": plan.models,
+        "device": plan.device,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "environment": provenance.environment(),
+        **about,
+        "notebooks": stamps,
+    }
+    write_json(paths.manifest_file(profile), manifest)
+    executed = {name: paths.executed_file(profile, name) for name in stamps}
+    report.write_report(profile, plan.profile.description, manifest, executed)

@@ -1,0 +1,66 @@
+"""What is done and need not run again: a notebook's stamp holds what it depended on and which files it wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..storage.files import UNFINISHED
+from . import paths, provenance
+
+
+def fingerprint(notebook: str, parameters: Mapping[str, Any], device: str, others: list[Any]) -> str:
+    """Digest of what a notebook's outputs depend on: its cells, its parameters, the package, the profile, versions.
+
+    others: whatever else counts, such as the commits of what the hub brings.
+    """
+    cells = json.loads(paths.notebook_file(notebook).read_text("utf-8"))["cells"]
+    environment = provenance.environment()
+    del environment["commit"]  # the code itself counts
+    return provenance.digest(
+        [
+            [cell["source"] for cell in cells],
+            parameters,
+            provenance.package_code(),
+            (paths.PROFILES / f"{parameters['profile']}.toml").read_text("utf-8"),
+            environment,
+            device,
+            others,
+        ]
+    )
+
+
+def read_stamp(profile: str, notebook: str) -> dict[str, Any]:
+    """The stamp of the notebook's last finished run.
+
+    Empty where the notebook never finished, or where a file that it wrote is gone or was altered since.
+    """
+    try:
+        stamp = json.loads(paths.stamp_file(profile, notebook).read_text("utf-8"))
+        intact = all(digest_of(paths.root() / path) == content for path, content in stamp["written"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return stamp if intact else {}
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256, 16 digits, of a file; empty for JSON, whose seconds and commit differ where the results do not."""
+    with path.open("rb") as file:
+        return "" if path.suffix == ".json" else hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def written_since(profile: str, moment: float) -> list[Path]:
+    """Files under the profile's results and figures that were written after ``moment``, in seconds since the epoch."""
+    folders = (paths.results_folder(profile), paths.figures_folder(profile))
+    return sorted(
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.suffix != UNFINISHED
+        and paths.run_folder(profile) not in path.parents
+        and path.stat().st_mtime >= moment
+    )
