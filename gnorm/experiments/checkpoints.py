@@ -18,6 +18,7 @@ from filelock import FileLock
 from ..journal import digest
 from ..storage.loading import quiet_library
 from .corpora import load_data
+from .paths import cache_folder
 from .training import Recipe, encode, loader_of, share_correct, train_classifier, untrained
 
 RECIPE_VERSION = 4  # to be raised when a change of the code changes the checkpoint that a recipe gives
@@ -41,7 +42,7 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
         "recipe_version": RECIPE_VERSION,
     }
     stem = f"{name}-{digest(identity)}"
-    root = Path(os.environ.get("GNORM_CACHE") or Path.home() / ".cache" / "gnorm")
+    root = cache_folder()
     folder, unfinished = root / stem, root / f"{stem}.unfinished"
     try:
         root.mkdir(parents=True, exist_ok=True)

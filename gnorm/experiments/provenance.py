@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -14,14 +12,10 @@ from typing import Any
 
 import torch
 
+from ..journal import digest
 from .paths import PACKAGE, REPOSITORY
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "pandas", "papermill", "matplotlib")
-
-
-def digest(content: Any) -> str:
-    """SHA-256, 12 digits, of anything JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def code_of(*modules: str) -> str:

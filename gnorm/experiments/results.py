@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..methods import METHODS
 from ..storage.files import as_json, write, write_together
 from ..trajectory import Trajectory
-from .paths import figures_folder, results_folder, shown
+from .paths import figures_folder, results_folder, shown, tables_folder
 
 
 def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:
@@ -40,7 +40,7 @@ def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: st
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> pd.DataFrame:
     """Write a table as CSV, Markdown and LaTeX to experiments_results/<profile>/tables, print the paths, return it."""
-    folder = results_folder(profile) / "tables"
+    folder = tables_folder(profile)
     cells = table.map(lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell)).astype(str)
     sides = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in table.dtypes]
     columns = "".join(side[0] for side in sides)  # "lrr"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..journal import digest
 from ..storage.files import UNFINISHED
 from . import paths, provenance
 
@@ -20,7 +21,7 @@ def fingerprint(notebook: str, parameters: Mapping[str, Any], device: str, other
     cells = json.loads(paths.notebook_file(notebook).read_text("utf-8"))["cells"]
     environment = provenance.environment()
     del environment["commit"]  # the code itself counts
-    return provenance.digest(
+    return digest(
         [
             [cell["source"] for cell in cells],
             parameters,

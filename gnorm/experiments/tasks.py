@@ -19,14 +19,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from ..engine.checks import num_texts
 from ..engine.state import default_device
 from ..heads import head_mask_of
-from ..journal import hash_of_model
+from ..journal import digest, hash_of_model
 from ..scoring import accuracy, gnorm_scores
 from ..storage.loading import load_checked
 from ..tokenizing import batched, encoded
 from . import checkpoints, hub, reading
 from .hub_cache import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
-from .provenance import code_of, digest
+from .provenance import code_of
 
 
 @dataclass(frozen=True)
