@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy
 from torch import Tensor
 
 # Scores closer than this may change order with the number of threads or the device, because fp32 sums are then rounded

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import gnorm
-from gnorm import tokenizing
+from gnorm.experiments import tokenizers
 from gnorm.tokenizing import batched
 
 WORDS = ("no", "dogs", "ran", "some", "moved")
@@ -125,7 +125,7 @@ def checkouts(tmp_path_factory):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_papers_tokenizers_give_what_the_authors_version_gave(name, checkouts):
-    assert published.read(tokenizing.load_published(checkouts[name])) == EXPECTED[name]
+    assert published.read(tokenizers.load_published(checkouts[name])) == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", ["bert", "albert"])
@@ -137,7 +137,7 @@ def test_segments_come_from_bare_vocabularies_too(name, checkouts):
 
 def test_a_full_stop_and_a_last_space_are_what_the_authors_version_made_of_them(checkouts):
     """The two that transformers 5 reads otherwise in ordinary texts."""
-    albert, xlm = (tokenizing.load_published(checkouts[name]) for name in ("albert", "xlm-roberta"))
+    albert, xlm = (tokenizers.load_published(checkouts[name]) for name in ("albert", "xlm-roberta"))
     assert albert.convert_ids_to_tokens(albert("no - dogs.").input_ids) == [
         "[CLS]",
         "▁no",
@@ -160,7 +160,7 @@ def test_a_tokenizer_file_is_taken_at_its_word(checkouts, tmp_path):
     )
     backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
-    found = tokenizing.load_published(tmp_path)
+    found = tokenizers.load_published(tmp_path)
     assert found("no dogs ").input_ids == [0, 5, 7, 4, 2]
     assert found(["no", "no dogs"], padding=True).input_ids == [[0, 5, 2, 1], [0, 5, 7, 2]]
     found.save_pretrained(tmp_path / "saved")

@@ -134,7 +134,7 @@ CACHE_BYTES = 2**30  # the most that the layer-input caches of one model hold to
 
 @torch.inference_mode(False)  # the tensors serve passes with gradients, whatever mode is on outside
 def prepare(
-    batches: Iterable[Batch] | Prepared, model: nn.Module, *, together: bool = False, max_tokens: int | None = None
+    batches: Iterable[Batch] | Prepared, model: nn.Module, together: bool = False, max_tokens: int | None = None
 ) -> Prepared:
     """Cut batches into micro-batches, sorted by length, on the model's device.
 

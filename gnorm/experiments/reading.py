@@ -22,10 +22,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from ..engine.checks import longest_text
 from ..storage.loading import TOKENIZERS, MisfitError, load_checked, quiet_library
-from ..tokenizing import load_published
 from .assets import AssetState, Checkpoint, DataSet, matching
 from .hub import check, find, small_file, was_checked
 from .hub_cache import NO_ANSWER, AssetError, DamagedError, reason, refusal
+from .tokenizers import load_published
 
 NO_CLASS = -100  # the label of a text that no class of the model fits: scored, never evaluated
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 
 from ..engine.batches import prepare
 from ..engine.checks import longest_text
@@ -113,7 +113,7 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
         raise ValueError(no_classifier)
     id2label: Any = {}
     with suppress(Exception):  # read_config gives the error a message
-        id2label = PreTrainedConfig.get_config_dict(checkpoint)[0].get("id2label") or {}
+        id2label = transformers.PreTrainedConfig.get_config_dict(checkpoint)[0].get("id2label") or {}
     if not all(str(key).strip().isdecimal() for key in id2label):
         raise ValueError(
             f"id2label in config.json of {checkpoint} must give names to numbers, as in "
@@ -126,7 +126,7 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
             f"{checkpoint} has no tokenizer: save the one that the model was fine-tuned with there."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     except Exception as error:  # noqa: BLE001 libraries raise anything for a broken file
         raise ValueError(
             f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): save it anew with save_pretrained."
@@ -135,7 +135,7 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
     try:
-        return load_checked(checkpoint, model_class or AutoModelForSequenceClassification)[0], tokenizer
+        return load_checked(checkpoint, model_class or transformers.AutoModelForSequenceClassification)[0], tokenizer
     except ValueError:
         if embeds:
             raise ValueError(no_classifier) from None

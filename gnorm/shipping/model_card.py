@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 from huggingface_hub import ModelCardData
 

@@ -17,7 +17,6 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..heads import attention_blocks, head_mask_of
 from ..surgery import remove_heads
@@ -74,7 +73,7 @@ def read_config(source: Source, **options: Any) -> Any:
     and for a folder that holds an adapter instead of a model.
     """
     given = options.get("config")
-    if isinstance(given, PreTrainedConfig):
+    if isinstance(given, transformers.PreTrainedConfig):
         return given
     source = _name(source if given is None else given)
     folder = _folder_of(source, options)
@@ -91,7 +90,7 @@ def read_config(source: Source, **options: Any) -> Any:
             remedy = f"{subfolders[-1]} in it has one"
         raise FileNotFoundError(f"{folder} has no config.json: {remedy}.")
     try:
-        return AutoConfig.from_pretrained(
+        return transformers.AutoConfig.from_pretrained(
             source, **{name: options[name] for name in LOCATION_OPTIONS if name in options}
         )
     except LIBRARY_ERRORS as error:
@@ -130,7 +129,7 @@ def find_class(source: Source, config: Any, given: Any, options: Mapping[str, An
     """
     mapping = getattr(given, "_model_mapping", None)
     if given is not None and mapping is None:
-        if isinstance(given, type) and issubclass(given, PreTrainedModel):
+        if isinstance(given, type) and issubclass(given, transformers.PreTrainedModel):
             return given
         raise TypeError(f"model_class={given!r} is no class of models: give the class that the model was saved from.")
     if mapping is not None and type(config) not in mapping:
@@ -154,11 +153,11 @@ def _class_named(source: Source, name: str) -> Any:
     Code that lies in the folder or the repository is never run.
     """
     known = getattr(transformers, name, None)
-    if isinstance(known, type) and issubclass(known, PreTrainedModel):
+    if isinstance(known, type) and issubclass(known, transformers.PreTrainedModel):
         return known
     named = {
         f"{kind.__module__}.{kind.__qualname__}": kind
-        for kind in _subclasses(PreTrainedModel)
+        for kind in _subclasses(transformers.PreTrainedModel)
         if kind.__name__ == name and PRUNED_WHEN_BUILT not in vars(kind)
     }
     if len(named) > 1:

@@ -14,7 +14,6 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig
 
 from ..heads import attention_blocks, head_mask_of
 from .errors import LIBRARY_ERRORS, in_short
@@ -110,7 +109,7 @@ def _option_not_json(config: Any) -> str:
     """The option of a configuration that JSON cannot hold, in words; "" where each option by itself can be written."""
     for name, value in vars(config).items():
         try:
-            alone = PreTrainedConfig()
+            alone = transformers.PreTrainedConfig()
             vars(alone)[name] = value
             alone.to_json_string()
         except LIBRARY_ERRORS as error:
