@@ -1,7 +1,7 @@
 """Criteria that are not the paper's, under the same protocol: (model, batches) -> (layer, head) scores.
 
 All follow ``scoring.Criterion``: float64, -inf for heads that are gone, low scores go first. Those of a loss need
-``labels`` in every batch.
+``labels`` in every batch; a text labelled -100 is in no loss.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def head_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
     """Head importance of Michel, Levy and Neubig (arXiv 1905.10650): (layer, head), not a logarithm.
 
     I(h) = mean over texts x of |d L(x) / d m_h|, where L is the cross-entropy of a text and m_h, at 1, multiplies the
-    context of head h in every pass through its block. The absolute value is taken text by text, so the batches do not
+    context of head h in every pass through its block. The absolute value is taken text by text, so batches do not
     matter. Not normalised by layer.
 
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
@@ -48,8 +48,9 @@ def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
     """TextPruner's importance of heads: (layer, head), not a logarithm.
 
     S(h) = 1/N sum over batches b of |sum over w of w dL_b/dw|, with w the columns of head h in the output projection,
-    L_b the mean cross-entropy of the batch, N the number of texts. Since the context meets nothing but these columns,
-    the inner sum is dL_b/dm_h of ``head_importance``: the two differ in where the absolute value is taken.
+    L_b the mean cross-entropy of the labelled texts of the batch, N the number of labelled texts. Since the context
+    meets nothing but these columns, the inner sum is dL_b/dm_h of ``head_importance``: the two differ in where the
+    absolute value is taken.
 
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """

@@ -88,7 +88,7 @@ class Criterion(Protocol):
 
     The model is scored as it is. A criterion that draws at random takes a ``generator`` too, see ``Method.scores``.
     Other options are bound in the row, by ``functools.partial``. A criterion that makes logits shows them to
-    ``Prepared.show``, so that accuracy costs no pass of its own.
+    ``Prepared.notify``, so that accuracy costs no pass of its own.
     """
 
     def __call__(self, model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor: ...
@@ -161,7 +161,7 @@ def attention_entropy(
     if prepared.packing is not None:
         return mean_over_texts(model, prepared, run_packed, entropy)
     eager = attention_implementation(model, "eager") if plain_attention(model) else nullcontext()
-    with in_use(model), eager, returning_attentions(model):  # attention of somebody's own is looked at as it is
+    with in_use(model), eager, returning_attentions(model):  # own attention functions keep their own weights
         return mean_over_texts(model, prepared, partial(run_padded, register_hook=register_hook), entropy)
 
 
