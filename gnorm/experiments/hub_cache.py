@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet
 import safetensors
 import sentencepiece
-from httpx import InvalidURL
+from httpx2 import InvalidURL
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
