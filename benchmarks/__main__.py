@@ -40,7 +40,7 @@ from gnorm.engine import batches
 from gnorm.engine.packing import NO_CACHE
 from gnorm.engine.products import product
 from gnorm.engine.state import default_device
-from gnorm.experiments import results
+from gnorm.experiments import provenance
 from gnorm.scoring import Tally, correct_texts
 from gnorm.storage.files import write
 
@@ -416,7 +416,7 @@ def main(names: list[str]) -> int:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": results.commit(),
+        "commit": provenance.commit(),
     }
     for name in names or TABLES:
         rows = list(TABLES[name]())
