@@ -42,6 +42,8 @@ def prune(
     seed: int = 0,
     journal: Any = None,
     progress: bool | str = True,
+    rescore_every: int | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Trajectory:
     """Prune ``model`` head by head and measure the accuracy after every step; the model itself is left as it was.
 
@@ -54,17 +56,37 @@ def prune(
     journal: path of a file that finished steps are written to as they come; a run that finds its own journal goes on
     from there and ends with the same table.
     progress: a bar on standard error; a string is written before it.
+    rescore_every: the heads are scored afresh before every step of this number; 0 scores them once, on the intact
+    model. As the method's row says, if None.
+    layers: the layer that each head goes from, in turn, such as those of another run's order; the method then chooses
+    within that layer. Any layer, if None. A method whose row follows another prunes by that one first, for its layers.
 
-    Raises ``ValueError`` for an unknown method, numbers out of range, batches that ``prepare`` refuses, labels that
-    the model has no class for, a model under ``gnorm.masked``, scores or logits that are not finite, or a journal that
-    is not this run's; ``TypeError`` for numbers that are not whole and batches of no tensors; ``RuntimeError`` where
-    another run is writing the journal; ``OSError`` where the journal cannot be written, finished steps kept.
+    Raises ``ValueError`` for an unknown method, numbers out of range, layers that have not the heads, batches that
+    ``prepare`` refuses, labels that the model has no class for, a model under ``gnorm.masked``, scores or logits that
+    are not finite, or a journal that is not this run's; ``TypeError`` for numbers that are not whole and batches of no
+    tensors; ``RuntimeError`` where another run is writing the journal; ``OSError`` where the journal cannot be written,
+    finished steps kept.
     """
     row, model = find_method(method), getattr(model, "_orig_mod", model)  # of a compiled model
     start = _head_mask(model)
     counts = _checked_counts(method, int(start.sum()), seed, trials, steps, heads_per_step)
+    rescore_every = whole("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
     texts = _Texts.of(model, scoring, evaluation)
-    info = {"method": method, **counts, **_surroundings(model)}
+    if layers is None and row.follows:
+        leader = prune(
+            model,
+            texts.scoring,
+            texts.evaluation,
+            row.follows,
+            steps=counts["steps"],
+            heads_per_step=heads_per_step,
+            progress=progress,
+        )
+        layers = [layer for layer, _head in leader.order()]
+    info = {"method": method, **counts, "rescore_every": rescore_every, **_surroundings(model)}
+    if layers is not None:
+        layers = _checked_layers(layers, start, counts["steps"] * counts["heads_per_step"])
+        info["layers"] = layers
     header = {**info, **texts.hashes(model)} if journal is not None else {}
     label, finished = f"{progress}: {row.title}" if isinstance(progress, str) else row.title, list[_Step]()
     measured: dict[bytes, np.ndarray] = {}  # by head mask: trials meet at the intact and at the bare model
@@ -74,7 +96,7 @@ def prune(
     ):
         lines = iter(log.steps)
         for trial in range(counts["trials"]):
-            worker = _Worker(row, model, start, texts, measured, seed=counts["seed"], trial=trial)
+            worker = _Worker(row, model, start, texts, measured, counts["seed"], trial, rescore_every, layers)
             for number in range(counts["steps"] + 1):
                 if line := next(lines, None):
                     step = _Step.read(line, texts.evaluation.num_texts)
@@ -107,6 +129,18 @@ def _checked_counts(method: str, heads: int, seed: Any, trials: Any, steps: Any,
     if steps > most:
         raise ValueError(f"steps={steps} is out of range: {heads} heads, {heads_per_step} a step, make {most} steps.")
     return {"seed": seed, "trials": trials, "steps": steps, "heads_per_step": heads_per_step}
+
+
+def _checked_layers(layers: Sequence[int], start: Tensor, heads: int) -> list[int]:
+    """The layers that ``heads`` heads go from, one by one; fewer where no more are left."""
+    layers = [whole("a layer", layer, 0) for layer in layers][: min(heads, int(start.sum()))]
+    if len(layers) < min(heads, int(start.sum())):
+        raise ValueError(f"layers names {len(layers)} heads' layers, this run prunes {min(heads, int(start.sum()))}.")
+    for layer in dict.fromkeys(layers):
+        there = int(start[layer].sum()) if layer < len(start) else 0
+        if layers.count(layer) > there:
+            raise ValueError(f"layers takes {layers.count(layer)} heads from layer {layer}, which has {there}.")
+    return layers
 
 
 def _surroundings(model: nn.Module) -> dict[str, Any]:
@@ -163,11 +197,19 @@ class _Step:
     gap: float  # between the last head that went and the first that stayed
     correct: np.ndarray  # (text,) bool
     seconds: float
+    scoring_seconds: float  # of these, in the criterion
 
     def line(self) -> dict[str, Any]:
         """The step as a journal keeps it."""
         bits = np.packbits(self.correct).tobytes().hex()
-        return {"trial": self.trial, "gone": self.gone, "gap": self.gap, "correct": bits, "seconds": self.seconds}
+        return {
+            "trial": self.trial,
+            "gone": self.gone,
+            "gap": self.gap,
+            "correct": bits,
+            "seconds": self.seconds,
+            "scoring_seconds": self.scoring_seconds,
+        }
 
     @classmethod
     def read(cls, line: dict[str, Any], texts: int) -> _Step:
@@ -175,7 +217,7 @@ class _Step:
         bits = np.frombuffer(bytes.fromhex(line["correct"]), np.uint8)
         correct = np.unpackbits(bits, count=texts).astype(bool)
         gone = [(layer, head, score) for layer, head, score in line["gone"]]
-        return cls(line["trial"], gone, line["gap"], correct, line["seconds"])
+        return cls(line["trial"], gone, line["gap"], correct, line["seconds"], line["scoring_seconds"])
 
 
 class _Worker:
@@ -188,15 +230,19 @@ class _Worker:
         start: Tensor,
         texts: _Texts,
         measured: dict[bytes, np.ndarray],
-        *,
         seed: int,
         trial: int,
+        rescore_every: int,
+        layers: Sequence[int] | None,
     ) -> None:
         self.row, self.intact, self.texts, self.measured = row, model, texts, measured
-        self.seed, self.trial = seed, trial
-        self.model, self.mask = _copy_of(model), start.clone()
+        self.seed, self.trial, self.rescore_every, self.layers = seed, trial, rescore_every, layers
+        self.model, self.mask, self.start = _copy_of(model), start.clone(), start
         self.layer_inputs = layer_input_caches(self.model, texts.evaluation)
-        self.scores: Tensor | None = None  # that hold for the model as it is
+        self.steps = 0  # done so far
+        self.scores: Tensor | None = None  # that the next step chooses by; None where they are to be taken
+        self.scored = start.clone()  # the mask of the model that they are taken of
+        self.scoring_seconds = 0.0  # of the step under way
 
     def repeat(self, step: _Step) -> None:
         """Lose the heads that went in a step of an earlier run."""
@@ -205,25 +251,53 @@ class _Worker:
 
     def advance(self, count: int, last: bool) -> _Step:
         """Lose ``count`` heads and measure what is left. last: no step follows, so nothing is scored for one."""
-        began = time.perf_counter()
+        began, self.scoring_seconds = time.perf_counter(), 0.0
         gone, gap = list[tuple[int, int, float]](), math.inf
         if count:
-            scores = self.scores if self.scores is not None else self._score(self.texts.scoring)
-            gone, gap = _choose(scores, self.mask, count, self.row.highest_first)
-            self.scores = None if self.row.rescore else scores
+            self.scores = self._score(self.texts.scoring) if self.scores is None else self.scores
+            gone, gap = self._chosen(self.scores, count)
         self._remove(gone)
-        correct = self._correct_texts(score_too=self.texts.shared and self.row.rescore and not last)
-        return _Step(self.trial, gone, gap, correct, round(time.perf_counter() - began, 3))
+        correct = self._correct_texts(score_too=self.texts.shared and self._due() and not last)
+        seconds = time.perf_counter() - began
+        return _Step(self.trial, gone, gap, correct, round(seconds, 3), round(self.scoring_seconds, 3))
 
     def _score(self, batches: Prepared) -> Tensor:
-        """(layer, head) scores of the model as it is; of the intact one for methods that score once."""
-        model = self.model if self.row.rescore else self.intact
-        return self.row.scores(model, batches, _generator(self.seed, self.trial))
+        """(layer, head) scores of the model as it was when they were last due."""
+        model = self.intact
+        if not bool((self.scored == self.start).all()):
+            model = self.model
+            if not bool((self.scored == self.mask).all()):  # a run goes on between two scorings
+                remove_heads(model := _copy_of(self.intact), self.scored)
+        began = time.perf_counter()
+        scores = self.row.scores(model, batches, _generator(self.seed, self.trial))
+        self.scoring_seconds += time.perf_counter() - began
+        return scores
+
+    def _due(self) -> bool:
+        """Whether the next step scores afresh."""
+        return self.rescore_every > 0 and self.steps % self.rescore_every == 0
+
+    def _chosen(self, scores: Tensor, count: int) -> tuple[list[tuple[int, int, float]], float]:
+        """The heads that go next, and the smallest gap that decided it: among all that are left, or in each layer."""
+        if self.layers is None:
+            return _choose(scores, self.mask, count, self.row.highest_first)
+        left, gone, gap = self.mask.clone(), list[tuple[int, int, float]](), math.inf
+        done = int(self.start.sum() - self.mask.sum())
+        for layer in self.layers[done : done + count]:
+            of_layer = torch.zeros_like(left)
+            of_layer[layer] = left[layer]
+            (head,), own = _choose(scores, of_layer, 1, self.row.highest_first)
+            left[head[0], head[1]] = False
+            gone, gap = [*gone, head], min(gap, own)
+        return gone, gap
 
     def _remove(self, gone: Sequence[tuple[int, int, float]]) -> None:
         for layer, head, _ in gone:
             self.mask[layer, head] = False
         if gone:
+            self.steps += 1
+            if self._due():
+                self.scores, self.scored = None, self.mask.clone()
             remove_heads(self.model, self.mask)
             for of_micro_batch in self.layer_inputs:
                 of_micro_batch.forget(above=min(layer for layer, _, _ in gone))
@@ -260,6 +334,7 @@ def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: d
         "near_ties": sum(gap < NEAR_TIE for gap in gaps),
         "smallest_gap": min(gaps),
         "seconds": round(sum(step.seconds for step in finished), 3),
+        "scoring_seconds": round(sum(step.scoring_seconds for step in finished), 3),
     }
     return Trajectory(table.astype({"layer": "Int64", "head": "Int64"}), np.stack(correct), start, info)
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .engine.batches import MicroBatch, Prepared, forwarding, labels_of, prepare
 from .engine.checks import NOT_COUNTED, Batch, check_labels
-from .engine.gradients import gradient_norms
+from .engine.gradients import QKV, gradient_norms
 from .engine.known_models import plain_attention
 from .engine.observation import mean_over_texts, returning_attentions, run_packed, run_padded
 from .engine.packing import NO_CACHE, LayerInputCache, not_finite
@@ -94,7 +94,23 @@ class Criterion(Protocol):
     def __call__(self, model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor: ...
 
 
-def gnorm_scores(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+# What joins the norms of a head's projections, as logarithms: log ab = log a + log b.
+COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "product": torch.add,  # the paper's
+    "sum": torch.logaddexp,
+    "max": torch.maximum,
+}
+
+
+def gnorm_scores(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    *,
+    parts: Sequence[str] = QKV,
+    combine: str = "product",
+    weighted: bool = False,
+    centred: bool = False,
+) -> Tensor:
     """G-norm of every head: (layer, head) float64, natural logarithm, -inf where no gradient flows.
 
     score(h) = log prod_{W in Q, K, V} sum_b || d||Z_b|| / dW_h ||  over the batches b, where Z_b are the logits
@@ -105,16 +121,29 @@ def gnorm_scores(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tenso
     ||Z|| at the end, is the gradient of the whole batch. Logits of zero have no gradient. In fp16 the backward pass is
     scaled by a power of two, lowered until nothing overflows, and the scale is taken out of the logarithm.
 
-    Raises ``ValueError`` as ``prepare`` and ``attention_blocks`` do, and where logits or gradients are not finite.
+    Variants of the paper's score: parts names the projections, of query, key, value and output. combine is a name in
+    ``COMBINATIONS``. weighted takes the norm of weight times gradient, elementwise. centred takes the norm of the
+    logits less their mean over the classes, which is what a prediction depends on.
+
+    Raises ``ValueError`` for an unknown combination, as ``prepare`` and ``attention_blocks`` do, and where logits or
+    gradients are not finite.
     """
+    if combine not in COMBINATIONS:
+        raise ValueError(f"combine={combine!r} is not known; choose one of {', '.join(COMBINATIONS)}.")
+
+    def objective(logits: Tensor, _: Any = None) -> Tensor:
+        return logits - logits.mean(-1, keepdim=True) if centred else logits
 
     def log_norm_of_logits(logits: Tensor, batch: int) -> Tensor:
-        log_z = log_norm(logits.reshape(1, -1))
+        log_z = log_norm(objective(logits).reshape(1, -1))
         if not bool(log_z < torch.inf):
             raise ValueError(not_finite(f"batch {batch}"))
         return log_z
 
-    return gradient_norms(model, batches, log_norm_of_logits)
+    # Taking the mean away is a projection, so that of the logits starts the backward pass of their norm.
+    return gradient_norms(
+        model, batches, log_norm_of_logits, objective, parts=parts, combine=COMBINATIONS[combine], weighted=weighted
+    )
 
 
 ENTROPY_FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {

@@ -592,7 +592,7 @@ class Check:
         gone, scores = of.removed.clone(), None
         for step in range(steps + 1):
             state = plain(of, gone)
-            if step == 0 or row.rescore:
+            if step == 0 or row.rescore_every == 1:
                 scores = {
                     "attention_entropy": state.entropy,
                     "head_importance": state.importance,

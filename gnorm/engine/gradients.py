@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple, cast
 
 import torch
@@ -17,6 +17,8 @@ from .checks import Batch
 from .products import FasterLinear, product
 from .state import evaluating
 
+QKV = ("query", "key", "value")  # the projections of the paper's score
+
 
 def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
     """The cotangent of the norm of the logits, times that norm: the logits."""
@@ -28,30 +30,40 @@ def gradient_norms(
     batches: Iterable[Batch] | Prepared,
     log_divisor: Callable[[Tensor, int], Tensor],
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
+    parts: Sequence[str] = QKV,
+    combine: Callable[[Tensor, Tensor], Tensor] = torch.add,
+    weighted: bool = False,
 ) -> Tensor:
     """log prod_{W in Q, K, V} sum_b || G_b / d_b || over the rows of W that are a head's: (layer, head) float64.
 
     G_b is the gradient of batch b that ``gradients_by_batch`` gives for ``cotangent``; ``log_divisor`` (logits, number
     of the batch) -> (1,) float64 gives log d_b. A batch with d_b = 0 is left out. Heads that are gone, and heads whose
-    gradient is zero, score -inf.
+    gradient is zero, score -inf. parts: the projections W, by their names in ``AttentionBlock``; a head has columns of
+    the output projection, rows of the others. combine: what joins the logarithms of two projections; adding them makes
+    the product. weighted: W * G_b, elementwise, takes the place of G_b.
 
     Raises ``ValueError`` where gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
     blocks = attention_blocks(model)
     live = [block for block in blocks if block.kept]
-    heads = [len(block.kept) for block in live for _ in "QKV"]
+    heads = [len(block.kept) for block in live for _ in parts]
+    transposed = [part == "output" for _ in live for part in parts]
+    weights = [getattr(block, part).weight.detach() for block in live for part in parts] if weighted else []
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     if live:
         prepared = by_batch(prepare(batches, model))
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-            for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, cotangent)):
+            for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, cotangent, parts)):
                 divisor = log_divisor(logits, b)
                 if bool(divisor > -torch.inf):
-                    norms = torch.cat([log_norm(g.view(n, -1)) for g, n in zip(gradients, heads, strict=True)])
+                    if weighted:
+                        gradients = (g * w for g, w in zip(gradients, weights, strict=True))
+                    by_head = (g.T if t else g for g, t in zip(gradients, transposed, strict=True))
+                    norms = torch.cat([log_norm(g.reshape(n, -1)) for g, n in zip(by_head, heads, strict=True)])
                     sums = torch.logaddexp(sums.to(norms.device), norms - divisor)
     terms = sums.cpu().expand(sum(heads)).split(heads)
-    products = iter([q + k + v for q, k, v in zip(terms[0::3], terms[1::3], terms[2::3], strict=True)])
-    scores = table_of(blocks, [next(products) if block.kept else torch.zeros(0) for block in blocks])
+    joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
+    scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
     if not bool((scores < torch.inf).all()):
         raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
     return scores
@@ -62,6 +74,7 @@ def gradients_by_batch(
     model: nn.Module,
     prepared: Prepared,
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
+    parts: Sequence[str] = QKV,
 ) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
     """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, class) itself.
 
@@ -72,12 +85,13 @@ def gradients_by_batch(
 
     The gradients (out, in) come from an iterator: take them before the next batch. ``cotangent`` (logits, micro-batch)
     -> (text, class) starts the backward pass of another objective, whose gradient is summed over a batch's texts.
+    ``parts`` names other projections than Q, K and V.
     """
     live = [pair for pair in zip(attention_blocks(model), layers_of(model), strict=True) if pair[0].kept]
     totals: list[Tensor] = []
     logits: list[Tensor] = []
     for micro in prepared:
-        z, factors = _gradient_factors(forward, micro, live, cotangent)
+        z, factors = _gradient_factors(forward, micro, live, cotangent, parts)
         prepared.notify(z, micro)
         for batch_slice in micro.batch_slices:
             logits.append(z[batch_slice.texts])
@@ -123,7 +137,7 @@ Factors = tuple[Tensor, Tensor]
 class _Call(NamedTuple):
     """One call of a projection in a forward pass."""
 
-    projection: int  # its number: three for each block, in the order query, key, value
+    projection: int  # its number: one for each part of each block, in order
     output: Tensor  # the tensor whose gradient autograd is asked for
     factors: Callable[[Tensor], Factors]  # from that gradient
 
@@ -133,14 +147,15 @@ def _gradient_factors(
     micro: MicroBatch,
     live: list[tuple[AttentionBlock, nn.Module]],
     cotangent: Callable[[Tensor, MicroBatch], Tensor],
+    parts: Sequence[str],
 ) -> tuple[Tensor, list[list[Factors]]]:
     """One forward and one backward pass: the logits z (text, class), and the factors of <cotangent, dz> / dW.
 
     The factors are of every projection, one pair for each call of it, in fp32 at least. live: the blocks that have
     heads, each with its layer. A layer that is never called, such as one of ALBERT's spare groups, gets empty factors.
     """
-    projections = [projection for block, _ in live for projection in (block.query, block.key, block.value)]
-    z, calls = _recorded_pass(forward, micro, live, projections)
+    projections = [getattr(block, part) for block, _ in live for part in parts]
+    z, calls = _recorded_pass(forward, micro, live, projections, parts)
     start = cotangent(z.detach(), micro)
     dtype = torch.promote_types(z.dtype, torch.float32)
     factors: list[list[Factors]] = [[] for _ in projections]
@@ -161,12 +176,14 @@ def _recorded_pass(
     micro: MicroBatch,
     live: list[tuple[AttentionBlock, nn.Module]],
     projections: list[nn.Linear],
+    parts: Sequence[str],
 ) -> tuple[Tensor, list[_Call]]:
     """The logits (text, class) of a forward pass, and the calls of ``projections`` that hooks saw in it.
 
     Raises ``ValueError`` for a projection that is never called, though its layer is.
     """
     calls: list[_Call] = []
+    numbers = {projection: k for k, projection in enumerate(projections)}
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
         x = inputs[0].detach().flatten(0, -2)  # (token, in)
@@ -178,16 +195,21 @@ def _recorded_pass(
             hooks.callback(layer.register_forward_hook(lambda layer, *_: called_layers.add(layer)).remove)
         for k, projection in enumerate(projections):
             hooks.callback(projection.register_forward_hook(partial(record, k=k)).remove)
+        for projection in {getattr(block, part) for block, _ in live for part in QKV} - numbers.keys():
+            hooks.callback(projection.register_forward_hook(_begin_graph).remove)  # absorbed ones build on these
         z, absorbed = forward(micro)
+    calls += [_Call(numbers[one.projection], one.output, one.factors) for one in absorbed if one.projection in numbers]
     called = {call.projection for call in calls}
-    if missing := [k for k in range(len(projections)) if k not in called and live[k // 3][1] in called_layers]:
+    if missing := [k for k in range(len(projections)) if k not in called and live[k // len(parts)][1] in called_layers]:
         raise ValueError(
-            f"the {('query', 'key', 'value')[min(missing) % 3]} projection of a block is never called as a module, so "
+            f"the {parts[min(missing) % len(parts)]} projection of a block is never called as a module, so "
             "its gradient cannot be seen: correct the family's row with gnorm.register."
         )
-    numbers = {projection: k for k, projection in enumerate(projections)}
-    calls += [_Call(numbers[one.projection], one.output, one.factors) for one in absorbed]
     return z, calls
+
+
+def _begin_graph(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+    output.requires_grad_()
 
 
 def _output_gradients(

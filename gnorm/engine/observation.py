@@ -81,13 +81,37 @@ def mean_over_texts(
     """
     blocks = attention_blocks(model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    finite: list[Tensor] = []  # a flag for each micro-batch, on the device
 
     def on_block(layer: int, tensor: Tensor, mask: Tensor | None) -> None:
         per_token = values(tensor, mask).double()  # (text, head, token)
         real = torch.ones_like(per_token[:, 0]) if mask is None else mask.double()  # (text, token)
         means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)  # (text, head)
         sums[layer] += means.sum(0).cpu()
+
+    _observe(model, prepared, run, on_block)
+    return table_of(blocks, [total / prepared.num_texts for total in sums])
+
+
+def observe_contexts(model: nn.Module, prepared: Prepared, on_block: OnBlock) -> None:
+    """Call ``on_block`` with the contexts (text, token, kept * head_dim) of every block, once for each pass through it.
+
+    Raises ``ValueError`` where logits are not finite.
+    """
+
+    def register_hook(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
+        return block.output.register_forward_pre_hook(lambda _, inputs: call(inputs[0]))
+
+    _observe(model, prepared, partial(run_padded, register_hook=register_hook), on_block)
+
+
+def _observe(
+    model: nn.Module,
+    prepared: Prepared,
+    run: Callable[[nn.Module, Prepared, OnBlock, AfterPass], None],
+    on_block: OnBlock,
+) -> None:
+    """``run`` with ``on_block``, in inference mode. Raises ``ValueError`` where logits are not finite."""
+    finite: list[Tensor] = []  # a flag for each micro-batch, on the device
 
     def after_pass(micro: MicroBatch, logits: Tensor) -> None:
         finite.append(logits.isfinite().all())
@@ -97,7 +121,6 @@ def mean_over_texts(
         run(model, prepared, on_block, after_pass)
     if not bool(torch.stack(finite).all()):
         raise ValueError(not_finite("a text"))
-    return table_of(blocks, [total / prepared.num_texts for total in sums])
 
 
 @contextmanager

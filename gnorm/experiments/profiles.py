@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import dacite
@@ -18,13 +18,15 @@ from .paths import PROFILES
 class Sizes:
     """The first ``texts`` texts of ``split``, or "all", in batches of ``batch``.
 
-    overlong: whether texts with more tokens than the model takes are cut or left out.
+    overlong: whether texts with more tokens than the model takes are cut or left out. draw: 0 takes the texts in the
+    order of the data set; another number takes them in an order of its own.
     """
 
     split: str
     texts: int | Literal["all"]
     batch: int = 32
     overlong: Literal["cut", "leave out"] = "cut"
+    draw: int = 0
 
     def __post_init__(self) -> None:
         _at_least_one(texts=1 if self.texts == "all" else self.texts, batch=self.batch)
@@ -77,7 +79,9 @@ class ModelSpec:
     """A model of a profile: where it and its texts come from, and with how many texts it is scored and measured.
 
     ``data`` and ``training`` describe a model that is trained on the data of installed packages; ``checkpoint`` and
-    ``dataset`` describe one of the hub. max_length: tokens a text is cut to; if None, what the model takes.
+    ``dataset`` describe one of the hub. max_length: tokens a text is cut to; if None, what the model takes. seeds: the
+    training seeds that a study repeats its runs with; none for the seed of ``training`` alone. leave_out: methods that
+    a study leaves out, since they take too long on this model. extra: asked for by name alone, ``--models``.
     """
 
     title: str
@@ -93,6 +97,9 @@ class ModelSpec:
     checkpoint: Checkpoint | None = None
     dataset: DataSet | None = None
     published: Published | None = None
+    seeds: list[int] = field(default_factory=list)
+    leave_out: list[str] = field(default_factory=list)
+    extra: bool = False
 
     def __post_init__(self) -> None:
         made = None not in (self.data, self.training, self.max_length)
@@ -131,14 +138,17 @@ class Profile:
     """A profile file: which models, which data, which sizes.
 
     protocol: "held out", the default, demands different splits for scoring and measuring; "paper" follows the paper,
-    which uses the same split (docs/protocol.md). inspected: data sets that are shown and not used.
+    which uses the same split (docs/protocol.md). inspected: data sets that are shown and not used. notebooks: those to
+    run, where it is not the paper's. extends: the profile whose file this one adds to, table by table.
     """
 
     description: str
     models: dict[str, ModelSpec]
     protocol: Literal["held out", "paper"] = "held out"
     inspected: list[DataSet] = field(default_factory=list)
-    name: str = field(default="")
+    notebooks: list[str] = field(default_factory=list)
+    extends: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         for name, spec in self.models.items():
@@ -167,17 +177,57 @@ def read_profile(name: str) -> Profile:
     path = PROFILES / f"{name}.toml"
     try:
         table = tomllib.loads(path.read_text("utf-8"))
+        if base := table.get("extends"):
+            table = _merged(tomllib.loads((PROFILES / f"{base}.toml").read_text("utf-8")), table)
         return dacite.from_dict(Profile, {**table, "name": name}, dacite.Config(strict=True))
-    except (ValueError, dacite.DaciteError) as error:  # ValueError: not TOML or not UTF-8
+    except (ValueError, OSError, dacite.DaciteError) as error:  # ValueError: not TOML or not UTF-8
         raise ValueError(f"{path.name} cannot be read: {error}.") from None
 
 
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below`` with what ``above`` says instead, table by table."""
+    both = {name: _merged(below[name], above[name]) for name in above if _is_table(below.get(name), above[name])}
+    return {**below, **above, **both}
+
+
+def _is_table(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
+# What a part of a model's name changes, such as "texts64" in "roberta/seed0/texts64": the specification and the number
+# -> the changed specification.
+VARIANTS: dict[str, Callable[[ModelSpec, int], ModelSpec]] = {
+    "seed": lambda spec, n: replace(spec, training={**(spec.training or {}), "seed": n}),
+    "texts": lambda spec, n: replace(spec, scoring=replace(spec.scoring, texts=n)),
+    "batch": lambda spec, n: replace(spec, scoring=replace(spec.scoring, batch=n)),
+    "draw": lambda spec, n: replace(spec, scoring=replace(spec.scoring, draw=n)),
+}
+
+
 def model_spec(profile: str, model: str) -> ModelSpec:
-    """A model of a profile; ``ValueError`` for an unknown profile or model."""
+    """A model of a profile, or a variant of it: "roberta/seed2/batch8" is trained with seed 2 and scored in batches of
+    8. ``ValueError`` for an unknown profile, model or variant, and for a seed that the profile does not name."""
     models = read_profile(profile).models
-    if model not in models:
-        raise ValueError(f"profile {profile} has no model {model!r}; it has {', '.join(models)}.")
-    return models[model]
+    name, *variants = model.split("/")
+    if name not in models:
+        raise ValueError(f"profile {profile} has no model {name!r}; it has {', '.join(models)}.")
+    spec = models[name]
+    for variant in variants:
+        what, number = variant.rstrip("0123456789"), variant.lstrip("abcdefghijklmnopqrstuvwxyz")
+        if what not in VARIANTS or not number.isdigit() or (what == "seed" and int(number) not in spec.seeds):
+            seeds = ", ".join(map(str, spec.seeds)) or "none"
+            raise ValueError(
+                f"{model}: {variant!r} is no variant of {name}; there are {', '.join(VARIANTS)} with a number behind, "
+                f"and the seeds {seeds}."
+            )
+        spec = VARIANTS[what](spec, int(number))
+    return spec
+
+
+def repetitions(profile: str, model: str) -> list[str]:
+    """The names of a model's repetitions, one for each training seed: "albert/seed0"; its own, where there are no
+    seeds. ``ValueError`` for an unknown profile or model."""
+    return [f"{model}/seed{seed}" for seed in model_spec(profile, model).seeds] or [model]
 
 
 def check_models(profile: str, models: Sequence[str]) -> None:

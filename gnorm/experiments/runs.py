@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 from ..methods import METHODS, find_method
@@ -13,7 +14,7 @@ from ..storage.files import write_json
 from ..trajectory import Trajectory
 from . import tasks
 from .paths import intact_file, journals_folder
-from .profiles import check_models
+from .profiles import check_models, model_spec, repetitions
 from .provenance import commit
 from .results import load_trajectory, save_trajectory
 from .tasks import Task
@@ -50,7 +51,10 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
     journal = folder / f"{method}-{task.hash}.jsonl"
     for stale in set(folder.glob(f"{method}-*.jsonl")) - {journal}:
         stale.unlink()
-    sizes = dataclasses.asdict(task.spec.random) if row.seeded else {}
+    options: dict[str, Any] = dataclasses.asdict(task.spec.random) if row.seeded else {}
+    if row.follows:
+        leader = _read_or_run(task.profile, task.name, row.follows, lambda: task)
+        options["layers"] = [layer for layer, _head in leader.order()]
     trajectory = prune(
         task.model,
         task.batches(row.scored_on),
@@ -58,7 +62,7 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
         method=method,
         journal=journal,
         progress=task.name if progress else False,
-        **sizes,
+        **options,
     )
     about = {
         "profile": task.profile,
@@ -87,13 +91,31 @@ def trajectories(
     check_models(profile, models)
     for method in methods:
         find_method(method)
-    by_model: dict[str, dict[str, Trajectory]] = {model: {} for model in models}
+    by_model: dict[str, dict[str, Trajectory]] = {}
     for model in models:
-        task = None
-        for method in methods:
-            try:
-                by_model[model][method] = load_trajectory(profile, model, method)
-            except FileNotFoundError:
-                task = task or tasks.load(profile, model)
-                by_model[model][method] = run(task, method)
+        load = cache(partial(tasks.load, profile, model))
+        by_model[model] = {method: _read_or_run(profile, model, method, load) for method in methods}
     return by_model
+
+
+def _read_or_run(profile: str, model: str, method: str, load: Callable[[], Task]) -> Trajectory:
+    """The saved trajectory of a method on a model; it is run first where there is none, on the task of ``load``."""
+    try:
+        return load_trajectory(profile, model, method)
+    except FileNotFoundError:
+        return run(load(), method)
+
+
+def repeated(profile: str, models: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, list[Trajectory]]]:
+    """``repeated(...)[model][method]``: the trajectories of a method, one for each training seed of the model.
+
+    Methods that the profile leaves out for a model are left out. What is missing is run first. Raises as
+    ``trajectories`` does.
+    """
+    check_models(profile, models)
+    found = {}
+    for model in models:
+        chosen = [method for method in methods if method not in model_spec(profile, model).leave_out]
+        by_seed = trajectories(profile, repetitions(profile, model), chosen).values()
+        found[model] = {method: [of_seed[method] for of_seed in by_seed] for method in chosen}
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from ..journal import digest
 from ..storage.files import UNFINISHED
 from . import paths, provenance
+from .profiles import read_profile
 
 
 def fingerprint(notebook: str, parameters: Mapping[str, Any], device: str, others: list[Any]) -> str:
@@ -26,7 +28,7 @@ def fingerprint(notebook: str, parameters: Mapping[str, Any], device: str, other
             [cell["source"] for cell in cells],
             parameters,
             provenance.package_code(),
-            (paths.PROFILES / f"{parameters['profile']}.toml").read_text("utf-8"),
+            dataclasses.asdict(read_profile(parameters["profile"])),
             environment,
             device,
             others,

@@ -69,6 +69,8 @@ class Task:
             whole = encoded(self.tokenizer, split[:], self.model, truncation=False, verbose=False)
             lengths = [len(ids) for ids in whole["input_ids"]]
             split = split.select([i for i, length in enumerate(lengths) if length <= self.max_length])
+        if sizes.draw:
+            split = split.shuffle(seed=sizes.draw)
         count = len(split) if sizes.texts == "all" else sizes.texts
         if self.spec.dataset:  # a data set of the hub is what it is; how many there were is recorded
             count = min(count, len(split))
@@ -137,7 +139,9 @@ Origin = tuple[Any, Any, datasets.DatasetDict, dict[str, Any]]  # model, tokeniz
 def _made(profile: str, model: str, progress: bool) -> Origin:
     """What the packages bring, trained by the profile's recipe."""
     spec = model_spec(profile, model)
-    folder = checkpoints.checkpoint(f"{profile}-{model}", spec.recipe, progress=progress)
+    seed = f"-seed{spec.recipe['seed']}" if spec.seeds else ""
+    name = f"{profile}-{model.partition('/')[0]}{seed}"
+    folder = checkpoints.checkpoint(name, spec.recipe, progress=progress)
     try:
         for name in ("tokenizer.json", "training.json"):
             if not (folder / name).is_file():  # for want of one the library would make up an empty tokenizer

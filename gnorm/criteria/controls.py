@@ -1,0 +1,101 @@
+"""Controls: the answer itself, and scores of what has been made meaningless."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches, prepare
+from ..engine.checks import NOT_COUNTED, Batch, check_labels
+from ..engine.packing import NO_CACHE, LayerInputCache, not_finite
+from ..engine.products import FasterLinear
+from ..engine.state import evaluating
+from ..heads import attention_blocks, head_mask_of, masked, table_of
+from ..scoring import Criterion
+from .of_loss import counted_labels
+
+
+def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """What pruning is measured by, tried out: (layer, head) how many texts are wrong once this head is gone as well.
+
+    A fraction below one is added, c / (1 + c) of the mean cross-entropy c, so that of two heads with as many wrong
+    texts the one goes whose loss is smaller. Texts labelled -100 count for nothing. It takes one forward pass a head,
+    from that head's layer upwards.
+
+    Raises ``ValueError`` for texts without labels, where logits are not finite, and as ``prepare`` and
+    ``attention_blocks`` do.
+    """
+    blocks, mask = attention_blocks(model), head_mask_of(model)
+    prepared = prepare(batches, model)
+    counted_labels(prepared, model, "the oracle")
+
+    def cost(caches: Sequence[LayerInputCache], observed: Prepared) -> float:
+        wrong, loss, texts = 0, 0.0, 0
+        with forwarding(model, prepared) as forward:
+            for micro, cache in zip(prepared, caches, strict=True):
+                logits = forward(micro, cache)[0]
+                labels = labels_of(micro, logits.shape[1])
+                observed.notify(logits, micro)
+                counted = labels != NOT_COUNTED
+                wrong += int((logits.argmax(-1) != labels)[counted].sum())
+                loss += cross_entropy(logits[counted].double(), labels[counted], reduction="sum").item()
+                texts += int(counted.sum())
+        if not math.isfinite(loss):
+            raise ValueError(not_finite("a text"))
+        mean = loss / max(1, texts)
+        return wrong + mean / (1 + mean)
+
+    caches = layer_input_caches(model, prepared)
+    scores = []
+    with evaluating(model), FasterLinear(), torch.inference_mode():
+        cost(caches, prepared)  # the intact model: fills the caches, and shows its logits
+        for layer, block in enumerate(blocks):
+            below = [
+                LayerInputCache(c.layers[: c.layers.index(max(found)) + 1], found)
+                if (found := {at: state for at, state in c.states.items() if at <= layer})
+                else NO_CACHE
+                for c in caches
+            ]
+            of_block = torch.zeros(len(block.kept), dtype=torch.float64)
+            for i, head in enumerate(block.kept):
+                without = mask.clone()
+                without[layer, head] = False
+                with masked(model, without):
+                    of_block[i] = cost(below, prepared.with_observer(None))
+            scores.append(of_block)
+    return table_of(blocks, scores)
+
+
+def shuffled_weights(
+    model: nn.Module, batches: Iterable[Batch] | Prepared, *, criterion: Criterion, generator: torch.Generator
+) -> Tensor:
+    """``criterion`` of the same model with the entries of every weight and bias in random order: (layer, head).
+
+    A check of a criterion: what it finds there it does not owe to what the model has learned. Raises as ``criterion``
+    does.
+    """
+    untaught = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in untaught.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return criterion(untaught, prepare(batches, model).with_observer(None))
+
+
+def shuffled_labels(
+    model: nn.Module, batches: Iterable[Batch] | Prepared, *, criterion: Criterion, generator: torch.Generator
+) -> Tensor:
+    """``criterion`` with the labels of all texts dealt out anew at random: (layer, head). A check like
+    ``shuffled_weights``, for criteria that look at labels. Raises as ``criterion`` does, and for texts without labels.
+    """
+    given = prepare(batches, model).batches
+    check_labels(given, model, "shuffled labels")
+    labels = torch.cat([batch["labels"] for batch in given])
+    dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]
+    shares = dealt.split([len(batch["labels"]) for batch in given])
+    return criterion(model, [{**batch, "labels": share} for batch, share in zip(given, shares, strict=True)])

@@ -1,0 +1,107 @@
+"""Criteria of the loss: what the cross-entropy of labelled texts says about a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.batches import Prepared, by_batch, prepare
+from ..engine.checks import NOT_COUNTED, Batch, check_labels
+from ..engine.mask_derivatives import mask_derivatives
+from ..heads import attention_blocks, table_of
+from ..scoring import attention_entropy
+
+
+def head_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """Head importance of Michel, Levy and Neubig (arXiv 1905.10650): (layer, head), not a logarithm.
+
+    I(h) = mean over texts x of |d L(x) / d m_h|, where L is the cross-entropy of a text and m_h, at 1, multiplies the
+    context of head h in every pass through its block. The absolute value is taken text by text, so batches do not
+    matter. Not normalised by layer.
+
+    Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
+    """
+    blocks = attention_blocks(model)
+    prepared = prepare(batches, model)
+    counted = counted_labels(prepared, model, "head importance")
+    sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
+    for _index, derivatives in mask_derivatives(model, blocks, prepared):
+        sums = [total + d.abs().sum(0) for total, d in zip(sums, derivatives, strict=True)]
+    return table_of(blocks, [total / counted.sum() for total in sums])
+
+
+def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """Fisher information of the masks of heads (Kwon et al., arXiv 2204.09656): (layer, head), not a logarithm.
+
+    F(h) = sum over texts x of (d L(x) / d m_h)^2, with L and m_h of ``head_importance``: the diagonal of the empirical
+    Fisher matrix. Raises as ``head_importance`` does.
+    """
+    blocks = attention_blocks(model)
+    prepared = prepare(batches, model)
+    counted_labels(prepared, model, "Fisher information")
+    sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
+    for _index, derivatives in mask_derivatives(model, blocks, prepared):
+        sums = [total + d.square().sum(0) for total, d in zip(sums, derivatives, strict=True)]
+    return table_of(blocks, sums)
+
+
+def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """TextPruner's importance of heads: (layer, head), not a logarithm.
+
+    S(h) = 1/N sum over batches b of |sum over w of w dL_b/dw|, with w the columns of head h in the output projection,
+    L_b the mean cross-entropy of the labelled texts of the batch, N the number of labelled texts. Since the context
+    meets nothing but these columns, the inner sum is dL_b/dm_h of ``head_importance``: the two differ in where the
+    absolute value is taken.
+
+    Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
+    """
+    blocks = attention_blocks(model)
+    prepared = by_batch(prepare(batches, model))
+    counted = counted_labels(prepared, model, "output saliency")
+    batch_of = torch.empty(prepared.num_texts, dtype=torch.long)
+    for micro in prepared:
+        for batch_slice in micro.batch_slices:
+            batch_of[micro.index[batch_slice.texts]] = batch_slice.batch
+    number = int(batch_of.max()) + 1
+    sizes = batch_of[counted].bincount(minlength=number).clamp(min=1)[:, None]  # (batch, 1)
+    sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
+    for index, derivatives in mask_derivatives(model, blocks, prepared):
+        sums = [total.index_add(0, batch_of[index], d) for total, d in zip(sums, derivatives, strict=True)]
+    return table_of(blocks, [(total / sizes).abs().sum(0) / counted.sum() for total in sums])
+
+
+def hies(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    *,
+    alpha: float = 0.5,
+) -> Tensor:
+    """Head importance-entropy score (arXiv 2510.13832, version 2, Eq. 1): (layer, head), from 0 to 1.
+
+    HIES(h) = alpha I'(h) + (1 - alpha) (1 - H'(h)): ``head_importance`` and ``attention_entropy``, each brought to 0
+    to 1 by its smallest and largest value over the heads that are left. The entropy is the plain one of the paper's
+    section 2, in nats, not divided by the logarithm of the text's length as its Eq. 5 has it. The paper tunes alpha
+    by task and compression; here it is 0.5 throughout.
+
+    Raises ``ValueError`` as the two criteria do.
+    """
+    prepared = prepare(batches, model)
+    importance = _rescaled(head_importance(model, prepared))
+    entropy = _rescaled(attention_entropy(model, prepared.with_observer(None)))  # which were shown before
+    return (alpha * importance + (1 - alpha) * (1 - entropy)).masked_fill(importance.isneginf(), -torch.inf)
+
+
+def _rescaled(scores: Tensor) -> Tensor:
+    """Brought to 0 to 1 by the smallest and the largest finite value; all zero where these are the same."""
+    left = scores[scores.isfinite()]
+    if not len(left) or left.max() == left.min():
+        return torch.where(scores.isfinite(), 0.0, scores)
+    return (scores - left.min()) / (left.max() - left.min())
+
+
+def counted_labels(prepared: Prepared, model: nn.Module, purpose: str) -> Tensor:
+    """(text,) bool: which texts have a label that counts; all labels are checked."""
+    check_labels(prepared.batches, model, purpose)
+    return torch.cat([batch["labels"] for batch in prepared.batches]).cpu() != NOT_COUNTED

@@ -1,0 +1,59 @@
+"""Derivatives of each text's cross-entropy by the masks of heads, of all layers in one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..heads import AttentionBlock
+from .batches import Prepared, labels_of
+from .packing import logits_of
+from .products import FasterLinear
+from .state import evaluating
+
+
+def mask_derivatives(
+    model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
+    (text, kept head) derivatives of each text's cross-entropy by each head's mask.
+
+    The mask is a tensor of ones, one for each text and head, that multiplies the contexts at the input of the output
+    projection; passes through a shared block share it, so their derivatives add up.
+    """
+    live = [block for block in blocks if block.kept]
+    masks: dict[int, Tensor] = {}
+
+    def multiply(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> tuple[Tensor]:
+        context = inputs[0]  # (text, token, kept * head_dim)
+        if i not in masks:
+            masks[i] = context.new_ones(len(context), len(live[i].kept)).requires_grad_()
+        return (context * masks[i].repeat_interleave(live[i].head_dim, dim=1)[:, None],)
+
+    with evaluating(model), ExitStack() as hooks:
+        for i, block in enumerate(live):
+            hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
+        for micro in prepared.padded if live else ():
+            masks.clear()
+            with FasterLinear():
+                logits = logits_of(model, micro.inputs)  # (text, class)
+                exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                loss = cross_entropy(exact, labels_of(micro, logits.shape[1]), reduction="sum")
+            gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True) if masks else ()
+            found = dict(zip(masks, gradients, strict=True))
+            rows = iter([found.get(i) for i in range(len(live))])
+            yield (
+                micro.index,
+                [_derivatives(next(rows) if block.kept else None, len(logits), block) for block in blocks],
+            )
+            prepared.notify(logits, micro)
+
+
+def _derivatives(found: Tensor | None, texts: int, block: AttentionBlock) -> Tensor:
+    """(text, kept head) float64 on the CPU; zero where a block is not called or nothing reads what it gives."""
+    return torch.zeros(texts, len(block.kept), dtype=torch.float64) if found is None else found.double().cpu()
