@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 LOCK := --universal --generate-hashes --python-version 3.11 --no-header --quiet
 
-.PHONY: setup reproduce test soak bench lint lock readme
+.PHONY: setup reproduce study test soak bench lint lock readme
 .DEFAULT_GOAL := setup
 
 setup: $(DONE)
@@ -22,6 +22,10 @@ $(DONE): requirements.txt requirements-nodeps.txt pyproject.toml
 
 reproduce: setup
 	$(BIN)/python run_all.py
+
+# Hours on two cores: several trainings of each model, every method. A run that was stopped goes on.
+study: setup
+	$(BIN)/python run_all.py --profile study
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Run the notebooks in order and regenerate every table and figure of a profile.
 
-python run_all.py [--profile auto|paper|local|smoke] [--only NAME,...] [--models NAME,...] [--device ...] [--fresh]
-                  [--list] [--published DIR] [--strict]
+python run_all.py [--profile auto|paper|local|study|smoke] [--only NAME,...] [--models NAME,...] [--device ...]
+                  [--fresh] [--list] [--published DIR] [--strict]
 
 Exit codes: 0 done; 1 a notebook failed; 2 wrong usage, missing assets, or with --strict assets not as accurate as
 published; 130 and 143 interrupted, to be taken up by the same command.
@@ -44,14 +44,14 @@ NOTEBOOKS = (
     "show_pruning_result",
     "pruning_summary",
 )
-# Beyond the paper: run by name alone, `--only NAME`.
-OPTIONAL = ("criteria_comparison", "prune_your_model")
+# Beyond the paper: run by name, `--only NAME`, or where the profile names them, as `study` does.
+OPTIONAL = ("criteria_comparison", "prune_your_model", "claims", "ablations", "stability", "cost_quality")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run_all.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--profile", default="auto", help=f"auto, {', '.join(profile_names())} (default: auto)")
-    parser.add_argument("--only", default=",".join(NOTEBOOKS), metavar="NAME,...", help="these notebooks alone")
+    parser.add_argument("--only", metavar="NAME,...", help="these notebooks alone")
     parser.add_argument("--models", metavar="NAME,...", help="these models of the profile alone")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the first accelerator, else the CPU")
     parser.add_argument("--fresh", action="store_true", help="run finished work again (trained models are kept)")
@@ -77,7 +77,8 @@ def run(asked: argparse.Namespace) -> None:
     """Do what the command line asks for; raises ``UsageError`` and ``RunError``."""
     plan = pipeline.make_plan(
         order=NOTEBOOKS + OPTIONAL,
-        notebooks=names_in("--only", asked.only),
+        notebooks=None if asked.only is None else names_in("--only", asked.only),
+        default=NOTEBOOKS,
         profile=asked.profile,
         models=None if asked.models is None else names_in("--models", asked.models),
         device=asked.device,

@@ -67,16 +67,25 @@ def area(accuracy: pd.Series) -> float:
     return float(np.trapezoid(accuracy, accuracy.index / accuracy.index[-1]))
 
 
-def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """(sample, state) accuracies; each sample draws evaluation texts with replacement, the same for every state.
+def answers(trajectory: Trajectory) -> pd.DataFrame:
+    """(state, text) the share of trials in which a text was classified correctly; 0 or 1 where there is one trial.
 
-    A state is a number of pruned heads that was measured; trials are averaged.
+    A state is a number of pruned heads that was measured; it is the index.
     """
     table = trajectory.table.reset_index(drop=True)
-    states = table.drop_duplicates(["trial", "pruned_heads"])
-    mean = np.stack(
-        [trajectory.correct[rows.index].mean(0) for _, rows in states.groupby("pruned_heads")]  # (state, text)
-    )
+    states = table.drop_duplicates(["trial", "pruned_heads"]).groupby("pruned_heads")
+    return pd.DataFrame({pruned: trajectory.correct[rows.index].mean(0) for pruned, rows in states}).T
+
+
+def text_areas(trajectory: Trajectory) -> np.ndarray:
+    """(text,) the area under each text's own curve, 0 to 1; their mean is the area under the accuracy curve."""
+    by_state = answers(trajectory)
+    return np.trapezoid(by_state.to_numpy(), by_state.index / by_state.index[-1], axis=0)
+
+
+def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.ndarray:
+    """(sample, state) accuracies; each sample draws evaluation texts with replacement, the same for every state."""
+    mean = answers(trajectory).to_numpy()
     texts = mean.shape[1]
     draws = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=samples)
     return draws @ mean.T / texts

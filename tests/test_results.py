@@ -10,7 +10,7 @@ from conftest import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.experiments import results, tables
-from gnorm.experiments.tables import summary_row, summary_table
+from gnorm.experiments.tables import summary_row
 from gnorm.storage.files import write
 from gnorm.trajectory import Trajectory, area, bootstrap, curve, interval, solution
 
@@ -65,11 +65,17 @@ def test_the_verdict_names_the_winner_and_whether_it_is_one():
         "clear": {"greedy_gnorm": trajectory([1.0, 1.0, 0.5]), "random": trajectory([1.0, 0.5, 0.5])},
         "close": {"greedy_gnorm": trajectory([1.0, 0.70, 0.5]), "random": trajectory([1.0, 0.72, 0.5])},
     }
-    verdict = tables.verdict(summary_table(runs)).set_index("model")
-    assert verdict.loc["clear", "largest area"] == "greedy_gnorm"
-    assert verdict.loc["clear", "intervals overlap"] == "no"
-    assert verdict.loc["close", "largest area"] == "random"
-    assert verdict.loc["close", "intervals overlap"] == "yes"
+    winners = tables.winners(runs).set_index("model")
+    assert winners.loc["clear", "largest area"] == "greedy_gnorm"
+    assert winners.loc["clear", "difference"] == pytest.approx(0.25)  # half of the curve's width, 0.5 lower at its end
+    assert winners.loc["clear", "low"] > 0
+    assert winners.loc["close", "largest area"] == "random"
+    assert winners.loc["close", "runner-up"] == "greedy_gnorm"
+    assert winners.loc["close", "low"] < winners.loc["close", "difference"] < winners.loc["close", "high"]
+
+
+def test_a_model_pruned_by_one_method_has_no_winner():
+    assert tables.winners({"bert": {"random": trajectory([1.0, 0.5])}}).empty
 
 
 @pytest.fixture

@@ -78,6 +78,11 @@ def intact_file(profile: str, model: str) -> Path:
     return run_folder(profile) / "intact" / f"{model}.json"
 
 
+def aftermath_folder(profile: str, model: str) -> Path:
+    """How pruned models answer, and what training them further brings."""
+    return run_folder(profile) / "aftermath" / model
+
+
 def stamp_file(profile: str, notebook: str) -> Path:
     """The record of a notebook's last finished run."""
     return run_folder(profile) / "stamps" / f"{notebook}.json"

@@ -53,17 +53,19 @@ class Plan:
 
 def make_plan(
     order: tuple[str, ...],
-    notebooks: Sequence[str],
+    notebooks: Sequence[str] | None,
     profile: str = "auto",
     models: list[str] | None = None,
     device: str | None = None,
     published: str | None = None,
     fresh: bool = False,
     strict: bool = False,
+    default: Sequence[str] = (),
 ) -> Plan:
     """The plan that these names and flags ask for; for the profile "auto", the first line printed says which it is.
 
-    models: all of the profile, if None. device: the first accelerator, else the CPU, if None.
+    notebooks: those that the profile names, if None, or else ``default``. models: all of the profile, if None. device:
+    the first accelerator, else the CPU, if None.
 
     Raises ``UsageError`` for a name that is not known, a device that is not there, published results that cannot be
     read, and a notebook that does not declare its parameters.
@@ -75,6 +77,7 @@ def make_plan(
     try:
         known = read_profile(name)
         models = list(known.models) if models is None else models
+        notebooks = (known.notebooks or default) if notebooks is None else notebooks
         check_models(name, models)
         for notebook in notebooks:
             if notebook not in order:
@@ -176,8 +179,17 @@ def _clear(plan: Plan) -> None:
     for path in paths.results_folder(profile).rglob(f"*{UNFINISHED}*"):
         path.unlink()
     if plan.fresh:
-        journals = [path for model in plan.models for path in paths.journals_folder(profile, model).glob("*.jsonl")]
-        for path in [*journals, *(paths.stamp_file(profile, name) for name in plan.notebooks)]:
+        of_models = [
+            path
+            for model in plan.models
+            for folder, kind in (
+                (paths.journals_folder(profile, model), "**/*.jsonl"),
+                (paths.aftermath_folder(profile, model), "**/*.json"),
+                (paths.results_folder(profile) / model, "seed*/**/*.csv"),  # of repetitions, read where they are there
+            )
+            for path in folder.glob(kind)
+        ]
+        for path in [*of_models, *(paths.stamp_file(profile, name) for name in plan.notebooks)]:
             path.unlink(missing_ok=True)
 
 

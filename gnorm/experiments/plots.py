@@ -13,10 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
 from ..methods import find_method
-from ..trajectory import Trajectory, bootstrap, curve, interval
+from ..trajectory import Trajectory, area, bootstrap, curve, interval
+from .paired import Repeated
 from .published import published_curve
 
 # The line of each method. Okabe and Ito's colours can be told apart by colour-blind readers, line styles in grey.
@@ -32,6 +34,14 @@ LINES: dict[str, dict[str, Any]] = {
     "gnorm_by_text": {"color": "#0072B2", "linestyle": (0, (3, 1)), "linewidth": 1.2},
     "gnorm_cross_entropy": {"color": "#0072B2", "linestyle": ":", "linewidth": 1.8},
     "weight_magnitude": {"color": "#000000", "linestyle": "-.", "linewidth": 1.0},
+    "matched_random": {"color": "#999999", "linestyle": "--", "linewidth": 1.5},
+    "gnorm_once": {"color": "#56B4E9", "linestyle": "-", "linewidth": 1.5},
+    "importance_once": {"color": "#F0C05A", "linestyle": "--", "linewidth": 1.5},
+    "entropy_every_step": {"color": "#66C2A5", "linestyle": "--", "linewidth": 1.5},
+    "fisher": {"color": "#B8860B", "linestyle": ":", "linewidth": 1.8},
+    "output_norm": {"color": "#7F3C8D", "linestyle": "--", "linewidth": 1.5},
+    "flap": {"color": "#7F3C8D", "linestyle": ":", "linewidth": 1.8},
+    "oracle": {"color": "#000000", "linestyle": "-", "linewidth": 1.2},
 }
 
 # matplotlib settings of all figures.
@@ -63,6 +73,10 @@ def _grid(panels: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure,
 def _title(trajectory: Trajectory, model: str) -> str:
     """The model's title in two lines: the model, and its data after "), "."""
     return str(trajectory.info.get("title", model)).replace("), ", ")\n", 1)
+
+
+def _seeds(number: int) -> str:
+    return f"{number} training seed{'s' if number > 1 else ''}"
 
 
 def _caption(figure: Figure, runs: Runs, says: str) -> None:
@@ -317,5 +331,240 @@ def areas(table: pd.DataFrame, profile: str) -> Figure:
     texts = ", ".join(f"{model!s} {rows.texts.iloc[0]}" for model, rows in groups.items())
     figure.supxlabel(
         f"profile {profile}; n = {texts} evaluation texts. Bars: 95 % bootstrap over the texts.", fontsize=7
+    )
+    return figure
+
+
+# How a difference is drawn, by where its interval lies: the mark tells them apart in grey.
+SIDES: dict[str, dict[str, Any]] = {
+    "above 0": {"color": "#0072B2", "marker": "o", "markerfacecolor": "#0072B2"},
+    "across 0": {"color": "#777777", "marker": "o", "markerfacecolor": "white"},
+    "below 0": {"color": "#D55E00", "marker": "s", "markerfacecolor": "#D55E00"},
+}
+
+
+def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, str]]], profile: str) -> Figure:
+    """Differences of areas with their intervals: a panel for each model, a row for each pair (method, baseline).
+
+    table: as ``paired.differences`` returns it. groups: pairs by heading. Where all pairs have the same method, rows
+    are named after the baselines. A pair that a model does not have is left blank.
+    """
+    pairs = [(heading, pair) for heading, of_heading in groups.items() for pair in of_heading]
+    methods = {method for _, (method, _) in pairs}
+    models = list(dict.fromkeys(table.model))
+    figure, axes = _grid(len(models), width=5.2, height=0.23 * (len(pairs) + len(groups)) + 0.9)
+    wanted = {pair for _, pair in pairs}
+    drawn = table[[pair in wanted for pair in zip(table["method"], table["baseline"], strict=True)]]
+    limit = 1.1 * float(drawn[["low", "high"]].abs().to_numpy().max(initial=1e-3))
+    for axis, model in zip(axes, models, strict=True):
+        rows = table[table.model == model].set_index(["method", "baseline"])
+        at, ticks, headings = 0, [], []
+        for k, (heading, pair) in enumerate(pairs):
+            if len(groups) > 1 and (not k or pairs[k - 1][0] != heading):
+                headings.append((at, heading))
+                at += 1
+            names = [find_method(name).title for name in pair]
+            ticks.append((at, names[1] if len(methods) == 1 else " less ".join(names)))
+            if pair in rows.index:
+                row = rows.loc[pair]
+                side = SIDES["above 0" if row.low > 0 else "below 0" if row.high < 0 else "across 0"]
+                axis.plot([row.low, row.high], [at, at], color=side["color"], linewidth=1.8)
+                axis.plot(row.difference, at, markersize=5, linestyle="", **side)
+            at += 1
+        axis.axvline(0, color="black", linewidth=0.9)
+        axis.set_yticks([y for y, _ in ticks], [name for _, name in ticks], fontsize=8)
+        for y, heading in headings:
+            axis.text(-limit, y, heading, fontsize=8, fontweight="bold", va="center")
+        axis.set(ylim=(at - 0.4, -0.6), xlim=(-limit, limit))
+        first = rows.iloc[0]
+        axis.set_title(f"{model} ({_seeds(int(first.seeds))})", fontsize=10)
+    label = (
+        f"area of {find_method(methods.pop()).title} less area of the other"
+        if len(methods) == 1
+        else "difference of areas"
+    )
+    for axis in axes:
+        axis.set_xlabel(label)
+    handles = [
+        Line2D([], [], linestyle="-", markersize=5, label=f"interval {where}", **side) for where, side in SIDES.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    texts = ", ".join(f"{model} {table[table.model == model].texts.iloc[0]}" for model in models)
+    figure.supxlabel(
+        f"profile {profile}; n = {texts} evaluation texts. Bars: 95 % bootstrap over training seeds and texts.",
+        fontsize=7,
+    )
+    return figure
+
+
+def repeated_curves(runs: Mapping[str, Repeated], methods: Iterable[str], profile: str) -> Figure:
+    """Accuracy against pruned heads: a panel for each model, a line for each of ``methods``, the mean over seeds."""
+    methods = list(methods)
+    figure, axes = _grid(len(runs))
+    for axis, (model, by_method) in zip(axes, runs.items(), strict=True):
+        for method in methods:
+            curves = pd.DataFrame([curve(trajectory) for trajectory in by_method[method]])
+            style = LINES.get(method, {})
+            axis.plot(curves.columns, curves.mean(), label=find_method(method).title, **style)
+            axis.fill_between(
+                curves.columns, curves.min(), curves.max(), color=style.get("color"), alpha=0.1, linewidth=0
+            )
+        first = by_method[methods[0]]
+        axis.set_title(f"{_title(first[0], model)}, {_seeds(len(first))}", fontsize=10)
+        _accuracy_axis(axis, int(first[0].start.sum()))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    texts = ", ".join(f"{model} {by_method[methods[0]][0].correct.shape[1]}" for model, by_method in runs.items())
+    figure.supxlabel(
+        f"profile {profile}; n = {texts} evaluation texts. Lines: means over training seeds; bands: all.",
+        fontsize=7,
+    )
+    return figure
+
+
+def seed_areas(runs: Mapping[str, Repeated], profile: str) -> Figure:
+    """Area under the accuracy curve by training seed: a panel for each model, a line for each method."""
+    figure, axes = _grid(len(runs), height=2.8)
+    for axis, (model, methods) in zip(axes, runs.items(), strict=True):
+        for line, (method, trajectories) in zip(LINES.values(), methods.items(), strict=False):
+            style = LINES.get(method, line)
+            values = [area(curve(trajectory)) for trajectory in trajectories]
+            axis.plot(range(len(values)), values, marker="o", markersize=4, label=find_method(method).title, **style)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel="training seed", ylabel="area under the curve")
+        axis.set_title(model, fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    texts = ", ".join(f"{model} {next(iter(methods.values()))[0].correct.shape[1]}" for model, methods in runs.items())
+    figure.supxlabel(f"profile {profile}; n = {texts} evaluation texts", fontsize=7)
+    return figure
+
+
+def scoring_variants(table: pd.DataFrame, profile: str) -> Figure:
+    """Rank correlation and area against the number of scoring texts and the batch size; a line for each model.
+
+    table: as ``stability.scoring_variants`` returns it. Dots are draws, lines their means.
+    """
+    columns = [column for column in ("rank correlation", "area") if column in table and table[column].notna().any()]
+    titles = {"texts": "number of scoring texts", "batch": "texts in a batch"}
+    figure, axes = _grid(2 * len(columns), height=2.8)
+    for axis, (column, varied) in zip(axes, [(c, v) for c in columns for v in titles], strict=True):
+        for line, (model, rows) in zip(
+            LINES.values(), table[table.varied == varied].groupby("model", sort=False), strict=False
+        ):
+            rows = rows.dropna(subset=[column])
+            if rows.empty:
+                continue
+            color = line["color"]
+            axis.plot(rows.number, rows[column], marker="o", markersize=3, linestyle="", color=color, alpha=0.6)
+            means = rows.groupby("number")[column].mean()
+            axis.plot(means.index, means, label=str(model), **line)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted(table[table.varied == varied].number.unique()))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set(xlabel=titles[varied], ylabel=column)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    figure.supxlabel(
+        f"profile {profile}, first training seed; Greedy-Gnorm. Rank correlation (Spearman) of the intact model's "
+        "scores: with those of the most texts, and of the profile's batch size.",
+        fontsize=7,
+    )
+    return figure
+
+
+def cost_quality(table: pd.DataFrame, profile: str, named: Iterable[str]) -> Figure:
+    """Area against seconds of scoring: a panel for each model, a dot for each method with its range over seeds.
+
+    table: as ``tables.method_table`` returns it. named: methods that are marked as in the other figures; the others are
+    grey. The step line is the largest area that can be had for that many seconds.
+    """
+    groups = dict(list(table.groupby("model", sort=False)))
+    figure, axes = _grid(len(groups), height=3.4)
+    marks = dict(zip(named, "osD^vP*X<>", strict=False))
+    for axis, (model, rows) in zip(axes, groups.items(), strict=True):
+        rows = rows.assign(cost=rows["scoring seconds"].clip(lower=1e-3)).sort_values("cost")
+        best = rows["median"].cummax()
+        axis.step(rows.cost, best, where="post", color="#BBBBBB", linewidth=1)
+        for row in rows.to_dict("records"):
+            method = row["method"]
+            color = LINES.get(method, {}).get("color", "#333333") if method in marks else "#AAAAAA"
+            axis.plot([row["cost"]] * 2, [row["minimum"], row["maximum"]], color=color, linewidth=1, alpha=0.7)
+            axis.plot(
+                row["cost"], row["median"], linestyle="", marker=marks.get(method, "."), markersize=6, color=color,
+                label=find_method(method).title if method in marks else None,
+            )  # fmt: skip
+        axis.set_xscale("log")
+        axis.set(xlabel="seconds of scoring in one run", ylabel="area under the curve")
+        axis.set_title(f"{model!s} ({_seeds(int(rows.seeds.iloc[0]))})", fontsize=10)
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    texts = ", ".join(f"{model!s} {rows.texts.iloc[0]}" for model, rows in groups.items())
+    figure.supxlabel(
+        f"profile {profile}; n = {texts} evaluation texts. Dots: median over seeds; bars: smallest to largest.",
+        fontsize=7,
+    )
+    return figure
+
+
+def recovery(table: pd.DataFrame, profile: str) -> Figure:
+    """Accuracy of pruned models and after training them further: a panel for each model, a row for each method.
+
+    table: as ``aftermath.recovery`` returns it.
+    """
+    groups = dict(list(table.groupby("model", sort=False)))
+    figure, axes = _grid(len(groups), width=5.2, height=0.3 * table["method"].nunique() + 1.0)
+    for axis, (model, rows) in zip(axes, groups.items(), strict=True):
+        methods = list(dict.fromkeys(rows["method"]))
+        for at, method in enumerate(methods):
+            of_method = rows[rows["method"] == method]
+            pruned, trained = of_method.pruned.mean(), of_method.trained.mean()
+            axis.plot([pruned, trained], [at, at], color="#999999", linewidth=1.2)
+            axis.plot(of_method.pruned, [at] * len(of_method), ".", color="#D55E00", alpha=0.5, markersize=4)
+            axis.plot(of_method.trained, [at] * len(of_method), ".", color="#0072B2", alpha=0.5, markersize=4)
+            axis.plot(pruned, at, "s", color="#D55E00", markerfacecolor="white", label="pruned" if not at else None)
+            axis.plot(trained, at, "o", color="#0072B2", label="trained for one more epoch" if not at else None)
+        axis.axvline(rows.intact.mean(), color="black", linestyle=":", linewidth=1, label="intact")
+        axis.set_yticks(range(len(methods)), [find_method(method).title for method in methods])
+        axis.invert_yaxis()
+        _in_percent(axis.xaxis)
+        axis.set_xlabel("accuracy")
+        axis.set_title(f"{model!s} ({_seeds(rows.repetition.nunique())})", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    share = table.share.iloc[0]
+    figure.supxlabel(
+        f"profile {profile}; {share:.0%} of the heads removed. Large marks: means over training seeds; dots: each.",
+        fontsize=7,
+    )
+    return figure
+
+
+def calibration(table: pd.DataFrame, profile: str) -> Figure:
+    """Calibration error and agreement with the intact model against heads pruned: a row of panels for each model.
+
+    table: as ``aftermath.answers_of_pruned`` returns it; means over training seeds.
+    """
+    models = list(dict.fromkeys(table.model))
+    columns = ("calibration error", "agreement")
+    figure, axes = _grid(2 * len(models), height=2.6)
+    for axis, (model, column) in zip(axes, [(m, c) for m in models for c in columns], strict=True):
+        of_model = table[table.model == model]
+        for line, (method, rows) in zip(LINES.values(), of_model.groupby("method", sort=False), strict=False):
+            means = rows.groupby("share")[column].mean()
+            style = LINES.get(str(method), line)
+            axis.plot(means.index, means, marker="o", markersize=3, label=find_method(str(method)).title, **style)
+        for side in (axis.xaxis, axis.yaxis):
+            _in_percent(side)
+        axis.set(xlabel="heads pruned", ylabel=column)
+        axis.set_title(model, fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.supxlabel(
+        f"profile {profile}; means over training seeds. Agreement: texts that get the intact model's answer.",
+        fontsize=7,
     )
     return figure

@@ -134,12 +134,30 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How far a study goes beside its methods.
+
+    texts, batches: numbers of scoring texts, and batch sizes, that Greedy-Gnorm is repeated with. draws: how often for
+    each number of texts but the largest. varied: the models that are pruned with each; on the others, scores alone are
+    compared. tuned: the models that are trained further after pruning; tuned_seeds: how many repetitions of each.
+    """
+
+    texts: list[int] = field(default_factory=lambda: [16, 64, 128])
+    batches: list[int] = field(default_factory=lambda: [8, 32])
+    draws: int = 1
+    varied: list[str] = field(default_factory=list)
+    tuned: list[str] = field(default_factory=lambda: ["bert", "albert", "roberta", "xlm-roberta"])
+    tuned_seeds: int = 1
+
+
+@dataclass(frozen=True)
 class Profile:
     """A profile file: which models, which data, which sizes.
 
     protocol: "held out", the default, demands different splits for scoring and measuring; "paper" follows the paper,
     which uses the same split (docs/protocol.md). inspected: data sets that are shown and not used. notebooks: those to
-    run, where it is not the paper's. extends: the profile whose file this one adds to, table by table.
+    run, where they are not the paper's. study: how far a study goes. extends: the profile whose file this one adds to,
+    table by table.
     """
 
     description: str
@@ -147,6 +165,7 @@ class Profile:
     protocol: Literal["held out", "paper"] = "held out"
     inspected: list[DataSet] = field(default_factory=list)
     notebooks: list[str] = field(default_factory=list)
+    study: Extent = field(default_factory=Extent)
     extends: str = ""
     name: str = ""
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS, find_method
@@ -26,15 +27,27 @@ def intact(task: Task, fresh: bool = False) -> dict[str, Any]:
     It is kept in the profile's run folder and measured again where the task's model, data, sizes or engine changed, or
     ``fresh`` asks for it. Raises ``OSError`` where it cannot be written.
     """
-    path = intact_file(task.profile, task.name)
+    return kept(
+        intact_file(task.profile, task.name),
+        task.hash,
+        lambda: {"accuracy": task.accuracy, "texts": task.num_texts("evaluation")},
+        fresh,
+    )
+
+
+def kept(path: Path, of: str, measure: Callable[[], dict[str, Any]], fresh: bool = False) -> dict[str, Any]:
+    """What ``measure`` gave earlier, where ``path`` holds it and it was measured of the same; else measured and kept.
+
+    of: a digest of everything that it depends on. Raises ``OSError`` where it cannot be written.
+    """
     try:
-        kept = json.loads(path.read_text("utf-8"))
-        if not fresh and kept["task"] == task.hash:
-            return {"accuracy": float(kept["accuracy"]), "texts": int(kept["texts"])}
+        found = json.loads(path.read_text("utf-8"))
+        if not fresh and found["task"] == of:
+            return dict(found["measured"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # never measured, or not readable
-    measured = {"accuracy": task.accuracy, "texts": task.num_texts("evaluation")}
-    write_json(path, {"task": task.hash, **measured})
+    measured = measure()
+    write_json(path, {"task": of, "measured": measured})
     return measured
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..trajectory import NEAR_TIE, Trajectory, area, area_interval, curve
+from .paired import Repeated, differences
 from .published import published_area
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads pruned: the points at which the paper's tables read the curves
@@ -54,24 +55,58 @@ def closeness_table(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
     )
 
 
-def verdict(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for every model of a ``summary_table`` with several methods: the largest area and the runner-up.
+def winners(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
+    """A row for every model of ``runs[model][method]`` with several methods: the largest area and the runner-up.
 
-    "intervals overlap" says whether the intervals of the two areas overlap.
+    difference: how much larger the area is, on the same texts; low, high: its 95 % bootstrap interval over the texts.
     """
     rows = []
-    for model, group in table.groupby("model", sort=False):
-        ranked = group.sort_values("area", ascending=False)
-        if len(ranked) > 1:
-            first, second = ranked.iloc[0], ranked.iloc[1]
-            rows.append(
+    for model, methods in runs.items():
+        ranked = sorted(methods, key=lambda method: -area(curve(methods[method])))[:2]
+        if len(ranked) < 2:
+            continue
+        first, second = ranked
+        (found,) = differences({model: {m: [methods[m]] for m in ranked}}, [[(first, second)]]).to_dict("records")
+        rows.append(
+            {
+                "model": model,
+                "largest area": first,
+                "area": area(curve(methods[first])),
+                "runner-up": second,
+                "its area": area(curve(methods[second])),
+                **{name: found[name] for name in ("difference", "low", "high")},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def method_table(runs: Mapping[str, Repeated]) -> pd.DataFrame:
+    """A row for every model and method of repeated runs, the largest median area first.
+
+    minimum, median, maximum: of the area under the accuracy curve over training seeds. scoring seconds, seconds: of one
+    run, in the criterion and with accuracy after every step; the median over seeds, as measured.
+    """
+    rows = []
+    for model, methods in runs.items():
+        of_model = []
+        for method, trajectories in methods.items():
+            areas = [area(curve(trajectory)) for trajectory in trajectories]
+            seconds = {
+                name.replace("_", " "): float(np.median([trajectory.info[name] for trajectory in trajectories]))
+                for name in ("scoring_seconds", "seconds")
+            }
+            of_model.append(
                 {
                     "model": model,
-                    "largest area": first.method,
-                    "area": first.area,
-                    "runner-up": second.method,
-                    "its area": second.area,
-                    "intervals overlap": "yes" if first.area_low <= second.area_high else "no",
+                    "method": method,
+                    "minimum": min(areas),
+                    "median": float(np.median(areas)),
+                    "maximum": max(areas),
+                    "seeds": len(areas),
+                    "texts": trajectories[0].correct.shape[1],
+                    "trials": trajectories[0].info["trials"],
+                    **seconds,
                 }
             )
+        rows += sorted(of_model, key=lambda row: -row["median"])
     return pd.DataFrame(rows)

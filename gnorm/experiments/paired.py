@@ -1,0 +1,111 @@
+"""Paired differences of areas: the statistics that decide between two methods (docs/protocol.md).
+
+Two methods are compared on the same trained models and the same evaluation texts. The area under the accuracy curve is
+a mean over texts, so everything here starts from each text's own area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from ..trajectory import Trajectory, interval, text_areas
+
+COLUMNS = ("model", "method", "baseline", "difference", "low", "high", "p", "p_holm", "seeds", "texts")
+
+Repeated = Mapping[str, Sequence[Trajectory]]  # by method, a trajectory for each training seed
+Family = tuple[str, Sequence[tuple[str, str]]]  # a model, and pairs (method, baseline) whose p-values belong together
+
+
+def bootstrap_means(areas: np.ndarray, samples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """(sample, method) means of areas (method, seed, text), resampled on two levels.
+
+    Each sample draws training seeds with replacement, and for each drawn seed evaluation texts with replacement. All
+    methods meet the same draws, so differences between columns are paired.
+    """
+    methods, seeds, texts = areas.shape
+    generator = np.random.default_rng(seed)
+    by_text = areas.transpose(2, 1, 0).reshape(texts, seeds * methods)
+    means = np.zeros((samples, methods))
+    for _ in range(seeds):
+        drawn = generator.integers(seeds, size=samples)
+        weights = generator.multinomial(texts, np.full(texts, 1 / texts), size=samples)
+        of_every_seed = (weights @ by_text / texts).reshape(samples, seeds, methods)
+        means += of_every_seed[np.arange(samples), drawn]
+    return means / seeds
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """The two-sided p-value of a mean difference, exact, under differences (seed,) whose signs are arbitrary.
+
+    The smallest that n seeds can give is 2 / 2^n: 0.0625 for five, 0.25 for three, 1 for one.
+    """
+    if len(differences) < 2:
+        return 1.0
+    test = scipy.stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=2**16)
+    return min(1.0, float(np.asarray(test.pvalue)))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """p-values (comparison,) corrected for their number by Holm's step-down method."""
+    values = np.asarray(p, dtype=float)
+    order = values.argsort()
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty_like(values)
+    corrected[order] = steps.clip(max=1)
+    return corrected
+
+
+def differences(runs: Mapping[str, Repeated], families: Iterable[Sequence[tuple[str, str]]]) -> pd.DataFrame:
+    """A row for every model and pair (method, baseline): the area of the method less that of the baseline.
+
+    difference: the mean over seeds of area(method) less area(baseline). low, high: its 95 % interval by
+    ``bootstrap_means``. p: by ``sign_flip`` over the seeds. p_holm: corrected over the pairs of a family that this
+    model has. A pair is left out where a model has not been pruned by both methods.
+
+    Raises ``ValueError`` where two methods were not measured on the same texts and seeds.
+    """
+    families = [list(pairs) for pairs in families]
+    rows: list[dict[str, Any]] = []
+    for model, methods in runs.items():
+        areas = _areas(model, methods)
+        names = list(methods)
+        means = bootstrap_means(areas)
+        by_seed = areas.mean(2)  # (method, seed)
+        for pairs in families:
+            family = []
+            for method, baseline in pairs:
+                if method in methods and baseline in methods:
+                    one, other = names.index(method), names.index(baseline)
+                    low, high = interval(means[:, one] - means[:, other])
+                    gains = by_seed[one] - by_seed[other]
+                    numbers = (gains.mean(), float(low), float(high), sign_flip(gains), 1.0, *areas.shape[1:])
+                    family.append(dict(zip(COLUMNS, (model, method, baseline, *numbers), strict=True)))
+            for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+                rows.append(row | {"p_holm": float(corrected)})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _areas(model: str, methods: Repeated) -> np.ndarray:
+    """(method, seed, text) area of every text under every method."""
+    try:
+        return np.stack([[text_areas(trajectory) for trajectory in of_method] for of_method in methods.values()])
+    except ValueError:
+        sizes = {name: [trajectory.correct.shape[1] for trajectory in runs] for name, runs in methods.items()}
+        raise ValueError(f"{model}: methods were not measured on the same seeds and texts: {sizes}.") from None
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """Whether a claim that one method beats another holds, from the rows of ``differences`` for it, one for each model.
+
+    The rule, written before the runs: "supported" where the interval lies above 0 on at least three of the models and
+    below 0 on none; "contradicted" where it lies below 0 on at least two; else "open".
+    """
+    above, below = int((table.low > 0).sum()), int((table.high < 0).sum())
+    if above >= 3 and not below:
+        return "supported"
+    return "contradicted" if below >= 2 else "open"

@@ -1,0 +1,54 @@
+"""How much Greedy-Gnorm depends on which texts it is scored on, on how many, and on how they are batched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from ..scoring import gnorm_scores
+from ..trajectory import area, curve
+from . import runs, tasks
+from .profiles import Extent, repetitions
+
+METHOD = "greedy_gnorm"
+
+
+def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.DataFrame:
+    """A row for every model and every number and draw of scoring texts and every batch size.
+
+    Columns model, varied ("texts" or "batch"), number, draw, rank correlation, area. The rank correlation (Spearman) is
+    that of the intact model's scores with those of the largest number of texts, or with those of the profile's own
+    batch size. area: under the curve of Greedy-Gnorm scored this way; missing for models that the extent does not name.
+    The first training seed. Trajectories that are missing are run first. Raises as ``runs.trajectories`` does.
+    """
+    rows = []
+    for model in models:
+        name = repetitions(profile, model)[0]
+        own = tasks.load(profile, name).spec.scoring
+        most = max(extent.texts)
+        of_texts = [
+            ("texts", number, draw, f"{name}/texts{number}" + (f"/draw{draw}" if draw else ""))
+            for number in extent.texts
+            for draw in (range(1, extent.draws + 1) if number < most else (0,))
+        ]
+        of_batch = [("batch", number, 0, f"{name}/batch{number}") for number in extent.batches]
+        reference = {"texts": _scores(profile, f"{name}/texts{most}"), "batch": _scores(profile, name)}
+        for varied, number, draw, variant in of_texts + of_batch:
+            variant = name if varied == "batch" and number == own.batch else variant
+            rho = spearmanr(_scores(profile, variant), reference[varied]).statistic
+            row = {"model": model, "varied": varied, "number": number, "draw": draw, "rank correlation": float(rho)}
+            if model in extent.varied:
+                found = runs.trajectories(profile, [variant], [METHOD])[variant][METHOD]
+                row["area"] = area(curve(found))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _scores(profile: str, name: str) -> Tensor:
+    """(head,) G-norm of the heads of an intact model, those that score -inf lowest."""
+    task = tasks.load(profile, name)
+    return torch.nan_to_num(gnorm_scores(task.model, task.batches("scoring")).flatten(), neginf=-1e300)
