@@ -1,6 +1,6 @@
-"""Write the generated parts of README.md and docs/results.md from the committed results: python tools/pages.py
+"""Write the generated parts of README.md and of pages of docs from the committed results: python tools/pages.py
 
-A generated part lies between two markers. It is made from experiments_results/local, from benchmarks/results and from
+A generated part lies between two markers. It is made from experiments_results, from benchmarks/results and from
 the notebooks. A test fails while a part is stale.
 """
 
@@ -15,7 +15,9 @@ from typing import Any
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+import findings
 
 from gnorm import METHODS
 from gnorm.methods import find_method
@@ -75,8 +77,8 @@ def winners(name: str) -> dict[str, str]:
     """Model -> a sentence that says which method has the largest area."""
     return {
         row.model: f"{find_method(row['largest area']).title} has the largest area ({row.area:.3f}), before "
-        f"{find_method(row['runner-up']).title} ({row['its area']:.3f}); their intervals "
-        f"{'overlap' if row['intervals overlap'] == 'yes' else 'do not overlap'}."
+        f"{find_method(row['runner-up']).title} ({row['its area']:.3f}); {row.difference:.3f} more on the same texts "
+        f"({row.low:+.3f} to {row.high:+.3f})."
         for _, row in read_table(name).iterrows()
     }
 
@@ -138,6 +140,8 @@ def of_readme() -> str:
             f"{how_made()} Each cell is {AREA}:",
             area_table("all_methods"),
             as_list({model: f"{about} {largest[model]}" for model, about in models().items()}),
+            "Do the paper's conclusions hold? From several trainings ([findings](docs/findings.md), profile `study`):",
+            findings.in_five_lines(),
             speed(),
         ]
     )
@@ -162,13 +166,18 @@ def of_results() -> str:
             area_table("criteria_comparison"),
             as_list(winners("criteria_winners")),
             "## The notebooks",
-            "The last two are beyond the paper and run by name alone, with `--only`.",
+            "The last six are beyond the paper; `--only` runs them, and `--profile study` the last four.",
             notebooks_table(),
         ]
     )
 
 
-PAGES: dict[str, Callable[[], str]] = {"README.md": of_readme, "docs/results.md": of_results}  # path -> generated part
+# path -> generated part
+PAGES: dict[str, Callable[[], str]] = {
+    "README.md": of_readme,
+    "docs/results.md": of_results,
+    "docs/findings.md": findings.page,
+}
 
 
 def page(path: str, text: str) -> str:

@@ -113,3 +113,13 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+CONTROLS = ("random", "matched_random", "gnorm_shuffled_weights", "importance_shuffled_labels", "oracle")
+
+
+def recommended(methods: pd.DataFrame) -> str:
+    """The method to prune one's own model by, from a ``tables.method_table``: the largest median area over training
+    seeds, in the mean over models, of the methods that every model was pruned by. ``CONTROLS`` are none to prune by."""
+    wide = methods.pivot(index="method", columns="model", values="median").dropna()
+    return str(wide.drop(index=[name for name in CONTROLS if name in wide.index]).mean(axis=1).idxmax())

@@ -1,0 +1,277 @@
+"""The text of docs/findings.md, from the tables of profile study and findings.md.j2; tools/pages.py writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from gnorm.experiments import claims
+from gnorm.experiments.claims import CLAIMS, FACTORS, QUESTIONS, Claim
+from gnorm.methods import find_method
+
+RESULTS = Path(__file__).resolve().parents[1] / "experiments_results" / "study"
+
+
+def read(name: str) -> pd.DataFrame:
+    return pd.read_csv(RESULTS / "tables" / f"{name}.csv")
+
+
+def title(method: str) -> str:
+    return find_method(method).title
+
+
+def listed(words: Iterable[str]) -> str:
+    """ "a", "a and b", "a, b and c"; "none" for nothing."""
+    words = list(words)
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "none"
+
+
+def cell(row: Any) -> str:
+    """A difference with its interval, in bold where the interval keeps clear of 0."""
+    text = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+    return f"**{text}**" if row.low > 0 or row.high < 0 else text
+
+
+def matrix(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> str:
+    """Differences, a row for each pair and a column for each model."""
+    models = list(dict.fromkeys(table.model))
+    rows = []
+    for method, baseline in pairs:
+        found = claims.comparison(table, method, baseline).set_index("model")
+        cells = [cell(found.loc[model]) if model in found.index else "not run" for model in models]
+        rows.append([f"{title(method)} less {title(baseline)}", *cells])
+    return pd.DataFrame(rows, columns=["difference of areas (95 %)", *models]).to_markdown(index=False)
+
+
+def sides(table: pd.DataFrame, method: str, baseline: str) -> tuple[list[str], list[str], list[str]]:
+    """The models whose interval lies above 0, across it, and below it."""
+    found = claims.comparison(table, method, baseline)
+    above, below = found[found.low > 0], found[found.high < 0]
+    across = found[(found.low <= 0) & (found.high >= 0)]
+    return list(above.model), list(across.model), list(below.model)
+
+
+def in_words(table: pd.DataFrame, method: str, baseline: str) -> str:
+    """On which models a method keeps more accuracy than another, and on which less."""
+    above, across, below = sides(table, method, baseline)
+    parts = [
+        f"{what} on {listed(models)}"
+        for what, models in (("more", above), ("less", below), ("no settled difference", across))
+        if models
+    ]
+    return f"beside {title(baseline)}: {'; '.join(parts)}"
+
+
+def verdict_of(table: pd.DataFrame, claim: Claim) -> str:
+    return str(claims.verdicts(table, [claim]).verdict.iloc[0])
+
+
+def about_claim(table: pd.DataFrame, claim: Claim) -> str:
+    found = claims.verdicts(table, [claim])
+    single = "; ".join(f"{title(row.baseline)}: {row['of this comparison']}" for _, row in found.iterrows())
+    parts = [
+        f"### {claim.name}. {claim.says}: {found.verdict.iloc[0]}",
+        matrix(table, [(claim.method, other) for other in claim.others]),
+    ]
+    return "\n\n".join([*parts, f"By comparison: {single}."] if len(claim.others) > 1 else parts)
+
+
+def means(methods: pd.DataFrame) -> pd.Series:
+    """The mean over models of the median area, of the methods that every model was pruned by, largest first."""
+    return methods.pivot(index="method", columns="model", values="median").dropna().mean(axis=1).sort_values()[::-1]
+
+
+def ranking(methods: pd.DataFrame) -> str:
+    return ", ".join(f"{title(name)} {value:.3f}" for name, value in means(methods).items())
+
+
+def recommendation(table: pd.DataFrame, methods: pd.DataFrame) -> str:
+    best, mean = claims.recommended(methods), means(methods)
+    if best == "greedy_gnorm":
+        return (
+            f"To prune a model of one's own we would take Greedy-Gnorm: its mean area is the largest, {mean[best]:.3f}."
+        )
+    above, across, below = sides(table, "greedy_gnorm", best)
+    settled = [f"less on {listed(below)}"] if below else []
+    settled += [f"more on {listed(above)}"] if above else []
+    settled += [f"no settled difference on {listed(across)}"] if across else []
+    return (
+        f"To prune a model of one's own we would take {title(best)}: the mean of its areas over the models is the "
+        "largest, "
+        f"{mean[best]:.3f}, where Greedy-Gnorm has {mean['greedy_gnorm']:.3f}. Beside it Greedy-Gnorm keeps "
+        f"{'; '.join(settled)}."
+    )
+
+
+def in_five_lines() -> str:
+    """What the README says of the study."""
+    table, methods = read("differences"), read("methods")
+    lines = [
+        f"- **{claim.name}. {claim.says}: {verdict_of(table, claim)}.** Greedy-Gnorm keeps "
+        + ". It keeps ".join(in_words(table, claim.method, other) for other in claim.others[:2])
+        + "."
+        for claim in CLAIMS
+    ]
+    matched = QUESTIONS[0]
+    lines.append(
+        f"- **{matched.says}: {verdict_of(table, matched)}.** It keeps "
+        f"{in_words(table, matched.method, matched.others[0])}."
+    )
+    return "\n".join([*lines, f"- {recommendation(table, methods)}"])
+
+
+def by_model(column: str, table: pd.DataFrame) -> str:
+    """ "bert 3, albert 5": the first value of a column, by model."""
+    return ", ".join(f"{model} {rows[column].iloc[0]}" for model, rows in table.groupby("model", sort=False))
+
+
+def methods_by_model(methods: pd.DataFrame) -> str:
+    return ", ".join(f"{model} {len(rows)}" for model, rows in methods.groupby("model", sort=False))
+
+
+def factors(table: pd.DataFrame) -> str:
+    """What each change of the paper's choice does, in a list."""
+    lines = []
+    for factor, variants in FACTORS.items():
+        words = []
+        for variant in variants:
+            above, _, below = sides(table, "greedy_gnorm", variant)
+            if above or below:
+                gains = [f"worse on {listed(above)}"] if above else []
+                gains += [f"better on {listed(below)}"] if below else []
+                words.append(f"{title(variant)}: {', '.join(gains)}")
+        lines.append(f"- **{factor}**: {'; '.join(words) if words else 'no settled difference on any model'}.")
+    return "\n".join(lines)
+
+
+def spread(methods: pd.DataFrame) -> str:
+    """How far areas lie apart over training seeds."""
+    rows = methods[methods["method"] == "greedy_gnorm"]
+    return "; ".join(f"{row.model} {row.minimum:.3f} to {row.maximum:.3f}" for row in rows.itertuples())
+
+
+def scoring_texts() -> str:
+    table = read("scoring_variants")
+    by_texts = table[table.varied == "texts"]
+    lines = []
+    for model, rows in by_texts.groupby("model", sort=False):
+        rho = rows.groupby("number")["rank correlation"].mean()
+        lines.append(f"{model} " + ", ".join(f"{value:.2f} with {number}" for number, value in list(rho.items())[:-1]))
+    return (
+        f"Rank correlation of the intact model's scores with those of {int(by_texts.number.max())} scoring texts "
+        "(mean over "
+        f"draws): {'; '.join(lines)}."
+    )
+
+
+def area_of_variants() -> str:
+    table = read("scoring_variants").dropna(subset=["area"])
+    lines = []
+    for varied, what in (("texts", "numbers and draws of scoring texts"), ("batch", "batch sizes")):
+        of_kind = table[table.varied == varied]
+        ranges = "; ".join(
+            f"{model} {rows.area.min():.3f} to {rows.area.max():.3f}"
+            for model, rows in of_kind.groupby("model", sort=False)
+        )
+        lines.append(f"Areas of Greedy-Gnorm over {what}, one training: {ranges}.")
+    return " ".join(lines)
+
+
+def after_training() -> str:
+    table = read("recovery")
+    shown = table.groupby(["model", "method"], sort=False)[["intact", "pruned", "trained"]].mean().reset_index()
+    shown["method"] = [title(name) for name in shown["method"]]
+    return shown.to_markdown(index=False, floatfmt=".3f")
+
+
+def spread_after_training() -> str:
+    table = read("recovery").groupby(["model", "method"])[["pruned", "trained"]].mean()
+    gaps = table.groupby("model").agg(lambda values: values.max() - values.min())
+    return "; ".join(f"{model} {row.pruned:.3f} before and {row.trained:.3f} after" for model, row in gaps.iterrows())
+
+
+def how_they_answer() -> str:
+    table = read("answers")
+    half = table[table.share.isin([0.0, 0.5])]
+    wide = (
+        half.groupby(["model", "method", "share"], sort=False)[["accuracy", "calibration error", "agreement"]]
+        .mean()
+        .reset_index()
+    )
+    intact = wide[wide.share == 0].drop_duplicates("model").assign(method="intact")
+    pruned = wide[wide.share == 0.5].assign(method=lambda rows: [title(name) for name in rows["method"]])
+    rows = pd.concat(
+        [pd.concat([intact[intact.model == m], pruned[pruned.model == m]]) for m in dict.fromkeys(wide.model)]
+    )
+    return rows.drop(columns="share").to_markdown(index=False, floatfmt=".3f")
+
+
+def published_dip() -> str:
+    table = read("published_layers")
+    return table.drop(columns=["model"]).to_markdown(index=False, floatfmt=".1f")
+
+
+def local_dips() -> str:
+    """Where Greedy-Gnorm lies below random pruning on the models here, and what matched random does there."""
+    lines = []
+    for model, rows in read("dips").groupby("model", sort=False):
+        below = rows[rows.greedy_gnorm < rows.random - 0.005]
+        if below.empty:
+            lines.append(f"- **{model}**: at no tenth of the heads.")
+            continue
+        worst = below.loc[(below.greedy_gnorm - below.random).idxmin()]
+        lines.append(
+            f"- **{model}**: at {listed(f'{share:.0%}' for share in below['share pruned'])} pruned; most at "
+            f"{worst['share pruned']:.0%}: {worst.greedy_gnorm:.3f}, matched random {worst.matched_random:.3f}, random "
+            f"{worst.random:.3f}; the last layer has {worst['last layer']:.1f} heads left, {worst['empty']:.1f} "
+            "layers are empty."
+        )
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/findings.md below its heading: tools/findings.md.j2, filled in."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.globals |= {function.__name__: function for function in PARTS}
+    return (
+        environment.get_template("findings.md.j2")
+        .render(
+            table=read("differences"),
+            methods=read("methods"),
+            claims=CLAIMS,
+            questions=QUESTIONS,
+            others=[("greedy_gnorm", name) for name in OTHERS],
+            recommended=claims.recommended(read("methods")),
+            tables="../experiments_results/study/tables",
+            figures="../figures/study",
+        )
+        .rstrip()
+    )
+
+
+OTHERS = ("head_importance", "output_saliency", "fisher", "output_norm", "flap", "hies", "weight_magnitude", "oracle")
+
+PARTS = (
+    by_model,
+    methods_by_model,
+    in_five_lines,
+    about_claim,
+    factors,
+    matrix,
+    ranking,
+    recommendation,
+    spread,
+    scoring_texts,
+    area_of_variants,
+    after_training,
+    spread_after_training,
+    how_they_answer,
+    published_dip,
+    local_dips,
+)
