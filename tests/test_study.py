@@ -1,0 +1,181 @@
+"""The study, small, through the real run_all.py: every method, two training seeds, and what is made of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from pipeline import ROOT, call
+
+from gnorm.experiments import claims, results
+from gnorm.experiments.layers import published_layers
+from gnorm.experiments.profiles import read_profile, repetitions
+from gnorm.methods import METHODS, MORE_METHODS
+from gnorm.trajectory import area, curve
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import findings
+
+NOTEBOOKS = read_profile("study").notebooks
+ARGUMENTS = ("--profile", "smoke", "--models", "albert", "--only", ",".join(NOTEBOOKS))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    output = tmp_path_factory.mktemp("study")
+    done = call(*ARGUMENTS, output=output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+@pytest.fixture
+def folder(study, monkeypatch):
+    monkeypatch.setenv("GNORM_OUTPUT", str(study))
+    return study / "experiments_results" / "smoke"
+
+
+def table(folder, name):
+    return pd.read_csv(folder / "tables" / f"{name}.csv")
+
+
+def test_every_method_pruned_every_training(folder):
+    assert repetitions("smoke", "albert") == ["albert/seed0", "albert/seed1"]
+    for name in repetitions("smoke", "albert"):
+        for method in METHODS | MORE_METHODS:
+            run = results.load_trajectory("smoke", name, method)
+            assert run.table.pruned_heads.max() == 4
+            assert run.info["weights"]["recipe"]["seed"] == int(name[-1])
+
+
+def test_matched_random_takes_the_layers_of_greedy_gnorm(folder):
+    greedy, matched = (results.load_trajectory("smoke", "albert/seed0", m) for m in ("greedy_gnorm", "matched_random"))
+    layers = [layer for layer, _ in greedy.order()]
+    assert [[layer for layer, _ in matched.order(trial)] for trial in range(3)] == [layers] * 3
+
+
+def test_differences_are_those_of_the_trajectories(folder):
+    rows = table(folder, "differences")
+    expected = {pair for family in claims.families() for pair in family}
+    assert set(zip(rows["method"], rows.baseline)) == expected
+    for row in rows.to_dict("records"):
+        gains = []
+        for name in repetitions("smoke", "albert"):
+            one, other = (area(curve(results.load_trajectory("smoke", name, row[m]))) for m in ("method", "baseline"))
+            gains.append(one - other)
+        assert row["difference"] == pytest.approx(np.mean(gains), abs=1e-9)
+        assert row["low"] <= row["difference"] + 1e-9
+        assert row["high"] >= row["difference"] - 1e-9
+        assert (row["seeds"], row["texts"]) == (2, 64)
+        assert row["p"] in (0.5, 1.0)  # of two seeds
+        assert row["p"] <= row["p_holm"] <= 1
+
+
+def test_verdicts_follow_the_rule(folder):
+    rows = table(folder, "differences")
+    for name, asked in (("claims", claims.CLAIMS), ("questions", claims.QUESTIONS)):
+        saved = table(folder, name)
+        pd.testing.assert_frame_equal(saved, claims.verdicts(rows, asked))
+        assert "supported" not in set(saved.verdict)  # one model is not three
+
+
+def test_scoring_texts_and_batches_are_varied(folder):
+    rows = table(folder, "scoring_variants").set_index(["varied", "number", "draw"])
+    assert list(rows.index) == [("texts", 8, 1), ("texts", 24, 0), ("batch", 4, 0), ("batch", 8, 0)]
+    assert rows.loc[("texts", 24, 0), "rank correlation"] == pytest.approx(1)
+    assert rows.loc[("batch", 8, 0), "rank correlation"] == pytest.approx(1)  # the profile's own
+    own, varied = (
+        results.load_trajectory("smoke", name, "greedy_gnorm") for name in ("albert/seed0", "albert/seed0/texts8/draw1")
+    )
+    assert rows.loc[("batch", 8, 0), "area"] == pytest.approx(area(curve(own)))
+    assert rows.loc[("texts", 8, 1), "area"] == pytest.approx(area(curve(varied)))
+    assert (own.info["scoring_texts"], varied.info["scoring_texts"]) == (24, 8)
+
+
+def test_pruned_models_are_asked_and_trained_further(folder):
+    answers = table(folder, "answers")
+    intact = answers[answers.share == 0]
+    assert (intact.agreement == 1).all()
+    for row in answers[answers.share == 0.5].to_dict("records"):
+        run = results.load_trajectory("smoke", row["repetition"], row["method"])
+        assert row["accuracy"] == pytest.approx(run.table[run.table.pruned_heads == 2].accuracy.iloc[0])
+    recovery = table(folder, "recovery")
+    assert set(recovery.repetition) == {"albert/seed0"}  # the profile tunes one
+    assert recovery["method"].is_unique
+    assert (recovery.intact == recovery.intact[0]).all()
+    assert (recovery.trained != recovery.pruned).any()
+
+
+def test_figures_are_there(study):
+    for name in (
+        *("claims", "questions", "curves", "matched_random", "ablations", "when_scored", "other_criteria"),
+        *("training_seeds", "scoring_variants", "sanity_checks", "cost_quality", "recovery", "calibration"),
+    ):
+        assert (study / "figures" / "smoke" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_findings_are_written_from_the_tables(folder, monkeypatch, tmp_path):
+    shutil.copytree(folder / "tables", tmp_path / "tables")
+    order = pd.DataFrame(
+        [("roberta", k + 1, k // 4, k % 4) for k in range(8)], columns=["model", "step", "layer", "head"]
+    )
+    order.to_csv(tmp_path / "order.csv", index=False)
+    left = published_layers(tmp_path / "order.csv")
+    assert left["layer 0"].tolist()[:3] == [4, 3, 2]
+    assert left["empty layers"].tolist()[5] == "0"
+    left.to_csv(tmp_path / "tables" / "published_layers.csv", index=False)
+    monkeypatch.setattr(findings, "RESULTS", tmp_path)
+    text = findings.page()
+    for claim in claims.CLAIMS + claims.QUESTIONS:
+        assert f"### {claim.name}. {claim.says}: " in text
+    rows = table(folder, "differences").set_index(["method", "baseline"])
+    assert f"{rows.loc[('greedy_gnorm', 'random')].difference:+.3f} (" in text
+    assert claims.recommended(table(folder, "methods")) in text
+
+
+def test_a_second_run_does_nothing(study):
+    again = call(*ARGUMENTS, output=study)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("unchanged, not run again") == len(NOTEBOOKS)
+
+
+MEASURED = ("methods", "cost_quality")  # tables with seconds in them
+
+
+def files(output):
+    """Every table, trajectory and figure, by path, but for what holds seconds."""
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.suffix in (".csv", ".npz", ".md", ".tex", ".png", ".pdf")
+        and ".run" not in path.parts
+        and path.stem not in MEASURED
+    }
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("written", [1, 25, 70, 82])
+def test_a_killed_study_goes_on_to_the_same_files(written, study, tmp_path):
+    """Killed, with its kernel, when so many trajectories are there: at the first, among seeds, in another notebook."""
+    command = [sys.executable, str(ROOT / "run_all.py"), *ARGUMENTS]
+    environment = os.environ | {"GNORM_OUTPUT": str(tmp_path)}
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 250
+        while len(list(tmp_path.glob("experiments_results/smoke/albert/**/*.csv"))) < written:
+            assert run.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for process in [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]:
+            process.kill()
+        run.wait()
+    done = call(*ARGUMENTS, output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found, expected = files(tmp_path), files(study)
+    assert found.keys() == expected.keys()
+    assert [path for path in expected if found[path] != expected[path]] == []
