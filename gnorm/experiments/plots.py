@@ -352,7 +352,8 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
     pairs = [(heading, pair) for heading, of_heading in groups.items() for pair in of_heading]
     methods = {method for _, (method, _) in pairs}
     models = list(dict.fromkeys(table.model))
-    figure, axes = _grid(len(models), width=5.2, height=0.23 * (len(pairs) + len(groups)) + 0.9)
+    height = 0.23 if len(methods) == 1 else 0.32  # of a row, whose name takes one line or two
+    figure, axes = _grid(len(models), width=5.2, height=height * (len(pairs) + len(groups)) + 0.9)
     wanted = {pair for _, pair in pairs}
     drawn = table[[pair in wanted for pair in zip(table["method"], table["baseline"], strict=True)]]
     limit = 1.1 * float(drawn[["low", "high"]].abs().to_numpy().max(initial=1e-3))
@@ -364,7 +365,7 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
                 headings.append((at, heading))
                 at += 1
             names = [find_method(name).title for name in pair]
-            ticks.append((at, names[1] if len(methods) == 1 else " less ".join(names)))
+            ticks.append((at, names[1] if len(methods) == 1 else "\nless ".join(names)))
             if pair in rows.index:
                 row = rows.loc[pair]
                 side = SIDES["above 0" if row.low > 0 else "below 0" if row.high < 0 else "across 0"]
