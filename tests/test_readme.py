@@ -10,10 +10,12 @@ from pipeline import ROOT
 
 import gnorm
 from gnorm import shipping
+from gnorm.experiments import claims
 from gnorm.heads import FAMILIES
 
 sys.path.insert(0, str(ROOT / "tools"))
 
+import findings
 import pages
 import performance
 
@@ -29,6 +31,10 @@ def test_the_generated_part_is_not_stale(path):
 
 def test_the_page_on_performance_is_not_stale():
     assert performance.page() == (ROOT / "docs" / "performance.md").read_text("utf-8"), "run `make readme` and commit"
+
+
+def test_what_is_recommended_is_what_the_study_found():
+    assert claims.recommended(findings.read("methods")) == shipping.RECOMMENDED
 
 
 def test_the_example_runs_as_it_stands(tmp_path):
