@@ -7,8 +7,8 @@
     model = gnorm.load_pruned("my-smaller-model")
 
 The texts are split at random into three: on one the heads are scored, on the next the number of heads to remove is
-chosen, and on the last, which no choice depends on, the accuracies of the card are measured. Any method of ``gnorm.METHODS`` and
-``gnorm.MORE_METHODS`` will do; the recommended one keeps the most accuracy in docs/findings.md.
+chosen, and on the last, which no choice depends on, the accuracies of the card are measured. Any method of
+``gnorm.METHODS`` and ``gnorm.MORE_METHODS`` will do; the recommended one keeps the most accuracy in docs/findings.md.
 """
 
 from .loading import Own, load
