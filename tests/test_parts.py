@@ -7,13 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
 import transformers
 from conftest import tiny_model
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pipeline import ROOT
 
 from gnorm.experiments import parts
@@ -279,3 +283,12 @@ def test_a_start_is_read_strictly():
         Recipe.read(recipe(start={"requirements": "requirements-tiny.txt", "pieces": []}))
     with pytest.raises(ValueError, match="the recipe cannot be read: .*parts"):
         Recipe.read(recipe(start={"requirements": "requirements-tiny.txt", "parts": PIECES}))
+
+
+def test_the_pieces_of_mpnet_are_in_the_packages_that_its_requirements_pin():
+    profile = tomllib.loads((ROOT / "gnorm/experiments/profiles/study.toml").read_text("utf-8"))
+    start = profile["models"]["mpnet"]["training"]["start"]
+    lines = (ROOT / start["requirements"]).read_text("utf-8").splitlines()
+    pinned = [canonicalize_name(Requirement(line).name) for line in lines if not line.startswith("#")]
+    assert [canonicalize_name(package) for package in Parts(**start).packages] == pinned
+    assert [Path(piece).suffix for piece in start["pieces"]] == [".001", ".002", ".003", ".004", ".005"]
