@@ -45,6 +45,7 @@ lock: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(BIN)/uv pip compile requirements.txt $(LOCK) -o requirements.lock
 	$(BIN)/uv pip compile requirements-nodeps.txt --no-deps $(LOCK) -o requirements-nodeps.lock
+	$(BIN)/uv pip compile requirements-mpnet.txt --no-deps $(LOCK) -o requirements-mpnet.lock
 
 # The generated parts of README.md and docs/, from results and benchmarks that are there.
 readme: setup

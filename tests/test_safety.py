@@ -18,7 +18,7 @@ from gnorm.experiments.paths import figures_folder
 from gnorm.storage.files import write
 
 ROOT = Path(__file__).parents[1]
-LOCKS = {"requirements.txt": "requirements.lock", "requirements-nodeps.txt": "requirements-nodeps.lock"}
+LOCKS = {f"{name}.txt": f"{name}.lock" for name in ("requirements", "requirements-nodeps", "requirements-mpnet")}
 UNPICKLED = []  # the files whose code unpickled a class while WATCHED was set
 WATCHED = threading.Event()
 

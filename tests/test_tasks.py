@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 
-from gnorm.experiments import profiles, provenance, tasks
+import gnorm
+from gnorm.experiments import pipeline, profiles, provenance, tasks
 from gnorm.experiments.profiles import profile_names, read_profile
 
 
@@ -36,10 +37,34 @@ def test_profiles_with_mistakes_are_refused_by_name(profile_file, old, new, comp
 @pytest.mark.parametrize("name", profile_names())
 def test_every_profile_names_the_four_families(name):
     profile = read_profile(name)
-    assert list(profile.models) == ["bert", "albert", "roberta", "xlm-roberta"]
+    assert profile.usual_models == ["bert", "albert", "roberta", "xlm-roberta"]
     if profile.protocol != "paper":  # which scores and measures on the same texts, and says so
         for spec in profile.models.values():
             assert spec.scoring.split != spec.evaluation.split  # disjoint: no text is in two splits
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_a_profile_leaves_out_methods_that_there_are(name):
+    known = gnorm.METHODS | gnorm.MORE_METHODS
+    for model, spec in read_profile(name).models.items():
+        assert set(spec.leave_out) <= known.keys(), model
+        assert len(set(spec.leave_out)) == len(spec.leave_out), model
+
+
+def test_of_the_base_model_no_method_is_scored_often_but_the_papers():
+    left = (gnorm.METHODS | gnorm.MORE_METHODS).keys() - set(profiles.model_spec("study", "mpnet").leave_out)
+    beyond = left - gnorm.METHODS.keys()
+    assert left >= gnorm.METHODS.keys()
+    assert beyond >= {"gnorm_once", "importance_once", "matched_random", "weight_magnitude"}
+    assert {gnorm.MORE_METHODS[method].rescore_every for method in beyond} == {0}
+
+
+def test_extra_models_are_taken_by_name_alone():
+    usual = pipeline.make_plan((), [], profile="study", device="cpu")
+    assert "mpnet" in read_profile("study").models
+    assert usual.models == ["bert", "albert", "roberta", "xlm-roberta"]
+    asked = pipeline.make_plan((), [], profile="study", models=["mpnet", "bert"], device="cpu")
+    assert asked.models == ["mpnet", "bert"]
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
@@ -77,7 +102,7 @@ LOADER = "/".join(tasks.load_checked.__module__.split(".")[1:]) + ".py"
 CHANGES = {
     "pruning.py": True,
     "norms.py": True,
-    "criteria.py": True,
+    "criteria/of_loss.py": True,
     "engine/products.py": True,
     "engine/__init__.py": True,
     LOADER: True,

@@ -67,10 +67,11 @@ def answers_of_pruned(
     """
     rows = []
     for model in models:
+        chosen = runs.left_in(profile, model, methods)
         for name in repetitions(profile, model):
-            of_name = runs.trajectories(profile, [name], methods)[name]
+            of_name = runs.trajectories(profile, [name], chosen)[name]
             task = tasks.load(profile, name)
-            for method in methods:
+            for method in chosen:
                 measure = partial(_answers, task, of_name[method], shares)
                 rows += [
                     {"model": model, "repetition": name, "method": method, **row}
@@ -110,10 +111,11 @@ def recovery(
     """
     rows = []
     for model in models:
+        chosen = runs.left_in(profile, model, methods)
         for name in repetitions(profile, model)[:seeds]:
-            of_name = runs.trajectories(profile, [name], methods)[name]
+            of_name = runs.trajectories(profile, [name], chosen)[name]
             task = tasks.load(profile, name)
-            for method in methods:
+            for method in chosen:
                 measure = partial(_recovered, task, of_name[method], share, epochs)
                 found = _kept(task, of_name[method], "recovery", [share, epochs], measure)
                 rows.append({"model": model, "repetition": name, "method": method, "share": share, **found})

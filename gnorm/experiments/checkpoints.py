@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import Any, cast
 
 import datasets
 import torch
-from filelock import FileLock
 
 from ..journal import digest
 from ..storage.loading import quiet_library
+from .cache import made_once
 from .corpora import load_data
-from .paths import cache_folder
 from .training import Recipe, encode, loader_of, share_correct, train_classifier, untrained
 
 RECIPE_VERSION = 4  # to be raised when a change of the code changes the checkpoint that a recipe gives
@@ -33,7 +30,7 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
     device, versions, recipe. The folder appears whole or not at all, and two processes never train the same one.
 
     Raises ``ValueError`` for a recipe that cannot be read, ``FileNotFoundError`` for a package that is not installed,
-    and ``OSError`` where the folder cannot be written.
+    and ``OSError`` where the folder cannot be written or the pieces of ``start`` are damaged.
     """
     plan = Recipe.read(recipe)
     identity = {
@@ -41,27 +38,12 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
         "versions": plan.versions(),
         "recipe_version": RECIPE_VERSION,
     }
-    stem = f"{name}-{digest(identity)}"
-    root = cache_folder()
-    folder, unfinished = root / stem, root / f"{stem}.unfinished"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{error.strerror}: trained models cannot be kept, name another folder in $GNORM_CACHE",
-            str(root),
-        ) from None
-    with FileLock(root / f"{stem}.lock"):
-        if not folder.exists():
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-            try:
-                record = _make(name, plan, unfinished, progress)
-                (unfinished / "training.json").write_text(json.dumps(record | identity, indent=2) + "\n")
-                os.rename(unfinished, folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
+
+    def make(folder: Path) -> None:
+        record = _make(name, plan, folder, progress)
+        (folder / "training.json").write_text(json.dumps(record | identity, indent=2) + "\n")
+
+    return made_once(f"{name}-{digest(identity)}", make)
 
 
 def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, Any]:

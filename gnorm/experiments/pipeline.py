@@ -64,8 +64,8 @@ def make_plan(
 ) -> Plan:
     """The plan that these names and flags ask for; for the profile "auto", the first line printed says which it is.
 
-    notebooks: those that the profile names, if None, or else ``default``. models: all of the profile, if None. device:
-    the first accelerator, else the CPU, if None.
+    notebooks: those that the profile names, if None, or else ``default``. models: all of the profile but the extra
+    ones, if None. device: the first accelerator, else the CPU, if None.
 
     Raises ``UsageError`` for a name that is not known, a device that is not there, published results that cannot be
     read, and a notebook that does not declare its parameters.
@@ -76,7 +76,7 @@ def make_plan(
     folder = str(Path(published).resolve()) if published else ""
     try:
         known = read_profile(name)
-        models = list(known.models) if models is None else models
+        models = known.usual_models if models is None else models
         notebooks = (known.notebooks or default) if notebooks is None else notebooks
         check_models(name, models)
         for notebook in notebooks:

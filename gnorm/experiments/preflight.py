@@ -33,7 +33,7 @@ def choose_profile(asked: str, device: str) -> str:
         print("profile local, chosen by auto: there is no accelerator, and without one the paper's models take days.")
         return "local"
     paper = read_profile("paper")
-    missing = [each for each in hub.look_up(paper.assets(list(paper.models))) if each.status == "missing"]
+    missing = [each for each in hub.look_up(paper.assets(paper.usual_models)) if each.status == "missing"]
     if missing:
         print(
             f"profile local, chosen by auto: {len(missing)} of the paper's assets are neither cached nor reachable, "

@@ -174,6 +174,11 @@ class Profile:
             if self.protocol == "held out" and spec.scoring.split == spec.evaluation.split:
                 raise ValueError(f"{name} is scored and measured on the split {spec.scoring.split!r}: name another")
 
+    @property
+    def usual_models(self) -> list[str]:
+        """The models that are taken where none is named: all but the extra ones."""
+        return [name for name, spec in self.models.items() if not spec.extra]
+
     def assets(self, models: Sequence[str]) -> list[Asset]:
         """The checkpoints and data sets of the hub that ``models`` need, each once."""
         needed = [asset for model in models for asset in self.models[model].assets]

