@@ -86,11 +86,12 @@ def comparison(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
     return table[(table["method"] == method) & (table["baseline"] == other)]
 
 
-def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
+def verdicts(table: pd.DataFrame, claims: Sequence[Claim], runs: Mapping[str, Repeated] | None = None) -> pd.DataFrame:
     """A row for every comparison of every claim, from a table of ``differences``.
 
     Columns claim, says, verdict (of the claim), method, baseline, of this comparison: its own verdict, and the number
-    of models whose interval lies above 0, across it, below it. A comparison that no model has is open.
+    of models whose interval lies above 0, across it, below it. A comparison that no model has is open. runs: those that
+    the table was made of; with them the column seconds has what the runs of both methods took, as measured.
     """
     rows = []
     for claim in claims:
@@ -112,6 +113,9 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
                     "below 0": below,
                 }
             )
+            if runs is not None:
+                both = [runs[model][name] for model in found.model for name in (claim.method, other)]
+                rows[-1]["seconds"] = round(sum(run.info["seconds"] for of_method in both for run in of_method))
     return pd.DataFrame(rows)
 
 
