@@ -86,12 +86,26 @@ def comparison(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
     return table[(table["method"] == method) & (table["baseline"] == other)]
 
 
-def verdicts(table: pd.DataFrame, claims: Sequence[Claim], runs: Mapping[str, Repeated] | None = None) -> pd.DataFrame:
+def seconds(runs: Mapping[str, Repeated], claims: Sequence[Claim]) -> pd.DataFrame:
+    """A row for every model and comparison of ``claims``: what all runs of both methods took, as measured.
+
+    Columns claim, model, method, baseline, seconds.
+    """
+    rows = []
+    for claim in claims:
+        for other in claim.others:
+            for model, methods in runs.items():
+                if claim.method in methods and other in methods:
+                    took = sum(run.info["seconds"] for name in (claim.method, other) for run in methods[name])
+                    rows.append((claim.name, model, claim.method, other, round(took, 1)))
+    return pd.DataFrame(rows, columns=["claim", "model", "method", "baseline", "seconds"])
+
+
+def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
     """A row for every comparison of every claim, from a table of ``differences``.
 
     Columns claim, says, verdict (of the claim), method, baseline, of this comparison: its own verdict, and the number
-    of models whose interval lies above 0, across it, below it. A comparison that no model has is open. runs: those that
-    the table was made of; with them the column seconds has what the runs of both methods took, as measured.
+    of models whose interval lies above 0, across it, below it. A comparison that no model has is open.
     """
     rows = []
     for claim in claims:
@@ -113,9 +127,6 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim], runs: Mapping[str, Re
                     "below 0": below,
                 }
             )
-            if runs is not None:
-                both = [runs[model][name] for model in found.model for name in (claim.method, other)]
-                rows[-1]["seconds"] = round(sum(run.info["seconds"] for of_method in both for run in of_method))
     return pd.DataFrame(rows)
 
 

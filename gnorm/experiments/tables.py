@@ -80,20 +80,20 @@ def winners(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def method_table(runs: Mapping[str, Repeated]) -> pd.DataFrame:
+def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.DataFrame:
     """A row for every model and method of repeated runs, the largest median area first.
 
-    minimum, median, maximum: of the area under the accuracy curve over training seeds. scoring seconds, seconds: of one
-    run, in the criterion and with accuracy after every step; the median over seeds, as measured.
+    minimum, median, maximum: of the area under the accuracy curve over training seeds. With ``seconds``, the columns
+    scoring seconds and seconds: of one run, in the criterion and in all; the median over seeds, as measured.
     """
     rows = []
     for model, methods in runs.items():
         of_model = []
         for method, trajectories in methods.items():
             areas = [area(curve(trajectory)) for trajectory in trajectories]
-            seconds = {
+            took = {
                 name.replace("_", " "): float(np.median([trajectory.info[name] for trajectory in trajectories]))
-                for name in ("scoring_seconds", "seconds")
+                for name in (("scoring_seconds", "seconds") if seconds else ())
             }
             of_model.append(
                 {
@@ -105,7 +105,7 @@ def method_table(runs: Mapping[str, Repeated]) -> pd.DataFrame:
                     "seeds": len(areas),
                     "texts": trajectories[0].correct.shape[1],
                     "trials": trajectories[0].info["trials"],
-                    **seconds,
+                    **took,
                 }
             )
         rows += sorted(of_model, key=lambda row: -row["median"])
