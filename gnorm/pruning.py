@@ -281,15 +281,15 @@ class _Worker:
         """The heads that go next, and the smallest gap that decided it: among all that are left, or in each layer."""
         if self.layers is None:
             return _choose(scores, self.mask, count, self.row.highest_first)
-        left, gone, gap = self.mask.clone(), list[tuple[int, int, float]](), math.inf
         done = int(self.start.sum() - self.mask.sum())
-        for layer in self.layers[done : done + count]:
-            of_layer = torch.zeros_like(left)
-            of_layer[layer] = left[layer]
-            (head,), own = _choose(scores, of_layer, 1, self.row.highest_first)
-            left[head[0], head[1]] = False
-            gone, gap = [*gone, head], min(gap, own)
-        return gone, gap
+        layers, gap = self.layers[done : done + count], math.inf
+        chosen: dict[int, list[tuple[int, int, float]]] = {}
+        for layer in dict.fromkeys(layers):
+            of_layer = torch.zeros_like(self.mask)
+            of_layer[layer] = self.mask[layer]
+            chosen[layer], own = _choose(scores, of_layer, layers.count(layer), self.row.highest_first)
+            gap = min(gap, own)
+        return [chosen[layer].pop(0) for layer in layers], gap
 
     def _remove(self, gone: Sequence[tuple[int, int, float]]) -> None:
         for layer, head, _ in gone:

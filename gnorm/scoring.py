@@ -94,6 +94,8 @@ class Criterion(Protocol):
     def __call__(self, model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor: ...
 
 
+PROJECTIONS = (*QKV, "output")
+
 # What joins the norms of a head's projections, as logarithms: log ab = log a + log b.
 COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "product": torch.add,  # the paper's
@@ -125,11 +127,13 @@ def gnorm_scores(
     ``COMBINATIONS``. weighted takes the norm of weight times gradient, elementwise. centred takes the norm of the
     logits less their mean over the classes, which is what a prediction depends on.
 
-    Raises ``ValueError`` for an unknown combination, as ``prepare`` and ``attention_blocks`` do, and where logits or
-    gradients are not finite.
+    Raises ``ValueError`` for unknown parts and an unknown combination, as ``prepare`` and ``attention_blocks`` do, and
+    where logits or gradients are not finite.
     """
     if combine not in COMBINATIONS:
         raise ValueError(f"combine={combine!r} is not known; choose one of {', '.join(COMBINATIONS)}.")
+    if not parts or len(set(parts)) < len(parts) or not {*parts} <= {*PROJECTIONS}:
+        raise ValueError(f"parts={parts!r} must name some of {', '.join(PROJECTIONS)}, each once.")
 
     def objective(logits: Tensor, _: Any = None) -> Tensor:
         return logits - logits.mean(-1, keepdim=True) if centred else logits

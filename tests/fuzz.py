@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import literal
@@ -320,6 +320,7 @@ def plain(of: Draw, gone: Tensor, dtype: torch.dtype = torch.float64, terms: boo
     return Plain(sums, entropy / texts, energy / texts, importance, saliency, every, parts)
 
 
+PRUNED_BY_MEANS = {"attention_entropy": "entropy", "head_importance": "importance"}
 MEANS = {"activation_energy": "energy", "head_importance": "importance", "output_saliency": "saliency"}
 
 
@@ -337,6 +338,26 @@ def magnitudes(of: Draw) -> Tensor:
 def log_product(norms: Tensor) -> Tensor:
     """(layer, projection, head) norms to (layer, head) natural logarithms of their products."""
     return norms.log().sum(1)
+
+
+# What is pruned by, beside the paper's methods: rows of G-norm's variants, from (layer, projection, head) norms.
+VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gnorm_sum": lambda norms: norms.sum(1).log(),
+    "gnorm_max": lambda norms: norms.amax(1).log(),
+    "gnorm_q": lambda norms: norms[:, 0].log(),
+    "gnorm_k": lambda norms: norms[:, 1].log(),
+    "gnorm_v": lambda norms: norms[:, 2].log(),
+    "gnorm_qk": lambda norms: log_product(norms[:, :2]),
+}
+
+
+def pruned_by(name: str, state: Plain) -> Tensor | None:
+    """(layer, head) scores of a method; None for weights, which are compared by themselves."""
+    if name == "weight_magnitude":
+        return None
+    if name in PRUNED_BY_MEANS:
+        return cast(Tensor, getattr(state, PRUNED_BY_MEANS[name]))
+    return VARIANTS.get(name, log_product)(state.gradients["gnorm_scores"])
 
 
 def lower(dtype: torch.dtype) -> torch.dtype:
@@ -512,6 +533,7 @@ class Check:
         others = [] if of.dtype == torch.bfloat16 else ["activation_energy", "weight_magnitude", "gnorm_by_text"]
         if of.labelled and others:
             others += ["head_importance", "output_saliency", "hies", "gnorm_cross_entropy", "accuracy"]
+        others += [r.choice([*VARIANTS])] if others else []
         for name in others:
             if r.random() < 0.65 or (name == "gnorm_by_text" and name not in expected.gradients):
                 continue
@@ -525,6 +547,9 @@ class Check:
                     self.compare_means(name, ask(name), MEANS[name])
                 elif name == "weight_magnitude":
                     self.compare(name, ask(name), magnitudes(of), lambda: 0.0)
+                elif name in VARIANTS:  # off by as much as the product, at most
+                    variant = VARIANTS[name](expected.gradients["gnorm_scores"])
+                    self.compare(name, ask(name), variant, lambda: self.noise()[0]["gnorm_scores"])
                 elif name == "hies":
                     shares = self.share(ask("head_importance")), 1 - self.share(ask("attention_entropy"))
                     self.compare(name, ask(name), sum(shares) / 2, lambda: 1e-6)
@@ -582,22 +607,26 @@ class Check:
         """The literal loop from the heads that are left, some steps of it."""
         of, r = self.draw, random.Random(self.draw.seed)
         name = r.choice(
-            ["greedy_gnorm", "inverse_greedy_gnorm", "attention_entropy", "head_importance", "weight_magnitude"]
+            [*VARIANTS, *["greedy_gnorm", "inverse_greedy_gnorm"] * 3, *PRUNED_BY_MEANS, "weight_magnitude"]
         )
-        row, count = CRITERIA[name], r.randint(1, 2)
+        row, count, every = CRITERIA[name], r.randint(1, 2), r.choice([0, 1, 2, 3])
         left = int((~of.removed).sum())
         steps = min(math.ceil(left / count), r.randint(0, 3))
         with of.around():
-            run = gnorm.prune(model, of.batches, method=name, steps=steps, heads_per_step=count, progress=False)
-        gone, scores = of.removed.clone(), None
+            run = gnorm.prune(
+                model,
+                of.batches,
+                method=name,
+                steps=steps,
+                heads_per_step=count,
+                progress=False,
+                rescore_every=every,
+            )
+        gone, scores, scored = of.removed.clone(), None, of.removed
         for step in range(steps + 1):
             state = plain(of, gone)
-            if step == 0 or row.rescore_every == 1:
-                scores = {
-                    "attention_entropy": state.entropy,
-                    "head_importance": state.importance,
-                    "weight_magnitude": None,
-                }.get(name, log_product(state.gradients["gnorm_scores"]))
+            if step == 0 or (every and step % every == 0):
+                scores, scored = pruned_by(name, state), gone.clone()
             at = run.table.index[run.table.pruned_heads == int((gone & ~of.removed).sum())][-1]
             self.compare_answers(f"{name}, {step} steps", torch.from_numpy(run.correct[at]), state.logits)
             if step == steps or scores is None:
@@ -617,8 +646,14 @@ class Check:
                     return  # a near-tie, or gradients that are nothing but rounding
                 if name.endswith("gnorm") and last < values[-1][0] - (12 if of.dtype == torch.float32 else 30):
                     return
+            if found != chosen and name in VARIANTS:
+                at = tuple(torch.tensor(sorted(found ^ chosen)).T)
+                if noise(of, scored)[0]["gnorm_scores"][at].max() > scores[at].max() - scores[at].min():
+                    return  # rounding decides
             if found != chosen:
-                self.wrong.append(f"{name}: step {step + 1} takes {sorted(found)}, expected {sorted(chosen)}")
+                self.wrong.append(
+                    f"{name} of every {every}: step {step + 1} takes {sorted(found)}, expected {sorted(chosen)}"
+                )
                 return
             for layer, head in chosen:
                 gone[layer, head] = True

@@ -26,6 +26,31 @@ def forward(model, batch):
     return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
 
 
+def texts(batches):
+    """Every text as a batch of its own, without padding."""
+    for batch in batches:
+        for i, label in enumerate(batch["labels"]):
+            length = int(batch["attention_mask"][i].sum())
+            yield {name: batch[name][i : i + 1, :length] for name in ("input_ids", "attention_mask")} | {
+                "labels": label[None]
+            }
+
+
+def contexts(model, batch):
+    """For each block, the contexts (token, head, head_dim) of each pass through it, for a batch of one text."""
+    heads = model.config.num_attention_heads
+    found = [[] for _ in projections(model)]
+    hooks = [
+        block[3].register_forward_pre_hook(lambda _, inputs, to=to: to.append(inputs[0][0].unflatten(-1, (heads, -1))))
+        for block, to in zip(projections(model), found, strict=True)
+    ]
+    with torch.no_grad():
+        forward(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def scores(model, batches):
     """(layer, head) float64: products of summed norms."""
     heads = model.config.num_attention_heads
@@ -66,15 +91,21 @@ def zero_head(model, layer, head):
         output.weight[:, rows] = 0
 
 
-def prune(model, scoring, evaluation, highest_first=False):
-    """[(layer, head)], [score] and [accuracy] (one more: the intact model); ``model`` is consumed."""
+def prune(model, scoring, evaluation, highest_first=False, rescore_every=1, layers=None):
+    """[(layer, head)], [score] and [accuracy] (one more: the intact model); ``model`` is consumed.
+
+    rescore_every: heads are scored before every head of this number; once if 0. layers: the layer of each head, in
+    turn; any layer if None.
+    """
     left = [
         (layer, head) for layer in range(len(projections(model))) for head in range(model.config.num_attention_heads)
     ]
     order, gone_at, accuracies = [], [], [accuracy(model, evaluation)]
     while left:
-        table = scores(model, scoring)
-        chosen = (max if highest_first else min)(left, key=lambda at: float(table[at]))
+        if not order or (rescore_every and len(order) % rescore_every == 0):
+            table = scores(model, scoring)
+        candidates = left if layers is None else [at for at in left if at[0] == layers[len(order)]]
+        chosen = (max if highest_first else min)(candidates, key=lambda at: float(table[at]))
         left.remove(chosen)
         zero_head(model, *chosen)
         order.append(chosen)

@@ -8,6 +8,7 @@ import pytest
 import textpruner
 import torch
 from conftest import ragged_batches, tiny_model
+from literal import texts
 
 import gnorm
 from gnorm import criteria
@@ -15,17 +16,8 @@ from gnorm.engine.batches import prepare
 from gnorm.methods import METHODS, MORE_METHODS
 
 BATCHES = ragged_batches()
-NAMES = ("head_importance", "output_saliency", "weight_magnitude", "hies", "gnorm_by_text", "gnorm_cross_entropy")
-
-
-def texts(batches):
-    """Every text as a batch of its own, without padding."""
-    for batch in batches:
-        for i, label in enumerate(batch["labels"]):
-            length = int(batch["attention_mask"][i].sum())
-            yield {name: batch[name][i : i + 1, :length] for name in ("input_ids", "attention_mask")} | {
-                "labels": label[None]
-            }
+OF_LOSS = ("head_importance", "output_saliency", "gnorm_cross_entropy", "fisher", "oracle")
+NAMES = (*OF_LOSS, "weight_magnitude", "hies", "gnorm_by_text", "gnorm_margin", "output_norm", "flap")
 
 
 def loss(model, batch):
@@ -49,6 +41,60 @@ def test_head_importance_takes_the_absolute_value_text_by_text(model):
 def test_output_saliency_takes_it_batch_by_batch(model):
     expected = torch.stack([saliency(model, batch) for batch in BATCHES]).sum(0) / 13
     torch.testing.assert_close(criteria.output_saliency(model, BATCHES), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_fisher_information_is_the_sum_of_squares_over_texts(model):
+    model = model.double()
+    expected = torch.stack([saliency(model, text) for text in texts(BATCHES)]).square().sum(0)
+    torch.testing.assert_close(criteria.fisher(model, BATCHES), expected, atol=1e-12, rtol=1e-9)
+
+
+def test_the_output_norm_is_that_of_what_a_head_adds_to_its_layer(model):
+    model = model.double()
+    expected = torch.zeros(len(literal.projections(model)), 4, dtype=torch.float64)
+    for text in texts(BATCHES):
+        for layer, passes in enumerate(literal.contexts(model, text)):
+            output = literal.projections(model)[layer][3].weight.detach()
+            for head in range(4):
+                columns = output[:, 8 * head : 8 * head + 8]
+                expected[layer, head] += sum((c[:, head] @ columns.T).norm(dim=1).mean() for c in passes) / 13
+    torch.testing.assert_close(criteria.output_norm(model, BATCHES), expected, atol=1e-9, rtol=0)
+
+
+def fluctuation(model, batches):
+    """[(head,)] of each layer: variance of the contexts over all tokens, weighted with the output projection."""
+    by_text = [literal.contexts(model, text) for text in texts(batches)]
+    found = []
+    for layer, block in enumerate(literal.projections(model)):
+        tokens = torch.cat([c for of_text in by_text for c in of_text[layer]])  # (token, head, head_dim)
+        squares = block[3].weight.detach().square().sum(0).view(4, 8)
+        found.append((tokens.var(0, correction=1) * squares).sum(1))
+    return found
+
+
+def standardised(scores):
+    return (scores - scores.mean()) / scores.std(correction=1)
+
+
+def test_flap_is_the_fluctuation_over_all_tokens_standardised_by_layer(model):
+    model = model.double()
+    expected = torch.stack([standardised(of_layer) for of_layer in fluctuation(model, BATCHES)])
+    found = criteria.flap(model, BATCHES)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    other = [{**text, "labels": text["labels"]} for text in texts(BATCHES)][::-1]  # batches do not matter
+    torch.testing.assert_close(criteria.flap(model, other), expected, atol=1e-9, rtol=0)
+
+
+def test_flap_is_zero_in_a_layer_of_one_head_and_in_one_whose_heads_are_alike():
+    model = tiny_model("bert").double()
+    expected = standardised(fluctuation(model, BATCHES)[0][[0, 1, 3]])  # the lowest layer sees no other's change
+    with torch.no_grad():
+        literal.projections(model)[2][3].weight.zero_()
+    gnorm.remove_heads(model, torch.tensor([[1, 1, 0, 1], [0, 0, 1, 0], [1, 1, 1, 1]]))
+    found = criteria.flap(model, BATCHES)
+    torch.testing.assert_close(found[0, [0, 1, 3]], expected, atol=1e-9, rtol=0)
+    assert found[1].tolist() == [-math.inf, -math.inf, 0, -math.inf]
+    assert found[2].tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -114,18 +160,39 @@ def test_gnorm_of_the_cross_entropy_equals_backward_on_whole_batches(model):
     torch.testing.assert_close(criteria.gnorm_cross_entropy(model, BATCHES), sums.prod(1).log(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_heads_that_are_gone_count_for_nothing_and_the_others_as_under_a_mask(name, model):
-    criterion = getattr(criteria, name)
-    mask = torch.ones_like(gnorm.head_mask_of(model))
-    mask[0, 1] = mask[-1, 3] = False
+def same_as_under_a_mask(model, mask, criterion, name):
+    """Heads that ``mask`` removes score -inf, the others as while they are masked."""
     with gnorm.masked(model, mask):
         expected = criterion(model, BATCHES)
     gnorm.remove_heads(model, mask)
     scores = criterion(model, BATCHES)
     assert torch.equal(scores.isneginf(), ~mask)
-    if name != "hies":  # whose extremes are those of the heads that are left
+    if name == "flap":  # standardised over the heads that are left
+        for row, of_layer, kept in zip(scores, expected, mask, strict=True):
+            again = standardised(of_layer[kept]) if kept.sum() > 1 else torch.zeros(int(kept.sum()))
+            torch.testing.assert_close(row[kept], again.double(), atol=1e-4, rtol=1e-4)
+    elif name != "hies":  # whose extremes are those of the heads that are left
         torch.testing.assert_close(scores[mask], expected[mask], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_heads_that_are_gone_count_for_nothing_and_the_others_as_under_a_mask(name, model):
+    mask = torch.ones_like(gnorm.head_mask_of(model))
+    mask[0, 1] = mask[-1, 3] = False
+    same_as_under_a_mask(model, mask, getattr(criteria, name), name)
+
+
+VARIANTS = [name for name in MORE_METHODS if name.startswith("gnorm_") and MORE_METHODS[name].rescore_every == 1]
+MASKS = {
+    "an empty layer": [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]],
+    "one head in the whole": [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("left", MASKS)
+@pytest.mark.parametrize("name", sorted({*NAMES, *VARIANTS}))
+def test_layers_without_heads_and_the_last_head_score_as_under_a_mask(name, left):
+    same_as_under_a_mask(tiny_model("bert"), torch.tensor(MASKS[left]) == 1, MORE_METHODS[name].criterion, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,7 +211,7 @@ def test_every_criterion_prunes_to_the_last_head_and_leaves_the_model_alone(name
     assert not [hook for module in model.modules() for hook in module._forward_pre_hooks]
 
 
-@pytest.mark.parametrize("name", ["head_importance", "output_saliency", "hies", "gnorm_cross_entropy"])
+@pytest.mark.parametrize("name", [*OF_LOSS, "hies"])
 def test_criteria_of_a_loss_need_labels(name):
     unlabelled = [{key: tensor for key, tensor in batch.items() if key != "labels"} for batch in BATCHES]
     model = tiny_model("bert")
@@ -184,7 +251,7 @@ def test_labels_of_any_whole_type_are_the_same_labels(name, dtype):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ["head_importance", "output_saliency", "gnorm_cross_entropy"])
+@pytest.mark.parametrize("name", OF_LOSS)
 def test_texts_labelled_minus_100_are_in_no_loss(name):
     model, criterion = tiny_model("bert"), getattr(criteria, name)
     kept = [torch.tensor([i for i in range(len(b["labels"])) if i not in LEFT_OUT]) for b in BATCHES]
@@ -200,7 +267,7 @@ def test_texts_labelled_minus_100_are_in_no_loss(name):
         criterion(model, nothing)
 
 
-@pytest.mark.parametrize("name", ["head_importance", "output_saliency", "hies", "gnorm_cross_entropy"])
+@pytest.mark.parametrize("name", [*OF_LOSS, "hies"])
 def test_labels_that_are_no_class_are_refused_by_criteria_of_a_loss(name):
     criterion, model = getattr(criteria, name), tiny_model("bert")
     for change, says in ((lambda t: t + 1, "labels from 1 to 3, .* 0 to 2"), (lambda t: t - 1, "labels from -1 to 1")):

@@ -1,0 +1,117 @@
+"""Variants of G-norm, each against whole gradients by plain autograd, batch by batch, in float64."""
+
+import literal
+import pytest
+import torch
+from conftest import ragged_batches, tiny_model
+
+import gnorm
+from gnorm import criteria
+from gnorm.engine.batches import prepare
+from gnorm.methods import MORE_METHODS
+
+BATCHES = ragged_batches()
+
+
+def norm(logits):
+    return logits.norm()
+
+
+def norm_of_centred(logits):
+    return (logits - logits.mean(1, keepdim=True)).norm()
+
+
+def mean_margin(logits):
+    first, second = logits.topk(2, dim=1).values.unbind(1)
+    return (first - second).mean()
+
+
+def norms(model, objective, weighted=False):
+    """(layer, projection, head) sums over batches of the norms of a head's gradients; output is the last projection."""
+    blocks = literal.projections(model)
+    sums = torch.zeros(len(blocks), 4, 4, dtype=torch.float64)
+    for batch in BATCHES:
+        model.zero_grad()
+        objective(literal.forward(model, batch)).backward()
+        for layer, block in enumerate(blocks):
+            for i, linear in enumerate(block):
+                gradient = linear.weight.grad * (linear.weight.detach() if weighted else 1)
+                by_head = gradient.chunk(4, dim=1 if i == 3 else 0)
+                sums[layer, i] += torch.stack([part.norm() for part in by_head])
+    return sums
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected.log(), atol=1e-8, rtol=0)
+
+
+def test_rows_of_one_factor_are_what_they_say(family):
+    model = tiny_model(family).double()
+    with torch.no_grad():
+        for _, _, value, _ in literal.projections(model):
+            value.weight[:16] *= 30  # so that the value's gradient is not the largest of every head
+    q, k, v, o = norms(model, norm).unbind(1)
+    expected = {
+        "gnorm_once": q * k * v,
+        "gnorm_sum": q + k + v,
+        "gnorm_max": torch.maximum(torch.maximum(q, k), v),
+        "gnorm_q": q,
+        "gnorm_k": k,
+        "gnorm_v": v,
+        "gnorm_qk": q * k,
+        "gnorm_qkvo": q * k * v * o,
+        "gnorm_weighted": norms(model, norm, weighted=True)[:, :3].prod(1),
+        "gnorm_centred": norms(model, norm_of_centred)[:, :3].prod(1),
+        "gnorm_margin": norms(model, mean_margin)[:, :3].prod(1),
+    }
+    for name, products in expected.items():
+        close(MORE_METHODS[name].criterion(model, BATCHES), products)
+    assert len({tuple(products.flatten().tolist()) for products in expected.values()}) == len(expected)
+
+
+def test_options_go_together():
+    model = tiny_model("roberta").double()
+    expected = norms(model, norm_of_centred, weighted=True)[:, [3, 1]].sum(1)
+    options = {"parts": ("output", "key"), "combine": "sum", "weighted": True, "centred": True}
+    close(gnorm.gnorm_scores(model, BATCHES, **options), expected)
+
+
+@pytest.mark.parametrize("name", ["gnorm_qkvo", "gnorm_weighted", "gnorm_centred", "gnorm_margin"])
+def test_batches_that_are_split_and_texts_that_share_a_pass_score_the_same(name):
+    model, criterion = tiny_model("bert").double(), MORE_METHODS[name].criterion
+    expected = criterion(model, BATCHES)
+    for max_tokens in (1, 7, 1000):
+        prepared = prepare(BATCHES, model, max_tokens=max_tokens)
+        torch.testing.assert_close(criterion(model, prepared), expected, atol=1e-8, rtol=0)
+
+
+def test_no_variant_looks_at_labels():
+    model = tiny_model("bert")
+    unlabelled = [{name: tensor for name, tensor in batch.items() if name != "labels"} for batch in BATCHES]
+    for name in ("gnorm_sum", "gnorm_qkvo", "gnorm_weighted", "gnorm_centred", "gnorm_margin"):
+        criterion = MORE_METHODS[name].criterion
+        assert torch.equal(criterion(model, unlabelled), criterion(model, BATCHES))
+
+
+def test_an_unknown_combination_and_unknown_parts_are_refused():
+    model = tiny_model("bert")
+    with pytest.raises(ValueError, match=r"combine='mean' is not known; choose one of product, sum, max\."):
+        gnorm.gnorm_scores(model, BATCHES, combine="mean")
+    for parts in ((), "query", ("query", "dense"), ("key", "key")):
+        with pytest.raises(ValueError, match=r"parts=.* must name some of query, key, value, output, each once\."):
+            gnorm.gnorm_scores(model, BATCHES, parts=parts)
+
+
+def test_one_logit_has_no_margin():
+    model = tiny_model("bert", num_labels=1)
+    with pytest.raises(ValueError, match="one number a text, so there is no margin between two"):
+        criteria.gnorm_margin(model, BATCHES)
+    assert not [hook for module in model.modules() for hook in module._forward_hooks]
+
+
+def test_a_margin_that_is_no_number_is_refused():
+    model = tiny_model("bert")
+    with torch.no_grad():
+        model.classifier.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        criteria.gnorm_margin(model, BATCHES)
