@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import numbers
 import platform
 import time
-import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +19,7 @@ from tqdm import tqdm
 
 from .engine.batches import Prepared, layer_input_caches, prepare
 from .engine.checks import Batch, check_labels
-from .engine.state import in_use, uncompiled
+from .engine.state import copy_of, in_use
 from .heads import attention_blocks, head_mask_of, refuse_removal
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .methods import Method, find_method
@@ -237,7 +235,7 @@ class _Worker:
     ) -> None:
         self.row, self.intact, self.texts, self.measured = row, model, texts, measured
         self.seed, self.trial, self.rescore_every, self.layers = seed, trial, rescore_every, layers
-        self.model, self.mask, self.start = _copy_of(model), start.clone(), start
+        self.model, self.mask, self.start = copy_of(model), start.clone(), start
         self.layer_inputs = layer_input_caches(self.model, texts.evaluation)
         self.steps = 0  # done so far
         self.scores: Tensor | None = None  # that the next step chooses by; None where they are to be taken
@@ -267,7 +265,7 @@ class _Worker:
         if not bool((self.scored == self.start).all()):
             model = self.model
             if not bool((self.scored == self.mask).all()):  # a run goes on between two scorings
-                remove_heads(model := _copy_of(self.intact), self.scored)
+                remove_heads(model := copy_of(self.intact), self.scored)
         began = time.perf_counter()
         scores = self.row.scores(model, batches, _generator(self.seed, self.trial))
         self.scoring_seconds += time.perf_counter() - began
@@ -337,28 +335,6 @@ def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: d
         "scoring_seconds": round(sum(step.scoring_seconds for step in finished), 3),
     }
     return Trajectory(table.astype({"layer": "Int64", "head": "Int64"}), np.stack(correct), start, info)
-
-
-def _copy_of(model: nn.Module) -> nn.Module:
-    """A copy of the model, to be cut.
-
-    ``ValueError`` where it cannot be copied, or where a function in the place of a module's forward would call the
-    original.
-    """
-    with in_use(model), uncompiled(model):
-        for name, module in model.named_modules():
-            if isinstance(vars(module).get("forward"), types.FunctionType):
-                raise ValueError(  # noqa: TRY004 - of this model, not of a type
-                    f"the forward of {name or type(module).__name__} was replaced by a function, which a copy of the "
-                    "model would share: write a subclass of the module instead, with a forward of its own."
-                )
-        try:
-            return copy.deepcopy(model)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:200]}): take off what hooks "
-                "and parametrizations have put on it."
-            ) from None
 
 
 def whole(name: str, value: Any, least: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +13,7 @@ from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches
 from ..engine.checks import NOT_COUNTED, Batch, check_labels
 from ..engine.packing import NO_CACHE, LayerInputCache, not_finite
 from ..engine.products import FasterLinear
-from ..engine.state import evaluating
+from ..engine.state import copy_of, evaluating
 from ..heads import attention_blocks, head_mask_of, masked, table_of
 from ..scoring import Criterion
 from .of_loss import counted_labels
@@ -79,7 +78,7 @@ def shuffled_weights(
     A check of a criterion: what it finds there it does not owe to what the model has learned. Raises as ``criterion``
     does.
     """
-    untaught = copy.deepcopy(model)
+    untaught = copy_of(model)
     with torch.no_grad():
         for parameter in untaught.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,6 +105,28 @@ def is_compiled(model: nn.Module) -> bool:
         or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
         for module in model.modules()
     )
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy of the model, to be changed.
+
+    ``ValueError`` where it cannot be copied, or where a function in the place of a module's forward would call the
+    original.
+    """
+    with in_use(model), uncompiled(model):
+        for name, module in model.named_modules():
+            if isinstance(vars(module).get("forward"), types.FunctionType):
+                raise ValueError(  # noqa: TRY004 - of this model, not of a type
+                    f"the forward of {name or type(module).__name__} was replaced by a function, which a copy of the "
+                    "model would share: write a subclass of the module instead, with a forward of its own."
+                )
+        try:
+            return copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:200]}): take off what hooks "
+                "and parametrizations have put on it."
+            ) from None
 
 
 @contextmanager

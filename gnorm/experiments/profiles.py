@@ -30,6 +30,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         _at_least_one(texts=1 if self.texts == "all" else self.texts, batch=self.batch)
+        if self.draw < 0:
+            raise ValueError(f"draw = {self.draw}, it must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -235,14 +237,19 @@ def model_spec(profile: str, model: str) -> ModelSpec:
     name, *variants = model.split("/")
     if name not in models:
         raise ValueError(f"profile {profile} has no model {name!r}; it has {', '.join(models)}.")
-    spec = models[name]
+    spec, named = models[name], [variant.rstrip("0123456789") for variant in variants]
     for variant in variants:
         what, number = variant.rstrip("0123456789"), variant.lstrip("abcdefghijklmnopqrstuvwxyz")
-        if what not in VARIANTS or not number.isdigit() or (what == "seed" and int(number) not in spec.seeds):
+        if (
+            named.count(what) > 1
+            or what not in VARIANTS
+            or not number.isdigit()
+            or (what == "seed" and int(number) not in spec.seeds)
+        ):
             seeds = ", ".join(map(str, spec.seeds)) or "none"
             raise ValueError(
                 f"{model}: {variant!r} is no variant of {name}; there are {', '.join(VARIANTS)} with a number behind, "
-                f"and the seeds {seeds}."
+                f"each once, and the seeds {seeds}."
             )
         spec = VARIANTS[what](spec, int(number))
     return spec

@@ -66,8 +66,7 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
         stale.unlink()
     options: dict[str, Any] = dataclasses.asdict(task.spec.random) if row.seeded else {}
     if row.follows:
-        leader = _read_or_run(task.profile, task.name, row.follows, lambda: task)
-        options["layers"] = [layer for layer, _head in leader.order()]
+        options["layers"] = [layer for layer, _head in run(task, row.follows, progress).order()]
     trajectory = prune(
         task.model,
         task.batches(row.scored_on),

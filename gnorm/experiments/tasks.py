@@ -139,9 +139,9 @@ Origin = tuple[Any, Any, datasets.DatasetDict, dict[str, Any]]  # model, tokeniz
 def _made(profile: str, model: str, progress: bool) -> Origin:
     """What the packages bring, trained by the profile's recipe."""
     spec = model_spec(profile, model)
-    seed = f"-seed{spec.recipe['seed']}" if spec.seeds else ""
-    name = f"{profile}-{model.partition('/')[0]}{seed}"
-    folder = checkpoints.checkpoint(name, spec.recipe, progress=progress)
+    name, *variants = model.split("/")
+    trained = "-".join([profile, name, *(variant for variant in variants if variant.startswith("seed"))])
+    folder = checkpoints.checkpoint(trained, spec.recipe, progress=progress)
     try:
         for name in ("tokenizer.json", "training.json"):
             if not (folder / name).is_file():  # for want of one the library would make up an empty tokenizer
