@@ -240,14 +240,14 @@ def test_a_run_that_follows_another_takes_its_layers_and_the_sizes_of_random(fol
 
     trajectory = Run({})
     monkeypatch.setattr(runs, "prune", prune)
-    monkeypatch.setattr(runs, "load_trajectory", lambda *given: trajectory)
     monkeypatch.setattr(runs, "save_trajectory", lambda *given: saved.append(given[1:]))
     runs.run(task, "matched_random", progress=False)
-    ((scoring, evaluation, options),) = asked
+    assert [options["method"] for *_, options in asked] == ["greedy_gnorm", "matched_random"]  # as it is now
+    scoring, evaluation, options = asked[-1]
     assert (scoring, evaluation) == ("scoring", "evaluation")
     assert options["layers"] == [1, 0, 1]
-    assert (options["trials"], options["heads_per_step"], options["method"]) == (4, 3, "matched_random")
-    assert saved == [("below", "first", "matched_random")]
+    assert (options["trials"], options["heads_per_step"]) == (4, 3)
+    assert saved == [("below", "first", "greedy_gnorm"), ("below", "first", "matched_random")]
     asked.clear()
     runs.run(task, "oracle", progress=False)  # draws nothing and follows none
     assert not {"layers", "trials", "heads_per_step"} & asked[0][2].keys()
