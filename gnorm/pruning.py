@@ -261,10 +261,10 @@ class _Worker:
 
     def _score(self, batches: Prepared) -> Tensor:
         """(layer, head) scores of the model as it was when they were last due."""
-        model = self.intact
-        if not bool((self.scored == self.start).all()):
-            model = self.model
-            if not bool((self.scored == self.mask).all()):  # a run goes on between two scorings
+        model = self.model  # the worker's own: other threads may be at work on the intact one
+        if not bool((self.scored == self.mask).all()):  # a run goes on between two scorings
+            model = self.intact
+            if not bool((self.scored == self.start).all()):
                 remove_heads(model := copy_of(self.intact), self.scored)
         began = time.perf_counter()
         scores = self.row.scores(model, batches, _generator(self.seed, self.trial))

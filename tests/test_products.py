@@ -121,7 +121,7 @@ def test_prune_equals_the_literal_algorithm(counted, family, method):
 
 @HERE
 @pytest.mark.parametrize(
-    "method", {m.criterion: m for m in (METHODS | MORE_METHODS).values()}.values(), ids=lambda m: m.criterion.__name__
+    "method", {m.criterion: m for m in (METHODS | MORE_METHODS).values()}.values(), ids=lambda m: m.title
 )
 def test_no_criterion_gives_other_scores(counted, family, method):
     model, batches = tiny_model(family), ragged_batches()

@@ -56,14 +56,14 @@ def sides(table: pd.DataFrame, method: str, baseline: str) -> tuple[list[str], l
 
 
 def in_words(table: pd.DataFrame, method: str, baseline: str) -> str:
-    """On which models a method keeps more accuracy than another, and on which less."""
+    """On which models a method keeps more accuracy than another, on which less, and on which neither is settled."""
     above, across, below = sides(table, method, baseline)
-    parts = [
-        f"{what} on {listed(models)}"
-        for what, models in (("more", above), ("less", below), ("no settled difference", across))
-        if models
-    ]
-    return f"beside {title(baseline)}: {'; '.join(parts)}"
+    parts = [f"more accuracy than {title(baseline)} on {listed(above)}"] if above else []
+    parts += [f"less {'' if above else f'accuracy than {title(baseline)} '}on {listed(below)}"] if below else []
+    if across:
+        named = "" if above or below else f" (beside {title(baseline)})"
+        parts.append(f"on {listed(across)} the interval holds 0{named}")
+    return "; ".join(parts)
 
 
 def verdict_of(table: pd.DataFrame, claim: Claim) -> str:

@@ -347,7 +347,7 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
     """Differences of areas with their intervals: a panel for each model, a row for each pair (method, baseline).
 
     table: as ``paired.differences`` returns it. groups: pairs by heading. Where all pairs have the same method, rows
-    are named after the baselines. A pair that a model does not have is left blank.
+    are named after the baselines. A pair that a model does not have is marked as not run.
     """
     pairs = [(heading, pair) for heading, of_heading in groups.items() for pair in of_heading]
     methods = {method for _, (method, _) in pairs}
@@ -371,6 +371,8 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
                 side = SIDES["above 0" if row.low > 0 else "below 0" if row.high < 0 else "across 0"]
                 axis.plot([row.low, row.high], [at, at], color=side["color"], linewidth=1.8)
                 axis.plot(row.difference, at, markersize=5, linestyle="", **side)
+            else:
+                axis.text(0, at, " not run", fontsize=7, color="#777777", va="center")
             at += 1
         axis.axvline(0, color="black", linewidth=0.9)
         axis.set_yticks([y for y, _ in ticks], [name for _, name in ticks], fontsize=8)
@@ -417,7 +419,7 @@ def repeated_curves(runs: Mapping[str, Repeated], methods: Iterable[str], profil
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     texts = ", ".join(f"{model} {by_method[methods[0]][0].correct.shape[1]}" for model, by_method in runs.items())
     figure.supxlabel(
-        f"profile {profile}; n = {texts} evaluation texts. Lines: means over training seeds; bands: all.",
+        f"profile {profile}; n = {texts} evaluation texts. Lines: means over training seeds; bands: all seeds.",
         fontsize=7,
     )
     return figure
