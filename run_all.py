@@ -10,12 +10,14 @@ published; 130 and 143 interrupted, to be taken up by the same command.
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+gc.set_threshold(700, 10, 1000)  # not 10: imports make much and no garbage, and searching it all takes a second
 
 try:
     from gnorm.experiments import pipeline

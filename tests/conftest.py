@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import tempfile
@@ -7,6 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
 CONTROLLER = "PYTEST_XDIST_WORKER" not in os.environ
 if CONTROLLER:  # models are trained anew, once for all workers; at home nothing is
     os.environ["GNORM_CACHE"] = tempfile.mkdtemp(prefix="gnorm-tests-")
+
+gc.set_threshold(700, 10, 1000)  # not 10: imports make much and no garbage, and searching it all takes a second
 
 import pytest
 import torch

@@ -1,13 +1,15 @@
-"""The real run_all.py, for the tests that run it."""
+"""The real run_all.py and the cells of notebooks, for the tests that run them."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 
 import run_all
+from gnorm.experiments import paths
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,10 +25,24 @@ def call(*arguments, output, root=ROOT, **environment):
     )
 
 
-def in_process(output, monkeypatch, *arguments):
-    """``run_all.main`` without a process of its own, for what ends before a notebook runs."""
+def in_process(output, monkeypatch, *arguments, root=ROOT):
+    """``run_all.main`` without a process of its own, whose imports take five seconds; notebooks get kernels as ever."""
     monkeypatch.setenv("GNORM_OUTPUT", str(output))
-    return run_all.main(list(arguments))
+    monkeypatch.setattr(paths, "REPOSITORY", root)
+    with mock.patch.dict(os.environ):  # what a run sets for its kernels goes again
+        return run_all.main(list(arguments))
+
+
+def execute(name, **parameters):
+    """The code cells of a notebook, one after the other in one namespace, as a kernel runs them; the namespace."""
+    namespace = {}
+    for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{name}: {cell.id}", "exec"), namespace)  # noqa: S102
+        if "parameters" in cell.metadata.get("tags", []):
+            assert parameters.keys() <= namespace.keys()
+            namespace |= parameters
+    return namespace
 
 
 def alter(root, name, change):

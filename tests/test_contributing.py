@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 from conftest import tiny_model
-from pipeline import ROOT, call
+from pipeline import ROOT, in_process
 
 import gnorm
+import run_all
 from gnorm.heads import FAMILIES
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
@@ -70,14 +71,9 @@ def test_a_family(capsys):
 def test_a_notebook(copied, tmp_path, monkeypatch):
     monkeypatch.chdir(copied)
     run_example("A notebook")
-    script = copied / "run_all.py"
-    source = script.read_text("utf-8")
-    optional = re.search(r"^OPTIONAL = \(", source, re.MULTILINE)
-    assert optional
-    script.write_text(f'{source[: optional.end()]}"weight_pruning", {source[optional.end() :]}', "utf-8")
+    monkeypatch.setattr(run_all, "OPTIONAL", (*run_all.OPTIONAL, "weight_pruning"))
     arguments = ["--profile", "smoke", "--only", "weight_pruning", "--models", "bert"]
-    done = call(*arguments, output=tmp_path / "results", root=copied)
-    assert done.returncode == 0, done.stderr
+    assert in_process(tmp_path / "results", monkeypatch, *arguments, root=copied) == 0
     assert (tmp_path / "results" / "figures" / "smoke" / "weight_pruning.png").exists()
     assert (tmp_path / "results" / "experiments_results" / "smoke" / "bert" / "weight_magnitude.csv").exists()
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from pipeline import call
-from test_cut_off import CUT, launch, trajectories
+from test_cut_off import launch, trajectories
+
+TWO_NOTEBOOKS = ("--profile", "smoke", "--models", "bert", "--only", "greedy_pruning,random_pruning")
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.soak)])
@@ -45,17 +47,17 @@ def test_runs_that_were_killed_or_ran_out_of_room_end_in_the_same_tables(count, 
 @pytest.mark.soak
 def test_pipelines_that_were_killed_end_in_the_same_tables(tmp_path):
     clock = time.monotonic()
-    assert call(*CUT, output=tmp_path / "whole").returncode == 0
+    assert call(*TWO_NOTEBOOKS, output=tmp_path / "whole").returncode == 0
     seconds, generator = time.monotonic() - clock, random.Random(0)
     whole = trajectories(tmp_path / "whole")
     for number in range(10):
         output = tmp_path / str(number)
         for _ in range(2):  # killed, taken up, killed again
-            process = launch(output)
+            process = launch(output, TWO_NOTEBOOKS)
             time.sleep(generator.uniform(0, seconds))
             process.kill()
             process.communicate()
-        again = call(*CUT, output=output)
+        again = call(*TWO_NOTEBOOKS, output=output)
         assert again.returncode == 0, again.stderr
         assert trajectories(output) == whole
         assert not list(output.rglob("*.unfinished*"))

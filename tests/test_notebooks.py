@@ -7,27 +7,15 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
-from pipeline import ROOT
+from pipeline import ROOT, execute
 
 import run_all
 from gnorm import METHODS, heads
-from gnorm.experiments import results, runs
+from gnorm.experiments import paths, results, runs
 from gnorm.experiments.paths import results_folder
 from gnorm.experiments.runs import trajectories
 
 MODEL = "bert"
-
-
-def execute(name, **parameters):
-    """The code cells of a notebook, one after the other in one namespace, as a kernel runs them; the namespace."""
-    namespace = {}
-    for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, f"{name}: {cell.id}", "exec"), namespace)  # noqa: S102
-        if "parameters" in cell.metadata.get("tags", []):
-            assert parameters.keys() <= namespace.keys()
-            namespace |= parameters
-    return namespace
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +94,19 @@ def test_a_bert_is_rebuilt_by_hand_where_none_is_among_the_models(empty, monkeyp
     rebuilt = execute("custom_bert_pruning", models=["roberta"], steps=2)
     assert rebuilt["by_hand"].order() == rebuilt["theirs"].order()
     assert rebuilt["task"].model.config.model_type == "bert"
+
+
+def test_where_results_go_does_not_depend_on_the_working_directory(empty, monkeypatch, capsys):
+    monkeypatch.delenv("GNORM_OUTPUT")
+    monkeypatch.setattr(paths, "REPOSITORY", empty / "repository")
+    elsewhere = empty / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    execute("greedy_pruning", models=[MODEL])
+    assert "figures/smoke/greedy_pruning.png" in capsys.readouterr().out
+    assert (empty / "repository" / "figures" / "smoke" / "greedy_pruning.png").exists()
+    assert (empty / "repository" / "experiments_results" / "smoke" / MODEL / "greedy_gnorm.csv").exists()
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.soak

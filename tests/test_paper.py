@@ -30,13 +30,15 @@ from hub import (
     wordpiece,
 )
 from huggingface_hub import constants
-from pipeline import call
+from pipeline import call, execute
+from test_run_all import FIGURES, TABLES
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import gnorm
 import run_all
+from gnorm import heads
 from gnorm.experiments import assets, hub, paths, pipeline, preflight, profiles, reading, report, results, tasks
-from gnorm.experiments.paths import figures_folder, results_folder, run_folder
+from gnorm.experiments.paths import figures_folder, results_folder, run_folder, tables_folder
 from gnorm.experiments.profiles import PROFILES, read_profile
 from gnorm.experiments.published import against_published
 from gnorm.experiments.runs import intact
@@ -534,19 +536,28 @@ def _pickle_bomb(home):
 # ---------------------------------------------------------------- from end to end, as its users have it
 
 
+def with_fewer_trials(folder):
+    """Give the paper profile in ``folder`` two random trials a model, change nothing else."""
+    profile = folder / "paper.toml"
+    profile.write_text(re.sub(r"trials = \d+", "trials = 2", (PROFILES / "paper.toml").read_text("utf-8")), "utf-8")
+
+
 @pytest.fixture
 def fewer_trials(copied):
     """The project, its paper profile with two random trials a model and nothing else changed."""
-    profile = copied / "gnorm" / "experiments" / "profiles" / "paper.toml"
-    profile.write_text(re.sub(r"trials = \d+", "trials = 2", profile.read_text("utf-8")), "utf-8")
+    with_fewer_trials(copied / "gnorm" / "experiments" / "profiles")
     return copied
 
 
+# The first looks at data sets of its own, the second makes every trajectory and reads what was published.
+END_TO_END = ("data_processing", "show_pruning_result")
+
+
 def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_trials, tmp_path, monkeypatch):
-    """run_all.py as its users have it, every notebook, with nothing cached; then again with no hub."""
+    """run_all.py as its users have it, with nothing cached; then again with no hub."""
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     hub_of_ours = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-    whole = partial(call, "--profile", "paper", output=tmp_path, root=fewer_trials)
+    whole = partial(call, "--profile", "paper", "--only", ",".join(END_TO_END), output=tmp_path, root=fewer_trials)
     first = whole(**hub_of_ours)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count(" reachable ") == 9
@@ -556,7 +567,7 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
 
     folder = results_folder("paper")
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert list(manifest["notebooks"]) == list(run_all.NOTEBOOKS)
+    assert list(manifest["notebooks"]) == list(END_TO_END)
     assets = manifest["assets"]
     assert {asset["repo"]: len(asset["commit"]) for asset in assets} == {
         asset.repo: 40 for asset in PAPER.assets(list(PAPER.models)) + PAPER.inspected
@@ -592,8 +603,25 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
     again = whole(**hub_of_ours | {"HF_HUB_OFFLINE": "1"})
     assert again.returncode == 0, again.stderr
     assert again.stdout.count(" cached ") == 9
-    assert again.stdout.count("unchanged, not run again") == len(run_all.NOTEBOOKS)  # the same commits, from the cache
+    assert again.stdout.count("unchanged, not run again") == len(END_TO_END)  # the same commits, from the cache
     assert len(server.log) == asked
+
+
+def test_the_other_notebooks_run_on_checkpoints_and_data_of_the_hub(server, home, tmp_path, monkeypatch):
+    """In this process, one after the other, from a cache that is filled, as kernels find it."""
+    with_fewer_trials(tmp_path)
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    monkeypatch.setattr(heads, "FAMILIES", dict(heads.FAMILIES))  # custom_bert_pruning adds a row
+    for found in hub.look_up(PAPER.assets(list(PAPER.models)) + PAPER.inspected):
+        hub.fetch(found)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in [name for name in run_all.NOTEBOOKS if name not in END_TO_END]:
+        execute(name, profile="paper", models=list(PAPER.models))
+    assert {path.stem for path in tables_folder("paper").glob("*.csv")} == set(TABLES) - {"pruning_results"}
+    shown = {"data_processing", "pruning_results"}  # by the notebooks that run from end to end
+    assert {path.stem for path in figures_folder("paper").glob("*.png")} == set(FIGURES) - shown
+    for model in PAPER.models:
+        assert results.saved_methods("paper", model) == list(gnorm.METHODS)
 
 
 # ---------------------------------------------------------------- held against what was published
