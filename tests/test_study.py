@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from pipeline import ROOT, call
+from pipeline import ROOT, call, in_process
 
 from gnorm.experiments import claims, results
 from gnorm.experiments.layers import published_layers
@@ -150,10 +150,9 @@ def test_findings_are_written_from_the_tables(folder, monkeypatch, tmp_path):
     assert claims.recommended(table(folder, "methods")) in text
 
 
-def test_a_second_run_does_nothing(study):
-    again = call(*ARGUMENTS, output=study)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("unchanged, not run again") == len(NOTEBOOKS)
+def test_a_second_run_does_nothing(study, monkeypatch, capsys):
+    assert in_process(study, monkeypatch, *ARGUMENTS) == 0
+    assert capsys.readouterr().out.count("unchanged, not run again") == len(NOTEBOOKS)
 
 
 MEASURED = ("comparison_seconds", "cost_quality")  # tables with seconds in them
