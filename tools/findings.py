@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 
 from gnorm.experiments import claims
@@ -212,7 +213,7 @@ def how_they_answer() -> str:
 
 def published_dip() -> str:
     table = read("published_layers")
-    return table.drop(columns=["model"]).to_markdown(index=False, floatfmt=".1f")
+    return table.drop(columns=["model"]).fillna("none").to_markdown(index=False, floatfmt=".1f")
 
 
 def local_dips() -> str:
@@ -221,7 +222,13 @@ def local_dips() -> str:
     for model, rows in read("dips").groupby("model", sort=False):
         below = rows[rows.greedy_gnorm < rows.random - 0.005]
         if below.empty:
-            lines.append(f"- **{model}**: at no tenth of the heads.")
+            inner = rows[rows["share pruned"].between(0.05, 0.95)]
+            most, half = inner["below random"].max(), rows[np.isclose(rows["share pruned"], 0.5)].iloc[0]
+            lines.append(
+                f"- **{model}**: at no tenth of the heads in the mean, in at most {most} of {half.seeds} seeds at any. "
+                f"With half of the heads gone the last layer still has {half['last layer']:.1f} of "
+                f"{rows['last layer'].iloc[0]:.0f}, and {half['empty']:.1f} layers are empty."
+            )
             continue
         worst = below.loc[(below.greedy_gnorm - below.random).idxmin()]
         lines.append(
