@@ -433,7 +433,8 @@ def seed_areas(runs: Mapping[str, Repeated], profile: str) -> Figure:
             style = LINES.get(method, line)
             values = [area(curve(trajectory)) for trajectory in trajectories]
             axis.plot(range(len(values)), values, marker="o", markersize=4, label=find_method(method).title, **style)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        recipes = [run.info.get("weights", {}).get("recipe", {}) for run in next(iter(methods.values()))]
+        axis.set_xticks(range(len(recipes)), [str(recipe.get("seed", k)) for k, recipe in enumerate(recipes)])
         axis.set(xlabel="training seed", ylabel="area under the curve")
         axis.set_title(model, fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
