@@ -62,7 +62,7 @@ def saved(folder, method):
         return None
     about = results.load_trajectory("smoke", "bert", method).info
     content = path.read_bytes() + path.with_suffix(".npz").read_bytes()
-    return hashlib.sha256(content + json.dumps({**about, "seconds": 0}).encode()).hexdigest()
+    return hashlib.sha256(content + json.dumps({**about, "seconds": 0, "scoring_seconds": 0}).encode()).hexdigest()
 
 
 def steps_kept(folder):

@@ -74,9 +74,9 @@ def launch(output, arguments=CUT):
     )
 
 
-def start(output, until):
+def start(output, until, arguments=CUT):
     """A run in the background, handed over as soon as the file ``until`` is there."""
-    process = launch(output)
+    process = launch(output, arguments)
     deadline = time.monotonic() + 120
     while not list(output.rglob(until)):
         assert process.poll() is None, process.communicate()
@@ -101,7 +101,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_tables(whole, tmp_path, mon
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_says_so_and_leaves_no_kernel(whole, tmp_path, how, code):
-    process = start(tmp_path, "executed/greedy_pruning.unfinished.ipynb")
+    two = (*CUT[:-1], "greedy_pruning,random_pruning")  # so that it is still at work when the signal comes
+    process = start(tmp_path, "executed/greedy_pruning.unfinished.ipynb", two)
     kernels = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(how)
     _, printed = process.communicate(timeout=60)

@@ -21,6 +21,7 @@ import gnorm
 from gnorm import shipping
 from gnorm.experiments import tasks
 from gnorm.experiments.training import finetune
+from gnorm.methods import find_method
 from gnorm.trajectory import solution
 
 
@@ -79,7 +80,7 @@ def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     assert f"| layer | 0 | 1 |\n|:--|--:|--:|\n| heads kept | {kept[0]} | {kept[1]} |\n" in card
     assert f"{gnorm.shipping.costs.num_parameters(model):,} after" in card
     assert re.findall(r"^\| (\d+) \| 8 \| [\d.]+ \| [\d.]+ \|", card, re.MULTILINE) == ["1", "8", "32"]
-    assert "Greedy-Gnorm, a head at a time" in card
+    assert f"{find_method(shipping.RECOMMENDED).title}, a head at a time" in card
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer("hola")["input_ids"] == own.tokenizer("hola")["input_ids"]
     again = shipping.load(folder, "my-texts.csv")  # and it can be pruned further
