@@ -63,6 +63,11 @@ def whole(tmp_path_factory):
     return trajectories(output)
 
 
+def _heed_interrupts():
+    """What a shell runs in the background ignores SIGINT, and hands that on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def launch(output, arguments=CUT):
     """A run in the background."""
     return subprocess.Popen(
@@ -71,6 +76,7 @@ def launch(output, arguments=CUT):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509 it sets a signal and no more
     )
 
 
