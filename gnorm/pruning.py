@@ -131,9 +131,10 @@ def _checked_counts(method: str, heads: int, seed: Any, trials: Any, steps: Any,
 
 def _checked_layers(layers: Sequence[int], start: Tensor, heads: int) -> list[int]:
     """The layers that ``heads`` heads go from, one by one; fewer where no more are left."""
-    layers = [whole("a layer", layer, 0) for layer in layers][: min(heads, int(start.sum()))]
-    if len(layers) < min(heads, int(start.sum())):
-        raise ValueError(f"layers names {len(layers)} heads' layers, this run prunes {min(heads, int(start.sum()))}.")
+    heads = min(heads, int(start.sum()))
+    layers = [whole("a layer", layer, 0) for layer in layers][:heads]
+    if len(layers) < heads:
+        raise ValueError(f"layers names {len(layers)} heads' layers, this run prunes {heads}.")
     for layer in dict.fromkeys(layers):
         there = int(start[layer].sum()) if layer < len(start) else 0
         if layers.count(layer) > there:

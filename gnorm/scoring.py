@@ -15,7 +15,7 @@ from .engine.batches import MicroBatch, Prepared, forwarding, labels_of, prepare
 from .engine.checks import NOT_COUNTED, Batch, check_labels
 from .engine.gradients import QKV, gradient_norms
 from .engine.known_models import plain_attention
-from .engine.observation import mean_over_texts, returning_attentions, run_packed, run_padded
+from .engine.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
 from .engine.packing import NO_CACHE, LayerInputCache, not_finite
 from .engine.products import FasterLinear
 from .engine.state import attention_implementation, evaluating, in_use
@@ -211,10 +211,7 @@ def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> 
     def energy(context: Tensor, mask: Tensor | None) -> Tensor:  # context: (text, token, head * head_dim)
         return context.double().unflatten(-1, (-1, head_dim)).square().sum(-1).transpose(1, 2)
 
-    def register_hook(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
-        return block.output.register_forward_pre_hook(lambda _, inputs: call(inputs[0]))
-
-    return mean_over_texts(model, prepare(batches, model), partial(run_padded, register_hook=register_hook), energy)
+    return mean_over_texts(model, prepare(batches, model), run_on_contexts, energy)
 
 
 def uniform_scores(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,9 @@ def head_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
 
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
-    blocks = attention_blocks(model)
     prepared = prepare(batches, model)
     counted = counted_labels(prepared, model, "head importance")
-    sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    for _index, derivatives in mask_derivatives(model, blocks, prepared):
-        sums = [total + d.abs().sum(0) for total, d in zip(sums, derivatives, strict=True)]
-    return table_of(blocks, [total / counted.sum() for total in sums])
+    return _sum_over_texts(model, prepared, torch.abs) / counted.sum()
 
 
 def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -38,12 +34,17 @@ def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     F(h) = sum over texts x of (d L(x) / d m_h)^2, with L and m_h of ``head_importance``: the diagonal of the empirical
     Fisher matrix. Raises as ``head_importance`` does.
     """
-    blocks = attention_blocks(model)
     prepared = prepare(batches, model)
     counted_labels(prepared, model, "Fisher information")
+    return _sum_over_texts(model, prepared, torch.square)
+
+
+def _sum_over_texts(model: nn.Module, prepared: Prepared, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """(layer, head) the sum over texts of ``of`` (text, kept head) the derivatives of their losses by the masks."""
+    blocks = attention_blocks(model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
     for _index, derivatives in mask_derivatives(model, blocks, prepared):
-        sums = [total + d.square().sum(0) for total, d in zip(sums, derivatives, strict=True)]
+        sums = [total + of(d).sum(0) for total, d in zip(sums, derivatives, strict=True)]
     return table_of(blocks, sums)
 
 

@@ -51,6 +51,14 @@ def run_padded(
             after_pass(micro, logits_of(model, micro.inputs))
 
 
+def hook_contexts(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
+    """A hook that calls ``call`` with the contexts of a block (text, token, kept * head_dim)."""
+    return block.output.register_forward_pre_hook(lambda _, inputs: call(inputs[0]))
+
+
+run_on_contexts = partial(run_padded, register_hook=hook_contexts)
+
+
 def run_packed(model: nn.Module, prepared: Prepared, on_block: OnBlock, after_pass: AfterPass) -> None:
     """Pass packed texts through the model and call ``on_block`` with the attention weights of every block."""
     layers = {block.module: layer for layer, block in enumerate(attention_blocks(model))}
@@ -97,11 +105,7 @@ def observe_contexts(model: nn.Module, prepared: Prepared, on_block: OnBlock) ->
 
     Raises ``ValueError`` where logits are not finite.
     """
-
-    def register_hook(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
-        return block.output.register_forward_pre_hook(lambda _, inputs: call(inputs[0]))
-
-    _observe(model, prepared, partial(run_padded, register_hook=register_hook), on_block)
+    _observe(model, prepared, run_on_contexts, on_block)
 
 
 def _observe(
