@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from gnorm.experiments import claims
+from gnorm.experiments import claims, paired
 from gnorm.experiments.claims import CLAIMS, FACTORS, QUESTIONS, Claim
 from gnorm.methods import find_method
 
@@ -34,7 +34,7 @@ def listed(words: Iterable[str]) -> str:
 def cell(row: Any) -> str:
     """A difference with its interval, in bold where the interval keeps clear of 0."""
     text = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
-    return f"**{text}**" if row.low > 0 or row.high < 0 else text
+    return text if row.side == "across 0" else f"**{text}**"
 
 
 def matrix(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> str:
@@ -42,7 +42,8 @@ def matrix(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> str:
     models = list(dict.fromkeys(table.model))
     rows = []
     for method, baseline in pairs:
-        found = claims.comparison(table, method, baseline).set_index("model")
+        found = claims.comparison(table, method, baseline)
+        found = found.assign(side=paired.sides(found)).set_index("model")
         cells = [cell(found.loc[model]) if model in found.index else "not run" for model in models]
         rows.append([f"{title(method)} less {title(baseline)}", *cells])
     return pd.DataFrame(rows, columns=["difference of areas (95 %)", *models]).to_markdown(index=False)
@@ -51,9 +52,8 @@ def matrix(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> str:
 def sides(table: pd.DataFrame, method: str, baseline: str) -> tuple[list[str], list[str], list[str]]:
     """The models whose interval lies above 0, across it, and below it."""
     found = claims.comparison(table, method, baseline)
-    above, below = found[found.low > 0], found[found.high < 0]
-    across = found[(found.low <= 0) & (found.high >= 0)]
-    return list(above.model), list(across.model), list(below.model)
+    above, across, below = (list(found.model[paired.sides(found) == side]) for side in paired.SIDES)
+    return above, across, below
 
 
 def in_words(table: pd.DataFrame, method: str, baseline: str) -> str:
@@ -81,17 +81,12 @@ def about_claim(table: pd.DataFrame, claim: Claim) -> str:
     return "\n\n".join([*parts, f"By comparison: {single}."] if len(claim.others) > 1 else parts)
 
 
-def means(methods: pd.DataFrame) -> pd.Series:
-    """The mean over models of the median area, of the methods that every model was pruned by, largest first."""
-    return methods.pivot(index="method", columns="model", values="median").dropna().mean(axis=1).sort_values()[::-1]
-
-
 def ranking(methods: pd.DataFrame) -> str:
-    return ", ".join(f"{title(name)} {value:.3f}" for name, value in means(methods).items())
+    return ", ".join(f"{title(name)} {value:.3f}" for name, value in claims.mean_areas(methods).items())
 
 
 def recommendation(table: pd.DataFrame, methods: pd.DataFrame) -> str:
-    best, mean = claims.recommended(methods), means(methods)
+    best, mean = claims.recommended(methods), claims.mean_areas(methods)
     if best == "greedy_gnorm":
         return (
             f"To prune a model of one's own we would take Greedy-Gnorm: its mean area is the largest, {mean[best]:.3f}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,37 +66,47 @@ def answers_of_pruned(
     texts. Trajectories that are missing are run first. Raises as ``runs.trajectories`` does.
     """
     rows = []
+    for about, task, trajectory in _pruned(profile, models, methods):
+        measure = partial(_answers, task, trajectory, shares)
+        rows += [about | row for row in _kept(task, trajectory, "answers", [*shares], measure)["rows"]]
+    return pd.DataFrame(rows)
+
+
+def _pruned(
+    profile: str, models: Sequence[str], methods: Sequence[str], seeds: int | None = None
+) -> Iterator[tuple[dict[str, str], Task, Trajectory]]:
+    """Every repetition and method of every model: what it is called in a table, its task, its trajectory.
+
+    seeds: how many repetitions of each model; all, if None.
+    """
     for model in models:
         chosen = runs.left_in(profile, model, methods)
-        for name in repetitions(profile, model):
+        for name in repetitions(profile, model)[:seeds]:
             of_name = runs.trajectories(profile, [name], chosen)[name]
             task = tasks.load(profile, name)
             for method in chosen:
-                measure = partial(_answers, task, of_name[method], shares)
-                rows += [
-                    {"model": model, "repetition": name, "method": method, **row}
-                    for row in _kept(task, of_name[method], "answers", [*shares], measure)["rows"]
-                ]
-    return pd.DataFrame(rows)
+                yield {"model": model, "repetition": name, "method": method}, task, of_name[method]
 
 
 def _answers(task: Task, trajectory: Trajectory, shares: Sequence[float]) -> dict[str, Any]:
     batches = task.batches("evaluation")
     labels = torch.cat([batch["labels"] for batch in batches])
-    intact = class_probabilities(task.model, batches)
-    rows = []
+    probabilities = {}
     for share in (0.0, *shares):
         with masked(task.model, _mask(trajectory, share)):
-            found = class_probabilities(task.model, batches)
-        rows.append(
+            probabilities[share] = class_probabilities(task.model, batches)
+    answers = {share: found.argmax(1) for share, found in probabilities.items()}
+    return {
+        "rows": [
             {
                 "share": share,
-                "accuracy": float((found.argmax(1) == labels).double().mean()),
+                "accuracy": float((answers[share] == labels).double().mean()),
                 "calibration error": calibration_error(found, labels),
-                "agreement": float((found.argmax(1) == intact.argmax(1)).double().mean()),
+                "agreement": float((answers[share] == answers[0.0]).double().mean()),
             }
-        )
-    return {"rows": rows}
+            for share, found in probabilities.items()
+        ]
+    }
 
 
 def recovery(
@@ -110,15 +120,9 @@ def recovery(
     first trial. Raises as ``runs.trajectories`` does.
     """
     rows = []
-    for model in models:
-        chosen = runs.left_in(profile, model, methods)
-        for name in repetitions(profile, model)[:seeds]:
-            of_name = runs.trajectories(profile, [name], chosen)[name]
-            task = tasks.load(profile, name)
-            for method in chosen:
-                measure = partial(_recovered, task, of_name[method], share, epochs)
-                found = _kept(task, of_name[method], "recovery", [share, epochs], measure)
-                rows.append({"model": model, "repetition": name, "method": method, "share": share, **found})
+    for about, task, trajectory in _pruned(profile, models, methods, seeds):
+        measure = partial(_recovered, task, trajectory, share, epochs)
+        rows.append({**about, "share": share, **_kept(task, trajectory, "recovery", [share, epochs], measure)})
     return pd.DataFrame(rows)
 
 

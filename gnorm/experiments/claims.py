@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..methods import METHODS, MORE_METHODS
-from .paired import Repeated, differences, verdict
+from .paired import SIDES, Repeated, differences, sides, verdict
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,6 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
         single = [verdict(found) for _, found in of_claim]
         whole = "contradicted" if "contradicted" in single else "supported" if set(single) == {"supported"} else "open"
         for (other, found), one in zip(of_claim, single, strict=True):
-            above, below = int((found.low > 0).sum()), int((found.high < 0).sum())
             rows.append(
                 {
                     "claim": claim.name,
@@ -122,9 +121,7 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
                     "method": claim.method,
                     "baseline": other,
                     "of this comparison": one,
-                    "above 0": above,
-                    "across 0": len(found) - above - below,
-                    "below 0": below,
+                    **{side: int((sides(found) == side).sum()) for side in SIDES},
                 }
             )
     return pd.DataFrame(rows)
@@ -133,8 +130,13 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
 CONTROLS = ("random", "matched_random", "gnorm_shuffled_weights", "importance_shuffled_labels", "oracle")
 
 
-def recommended(methods: pd.DataFrame) -> str:
-    """The method to prune one's own model by, from a ``tables.method_table``: the largest median area over training
-    seeds, in the mean over models, of the methods that every model was pruned by. ``CONTROLS`` are none to prune by."""
+def mean_areas(methods: pd.DataFrame) -> pd.Series:
+    """The mean over models of the median area over training seeds, from a ``tables.method_table``: by method, of the
+    methods that every model was pruned by, largest first."""
     wide = methods.pivot(index="method", columns="model", values="median").dropna()
-    return str(wide.drop(index=[name for name in CONTROLS if name in wide.index]).mean(axis=1).idxmax())
+    return wide.mean(axis=1).sort_values()[::-1]
+
+
+def recommended(methods: pd.DataFrame) -> str:
+    """The method to prune one's own model by: the first of ``mean_areas`` that is none of ``CONTROLS``."""
+    return next(str(name) for name in mean_areas(methods).index if name not in CONTROLS)

@@ -18,7 +18,6 @@ from ..trajectory import Trajectory, interval, text_areas
 COLUMNS = ("model", "method", "baseline", "difference", "low", "high", "p", "p_holm", "seeds", "texts")
 
 Repeated = Mapping[str, Sequence[Trajectory]]  # by method, a trajectory for each training seed
-Family = tuple[str, Sequence[tuple[str, str]]]  # a model, and pairs (method, baseline) whose p-values belong together
 
 
 def bootstrap_means(areas: np.ndarray, samples: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -99,13 +98,22 @@ def _areas(model: str, methods: Repeated) -> np.ndarray:
         raise ValueError(f"{model}: methods were not measured on the same seeds and texts: {sizes}.") from None
 
 
+SIDES = ("above 0", "across 0", "below 0")  # where an interval may lie
+
+
+def sides(table: pd.DataFrame) -> pd.Series:
+    """Where the interval of each row of ``differences`` lies, one of ``SIDES``."""
+    above, across, below = SIDES
+    return pd.Series(np.select([table.low > 0, table.high < 0], [above, below], across), table.index)
+
+
 def verdict(table: pd.DataFrame) -> str:
     """Whether a claim that one method beats another holds, from the rows of ``differences`` for it, one for each model.
 
     The rule, written before the runs: "supported" where the interval lies above 0 on at least three of the models and
     below 0 on none; "contradicted" where it lies below 0 on at least two; else "open".
     """
-    above, below = int((table.low > 0).sum()), int((table.high < 0).sum())
+    above, _, below = (int((sides(table) == side).sum()) for side in SIDES)
     if above >= 3 and not below:
         return "supported"
     return "contradicted" if below >= 2 else "open"

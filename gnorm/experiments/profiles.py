@@ -238,14 +238,10 @@ def model_spec(profile: str, model: str) -> ModelSpec:
     if name not in models:
         raise ValueError(f"profile {profile} has no model {name!r}; it has {', '.join(models)}.")
     spec, named = models[name], [variant.rstrip("0123456789") for variant in variants]
-    for variant in variants:
-        what, number = variant.rstrip("0123456789"), variant.lstrip("abcdefghijklmnopqrstuvwxyz")
-        if (
-            named.count(what) > 1
-            or what not in VARIANTS
-            or not number.isdigit()
-            or (what == "seed" and int(number) not in spec.seeds)
-        ):
+    for variant, what in zip(variants, named, strict=True):
+        number = variant.removeprefix(what)
+        known = what in VARIANTS and number != "" and named.count(what) == 1
+        if not known or (what == "seed" and int(number) not in spec.seeds):
             seeds = ", ".join(map(str, spec.seeds)) or "none"
             raise ValueError(
                 f"{model}: {variant!r} is no variant of {name}; there are {', '.join(VARIANTS)} with a number behind, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pandas as pd
@@ -12,7 +13,8 @@ from torch import Tensor
 from ..scoring import gnorm_scores
 from ..trajectory import area, curve
 from . import runs, tasks
-from .profiles import Extent, repetitions
+from .profiles import Extent, model_spec, repetitions
+from .tasks import Task
 
 METHOD = "greedy_gnorm"
 
@@ -28,7 +30,7 @@ def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.
     rows = []
     for model in models:
         name = repetitions(profile, model)[0]
-        own = tasks.load(profile, name).spec.scoring
+        task = tasks.load(profile, name)
         most = max(extent.texts)
         of_texts = [
             ("texts", number, draw, f"{name}/texts{number}" + (f"/draw{draw}" if draw else ""))
@@ -36,10 +38,10 @@ def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.
             for draw in (range(1, extent.draws + 1) if number < most else (0,))
         ]
         of_batch = [("batch", number, 0, f"{name}/batch{number}") for number in extent.batches]
-        reference = {"texts": _scores(profile, f"{name}/texts{most}"), "batch": _scores(profile, name)}
+        reference = {"texts": _scores(task, f"{name}/texts{most}"), "batch": _scores(task, name)}
         for varied, number, draw, variant in of_texts + of_batch:
-            variant = name if varied == "batch" and number == own.batch else variant
-            rho = spearmanr(_scores(profile, variant), reference[varied]).statistic
+            variant = name if varied == "batch" and number == task.spec.scoring.batch else variant
+            rho = spearmanr(_scores(task, variant), reference[varied]).statistic
             row = {"model": model, "varied": varied, "number": number, "draw": draw, "rank correlation": float(rho)}
             if model in extent.varied:
                 found = runs.trajectories(profile, [variant], [METHOD])[variant][METHOD]
@@ -48,7 +50,7 @@ def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.
     return pd.DataFrame(rows)
 
 
-def _scores(profile: str, name: str) -> Tensor:
-    """(head,) G-norm of the heads of an intact model, those that score -inf lowest."""
-    task = tasks.load(profile, name)
+def _scores(task: Task, variant: str) -> Tensor:
+    """(head,) G-norm of the heads of an intact model, scored as ``variant`` says, those that score -inf lowest."""
+    task = dataclasses.replace(task, name=variant, spec=model_spec(task.profile, variant))
     return torch.nan_to_num(gnorm_scores(task.model, task.batches("scoring")).flatten(), neginf=-1e300)

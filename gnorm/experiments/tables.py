@@ -62,18 +62,19 @@ def winners(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
     """
     rows = []
     for model, methods in runs.items():
-        ranked = sorted(methods, key=lambda method: -area(curve(methods[method])))[:2]
-        if len(ranked) < 2:
+        if len(methods) < 2:
             continue
-        first, second = ranked
-        (found,) = differences({model: {m: [methods[m]] for m in ranked}}, [[(first, second)]]).to_dict("records")
+        areas = {method: area(curve(trajectory)) for method, trajectory in methods.items()}
+        first, second = sorted(areas, key=lambda method: -areas[method])[:2]
+        both = {method: [methods[method]] for method in (first, second)}
+        (found,) = differences({model: both}, [[(first, second)]]).to_dict("records")
         rows.append(
             {
                 "model": model,
                 "largest area": first,
-                "area": area(curve(methods[first])),
+                "area": areas[first],
                 "runner-up": second,
-                "its area": area(curve(methods[second])),
+                "its area": areas[second],
                 **{name: found[name] for name in ("difference", "low", "high")},
             }
         )
