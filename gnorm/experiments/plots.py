@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFor
 
 from ..methods import find_method
 from ..trajectory import Trajectory, area, bootstrap, curve, interval
-from .paired import Repeated
+from .paired import Repeated, sides
 from .published import published_curve
 
 # The line of each method. Okabe and Ito's colours can be told apart by colour-blind readers, line styles in grey.
@@ -77,6 +77,26 @@ def _title(trajectory: Trajectory, model: str) -> str:
 
 def _seeds(number: int) -> str:
     return f"{number} training seed{'s' if number > 1 else ''}"
+
+
+def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
+    """One legend above the panels, with every label that any of them has, in at most so many columns."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, frameon=False)
+
+
+def _note(figure: Figure, profile: str, texts: Mapping[Any, int], says: str = "") -> None:
+    """Write the profile and the number of evaluation texts of each model below the panels, and then ``says``."""
+    numbers = ", ".join(f"{model!s} {number}" for model, number in texts.items())
+    figure.supxlabel(f"profile {profile}; n = {numbers} evaluation texts{says}", fontsize=7)
+
+
+def _texts(runs: Mapping[str, Repeated]) -> dict[str, int]:
+    """The number of evaluation texts of each model."""
+    return {model: next(iter(methods.values()))[0].correct.shape[1] for model, methods in runs.items()}
 
 
 def _caption(figure: Figure, runs: Runs, says: str) -> None:
@@ -140,8 +160,7 @@ def pruning_curves(runs: Runs) -> Figure:
         published = _published(axis, model, methods, heads) or published
         axis.set_title(_title(first, model), fontsize=10)
         _accuracy_axis(axis, heads)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
+    _legend(figure, axes, columns=5)
     overlay = " Thin lines with dots: published." if published else ""
     _caption(figure, runs, f"Bands: 95 % bootstrap over the texts.{overlay}")
     return figure
@@ -221,8 +240,7 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
         axis.set_title(f"{_title(trajectory, model)}, {table.trial.nunique()} trials", fontsize=10)
         _accuracy_axis(axis, heads)
         axis.set_xlim(-0.04 * heads, 1.04 * heads)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    _legend(figure, axes, columns=2)
     _caption(figure, {model: {"random": trajectory} for model, trajectory in random.items()}, "Boxes: over trials.")
     return figure
 
@@ -306,8 +324,7 @@ def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure
         _in_percent(axis.yaxis)
         axis.set(xlabel="batch x length", ylabel="share of the intact model")
         axis.set_title(model, fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    _legend(figure, axes, columns=2)
     figure.supxlabel(f"profile {profile}; {says}", fontsize=7)
     return figure
 
@@ -328,15 +345,13 @@ def areas(table: pd.DataFrame, profile: str) -> Figure:
         axis.set_yticks(range(len(ranked)), [find_method(name).title for name in ranked["method"]])
         axis.set_xlabel("area under the accuracy curve")
         axis.set_title(str(model), fontsize=10)
-    texts = ", ".join(f"{model!s} {rows.texts.iloc[0]}" for model, rows in groups.items())
-    figure.supxlabel(
-        f"profile {profile}; n = {texts} evaluation texts. Bars: 95 % bootstrap over the texts.", fontsize=7
-    )
+    texts = {model: rows.texts.iloc[0] for model, rows in groups.items()}
+    _note(figure, profile, texts, ". Bars: 95 % bootstrap over the texts.")
     return figure
 
 
-# How a difference is drawn, by where its interval lies: the mark tells them apart in grey.
-SIDES: dict[str, dict[str, Any]] = {
+# How a difference is drawn, by where its interval lies (``paired.SIDES``): the mark tells them apart in grey.
+MARKS: dict[str, dict[str, Any]] = {
     "above 0": {"color": "#0072B2", "marker": "o", "markerfacecolor": "#0072B2"},
     "across 0": {"color": "#777777", "marker": "o", "markerfacecolor": "white"},
     "below 0": {"color": "#D55E00", "marker": "s", "markerfacecolor": "#D55E00"},
@@ -358,7 +373,8 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
     drawn = table[[pair in wanted for pair in zip(table["method"], table["baseline"], strict=True)]]
     limit = 1.1 * float(drawn[["low", "high"]].abs().to_numpy().max(initial=1e-3))
     for axis, model in zip(axes, models, strict=True):
-        rows = table[table.model == model].set_index(["method", "baseline"])
+        rows = table[table.model == model]
+        rows = rows.assign(side=sides(rows)).set_index(["method", "baseline"])
         at, ticks, headings = 0, [], []
         for k, (heading, pair) in enumerate(pairs):
             if len(groups) > 1 and (not k or pairs[k - 1][0] != heading):
@@ -368,9 +384,9 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
             ticks.append((at, names[1] if len(methods) == 1 else "\nless ".join(names)))
             if pair in rows.index:
                 row = rows.loc[pair]
-                side = SIDES["above 0" if row.low > 0 else "below 0" if row.high < 0 else "across 0"]
-                axis.plot([row.low, row.high], [at, at], color=side["color"], linewidth=1.8)
-                axis.plot(row.difference, at, markersize=5, linestyle="", **side)
+                mark = MARKS[row.side]
+                axis.plot([row.low, row.high], [at, at], color=mark["color"], linewidth=1.8)
+                axis.plot(row.difference, at, markersize=5, linestyle="", **mark)
             else:
                 axis.text(0, at, " not run", fontsize=7, color="#777777", va="center")
             at += 1
@@ -389,14 +405,11 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
     for axis in axes:
         axis.set_xlabel(label)
     handles = [
-        Line2D([], [], linestyle="-", markersize=5, label=f"interval {where}", **side) for where, side in SIDES.items()
+        Line2D([], [], linestyle="-", markersize=5, label=f"interval {where}", **mark) for where, mark in MARKS.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
-    texts = ", ".join(f"{model} {table[table.model == model].texts.iloc[0]}" for model in models)
-    figure.supxlabel(
-        f"profile {profile}; n = {texts} evaluation texts. Bars: 95 % bootstrap over training seeds and texts.",
-        fontsize=7,
-    )
+    texts = {model: table[table.model == model].texts.iloc[0] for model in models}
+    _note(figure, profile, texts, ". Bars: 95 % bootstrap over training seeds and texts.")
     return figure
 
 
@@ -415,13 +428,8 @@ def repeated_curves(runs: Mapping[str, Repeated], methods: Iterable[str], profil
         first = by_method[methods[0]]
         axis.set_title(f"{_title(first[0], model)}, {_seeds(len(first))}", fontsize=10)
         _accuracy_axis(axis, int(first[0].start.sum()))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    texts = ", ".join(f"{model} {by_method[methods[0]][0].correct.shape[1]}" for model, by_method in runs.items())
-    figure.supxlabel(
-        f"profile {profile}; n = {texts} evaluation texts. Lines: means over training seeds; bands: all seeds.",
-        fontsize=7,
-    )
+    _legend(figure, axes, columns=3)
+    _note(figure, profile, _texts(runs), ". Lines: means over training seeds; bands: all seeds.")
     return figure
 
 
@@ -437,10 +445,8 @@ def seed_areas(runs: Mapping[str, Repeated], profile: str) -> Figure:
         axis.set_xticks(range(len(recipes)), [str(recipe.get("seed", k)) for k, recipe in enumerate(recipes)])
         axis.set(xlabel="training seed", ylabel="area under the curve")
         axis.set_title(model, fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    texts = ", ".join(f"{model} {next(iter(methods.values()))[0].correct.shape[1]}" for model, methods in runs.items())
-    figure.supxlabel(f"profile {profile}; n = {texts} evaluation texts", fontsize=7)
+    _legend(figure, axes, columns=3)
+    _note(figure, profile, _texts(runs))
     return figure
 
 
@@ -468,8 +474,7 @@ def scoring_variants(table: pd.DataFrame, profile: str) -> Figure:
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set(xlabel=titles[varied], ylabel=column)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    _legend(figure, axes, columns=4)
     figure.supxlabel(
         f"profile {profile}, first training seed; Greedy-Gnorm. Rank correlation (Spearman) of the intact model's "
         "scores: with those of the most texts, and of the profile's batch size.",
@@ -502,15 +507,9 @@ def cost_quality(table: pd.DataFrame, profile: str, named: Iterable[str]) -> Fig
         axis.set_xscale("log")
         axis.set(xlabel="seconds of scoring in one run", ylabel="area under the curve")
         axis.set_title(f"{model!s} ({_seeds(int(rows.seeds.iloc[0]))})", fontsize=10)
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
-    texts = ", ".join(f"{model!s} {rows.texts.iloc[0]}" for model, rows in groups.items())
-    figure.supxlabel(
-        f"profile {profile}; n = {texts} evaluation texts. Dots: median over seeds; bars: smallest to largest.",
-        fontsize=7,
-    )
+    _legend(figure, axes, columns=3)
+    texts = {model: rows.texts.iloc[0] for model, rows in groups.items()}
+    _note(figure, profile, texts, ". Dots: median over seeds; bars: smallest to largest.")
     return figure
 
 
@@ -537,8 +536,7 @@ def recovery(table: pd.DataFrame, profile: str) -> Figure:
         _in_percent(axis.xaxis)
         axis.set_xlabel("accuracy")
         axis.set_title(f"{model!s} ({_seeds(rows.repetition.nunique())})", fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    _legend(figure, axes, columns=3)
     share = table.share.iloc[0]
     figure.supxlabel(
         f"profile {profile}; {share:.0%} of the heads removed. Large marks: means over training seeds; dots: each.",
@@ -565,8 +563,7 @@ def calibration(table: pd.DataFrame, profile: str) -> Figure:
             _in_percent(side)
         axis.set(xlabel="heads pruned", ylabel=column)
         axis.set_title(model, fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    _legend(figure, axes, columns=3)
     figure.supxlabel(
         f"profile {profile}; means over training seeds. Agreement: texts that get the intact model's answer.",
         fontsize=7,
