@@ -164,8 +164,9 @@ def attention_entropy(
     """Attention entropy of every head: (layer, head) float64, nats, -inf for heads that are gone.
 
     H(h) = mean over texts of mean over query tokens of sum over key tokens of -a log a, padding left out on both
-    axes; passes through a shared block are summed. Of a head with several query heads it is their mean. ``form`` and ``eps`` name the variants in ``ENTROPY_FORMS``.
-    Holds the attention weights of one layer and one micro-batch at a time.
+    axes; passes through a shared block are summed. Of a head with several query heads it is their mean. ``form`` and
+    ``eps`` name the variants in ``ENTROPY_FORMS``. Holds the attention weights of one layer and one micro-batch at a
+    time.
 
     Raises ``ValueError`` for an unknown form, where the attention modules do not return their weights, where logits are
     not finite, and as ``prepare`` and ``attention_blocks`` do. In the plain form a score may be NaN.

@@ -83,7 +83,10 @@ def tables_of(model: Any) -> dict[str, int | None]:
 
     None where the model has no such table.
     """
-    words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
+    try:
+        words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
+    except NotImplementedError:  # of a model that takes no words, such as Wav2Vec2's
+        words = None
     sizes = {
         name: min(
             (table.num_embeddings for table in _embeddings(model, f"{name.removesuffix('_ids')}_embeddings")),

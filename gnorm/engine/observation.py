@@ -111,7 +111,8 @@ def mean_over_texts(
 
 
 def observe_contexts(model: nn.Module, prepared: Prepared, on_block: OnBlock) -> None:
-    """Call ``on_block`` with the contexts (text, token, kept * context_dim) of every block, once for each pass through it.
+    """Call ``on_block`` with the contexts (text, token, kept * context_dim) of every block, once for each pass through
+    it.
 
     Raises ``ValueError`` where logits are not finite.
     """

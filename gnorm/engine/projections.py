@@ -31,7 +31,7 @@ class Projection:
         return weight.T if is_transposed(self.module) else weight
 
     def by_head(self, matrix: Tensor) -> Tensor:
-        """What is each head's of a matrix (out, in), such as W or its gradient: (kept head, rows of a head, other side).
+        """What is each head's of a matrix (out, in), W or its gradient: (kept head, rows of a head, other side).
 
         It is a view where the module is no other projection's.
         """
