@@ -69,7 +69,8 @@ def _adapt(block: AttentionBlock, row: Tensor) -> None:
         at = list(inspect.signature(type(module).forward).parameters).index(block.per_head) - 1  # self is not passed
         if not hasattr(module, "kept_heads"):
             if block.shared_bias:
-                share = partial(cut_shared_bias, block.per_head, *block.shared_bias)
+                table, maker = block.shared_bias
+                share = partial(cut_shared_bias, block.per_head, table, maker)
                 module.register_forward_pre_hook(share, with_kwargs=True)
                 module.register_forward_hook(hand_on_shared_bias)
             else:

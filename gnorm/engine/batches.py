@@ -198,7 +198,7 @@ def _traits(model: Any) -> tuple[Any, ...]:
 
 def _may_trim(model: nn.Module, batches: Sequence[Batch]) -> bool:
     """Whether texts may leave their batches and lose their padding; tokens only in a model that may do without."""
-    known = FAMILIES.get(getattr(model.config, "model_type", ""))  # type: ignore[union-attr, arg-type]
+    known = FAMILIES.get(getattr(model.config, "model_type", ""))
     if known is not None and not known.classifier and any("input_ids" in batch for batch in batches):
         return False
     if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in batches for name in batch):

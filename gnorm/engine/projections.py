@@ -27,7 +27,7 @@ class Projection:
     @property
     def matrix(self) -> Tensor:
         """W (out, in), detached; a view of the module's weight."""
-        weight: Tensor = self.module.weight.detach()  # type: ignore[operator, assignment, union-attr]
+        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
         return weight.T if is_transposed(self.module) else weight
 
     def by_head(self, matrix: Tensor) -> Tensor:
