@@ -197,9 +197,12 @@ def _traits(model: Any) -> tuple[Any, ...]:
 
 
 def _may_trim(model: nn.Module, batches: Sequence[Batch]) -> bool:
-    """Whether texts may leave their batches and lose their padding; tokens only in a model that may do without."""
+    """Whether texts may leave their batches and lose their padding.
+
+    Texts of a known family whose row names no classifier may not: it may read the last token, or count tokens.
+    """
     known = FAMILIES.get(getattr(model.config, "model_type", ""))
-    if known is not None and not known.classifier and any("input_ids" in batch for batch in batches):
+    if known is not None and not known.classifier and any(name in PER_TOKEN for batch in batches for name in batch):
         return False
     if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in batches for name in batch):
         return False
