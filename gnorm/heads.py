@@ -1,6 +1,6 @@
 """Where attention heads live in a model, and masking them.
 
-An encoder family is one row of module names in ``FAMILIES``. Nothing else in the package knows an architecture.
+A family is one row of module names in ``FAMILIES``. Nothing else in the package knows an architecture.
 """
 
 from __future__ import annotations
@@ -15,38 +15,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .engine.projections import Projection, check_projection, rows_of, size_of_module
 from .engine.state import in_use, uncompiled
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module names of one encoder family: ``blocks`` from the base model, the others from each block.
+    """Module names of one family: ``blocks`` from the base model, the others from each block.
 
-    ``*`` stands for any index, so ``encoder.layer.*.attention`` names the attention block of every layer.
+    ``*`` stands for any index, so ``encoder.layer.*.attention`` names the attention block of every layer. A model with
+    a decoder has three names for its blocks: encoder self-attention, decoder self-attention, cross-attention; those
+    that a model lacks are left out. query, key and value may name one module that holds all three; ``together`` says
+    how their rows lie in it.
 
     feed_forward: (from the base model) the projection at the end of each feed-forward block; "" for none.
     also: (from each block) further projections with rows by head, such as DeBERTa's of positions. A model whose
     configuration leaves one out does without it.
+    together: a module that holds query, key and value has the rows of one head together; otherwise all queries come
+    first, then all keys, then all values.
     per_head: an argument of the attention module's forward whose second axis counts heads, such as MPNet's bias by
     position.
-    skippable: the attention module (the one that owns query) returns a tuple of its output and the attention weights,
-    so it can be skipped when it has no head left.
+    shared_bias: where the attention module returns its output, the ``per_head`` argument for the next layer, and the
+    weights: the name of the table that only the first layer has, and of the method that makes the argument from it,
+    for (query length, key length, device, past_seen_tokens).
+    skippable: the attention module (the one that owns query) returns a tuple of its output and the attention weights
+    (with a shared bias between them), so it can be skipped when it has no head left.
     norm: (from each block) the normalisation of the residual sum, for a skippable module that itself ends in one.
     classifier: the class of transformers that reads the first token of each text alone, so that padding behind a text
     changes nothing.
     """
 
-    blocks: str
+    blocks: str | tuple[str, ...]
     query: str
     key: str
     value: str
     output: str
-    feed_forward: str = ""
+    feed_forward: str | tuple[str, ...] = ""
     also: tuple[str, ...] = ()
     per_head: str = ""
     skippable: bool = False
     norm: str = ""
     classifier: str = ""
+    together: bool = False
+    shared_bias: tuple[str, ...] = ()
 
 
 _BERT_LIKE = Family(
@@ -61,6 +72,11 @@ _BERT_LIKE = Family(
 
 
 _VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True)
+
+
+_LLAMA_LIKE = Family(
+    "layers.*.self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.down_proj", skippable=True
+)
 
 
 FAMILIES: dict[str, Family] = {
@@ -112,49 +128,148 @@ FAMILIES: dict[str, Family] = {
         skippable=True,
         classifier="MPNetForSequenceClassification",
     ),
+    "data2vec-text": _BERT_LIKE,
+    "ernie": _BERT_LIKE,
+    "roformer": _BERT_LIKE,
     "vit": _VIT_LIKE,
     "deit": _VIT_LIKE,
+    "beit": replace(_VIT_LIKE, per_head="attention_mask"),  # its bias by position comes as a mask
+    "dinov2": replace(_VIT_LIKE, blocks="encoder.layer.*.attention", feed_forward="encoder.layer.*.mlp.fc2"),
+    "audio-spectrogram-transformer": _VIT_LIKE,
+    "wav2vec2": replace(
+        _VIT_LIKE,
+        blocks="encoder.layers.*.attention",
+        output="out_proj",
+        feed_forward="encoder.layers.*.feed_forward.output_dense",
+    ),
+    "gpt2": Family("h.*.attn", "c_attn", "c_attn", "c_attn", "c_proj", "h.*.mlp.c_proj", skippable=True),
+    "gpt_neox": Family(
+        "layers.*.attention",
+        "query_key_value",
+        "query_key_value",
+        "query_key_value",
+        "dense",
+        "layers.*.mlp.dense_4h_to_h",
+        skippable=True,
+        together=True,
+    ),
+    "llama": _LLAMA_LIKE,
+    "mistral": _LLAMA_LIKE,
+    "qwen2": _LLAMA_LIKE,
+    "qwen3": _LLAMA_LIKE,
+    "gemma": _LLAMA_LIKE,
+    "modernbert": Family("layers.*.attn", "Wqkv", "Wqkv", "Wqkv", "Wo", "layers.*.mlp.Wo", skippable=True),
+    "t5": Family(
+        (
+            "encoder.block.*.layer.0.SelfAttention",
+            "decoder.block.*.layer.0.SelfAttention",
+            "decoder.block.*.layer.1.EncDecAttention",
+        ),
+        "q",
+        "k",
+        "v",
+        "o",
+        ("encoder.block.*.layer.1.DenseReluDense.wo", "decoder.block.*.layer.2.DenseReluDense.wo"),
+        per_head="position_bias",
+        skippable=True,
+        shared_bias=("relative_attention_bias", "compute_bias"),
+    ),
+    "bart": Family(
+        ("encoder.layers.*.self_attn", "decoder.layers.*.self_attn", "decoder.layers.*.encoder_attn"),
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        ("encoder.layers.*.fc2", "decoder.layers.*.fc2"),
+        skippable=True,
+    ),
 }
 
 
 def register(
     model_type: str,
-    blocks: str,
+    blocks: str | tuple[str, ...],
     query: str,
     key: str,
     value: str,
     output: str,
-    feed_forward: str = "",
+    feed_forward: str | tuple[str, ...] = "",
     also: tuple[str, ...] = (),
     per_head: str = "",
     skippable: bool = False,
     norm: str = "",
+    together: bool = False,
+    shared_bias: tuple[str, ...] = (),
 ) -> None:
     """Add a row of module names to ``FAMILIES``, or replace the one of this model_type; see ``Family``."""
-    FAMILIES[model_type] = Family(blocks, query, key, value, output, feed_forward, also, per_head, skippable, norm)
+    names = (query, key, value, output, feed_forward, also, per_head, skippable, norm)
+    FAMILIES[model_type] = Family(blocks, *names, together=together, shared_bias=shared_bias)
 
 
 @dataclass(frozen=True)
 class AttentionBlock:
     """The projections of one attention block.
 
-    ``num_heads`` counts the heads of the intact block. ``head_dim`` counts the rows of query, key and value that belong
-    to one head, and the columns of ``output``. ``kept`` lists the heads that are left, by their index in the intact
-    block. ``also``, ``per_head``, ``skippable`` and ``norm`` are as in ``Family``.
+    ``num_heads`` counts the heads of the intact block: the smallest units that can go alone. With grouped queries a
+    head is a key-value head and the ``queries_per_head`` query heads that read it. ``head_dim`` counts the rows of key
+    and value that belong to one head; query has ``context_dim`` rows a head, ``output`` as many columns. ``kept`` lists
+    the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
+    that ``Family.also`` names. ``decoder``: queries come from the tokens of a decoder beside an encoder. ``per_head``,
+    ``shared_bias``, ``skippable`` and ``norm`` are as in ``Family``.
     """
 
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
+    projections: tuple[Projection, ...]
     num_heads: int
     head_dim: int
     kept: tuple[int, ...]
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
-    also: tuple[nn.Linear, ...] = ()
+    queries_per_head: int = 1
+    decoder: bool = False
     per_head: str = ""
+    shared_bias: tuple[str, ...] = ()
     skippable: bool = False
     norm: nn.Module | None = None
+
+    @property
+    def context_dim(self) -> int:
+        """How many numbers a head hands to the output projection, for each token."""
+        return self.queries_per_head * self.head_dim
+
+    def projection(self, name: str) -> Projection:
+        """The projection called query, key, value or output."""
+        return next(projection for projection in self.projections if projection.name == name)
+
+    def by_module(self, names: Sequence[str] | None = None) -> dict[Any, list[Projection]]:
+        """The projections of these names (all of them if None), by the module that holds them."""
+        found: dict[Any, list[Projection]] = {}
+        for projection in self.projections if names is None else map(self.projection, names):
+            found.setdefault(projection.module, []).append(projection)
+        return found
+
+    @property
+    def query(self) -> Any:
+        """The module of the query projection; key and value have the same one where they are fused."""
+        return self.projection("query").module
+
+    @property
+    def key(self) -> Any:
+        """The module of the key projection."""
+        return self.projection("key").module
+
+    @property
+    def value(self) -> Any:
+        """The module of the value projection."""
+        return self.projection("value").module
+
+    @property
+    def output(self) -> Any:
+        """The module of the output projection."""
+        return self.projection("output").module
+
+    @property
+    def also(self) -> tuple[Any, ...]:
+        """The modules of the projections that ``Family.also`` names."""
+        return tuple(projection.module for projection in self.projections if projection.name == "position")
 
 
 WRAPPERS = {  # class name -> what to give instead of an object of it
@@ -198,11 +313,13 @@ def config_of(model: Any) -> Any:
 
 
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
-    """The attention blocks of ``model``, first layer first; layers that share a block (ALBERT) count as one.
+    """The attention blocks of ``model``, in the order of the mask's rows: encoder self-attention, decoder
+    self-attention, cross-attention, first layer first; layers that share a block (ALBERT) count as one.
 
     Raises as ``config_of`` does, and ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where
-    the model has no module of the row's names, where it has decoder layers (causal or cross attention), or where a
-    projection is no linear layer with a weight of its own, or not of the size that its heads need.
+    the model has no module of the row's names or attention that the row does not name, where blocks have unequally
+    many heads, or where a projection is no linear layer with a weight of its own, or not of the size that its heads
+    need.
     """
     config = config_of(model)
     if config.model_type not in FAMILIES:
@@ -210,112 +327,120 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
             f"attention heads of model_type {config.model_type!r} are not known (known: {', '.join(FAMILIES)}); "
             f"add a row of module names with gnorm.register({config.model_type!r}, blocks, query, key, value, output)."
         )
-    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{type(model).__name__} is a decoder; only encoder classifiers can be pruned by head.")
     family = FAMILIES[config.model_type]
+    _check_said(config, family)
+    of_encoder = len(_named(model, _names(family.blocks)[:1], missing=len(_names(family.blocks)) > 1))
     owners = _named(model, family.blocks)
-    num_heads = int(config.num_attention_heads)
+    query_heads = int(config.num_attention_heads)
+    num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
     sizes = (getattr(config, name, None) for name in ("head_dim", "attention_head_size"))
-    head_dim = int(next(filter(None, sizes), config.hidden_size // num_heads))
+    head_dim = int(next(filter(None, sizes), config.hidden_size // query_heads))
     kept = getattr(config, "head_mask", None) or [[1] * num_heads] * len(owners)
-    blocks = [
-        AttentionBlock(
-            query=owner.get_submodule(family.query),
-            key=owner.get_submodule(family.key),
-            value=owner.get_submodule(family.value),
-            output=owner.get_submodule(family.output),
+    blocks = []
+    for number, (owner, row) in enumerate(zip(owners, kept, strict=True)):
+        heads = tuple(head for head, bit in enumerate(row) if bit)
+        block = AttentionBlock(
+            projections=_projections(owner, family, len(heads), head_dim, query_heads // num_heads),
             num_heads=num_heads,
             head_dim=head_dim,
-            kept=tuple(head for head, bit in enumerate(row) if bit),
+            kept=heads,
             module=owner.get_submodule(family.query.rpartition(".")[0]),
-            also=tuple(found[name] for name in family.also if name in (found := dict(owner.named_modules()))),
+            queries_per_head=query_heads // num_heads,
+            decoder=number >= of_encoder,
             per_head=family.per_head,
+            shared_bias=family.shared_bias,
             skippable=family.skippable,
             norm=owner.get_submodule(family.norm) if family.norm else None,
         )
-        for owner, row in zip(owners, kept, strict=True)
-    ]
+        blocks.append(block)
     _check_projections(blocks)
-    for layer, block in enumerate(blocks):
-        rows, needed = block.query.out_features, len(block.kept) * block.head_dim
-        if {rows, block.key.out_features, block.value.out_features, block.output.in_features} != {needed}:
-            raise ValueError(
-                f"layer {layer} has {rows} query rows, its {len(block.kept)} heads of {block.head_dim} need {needed}: "
-                "the weights contradict config.head_mask, or the model shares keys and values between heads."
-            )
     return blocks
 
 
+def _projections(
+    owner: nn.Module, family: Family, heads: int, head_dim: int, queries_per_head: int
+) -> tuple[Projection, ...]:
+    """The projections of a block of which ``heads`` heads are left."""
+    context_dim = queries_per_head * head_dim
+    names = {"query": family.query, "key": family.key, "value": family.value}
+    widths = {"query": context_dim, "key": head_dim, "value": head_dim}
+    found = []
+    for name, path in names.items():
+        inside = {other: widths[other] for other in names if names[other] == path}
+        rows = rows_of(heads, inside, family.together)[name]
+        found.append(Projection(name, owner.get_submodule(path), rows))
+    columns = rows_of(heads, {"output": context_dim}, family.together)["output"]
+    found.append(Projection("output", owner.get_submodule(family.output), columns, of_input=True))
+    modules = dict(owner.named_modules())
+    rows = rows_of(heads, {"position": head_dim}, family.together)["position"]
+    return (*found, *(Projection("position", modules[path], rows) for path in family.also if path in modules))
+
+
+def _check_said(config: Any, family: Family) -> None:
+    """Raise ``ValueError`` for attention that a row of module names cannot say, or that this one does not."""
+    said, what = len(_names(family.blocks)), f"the row of model_type {config.model_type!r}"
+    if getattr(config, "add_cross_attention", False) and said < 3:
+        raise ValueError(f"config.add_cross_attention is set, but {what} names no cross-attention: add it by register.")
+    heads, of_decoder = config.num_attention_heads, getattr(config, "decoder_attention_heads", None)
+    if said > 1 and of_decoder not in (None, heads):
+        raise ValueError(
+            f"the encoder has {heads} heads a layer and the decoder {of_decoder}, a head mask (layer, head) needs as "
+            "many in every layer: such a model cannot be pruned by head."
+        )
+
+
 def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
-    """Raise ``ValueError`` for a projection that cannot be cut to fewer heads, and for a weight that two share."""
+    """Raise ``ValueError`` for a projection that cannot be cut to fewer heads, for a weight that two modules share, and
+    for a module that is not of the size that its heads need."""
     owners: dict[int, str] = {}
     for layer, block in enumerate(blocks):
-        named = {"query": block.query, "key": block.key, "value": block.value, "output": block.output}
-        for name, linear in [*named.items(), *(("position", linear) for linear in block.also)]:
-            what = f"the {name} projection of layer {layer}"
-            _check_projection(linear, what)
-            if (other := owners.setdefault(id(linear.weight), what)) != what:
+        for module, parts in block.by_module().items():
+            what = f"the {' and '.join(part.name for part in parts)} projection of layer {layer}"
+            check_projection(module, what)
+            if (other := owners.setdefault(id(module.weight), what)) != what:
                 raise ValueError(f"{what} shares its weight with {other}: give each a weight of its own first.")
         if block.per_head and block.per_head not in signature(type(block.module).forward).parameters:
             raise ValueError(
                 f"{type(block.module).__name__} takes no {block.per_head!r}: correct per_head in the family's row with "
                 "gnorm.register."
             )
-
-
-def _check_projection(linear: Any, what: str) -> None:
-    """Raise ``ValueError``, with the remedy, for anything but a linear layer with its weight and bias as parameters."""
-    kind, own = type(linear), getattr(linear, "_parameters", {})
-    if nn.utils.parametrize.is_parametrized(linear):
-        remedy = 'call torch.nn.utils.parametrize.remove_parametrizations(projection, "weight") first'
-        raise ValueError(f"{what} is under a parametrization of torch.nn.utils: {remedy}.")
-    if "weight_g" in own:
-        raise ValueError(f"{what} is under weight_norm: call torch.nn.utils.remove_weight_norm(projection) first.")
-    if any(hasattr(linear, name) for name in ("base_layer", "lora_A", "lora_down", "adapter_layer")):
-        raise ValueError(
-            f"{what} carries an adapter ({kind.__name__}): merge it into the weights first, with merge_and_unload() of "
-            "a PEFT model."
-        )
-    weight, bias = own.get("weight"), own.get("bias")
-    if (
-        weight is not None
-        and not weight.is_floating_point()
-        or any("quant" in f"{k.__module__}.{k.__name__}".lower() for k in (kind, type(weight)))
-    ):
-        raise ValueError(
-            f"{what} is quantised ({kind.__name__}): load the model in float32, bfloat16 or float16, remove heads, and "
-            "quantise what is left."
-        )
-    plain = isinstance(linear, nn.Linear) and kind.forward is nn.Linear.forward
-    parameters = type(weight) in (nn.Parameter, type(None)) and type(bias) in (nn.Parameter, type(None))
-    if not plain or not parameters or (weight is None and "weight_orig" not in own):  # torch.nn.utils.prune's name
-        raise ValueError(
-            f"{what} is no torch.nn.Linear with parameters of its own but {kind.__name__}: put a plain linear layer in "
-            "its place (an adapter merged, a quantised layer dequantised)."
-        )
-    forward = vars(linear).get("forward")
-    if forward is not None and not hasattr(forward, "_torchdynamo_orig_callable"):
-        raise ValueError(f"somebody replaced the forward of {what}: undo that first (del projection.forward).")
+    for layer, block in enumerate(blocks):
+        for module, parts in block.by_module().items():
+            size, needed = size_of_module(module)[parts[0].of_input], sum(part.rows.numel() for part in parts)
+            if size != needed:
+                raise ValueError(
+                    f"layer {layer} has {size} {' and '.join(part.name for part in parts)} rows, its "
+                    f"{len(block.kept)} heads of {block.head_dim} need {needed}: the weights contradict "
+                    "config.head_mask, or the model shares keys and values between heads."
+                )
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The encoder layers of ``model``, first layer first: the modules that own the attention blocks."""
-    return _named(model, FAMILIES[model.config.model_type].blocks.rpartition(".")[0])  # type: ignore[union-attr, index]
+    """For every attention block of ``model``, in order, the module that owns it: the layers of an encoder."""
+    blocks = FAMILIES[model.config.model_type].blocks  # type: ignore[union-attr, index]
+    return _named(model, tuple(name.rpartition(".")[0] for name in _names(blocks)))
 
 
-def _named(model: nn.Module, pattern: str) -> list[Any]:
-    """The modules below the base model whose name is ``pattern``, first layer first."""
+def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _named(model: nn.Module, patterns: str | tuple[str, ...], missing: bool = False) -> list[Any]:
+    """The modules below the base model whose names are ``patterns``, first layer first; none only if ``missing``."""
     base: Any = getattr(model, "base_model", model)
-    found = [base]
-    for name in pattern.split("."):
-        below = (module.children() if name == "*" else [getattr(module, name, None)] for module in found)
-        found = [module for modules in below for module in modules if isinstance(module, nn.Module)]
-    if not found:
+    found: list[Any] = []
+    for pattern in _names(patterns):
+        of_pattern = [base]
+        for name in pattern.split("."):
+            below = (module.children() if name == "*" else [getattr(module, name, None)] for module in of_pattern)
+            of_pattern = [module for modules in below for module in modules if isinstance(module, nn.Module)]
+        found += of_pattern
+    if not found and not missing:
         if inside := _child_of(model):
             raise ValueError(f"{type(model).__name__} wraps a model: give its .{inside}.")
         raise ValueError(
-            f"no module of {type(base).__name__} is named {pattern!r}; correct the row of model_type "
-            f"{base.config.model_type!r} with gnorm.register."
+            f"no module of {type(base).__name__} is named {' or '.join(map(repr, _names(patterns)))}; correct the row "
+            f"of model_type {base.config.model_type!r} with gnorm.register."
         )
     return found
 
@@ -366,13 +491,13 @@ def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator
         for block, row in zip(blocks, mask, strict=True):
             gone = ~row[list(block.kept)]
             if gone.any():
-                columns = gone.repeat_interleave(block.head_dim).to(block.output.weight.device)  # (kept * head_dim,)
+                columns = gone.repeat_interleave(block.context_dim).to(block.output.weight.device)  # (context,)
                 hooks.callback(block.output.register_forward_pre_hook(partial(_zero_heads, columns)).remove)
         yield
 
 
 def _zero_heads(columns: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-    return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * head_dim)
+    return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * context_dim)
 
 
 def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
@@ -384,7 +509,7 @@ def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
     for layer, block in enumerate(blocks):
         if any(getattr(hook, "func", None) is _zero_heads for hook in block.output._forward_pre_hooks.values()):
             raise ValueError("heads cannot be removed while the model is under gnorm.masked: leave that block first.")
-        for linear in (block.query, block.key, block.value, block.output, *block.also):
+        for linear in block.by_module():
             for part in ("weight", "bias"):
                 if f"{part}_orig" in linear._parameters:
                     spectral = any(type(h).__name__ == "SpectralNorm" for h in linear._forward_pre_hooks.values())

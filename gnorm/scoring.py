@@ -168,8 +168,9 @@ def attention_entropy(
     """Attention entropy of every head: (layer, head) float64, nats, -inf for heads that are gone.
 
     H(h) = mean over texts of mean over query tokens of sum over key tokens of -a log a, padding left out on both
-    axes; passes through a shared block are summed. ``form`` and ``eps`` name the variants in ``ENTROPY_FORMS``.
-    Holds the attention weights of one layer and one micro-batch at a time.
+    axes; passes through a shared block are summed. Of a head with several query heads it is their mean. ``form`` and
+    ``eps`` name the variants in ``ENTROPY_FORMS``. Holds the attention weights of one layer and one micro-batch at a
+    time.
 
     Raises ``ValueError`` for an unknown form, where the attention modules do not return their weights, where logits are
     not finite, and as ``prepare`` and ``attention_blocks`` do. In the plain form a score may be NaN.
@@ -177,16 +178,21 @@ def attention_entropy(
     if form not in ENTROPY_FORMS:
         raise ValueError(f"entropy form {form!r} is not known; choose one of {', '.join(ENTROPY_FORMS)}.")
 
+    queries = attention_blocks(model)[0].queries_per_head
+
     def entropy(weights: Tensor, mask: Tensor | None) -> Tensor:
-        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))  # (text, head, query, key)
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))  # (text, query head, query, key)
         terms = ENTROPY_FORMS[form](weights, eps)
-        return (terms if mask is None else terms.masked_fill(~mask[:, None, None, :], 0)).sum(-1)
+        if mask is not None and mask.shape[1] == terms.shape[3]:
+            terms = terms.masked_fill(~mask[:, None, None, :], 0)
+        return terms.sum(-1).unflatten(1, (-1, queries)).mean(2)  # (text, head, query)
 
     def register_hook(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
-            if not isinstance(output, tuple) or len(output) < 2 or output[1] is None:
+            at = 2 if block.shared_bias else 1
+            if not isinstance(output, tuple) or len(output) <= at or output[at] is None:
                 raise ValueError(f"{type(module).__name__} does not return its attention weights; entropy needs them.")
-            call(output[1])
+            call(output[at])
 
         return block.module.register_forward_hook(hook)
 
@@ -201,15 +207,15 @@ def attention_entropy(
 def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """Mean squared L2 norm of each head's context vectors: (layer, head) float64, -inf for heads that are gone.
 
-    E(h) = mean over texts of mean over tokens of ||c_h||^2, where c_h (head_dim,) is what head h hands to the output
+    E(h) = mean over texts of mean over tokens of ||c_h||^2, where c_h (context_dim,) is what head h hands to the output
     projection; padding left out, passes through a shared block summed.
 
     Raises ``ValueError`` where logits are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
-    head_dim = attention_blocks(model)[0].head_dim
+    context_dim = attention_blocks(model)[0].context_dim
 
-    def energy(context: Tensor, mask: Tensor | None) -> Tensor:  # context: (text, token, head * head_dim)
-        return context.double().unflatten(-1, (-1, head_dim)).square().sum(-1).transpose(1, 2)
+    def energy(context: Tensor, mask: Tensor | None) -> Tensor:  # context: (text, token, head * context_dim)
+        return context.double().unflatten(-1, (-1, context_dim)).square().sum(-1).transpose(1, 2)
 
     return mean_over_texts(model, prepare(batches, model), run_on_contexts, energy)
 

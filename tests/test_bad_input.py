@@ -16,8 +16,8 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
+    OPTConfig,
+    OPTForSequenceClassification,
 )
 
 import gnorm
@@ -77,8 +77,8 @@ def split_over_devices():
 
 
 def decoder():
-    config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=120, bos_token_id=1, eos_token_id=1)
-    MADE.append(GPT2ForSequenceClassification(config).eval())
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "ffn_dim": 8, "word_embed_proj_dim": 8}
+    MADE.append(OPTForSequenceClassification(OPTConfig(vocab_size=120, **sizes)).eval())
     return MADE[-1]
 
 
@@ -226,11 +226,11 @@ CASES = {
         ValueError,
         "not finite",
     ),
-    "a decoder": (lambda: prune(decoder(), GOOD), ValueError, "model_type 'gpt2' are not known .*gnorm.register"),
-    "an encoder turned decoder": (
-        lambda: prune(model(is_decoder=True), GOOD),
+    "a decoder": (lambda: prune(decoder(), GOOD), ValueError, "model_type 'opt' are not known .*gnorm.register"),
+    "cross-attention that the row does not name": (
+        lambda: prune(model(is_decoder=True, add_cross_attention=True), GOOD),
         ValueError,
-        "is a decoder; only encoder",
+        "the row of model_type 'bert' names no cross-attention",
     ),
     "no model of transformers": (lambda: prune(nn.Linear(2, 2), GOOD), TypeError, "Linear is no model of transformers"),
     "no classifier on top": (

@@ -1,4 +1,4 @@
-"""Every row of the table of families on a tiny model of it: paths, masks, removal, saving, criteria, pruning."""
+"""Encoders with separate projections on a tiny model of each: paths, masks, removal, saving, criteria, pruning."""
 
 import copy
 
@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 import gnorm
 from gnorm.engine.batches import MAX_TOKENS, prepare
 from gnorm.engine.state import evaluating
-from gnorm.heads import FAMILIES
 
 IMAGES = {"image_size": 16, "patch_size": 4, "num_channels": 3}
 # What each configuration needs beside the sizes; a family comes twice where its configuration alters the block.
@@ -84,10 +83,6 @@ def masks(model):
 @pytest.fixture(params=list(MODELS))
 def encoder(request):
     return make(request.param)
-
-
-def test_every_family_has_a_model_here():
-    assert {name.partition("/")[0] for name in MODELS} == set(FAMILIES)
 
 
 def test_paths_lead_to_projections_of_the_right_size(encoder):

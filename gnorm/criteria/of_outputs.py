@@ -22,17 +22,17 @@ def weight_magnitude(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     blocks = attention_blocks(model)
     norms = []
     for block in blocks:
-        rows = [linear.weight for linear in (block.query, block.key, block.value)]
-        weights = torch.cat([*rows, block.output.weight.T], dim=1)  # (kept * head_dim, 4 * hidden)
-        by_head = weights.detach().unflatten(0, (len(block.kept), block.head_dim))
-        norms.append(log_norm(by_head.flatten(1)).cpu())
+        parts = [block.projection(name) for name in ("query", "key", "value", "output")]
+        by_head = [part.by_head(part.matrix) for part in parts]  # each (kept, rows of a head, other side)
+        alike = [w.reshape(len(w), block.head_dim, w.shape[1] // block.head_dim * w.shape[2]) for w in by_head]
+        norms.append(log_norm(torch.cat(alike, dim=2).flatten(1)).cpu())
     return table_of(blocks, norms)
 
 
 def output_norm(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """Mean L2 norm of what each head adds to its layer: (layer, head) float64, not a logarithm.
 
-    N(h) = mean over texts of mean over tokens of ||W_O,h c_h||, with c_h (head_dim,) the context of head h and W_O,h
+    N(h) = mean over texts of mean over tokens of ||W_O,h c_h||, with c_h (context_dim,) the context of head h and W_O,h
     its columns of the output projection; padding left out, passes through a shared block summed. It is the criterion
     of AHON (arXiv 2504.03889) without its layer normalisation. Looks at no labels.
 
@@ -40,11 +40,12 @@ def output_norm(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor
     """
 
     def register_hook(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
-        columns = block.output.weight.detach().double().unflatten(1, (-1, block.head_dim))  # (hidden, kept, head_dim)
+        matrix = block.projection("output").matrix.double()
+        columns = matrix.unflatten(1, (-1, block.context_dim))  # (hidden, kept, context_dim)
         gram = torch.einsum("okd,oke->kde", columns, columns)
 
         def norms(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            context = inputs[0].double().unflatten(-1, (-1, block.head_dim))  # (text, token, kept, head_dim)
+            context = inputs[0].double().unflatten(-1, (-1, block.context_dim))  # (text, token, kept, context_dim)
             call(torch.einsum("btkd,kde,btke->bkt", context, gram, context).clamp(min=0).sqrt())
 
         return block.output.register_forward_pre_hook(norms)
@@ -64,18 +65,19 @@ def flap(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     Raises ``ValueError`` where logits are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
     blocks = attention_blocks(model)
-    moments = [torch.zeros(3, block.output.in_features, dtype=torch.float64) for block in blocks]  # 1, c, c^2
+    widths = [len(block.kept) * block.context_dim for block in blocks]
+    moments = [torch.zeros(3, width, dtype=torch.float64) for width in widths]  # 1, c, c^2
 
     def on_block(layer: int, context: Tensor, mask: Tensor | None) -> None:
-        tokens = (context.flatten(0, 1) if mask is None else context[mask]).double()  # (token, kept * head_dim)
+        tokens = (context.flatten(0, 1) if mask is None else context[mask]).double()  # (token, kept * context_dim)
         moments[layer] += torch.stack([torch.ones_like(tokens), tokens, tokens.square()]).sum(1).cpu()
 
     observe_contexts(model, prepare(batches, model), on_block)
     scores = []
     for block, (count, total, squares) in zip(blocks, moments, strict=True):
         variance = (squares - total.square() / count.clamp(min=1)) / (count - 1).clamp(min=1)
-        columns = block.output.weight.detach().double().cpu().square().sum(0)
-        by_head = (variance * columns).unflatten(0, (len(block.kept), block.head_dim)).sum(1)
+        columns = block.projection("output").matrix.double().cpu().square().sum(0)
+        by_head = (variance * columns).unflatten(0, (len(block.kept), block.context_dim)).sum(1)
         spread = by_head.std() if len(by_head) > 1 else by_head.new_zeros(())
         scores.append((by_head - by_head.mean()) / spread if spread > 0 else torch.zeros_like(by_head))
     return table_of(blocks, scores)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..heads import layers_of
+from ..heads import FAMILIES, layers_of
 from .attention import AbsorbedProjection
 from .checks import PER_TEXT, PER_TOKEN, Batch, checked_batches, parameter_of, size_of, tables_of
 from .known_models import ignores_padding, packable
@@ -197,7 +197,13 @@ def _traits(model: Any) -> tuple[Any, ...]:
 
 
 def _may_trim(model: nn.Module, batches: Sequence[Batch]) -> bool:
-    """Whether texts may leave their batches and lose their padding."""
+    """Whether texts may leave their batches and lose their padding.
+
+    Texts of a known family whose row names no classifier may not: it may read the last token, or count tokens.
+    """
+    known = FAMILIES.get(getattr(model.config, "model_type", ""))
+    if known is not None and not known.classifier and any(name in PER_TOKEN for batch in batches for name in batch):
+        return False
     if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in batches for name in batch):
         return False
     masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]

@@ -59,13 +59,18 @@ TABLES = {
 }
 
 
+POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")  # what models call their tables of positions
+
+
 def longest_text(model: Any) -> int | None:
     """The most tokens of a text that the model has position embeddings for; None where it has no table of them.
 
-    Tables with a padding row (RoBERTa's) number positions from the row after it.
+    Tables with a padding row (RoBERTa's) number positions from the row after it, those with an offset (BART's) from
+    there.
     """
-    tables = _embeddings(model, "position_embeddings")
-    return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
+    tables = [table for name in POSITION_TABLES for table in _embeddings(model, name)]
+    before = [getattr(t, "offset", 0) if t.padding_idx is None else t.padding_idx + 1 for t in tables]
+    return min((table.num_embeddings - rows for table, rows in zip(tables, before, strict=True)), default=None)
 
 
 def _embeddings(model: nn.Module, name: str) -> list[nn.Embedding]:
@@ -78,7 +83,10 @@ def tables_of(model: Any) -> dict[str, int | None]:
 
     None where the model has no such table.
     """
-    words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
+    try:
+        words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
+    except NotImplementedError:  # of a model that takes no words, such as Wav2Vec2's
+        words = None
     sizes = {
         name: min(
             (table.num_embeddings for table in _embeddings(model, f"{name.removesuffix('_ids')}_embeddings")),

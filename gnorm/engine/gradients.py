@@ -15,6 +15,7 @@ from ..norms import log_norm
 from .batches import BatchSlice, Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
 from .checks import Batch
 from .products import FasterLinear, product
+from .projections import size_of_module
 from .state import evaluating
 
 QKV = ("query", "key", "value")  # the projections of the paper's score
@@ -47,8 +48,8 @@ def gradient_norms(
     blocks = attention_blocks(model)
     live = [block for block in blocks if block.kept]
     heads = [len(block.kept) for block in live for _ in parts]
-    transposed = [part == "output" for _ in live for part in parts]
-    weights = [getattr(block, part).weight.detach() for block in live for part in parts] if weighted else []
+    projections = [part for block in live for of_module in block.by_module(parts).values() for part in of_module]
+    weights = [part.by_head(part.matrix) for part in projections] if weighted else []
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     if live:
         prepared = by_batch(prepare(batches, model))
@@ -58,8 +59,7 @@ def gradient_norms(
                 if bool(divisor > -torch.inf):
                     if weighted:
                         gradients = (g * w for g, w in zip(gradients, weights, strict=True))
-                    by_head = (g.T if t else g for g, t in zip(gradients, transposed, strict=True))
-                    norms = torch.cat([log_norm(g.reshape(n, -1)) for g, n in zip(by_head, heads, strict=True)])
+                    norms = torch.cat([log_norm(g.flatten(1)) for g in gradients])
                     sums = torch.logaddexp(sums.to(norms.device), norms - divisor)
     terms = sums.cpu().expand(sum(heads)).split(heads)
     joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
@@ -78,16 +78,20 @@ def gradients_by_batch(
 ) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
     """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, class) itself.
 
+    Each gradient is (kept head, rows of a head, other side). Of a block, the projections that share a module come
+    together.
+
     d||Z|| = sum_i <z_i, dz_i> / ||Z||, so a backward pass from the logits themselves gives ||Z|| times the gradient.
     Texts of several batches may share that pass: dW = dy.T @ x, with x the input of a projection and dy the gradient of
     its output, and the product is taken over the tokens of one batch at a time. Autograd is never asked for the
     gradient of a weight.
 
-    The gradients (out, in) come from an iterator: take them before the next batch. ``cotangent`` (logits, micro-batch)
+    The gradients come from an iterator: take them before the next batch. ``cotangent`` (logits, micro-batch)
     -> (text, class) starts the backward pass of another objective, whose gradient is summed over a batch's texts.
     ``parts`` names other projections than Q, K and V.
     """
     live = [pair for pair in zip(attention_blocks(model), layers_of(model), strict=True) if pair[0].kept]
+    projections = [of_module for block, _ in live for of_module in block.by_module(parts).values()]
     totals: list[Tensor] = []
     logits: list[Tensor] = []
     for micro in prepared:
@@ -97,7 +101,8 @@ def gradients_by_batch(
             logits.append(z[batch_slice.texts])
             gradients = _weight_gradients(totals, factors, batch_slice, micro)
             if batch_slice.last:
-                yield gradients, torch.cat(logits)
+                pairs = zip(gradients, projections, strict=True)
+                yield (part.by_head(g) for g, of_module in pairs for part in of_module), torch.cat(logits)
                 totals, logits = [], []
             else:
                 totals = list(gradients)
@@ -137,7 +142,7 @@ Factors = tuple[Tensor, Tensor]
 class _Call(NamedTuple):
     """One call of a projection in a forward pass."""
 
-    projection: int  # its number: one for each part of each block, in order
+    module: int  # the number of the module that was called, in the order of the blocks
     output: Tensor  # the tensor whose gradient autograd is asked for
     factors: Callable[[Tensor], Factors]  # from that gradient
 
@@ -151,23 +156,23 @@ def _gradient_factors(
 ) -> tuple[Tensor, list[list[Factors]]]:
     """One forward and one backward pass: the logits z (text, class), and the factors of <cotangent, dz> / dW.
 
-    The factors are of every projection, one pair for each call of it, in fp32 at least. live: the blocks that have
-    heads, each with its layer. A layer that is never called, such as one of ALBERT's spare groups, gets empty factors.
+    The factors are of every module that holds projections ``parts``, one pair for each call of it, in fp32 at least.
+    live: the blocks that have heads, each with its layer. A layer that is never called, such as one of ALBERT's spare
+    groups, gets empty factors.
     """
-    projections = [getattr(block, part) for block, _ in live for part in parts]
-    z, calls = _recorded_pass(forward, micro, live, projections, parts)
+    modules = [module for block, _ in live for module in block.by_module(parts)]
+    z, calls = _recorded_pass(forward, micro, live, parts)
     start = cotangent(z.detach(), micro)
     dtype = torch.promote_types(z.dtype, torch.float32)
-    factors: list[list[Factors]] = [[] for _ in projections]
+    factors: list[list[Factors]] = [[] for _ in modules]
     for call, gradient in zip(calls, _output_gradients(z, [call.output for call in calls], start, dtype), strict=True):
         if gradient is not None:
             x, dy = call.factors(gradient)
-            factors[call.projection].append((x.to(dtype), dy.to(dtype)))
-    for projection, of_projection in zip(projections, factors, strict=True):
-        if not of_projection:
-            sides = (projection.in_features, projection.out_features)
-            no_x, no_dy = (start.new_zeros(0, side, dtype=dtype) for side in sides)
-            of_projection.append((no_x, no_dy))
+            factors[call.module].append((x.to(dtype), dy.to(dtype)))
+    for module, of_module in zip(modules, factors, strict=True):
+        if not of_module:
+            no_dy, no_x = (start.new_zeros(0, side, dtype=dtype) for side in size_of_module(module))
+            of_module.append((no_x, no_dy))
     return z.detach(), factors
 
 
@@ -175,15 +180,15 @@ def _recorded_pass(
     forward: Forward,
     micro: MicroBatch,
     live: list[tuple[AttentionBlock, nn.Module]],
-    projections: list[nn.Linear],
     parts: Sequence[str],
 ) -> tuple[Tensor, list[_Call]]:
-    """The logits (text, class) of a forward pass, and the calls of ``projections`` that hooks saw in it.
+    """The logits (text, class) of a forward pass, and the calls that hooks saw of the modules of projections ``parts``.
 
-    Raises ``ValueError`` for a projection that is never called, though its layer is.
+    Raises ``ValueError`` for a module that is never called, though its layer is.
     """
     calls: list[_Call] = []
-    numbers = {projection: k for k, projection in enumerate(projections)}
+    owned = [(module, names, layer) for block, layer in live for module, names in block.by_module(parts).items()]
+    numbers = {module: k for k, (module, *_) in enumerate(owned)}
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
         x = inputs[0].detach().flatten(0, -2)  # (token, in)
@@ -193,16 +198,17 @@ def _recorded_pass(
     with ExitStack() as hooks:
         for _, layer in live:
             hooks.callback(layer.register_forward_hook(lambda layer, *_: called_layers.add(layer)).remove)
-        for k, projection in enumerate(projections):
-            hooks.callback(projection.register_forward_hook(partial(record, k=k)).remove)
-        for projection in {getattr(block, part) for block, _ in live for part in QKV} - numbers.keys():
-            hooks.callback(projection.register_forward_hook(_begin_graph).remove)  # absorbed ones build on these
+        for module, k in numbers.items():
+            hooks.callback(module.register_forward_hook(partial(record, k=k)).remove)
+        for module in {module for block, _ in live for module in block.by_module(QKV)} - numbers.keys():
+            hooks.callback(module.register_forward_hook(_begin_graph).remove)  # absorbed ones build on these
         z, absorbed = forward(micro)
     calls += [_Call(numbers[one.projection], one.output, one.factors) for one in absorbed if one.projection in numbers]
-    called = {call.projection for call in calls}
-    if missing := [k for k in range(len(projections)) if k not in called and live[k // len(parts)][1] in called_layers]:
+    called = {call.module for call in calls}
+    missing = [names for k, (_, names, layer) in enumerate(owned) if k not in called and layer in called_layers]
+    if missing:
         raise ValueError(
-            f"the {parts[min(missing) % len(parts)]} projection of a block is never called as a module, so "
+            f"the {missing[0][0].name} projection of a block is never called as a module, so "
             "its gradient cannot be seen: correct the family's row with gnorm.register."
         )
     return z, calls
@@ -238,11 +244,14 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     The projections are query, key and value; rows ``head * head_dim`` to ``(head + 1) * head_dim`` belong to a head.
     This is for plots and examples; ``gnorm_scores`` takes norms batch by batch.
 
-    Raises ``ValueError`` where heads have been removed from the model (masking is fine), and as ``prepare`` does.
+    Raises ``ValueError`` where heads have been removed from the model (masking is fine), where several query heads
+    share a key, and as ``prepare`` does.
     """
     if not bool(head_mask_of(model).all()):
         raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
+    if (queries := attention_blocks(model)[0].queries_per_head) > 1:
+        raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
     prepared = prepare(batches, model)
     with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
         total = sum(torch.stack(list(g)) / z.norm() for g, z in gradients_by_batch(forward, model, prepared))
-    return torch.as_tensor(total).unflatten(0, (-1, 3))
+    return torch.as_tensor(total).flatten(1, 2).unflatten(0, (-1, 3))

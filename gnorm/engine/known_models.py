@@ -45,7 +45,7 @@ def ignores_padding(model: Any) -> bool:
         and all(_known(k.forward) for k in kinds)
         and all(_known(function) for module in model.modules() for function in _added_to(module))
         and plain_attention(model)
-        and not getattr(model.config, "is_causal", False)
+        and not any(getattr(model.config, name, False) for name in ("is_causal", "is_decoder"))
     )
 
 

@@ -30,10 +30,10 @@ def mask_derivatives(
     masks: dict[int, Tensor] = {}
 
     def multiply(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> tuple[Tensor]:
-        context = inputs[0]  # (text, token, kept * head_dim)
+        context = inputs[0]  # (text, token, kept * context_dim)
         if i not in masks:
             masks[i] = context.new_ones(len(context), len(live[i].kept)).requires_grad_()
-        return (context * masks[i].repeat_interleave(live[i].head_dim, dim=1)[:, None],)
+        return (context * masks[i].repeat_interleave(live[i].context_dim, dim=1)[:, None],)
 
     with evaluating(model), ExitStack() as hooks:
         for i, block in enumerate(live):

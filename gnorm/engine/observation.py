@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -39,15 +39,15 @@ def run_padded(
 
     ``register_hook(block, call)`` registers a hook on the block that calls ``call`` with that tensor.
     """
-    mask: Tensor | None = None
+    masks: dict[bool, Tensor | None] = {}
     with ExitStack() as hooks:
         for layer, block in enumerate(attention_blocks(model)):
             if block.kept:
-                call = partial(lambda tensor, layer: on_block(layer, tensor, mask), layer=layer)
+                at = {"layer": layer, "decoder": block.decoder}
+                call = partial(lambda tensor, layer, decoder: on_block(layer, tensor, masks[decoder]), **at)
                 hooks.callback(register_hook(block, call).remove)
         for micro in prepared.padded:
-            mask = micro.inputs.get("attention_mask")
-            mask = None if mask is None else mask.bool()
+            masks = {decoder: _real_tokens(micro.inputs, decoder) for decoder in (False, True)}
             after_pass(micro, logits_of(model, micro.inputs))
 
 
@@ -57,6 +57,23 @@ def hook_contexts(block: AttentionBlock, call: Callable[[Tensor], None]) -> Remo
 
 
 run_on_contexts = partial(run_padded, register_hook=hook_contexts)
+
+
+def _real_tokens(inputs: Mapping[str, Tensor], decoder: bool) -> Tensor | None:
+    """(text, token) bool: which tokens are no padding; None for all. decoder: those of the decoder, which are the
+    encoder's where the inputs name none."""
+    own = decoder and any(name.startswith("decoder_") for name in inputs)
+    mask = inputs.get("decoder_attention_mask" if own else "attention_mask")
+    return None if mask is None else mask.bool()
+
+
+def _check_tokens(mask: Tensor | None, tokens: int) -> None:
+    """``ValueError`` for an attention mask that does not count what the layers see, such as one of audio samples."""
+    if mask is not None and mask.shape[1] != tokens:
+        raise ValueError(
+            f"the attention mask has {mask.shape[1]} entries a text, its layers see {tokens} tokens: give texts of one "
+            "length, without a mask."
+        )
 
 
 def run_packed(model: nn.Module, prepared: Prepared, on_block: OnBlock, after_pass: AfterPass) -> None:
@@ -92,6 +109,7 @@ def mean_over_texts(
 
     def on_block(layer: int, tensor: Tensor, mask: Tensor | None) -> None:
         per_token = values(tensor, mask).double()  # (text, head, token)
+        _check_tokens(mask, per_token.shape[2])
         real = torch.ones_like(per_token[:, 0]) if mask is None else mask.double()  # (text, token)
         means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)  # (text, head)
         sums[layer] += means.sum(0).cpu()
@@ -101,11 +119,17 @@ def mean_over_texts(
 
 
 def observe_contexts(model: nn.Module, prepared: Prepared, on_block: OnBlock) -> None:
-    """Call ``on_block`` with the contexts (text, token, kept * head_dim) of every block, once for each pass through it.
+    """Call ``on_block`` with the contexts (text, token, kept * context_dim) of every block, once for each pass through
+    it.
 
     Raises ``ValueError`` where logits are not finite.
     """
-    _observe(model, prepared, run_on_contexts, on_block)
+
+    def checked(layer: int, context: Tensor, mask: Tensor | None) -> None:
+        _check_tokens(mask, context.shape[1])
+        on_block(layer, context, mask)
+
+    _observe(model, prepared, run_on_contexts, checked)
 
 
 def _observe(

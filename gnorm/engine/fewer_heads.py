@@ -1,0 +1,87 @@
+"""How an attention module of transformers works with fewer heads than it was built with, or with none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .projections import is_transposed
+
+# Arguments of attention modules in transformers that give cross-attention what an encoder has made.
+ENCODER_STATES = ("key_value_states", "encoder_hidden_states")
+
+
+def select_heads(name: str, at: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Cut an argument of an attention module, (text, head, ...), to the kept heads. It is passed by name or ``at``.
+
+    One that is the same for all heads, (text, 1, ...), stays as it is.
+    """
+    given = kwargs.get(name, args[at] if len(args) > at else None)
+    if given is None or given.shape[1] == 1:
+        return args, kwargs
+    if name in kwargs:
+        return args, {**kwargs, name: given[:, module.kept_heads]}
+    return (*args[:at], given[:, module.kept_heads], *args[at + 1 :]), kwargs
+
+
+def cut_shared_bias(
+    name: str, table: str, maker: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Cut the bias (1, head, query, key) that layers share to the kept heads; keep the whole one for the next layer.
+
+    In the first layer, which owns the ``table``, the whole one is made by the method ``maker`` of the module.
+    """
+    whole = kwargs.get(name)
+    if whole is None and hasattr(module, table):
+        hidden_states, cache = args[0] if args else kwargs["hidden_states"], _cache_in(args, kwargs)
+        past, tokens = 0, hidden_states.shape[1]
+        keys = tokens
+        if cache is not None:
+            past = cache.get_seq_length(module.layer_idx)
+            keys, _ = cache.get_mask_sizes(tokens, module.layer_idx)
+        whole = getattr(module, maker)(tokens, keys, device=hidden_states.device, past_seen_tokens=past)
+    module.whole_bias = whole
+    return args, kwargs if whole is None else {**kwargs, name: whole[:, module.kept_heads]}
+
+
+def hand_on_shared_bias(module: Any, _: Any, output: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give the next layer the bias of all heads; None where there is none, so that it makes its own."""
+    return output[0], vars(module).pop("whole_bias"), *output[2:]
+
+
+def _cache_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The cache of keys and values among the arguments of an attention module; None where there is none."""
+    return next((given for given in (*args, *kwargs.values()) if hasattr(given, "get_seq_length")), None)
+
+
+def without_heads(
+    output: Any,
+    norm: nn.Module | None,
+    layer: int | None,
+    shared_bias: bool,
+    hidden_states: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor | None, ...]:
+    """The forward pass of an attention module without heads, computed from an empty context.
+
+    output, norm: the output projection and the normalisation, where the module itself applies them after attention.
+    layer: its number in a cache of keys and values. Dropout is left out: it has nothing to drop. Returns hidden states
+    (text, token, hidden), and attention weights for no heads; between them the place of a shared bias.
+
+    A cache counts its tokens by what each layer has put in, so self-attention puts in one zero a token.
+    """
+    texts, tokens, _width = hidden_states.shape
+    context = hidden_states.new_empty(texts, tokens, 0)
+    if output is not None:
+        # Conv1D makes a view of its input, which an empty one does not allow
+        context = output.bias.expand(texts, tokens, -1) if is_transposed(output) else output(context)
+    if norm is not None:
+        context = norm(hidden_states + context)
+    cache = _cache_in(args, kwargs)
+    if cache is not None and all(kwargs.get(name) is None for name in ENCODER_STATES):
+        nothing = hidden_states.new_zeros(texts, 1, tokens, 1)
+        getattr(cache, "self_attention_cache", cache).update(nothing, nothing, layer)
+    weights = hidden_states.new_empty(texts, 0, tokens, tokens)
+    return (context, None, weights) if shared_bias else (context, weights)

@@ -1,0 +1,116 @@
+"""What is a head's in a projection: a module, the rows of every head in it, and whether its weight is transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The rows that belong to heads in a module y = W x + b, with W (out, in).
+
+    module: ``torch.nn.Linear``, or ``Conv1D`` of transformers, which holds W transposed. Several projections may share
+    a module (fused query, key and value). rows: (kept head, rows of a head) int64; columns of W where ``of_input``, as
+    in the output projection.
+    """
+
+    name: str  # query, key, value, output or position
+    module: nn.Module
+    rows: Tensor
+    of_input: bool = False
+
+    @property
+    def matrix(self) -> Tensor:
+        """W (out, in), detached; a view of the module's weight."""
+        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
+        return weight.T if is_transposed(self.module) else weight
+
+    def by_head(self, matrix: Tensor) -> Tensor:
+        """What is each head's of a matrix (out, in), W or its gradient: (kept head, rows of a head, other side).
+
+        It is a view where the module is no other projection's.
+        """
+        matrix = matrix.T if self.of_input else matrix
+        heads, width = self.rows.shape
+        if self.rows.numel() == len(matrix):
+            return matrix.unflatten(0, (heads, width))
+        return matrix[self.rows.to(matrix.device)]
+
+
+def rows_of(heads: int, widths: Mapping[str, int], together: bool) -> dict[str, Tensor]:
+    """The rows (head, rows of a head) int64 of the projections in one module of ``heads`` heads.
+
+    widths: how many rows a head has in each projection, in the order in which they lie in the module. together: the
+    module holds all rows of the first head, then all of the second; otherwise all rows of the first projection come
+    first, then all of the second.
+    """
+    found, before, every = {}, 0, sum(widths.values())
+    for name, width in widths.items():
+        first = torch.arange(heads) * (every if together else width) + before * (1 if together else heads)
+        found[name] = first[:, None] + torch.arange(width)
+        before += width
+    return found
+
+
+def is_transposed(module: Any) -> bool:
+    """Whether the module holds its weight as (in, out): ``Conv1D`` of transformers."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def size_of_module(module: Any) -> tuple[int, int]:
+    """(out, in) of a projection's module."""
+    return (module.nf, module.nx) if is_transposed(module) else (module.out_features, module.in_features)
+
+
+def cut(module: Any, keep: Tensor, of_input: bool) -> None:
+    """Keep the rows ``keep`` of W and of the bias, or the columns of W where ``of_input``; the parameters are new."""
+    weight, keep = module.weight, keep.to(module.weight.device)
+    dim = int(of_input != is_transposed(module))
+    module.weight = nn.Parameter(weight.detach().index_select(dim, keep), weight.requires_grad)
+    if not of_input and module.bias is not None:
+        module.bias = nn.Parameter(module.bias.detach().index_select(0, keep), module.bias.requires_grad)
+    if is_transposed(module):
+        module.nx, module.nf = module.weight.shape
+    else:
+        module.out_features, module.in_features = module.weight.shape
+
+
+def check_projection(linear: Any, what: str) -> None:
+    """Raise ``ValueError``, with the remedy, for anything but a linear layer, or ``Conv1D``, with its weight and bias
+    as parameters."""
+    kind, own = type(linear), getattr(linear, "_parameters", {})
+    if nn.utils.parametrize.is_parametrized(linear):
+        remedy = 'call torch.nn.utils.parametrize.remove_parametrizations(projection, "weight") first'
+        raise ValueError(f"{what} is under a parametrization of torch.nn.utils: {remedy}.")
+    if "weight_g" in own:
+        raise ValueError(f"{what} is under weight_norm: call torch.nn.utils.remove_weight_norm(projection) first.")
+    if any(hasattr(linear, name) for name in ("base_layer", "lora_A", "lora_down", "adapter_layer")):
+        raise ValueError(
+            f"{what} carries an adapter ({kind.__name__}): merge it into the weights first, with merge_and_unload() of "
+            "a PEFT model."
+        )
+    weight, bias = own.get("weight"), own.get("bias")
+    if (
+        weight is not None
+        and not weight.is_floating_point()
+        or any("quant" in f"{k.__module__}.{k.__name__}".lower() for k in (kind, type(weight)))
+    ):
+        raise ValueError(
+            f"{what} is quantised ({kind.__name__}): load the model in float32, bfloat16 or float16, remove heads, and "
+            "quantise what is left."
+        )
+    plain = is_transposed(linear) or (isinstance(linear, nn.Linear) and kind.forward is nn.Linear.forward)
+    parameters = type(weight) in (nn.Parameter, type(None)) and type(bias) in (nn.Parameter, type(None))
+    if not plain or not parameters or (weight is None and "weight_orig" not in own):  # torch.nn.utils.prune's name
+        raise ValueError(
+            f"{what} is no torch.nn.Linear with parameters of its own but {kind.__name__}: put a plain linear layer in "
+            "its place (an adapter merged, a quantised layer dequantised)."
+        )
+    forward = vars(linear).get("forward")
+    if forward is not None and not hasattr(forward, "_torchdynamo_orig_callable"):
+        raise ValueError(f"somebody replaced the forward of {what}: undo that first (del projection.forward).")
