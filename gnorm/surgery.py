@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .engine.fewer_heads import cut_shared_bias, hand_on_shared_bias, select_heads, without_heads
+from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layers, skip_attention
 from .engine.projections import cut
 from .engine.state import in_use, with_own_config
 from .heads import AttentionBlock, attention_blocks, checked_mask, config_of, head_mask_of, refuse_removal
-
-# Attributes of attention modules in transformers: the number of heads, and the width of all heads together.
-HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
-
-HEAD_WIDTHS = ("all_head_size", "split_size", "inner_dim")
 
 
 @torch.inference_mode(False)  # the new parameters can be trained even if the caller is in inference mode
@@ -49,35 +41,17 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
                 for module, parts in block.by_module().items():
                     rows = torch.cat([part.rows[stay].flatten() for part in parts]).sort().values
                     cut(module, rows, parts[0].of_input)
-                _adapt(block, row)
+                _adapt(block, row.nonzero()[:, 0].tolist())
         if not new_mask.all():
             with_own_config(model).head_mask = new_mask.int().tolist()
 
 
-def _adapt(block: AttentionBlock, row: Tensor) -> None:
-    """Make the attention module of a block work with the heads of ``row`` (head,) bool, whose weights are kept."""
-    module: Any = block.module
-    heads = row.nonzero()[:, 0].tolist()
-    for names, value in (
-        (HEAD_COUNTS, len(heads) * block.queries_per_head),
-        (HEAD_WIDTHS, len(heads) * block.context_dim),
-    ):
-        for name in names:
-            if hasattr(module, name):
-                setattr(module, name, value)
-    if block.per_head:
-        at = list(inspect.signature(type(module).forward).parameters).index(block.per_head) - 1  # self is not passed
-        if not hasattr(module, "kept_heads"):
-            if block.shared_bias:
-                table, maker = block.shared_bias
-                share = partial(cut_shared_bias, block.per_head, table, maker)
-                module.register_forward_pre_hook(share, with_kwargs=True)
-                module.register_forward_hook(hand_on_shared_bias)
-            else:
-                module.register_forward_pre_hook(partial(select_heads, block.per_head, at), with_kwargs=True)
-        module.kept_heads = heads
+def _adapt(block: AttentionBlock, heads: list[int]) -> None:
+    """Make the attention module of a block work with ``heads``, whose weights alone are left."""
+    count_heads(block.module, len(heads), len(block.kept))
+    if block.shared_bias:
+        cut_argument_of_layers(block.module, heads, block.per_head, *block.shared_bias)
+    elif block.per_head:
+        cut_argument(block.module, heads, block.per_head)
     if block.skippable and not heads:
-        inside = any(block.output is other for other in module.modules())
-        output = block.output if inside else None
-        layer = getattr(module, "layer_idx", None)
-        module.forward = partial(without_heads, output, block.norm, layer, bool(block.shared_bias))
+        skip_attention(block.module, block.output, block.norm, bool(block.shared_bias))

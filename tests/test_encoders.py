@@ -129,8 +129,8 @@ def test_masked_equals_removed_equals_reloaded(name, which, tmp_path):
         rows = len(block.kept) * 8
         assert {linear.out_features for linear in (block.query, block.key, block.value, *block.also)} == {rows}
         assert block.output.in_features == rows
-        for names, value in ((gnorm.surgery.HEAD_COUNTS, len(block.kept)), (gnorm.surgery.HEAD_WIDTHS, rows)):
-            for attribute in names:
+        for names, value in (("num_attention_heads num_heads n_heads", len(block.kept)), ("all_head_size", rows)):
+            for attribute in names.split():
                 assert getattr(block.module, attribute, value) == getattr(other.module, attribute, value) == value
 
 

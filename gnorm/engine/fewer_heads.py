@@ -1,7 +1,13 @@
-"""How an attention module of transformers works with fewer heads than it was built with, or with none."""
+"""How an attention module of transformers works with fewer heads than it was built with, or with none.
+
+``gnorm.storage.modeling`` copies these functions into saved folders, so they use nothing of gnorm but
+``projections.is_transposed``.
+"""
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +16,32 @@ from .projections import is_transposed
 
 # Arguments of attention modules in transformers that give cross-attention what an encoder has made.
 ENCODER_STATES = ("key_value_states", "encoder_hidden_states")
+
+# Attributes of attention modules in transformers: the number of heads, and the width of all heads together.
+HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "all_head_size", "split_size", "inner_dim")
+
+
+def count_heads(module: Any, left: int, of: int) -> None:
+    """Let the attributes of an attention module that count heads follow: ``left`` of its ``of`` heads are left."""
+    for name in HEAD_COUNTS:
+        if hasattr(module, name):
+            setattr(module, name, getattr(module, name) * left // of)
+
+
+def cut_argument(module: Any, heads: list[int], name: str) -> None:
+    """From now on, cut the argument ``name`` of an attention module's forward, (text, head, ...), to ``heads``."""
+    if not hasattr(module, "kept_heads"):
+        at = list(inspect.signature(type(module).forward).parameters).index(name) - 1  # self is not passed
+        module.register_forward_pre_hook(partial(select_heads, name, at), with_kwargs=True)
+    module.kept_heads = heads
+
+
+def cut_argument_of_layers(module: Any, heads: list[int], name: str, table: str, maker: str) -> None:
+    """As ``cut_argument``, for an argument that one layer makes and hands on to the next; see ``cut_shared_bias``."""
+    if not hasattr(module, "kept_heads"):
+        module.register_forward_pre_hook(partial(cut_shared_bias, name, table, maker), with_kwargs=True)
+        module.register_forward_hook(hand_on_shared_bias)
+    module.kept_heads = heads
 
 
 def select_heads(name: str, at: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -53,6 +85,13 @@ def hand_on_shared_bias(module: Any, _: Any, output: tuple[Any, ...]) -> tuple[A
 def _cache_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The cache of keys and values among the arguments of an attention module; None where there is none."""
     return next((given for given in (*args, *kwargs.values()) if hasattr(given, "get_seq_length")), None)
+
+
+def skip_attention(module: Any, output: nn.Module, norm: nn.Module | None = None, shared_bias: bool = False) -> None:
+    """Let an attention module without heads compute ``without_heads``, with the output projection if it is its own."""
+    own = any(output is other for other in module.modules())
+    layer = getattr(module, "layer_idx", None)
+    module.forward = partial(without_heads, output if own else None, norm, layer, shared_bias)
 
 
 def without_heads(

@@ -21,13 +21,12 @@ from torch import Tensor
 from ..heads import attention_blocks, head_mask_of
 from ..surgery import remove_heads
 from .errors import LIBRARY_ERRORS, in_short
+from .modeling import PRUNED_WHEN_BUILT, others_in
 
 Source = str | os.PathLike[str]
 
 # Options of from_pretrained that say where a file is. The configuration and the weights take the same ones.
 LOCATION_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "subfolder")
-
-PRUNED_WHEN_BUILT = "_pruned_when_built"  # an attribute of the temporary classes of ``pruned_when_built``
 
 # By the prefix that a wrapper puts before the names of weights: the wrapper, and what to save instead.
 WRAPPERS = {
@@ -177,11 +176,13 @@ def pruned_when_built(kind: Any) -> Any:
     """A subclass of ``kind`` whose models are built whole and then lose the heads that their configuration removes.
 
     The weights of a pruned model fit such a model. Building changes the configuration: the ``pruned_heads`` of
-    transformers 4 become a ``head_mask``.
+    transformers 4 become a ``head_mask``, and ``auto_map`` no longer names the modelling file of the folder.
     """
 
     def build(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
         mask, pruned = (vars(config).pop(name, None) for name in ("head_mask", "pruned_heads"))
+        if hasattr(config, "auto_map"):  # save_pretrained writes the configuration, and no modelling file
+            config.auto_map = others_in(config.auto_map)
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
             with torch.device("cpu"):  # of masks; the weights may be on the meta device

@@ -19,6 +19,7 @@ from ..heads import attention_blocks, head_mask_of
 from .errors import LIBRARY_ERRORS, in_short
 from .folders import free_folder, whole_folder
 from .loading import pruned_when_built
+from .modeling import MODULE, auto_map, modeling_file, others_in, plain_class
 
 
 def save_pruned(
@@ -27,7 +28,9 @@ def save_pruned(
     """Save a model whose heads were removed as a folder that ``load_pruned`` reads; returns the folder.
 
     The folder holds model.safetensors and config.json. The ``head_mask`` (layer, head) in config.json says which heads
-    are kept; its ``architectures`` names the model's class. tokenizer: saved beside the model; an image processor works
+    are kept; its ``architectures`` names the model's class. Where that is a class of transformers, modeling_pruned.py
+    lets transformers load the folder without gnorm, by ``from_pretrained(folder, trust_remote_code=True)`` of the Auto
+    class and by ``pipeline``; ``huggingface_hub.upload_folder`` brings it to a hub. tokenizer: saved beside the model; an image processor works
     as well. card: the text of the folder's README.md, such as ``gnorm.shipping.card`` writes it. overwrite: replace a
     folder that holds files; an empty folder needs no ``overwrite``. The folder appears whole or not at all.
 
@@ -35,13 +38,15 @@ def save_pruned(
     """
     folder = free_folder(folder, overwrite)
     check_saving(model, tokenizer)
-    with whole_folder(folder, overwrite) as unfinished, _mask_in_config(model):
+    with whole_folder(folder, overwrite) as unfinished, _as_saved(model) as kind:
         try:
             model.save_pretrained(unfinished)
         except SafetensorError as error:
             raise OSError(
                 f"{folder} could not be written ({in_short(error)}): make room, or give another one."
             ) from None
+        if f"{MODULE}." in str(getattr(model.config, "auto_map", "")):
+            (unfinished / f"{MODULE}.py").write_text(modeling_file(kind, model.config), "utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
         if card:
@@ -50,16 +55,26 @@ def save_pruned(
 
 
 @contextmanager
-def _mask_in_config(model: Any) -> Iterator[None]:
-    """Within the block, ``model.config`` has the head mask as an attribute, even if no head was removed."""
-    attributes = vars(model.config)
-    before = dict(attributes)
+def _as_saved(model: Any) -> Iterator[Any]:
+    """Within the block the model is as it is saved; yields its class.
+
+    ``model.config`` has the head mask, even if no head was removed, and the ``auto_map`` of the modelling file. A model
+    that a modelling file built has the class of transformers, which alone knows how its weights are named in files.
+    """
+    built, attributes = getattr(model, "_orig_mod", model), vars(model.config)  # of a compiled model
+    kind, before = type(built), dict(attributes)
+    plain = plain_class(kind)
     attributes["head_mask"] = head_mask_of(model).int().tolist()
+    mapped = others_in(attributes.get("auto_map")) | auto_map(plain, model.config)
+    attributes.update({"auto_map": mapped} if mapped else {})
+    built.__class__ = plain
     try:
-        yield
+        yield plain
     finally:
-        attributes.pop("head_mask")
-        attributes.update({"head_mask": before["head_mask"]} if "head_mask" in before else {})
+        built.__class__ = kind
+        for name in ("head_mask", "auto_map"):
+            attributes.pop(name, None)
+            attributes.update({name: before[name]} if name in before else {})
 
 
 def check_saving(model: Any, tokenizer: Any = None) -> None:
@@ -72,7 +87,7 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
     """
     attention_blocks(model)
     model = getattr(model, "_orig_mod", model)  # of a compiled model
-    kind = type(model)
+    kind = plain_class(type(model))
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise TypeError(f"a {type(tokenizer).__name__} has no save_pretrained: give a tokenizer of transformers.")
     if getattr(transformers, kind.__name__, kind) is not kind:
@@ -119,7 +134,7 @@ def _option_not_json(config: Any) -> str:
 
 def _check_building(model: Any, config: Any) -> None:
     """``ValueError`` where the model's class does not build the same modules and tensors from ``config``."""
-    kind = type(model)
+    kind = plain_class(type(model))
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             built = pruned_when_built(kind)(config)

@@ -1,0 +1,89 @@
+"""The modelling file beside saved weights: transformers alone loads the folder with it.
+
+A folder of a pruned model holds ``modeling_pruned.py``, and ``auto_map`` in its config.json names the class in that
+file, as for any custom model on a hub. The file is made from the row of the model's family in ``gnorm.heads`` and from
+the source of the functions that ``remove_heads`` itself uses. ``load_pruned`` never runs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import jinja2
+import transformers
+
+from ..engine import fewer_heads, projections
+from ..heads import FAMILIES
+
+MODULE = "modeling_pruned"  # the name of the file is this and .py
+
+PRUNED_WHEN_BUILT = "_pruned_when_built"  # an attribute of classes that build the model of their parent with fewer heads
+
+
+def plain_class(kind: Any) -> Any:
+    """The class of a model without what ``pruned_when_built`` or a modelling file has put over it."""
+    return next(above for above in kind.__mro__ if PRUNED_WHEN_BUILT not in vars(above))
+
+
+def auto_map(kind: Any, config: Any) -> dict[str, str]:
+    """What config.json says of the modelling file: a name of the class in it by every Auto class that gives ``kind``.
+
+    ``AutoModel`` stands for a class that no Auto class gives. Empty for a class that is not one of transformers: its
+    source is not ours to copy.
+    """
+    if getattr(transformers, kind.__name__, None) is not kind:
+        return {}
+    autos = []
+    for name in sorted(name for name in dir(transformers) if name.startswith("AutoModel")):
+        mapping = getattr(getattr(transformers, name), "_model_mapping", {})
+        given = mapping.get(type(config), None)
+        if kind in (given if isinstance(given, list | tuple) else [given]):
+            autos.append(name)
+    return dict.fromkeys(autos or ["AutoModel"], f"{MODULE}.{kind.__name__}")
+
+
+def others_in(auto_map: Any) -> dict[str, Any]:
+    """The entries of an ``auto_map`` that name another file than the modelling file of a pruned model."""
+    return {name: named for name, named in (auto_map or {}).items() if MODULE not in str(named)}
+
+
+def modeling_file(kind: Any, config: Any) -> str:
+    """The text of the modelling file for pruned models of ``kind``, a class of transformers."""
+    family = FAMILIES[config.model_type]
+    blocks = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gnorm.storage", ""),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    functions = ["is_transposed", "cut", "count_heads"]
+    if family.shared_bias:
+        functions += ["cut_argument_of_layers", "cut_shared_bias", "hand_on_shared_bias"]
+    elif family.per_head:
+        functions += ["cut_argument", "select_heads"]
+    if family.skippable:
+        functions += ["skip_attention", "without_heads"]
+    if family.skippable or family.shared_bias:
+        functions += ["_cache_in"]
+    constants = ["HEAD_COUNTS", *(["ENCODER_STATES"] if family.skippable else [])]
+    return environment.get_template(f"{MODULE}.py.j2").render(
+        kind=kind.__name__,
+        mark=PRUNED_WHEN_BUILT,
+        family=family,
+        blocks=[re.escape(name).replace(r"\*", r"\w+") for name in blocks],
+        inputs=list(dict.fromkeys((family.query, family.key, family.value, *family.also))),
+        owner=family.query.rpartition(".")[0],
+        constants={name: getattr(fewer_heads, name) for name in constants},
+        functions=functions,
+        source=_source,
+        version=transformers.__version__,
+    )
+
+
+def _source(name: str) -> str:
+    """The source of a function of ``engine.fewer_heads`` or ``engine.projections``."""
+    return inspect.getsource(getattr(fewer_heads, name, None) or getattr(projections, name)).rstrip()
