@@ -4,6 +4,7 @@ Tiny checkpoints and small data sets lie under the real repositories' names, wit
 feature types and splits. Weights are random, texts are made up.
 """
 
+import base64
 import hashlib
 import io
 import json
@@ -134,8 +135,14 @@ class Handler(BaseHTTPRequestHandler):
         for where, fault in self.server.faults.items():
             if re.search(where, asked):
                 return fault(self)
+        if path == "/api/repos/create":
+            repo = "{organization}/{name}".format_map(json.loads(self.body))
+            self.server.repositories.setdefault(("models", repo), {})
+            return self.json({"url": f"{self.server.url}/{repo}"})
+        if path == "/api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
         if found := re.fullmatch(
-            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(.*))?", path
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|preupload|commit)/([^/]+)(.*))?", path
         ):
             kind, repo, what, revision, rest = found.groups()
             return self.api((kind, repo), what, unquote(revision or "main"), unquote(rest or "").strip("/"))
@@ -164,6 +171,17 @@ class Handler(BaseHTTPRequestHandler):
         files, commit = self.files(key, revision)
         if files is None:
             return None
+        if what == "preupload":  # whatever their size, files come with the commit
+            names = [file["path"] for file in json.loads(self.body)["files"]]
+            return self.json(
+                {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+            )
+        if what == "commit":
+            lines = [json.loads(line) for line in self.body.splitlines()]
+            new = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
+            files = files | {name: base64.b64decode(content) for name, content in new.items()}
+            self.server.repositories[key] = files
+            return self.json({"commitUrl": f"{self.server.url}/{key[1]}", "commitOid": commit_of(files)})
         entries = [
             {
                 "type": "file",

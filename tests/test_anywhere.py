@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import test_encoders
@@ -12,16 +11,22 @@ import test_families
 import torch
 import transformers
 from conftest import ragged_batches, tiny_model
+from hub import Hub
 from test_families import SEVERAL, random_mask
 
 import gnorm
 from gnorm.heads import FAMILIES
+from gnorm.storage.loading import load_checked
+from gnorm.storage.modeling import auto_map
 
+WORDS = transformers.BertTokenizer(
+    vocab={word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(116))])}
+)
 BATCH = {name: tensor for name, tensor in ragged_batches(1, longest=11)[0].items() if name != "labels"}
 
-# Runs where nothing of gnorm can be imported. Prints what differs.
+# Runs in the folder of all folders, where nothing of gnorm can be imported. Prints what differs, by folder.
 READER = """
-import json, pathlib, sys, warnings
+import json, pathlib, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -29,78 +34,97 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-import torch, transformers
-transformers.logging.set_verbosity_error()
+import huggingface_hub, torch, transformers
 transformers.logging.disable_progress_bar()
 
-for folder in sorted(path for path in pathlib.Path.cwd().iterdir() if path.is_dir()):
-    about = torch.load(folder / "expected.pt")
+def differing(source, about):
     auto = getattr(transformers, about["auto"])
-    model, found = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-    assert not any(found[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), found
+    model, found = auto.from_pretrained(source, trust_remote_code=True, output_loading_info=True)
     for parameter in model.parameters():  # memory that is aligned as in the other process
         parameter.data = parameter.data.clone()
+    weights = model.state_dict()
     with torch.no_grad():
         given = model(**about["batch"])
-    same = {
-        "class": type(model).__name__ == about["class"],
-        "weights": all(torch.equal(model.state_dict()[name], tensor) for name, tensor in about["weights"].items()),
-        "attributes": all(
-            getattr(model.get_submodule(name), attribute) == value for name, attribute, value in about["attributes"]
-        ),
+    fits = {
+        "class": type(model).__name__ == about["class"] and "modeling_pruned" in type(model).__module__,
+        "keys": not any(found[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")),
+        "weights": all(torch.equal(weights[name], tensor) for name, tensor in about["weights"].items()),
+        "counts": all(getattr(model.get_submodule(path), name) == value for path, name, value in about["counts"]),
         "outputs": all(torch.equal(given[name], tensor) for name, tensor in about["outputs"].items()),
     }
     if about["generated"] is not None:
-        same["generated"] = torch.equal(model.generate(**about["generation"]), about["generated"])
-    if "card.json" in {path.name for path in folder.iterdir()}:
-        task, text, expected = json.loads((folder / "card.json").read_text())
-        same["pipeline"] = transformers.pipeline(task, str(folder), trust_remote_code=True)(text) == expected
-    print(json.dumps([folder.name, [name for name, fits in same.items() if not fits]]))
+        fits["generated"] = torch.equal(model.generate(**about["generation"]), about["generated"])
+    if about["pipeline"] is not None:
+        task, text, expected = about["pipeline"]
+        fits["pipeline"] = transformers.pipeline(task, str(source), trust_remote_code=True)(text) == expected
+    return model, [name for name, same in fits.items() if not same]
+
+for folder in sorted(pathlib.Path.cwd().iterdir()):
+    print(json.dumps([folder.name, differing(folder, torch.load(folder / "expected.pt"))[1]]))
+
+about = torch.load("bert/expected.pt")
+huggingface_hub.create_repo("me/smaller")
+huggingface_hub.upload_folder(repo_id="me/smaller", folder_path="bert")
+model, uploaded = differing("me/smaller", about)
+print(json.dumps(["upload_folder", uploaded]))
+model.push_to_hub("me/again")
+print(json.dumps(["push_to_hub", differing("me/again", about | {"pipeline": None})[1]]))
 assert "gnorm" not in sys.modules
 """
 
 
-def read_without_gnorm(folders, home):
-    """What READER says of the folders below ``folders``: the differences by the name of the folder."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HOME")}
+def read_without_gnorm(folders, hub):
+    """What READER says of the folders in ``folders``: what differs, by the name of the folder."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    of_hub = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_any", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", textwrap.dedent(READER)],
+        [sys.executable, "-I", "-c", READER],
         cwd=folders,
-        env={**kept, "HF_HOME": str(home)},
+        env=kept | of_hub | {"HF_HOME": str(folders.parent / "home")},
         capture_output=True,
         text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(line) for line in done.stdout.splitlines())
+    return dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 
 
 COUNTS = ("num_attention_heads", "num_heads", "n_heads", "all_head_size", "split_size", "inner_dim", "kept_heads")
 
 
-def save(model, folder, auto, batch, generates=False):
-    """Save a model, and beside it what ``load_pruned`` makes of the folder."""
-    gnorm.save_pruned(model, folder)
-    model = gnorm.load_pruned(folder)
+def aligned(model):
+    """The model with weights in memory of their own, where products do not depend on where a file had them."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    return model
+
+
+def save(model, folder, auto, batch):
+    """Save a model, and beside it what ``load_pruned`` makes of the folder."""
+    tokenizer = WORDS if folder.name == "bert" else None
+    gnorm.save_pruned(model, folder, tokenizer)
+    model = aligned(gnorm.load_pruned(folder))
     with torch.no_grad():
         outputs = model(**batch)
-    prompt = {name: tensor for name, tensor in batch.items() if "decoder" not in name}
-    options = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    generation = {name: tensor for name, tensor in batch.items() if "decoder" not in name}
+    generation |= {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    pipeline = ["text-classification", "w1 w2 w3"]
     about = {
         "auto": auto.__name__,
         "class": type(model).__name__,
         "batch": batch,
         "weights": model.state_dict(),
-        "attributes": [
-            (name, attribute, getattr(module, attribute))
-            for name, module in model.named_modules()
-            for attribute in COUNTS
-            if hasattr(module, attribute)
+        "counts": [
+            (path, name, getattr(module, name))
+            for path, module in model.named_modules()
+            for name in COUNTS
+            if hasattr(module, name)
         ],
         "outputs": {name: tensor for name, tensor in outputs.items() if isinstance(tensor, torch.Tensor)},
-        "generation": prompt | options,
-        "generated": model.generate(**prompt, **options) if generates else None,
+        "generation": generation,
+        "generated": model.generate(**generation) if model.can_generate() else None,
+        "pipeline": tokenizer
+        and [*pipeline, transformers.pipeline(pipeline[0], model, tokenizer=tokenizer)(pipeline[1])],
     }
     torch.save(about, folder / "expected.pt")
 
@@ -125,7 +149,7 @@ def classifiers():
 
 
 def others():
-    """Models of other kinds: with other heads, of decoders, and without any head."""
+    """Models without a head or with another one; those that generate; some whose weights have other names in files."""
     config = tiny_model("bert", num_labels=2).config
     for kind, auto in (
         (transformers.BertModel, transformers.AutoModel),
@@ -135,19 +159,113 @@ def others():
         (transformers.BertForPreTraining, transformers.AutoModelForPreTraining),
     ):
         yield kind.__name__, cut(kind(config).eval()), auto, BATCH
+    images = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.ViTModel(transformers.ViTConfig(**images, intermediate_size=48)).eval()
+    yield "ViTModel", cut(model), transformers.AutoModel, {"pixel_values": torch.ones(1, 3, 16, 16)}
     for name in ("gpt2", "llama", "gpt_neox", "mistral", "t5", "bart"):
         auto = transformers.AutoModelForSeq2SeqLM if name in SEVERAL else transformers.AutoModelForCausalLM
         decoder = {"decoder_input_ids": BATCH["input_ids"][:, :5]} if name in SEVERAL else {}
-        yield f"generates-{name}", cut(test_families.make(name, auto)), auto, BATCH | decoder
+        yield f"{name}-generates", cut(test_families.make(name, auto)), auto, BATCH | decoder
 
 
 def test_transformers_alone_reads_every_family_as_load_pruned_does(tmp_path):
-    (tmp_path / "folders").mkdir()
-    families = set()
+    """Also from a hub to which ``upload_folder`` brought the folder, or ``push_to_hub`` the model read from there."""
+    folders, families = tmp_path / "folders", set()
+    folders.mkdir()
     for name, model, auto, batch in (*classifiers(), *others()):
         families.add(model.config.model_type)
-        save(model, tmp_path / "folders" / name, auto, batch, name.startswith("generates"))
+        save(model, folders / name, auto, batch)
     assert families == set(FAMILIES)
-    differing = read_without_gnorm(tmp_path / "folders", tmp_path / "home")
-    assert set(differing) == {path.name for path in (tmp_path / "folders").iterdir()}
+    with Hub({}) as hub:
+        differing = read_without_gnorm(folders, hub)
+    assert set(differing) == {path.name for path in folders.iterdir()} | {"upload_folder", "push_to_hub"}
     assert not any(differing.values()), differing
+    (tmp_path / "again").mkdir()
+    for name, content in hub.repositories["models", "me/again"].items():
+        (tmp_path / "again" / name).write_bytes(content)
+    weights = gnorm.load_pruned(tmp_path / "again").state_dict()
+    expected = torch.load(folders / "bert" / "expected.pt")["weights"]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """transformers copies the code of folders to a place of this test."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return aligned(model)(**batch).logits
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_what_a_modelling_file_built_is_pruned_further_and_saved_again(name, tmp_path, modules):
+    make, auto = test_families.make, transformers.AutoModelForSequenceClassification
+    intact = tiny_model("bert") if name == "bert" else make(name)
+    batches = ragged_batches() if name == "bert" else test_families.batches_of(name)
+    batch = {key: tensor for key, tensor in batches[0].items() if key != "labels"}
+    folder = gnorm.save_pruned(cut(intact), tmp_path / "first")
+    model, ours = auto.from_pretrained(folder, trust_remote_code=True), gnorm.load_pruned(folder)
+    kind = type(model)
+    assert kind is not type(ours)
+    assert issubclass(kind, type(ours))
+    runs = [gnorm.prune(each, batches, steps=2, progress=False) for each in (model, ours)]
+    assert runs[0].order() == runs[1].order()
+    for each in (model, ours):
+        gnorm.remove_heads(each, runs[1].mask(pruned_heads=2))
+    expected = logits(ours, batch)
+    assert torch.equal(logits(model, batch), expected)
+    again = gnorm.save_pruned(model, tmp_path / "again")
+    assert type(model) is kind
+    model.save_pretrained(tmp_path / "plain")
+    for place in (again, tmp_path / "plain"):
+        read = auto.from_pretrained(place, trust_remote_code=True)
+        assert torch.equal(logits(read, batch), expected)
+        reloaded = gnorm.load_pruned(place)
+        assert type(reloaded) is type(ours)
+        assert torch.equal(logits(reloaded, batch), expected)
+        assert torch.equal(gnorm.head_mask_of(reloaded), gnorm.head_mask_of(ours))
+        assert (place / "modeling_pruned.py").read_text() == (folder / "modeling_pruned.py").read_text()
+    assert json.loads((again / "config.json").read_text())["architectures"] == [type(ours).__name__]
+
+
+def test_load_pruned_runs_no_code_of_a_folder(tmp_path, modules):
+    folder, ran = gnorm.save_pruned(cut(tiny_model("bert")), tmp_path / "model"), tmp_path / "ran"
+    (folder / "modeling_pruned.py").write_text(f"open({str(ran)!r}, 'w').close()\nraise SystemExit")
+    auto = transformers.AutoModelForSequenceClassification
+    for options in ({}, {"trust_remote_code": True}, {"model_class": auto}):
+        gnorm.load_pruned(folder, **options)
+    load_checked(folder, auto)
+    assert not ran.exists()
+    with pytest.raises(SystemExit):
+        auto.from_pretrained(folder, trust_remote_code=True)
+    assert ran.exists()
+
+
+class OnesOwn(transformers.BertForSequenceClassification):
+    """Transformers does not have this class."""
+
+
+def test_a_modelling_file_is_there_only_where_it_is_right(tmp_path):
+    """A class of one's own gets none; what ``save_pretrained`` writes without the file does not name it."""
+    config = tiny_model("bert").config
+    config.auto_map = {"AutoConfig": "mine.Config"}
+    model = cut(transformers.BertForSequenceClassification(config))
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    assert model.config.auto_map == config.auto_map == {"AutoConfig": "mine.Config"}
+    named = {"AutoModelForSequenceClassification": "modeling_pruned.BertForSequenceClassification"}
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == config.auto_map | named
+    gnorm.load_pruned(folder).save_pretrained(tmp_path / "plain")
+    assert json.loads((tmp_path / "plain" / "config.json").read_text())["auto_map"] == config.auto_map
+    del config.auto_map
+    gnorm.save_pruned(cut(OnesOwn(config)), tmp_path / "own")
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["config.json", "model.safetensors"]
+    assert "auto_map" not in json.loads((tmp_path / "own" / "config.json").read_text())
+
+
+def test_a_class_that_no_auto_class_gives_is_read_by_automodel():
+    config = transformers.GPT2Config()
+    assert auto_map(transformers.GPT2DoubleHeadsModel, config) == {"AutoModel": "modeling_pruned.GPT2DoubleHeadsModel"}
+    assert list(auto_map(transformers.GPT2LMHeadModel, config)) == ["AutoModelForCausalLM", "AutoModelForPreTraining"]

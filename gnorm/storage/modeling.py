@@ -19,7 +19,9 @@ from ..heads import FAMILIES
 
 MODULE = "modeling_pruned"  # the name of the file is this and .py
 
-PRUNED_WHEN_BUILT = "_pruned_when_built"  # an attribute of classes that build the model of their parent with fewer heads
+PRUNED_WHEN_BUILT = (
+    "_pruned_when_built"  # an attribute of classes that build the model of their parent with fewer heads
+)
 
 
 def plain_class(kind: Any) -> Any:
