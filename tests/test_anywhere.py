@@ -260,6 +260,9 @@ def test_a_modelling_file_is_there_only_where_it_is_right(tmp_path):
     gnorm.load_pruned(folder).save_pretrained(tmp_path / "plain")
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["auto_map"] == config.auto_map
     del config.auto_map
+    assert not hasattr(
+        gnorm.load_pruned(gnorm.save_pruned(cut(tiny_model("bert")), tmp_path / "it")).config, "auto_map"
+    )
     gnorm.save_pruned(cut(OnesOwn(config)), tmp_path / "own")
     assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["config.json", "model.safetensors"]
     assert "auto_map" not in json.loads((tmp_path / "own" / "config.json").read_text())

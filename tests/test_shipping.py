@@ -56,7 +56,8 @@ def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     found = {}
     exec(lines, found)  # noqa: S102 our own docstring
     folder, own, model = home / "my-smaller-model", found["own"], found["model"]
-    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+    files = {"README.md", "config.json", "model.safetensors", "modeling_pruned.py", "tokenizer.json"}
+    assert files <= {path.name for path in folder.iterdir()}
     assert [sum(len(b["labels"]) for b in part) for part in (own.scoring, own.choosing, own.testing)] == [66, 67, 67]
 
     pruned = solution(found["run"], 0.01)
@@ -66,6 +67,9 @@ def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     head = huggingface_hub.ModelCard(card).data
     assert (head.library_name, head.pipeline_tag) == ("transformers", "text-classification")
     assert "attention-head-pruning" in head.tags
+    assert card.count("```python") == 2
+    assert 'model = gnorm.load_pruned("my-smaller-model")' in card
+    assert 'AutoModelForSequenceClassification.from_pretrained("my-smaller-model", trust_remote_code=True)' in card
     rows = rows_of(card)
     assert rows["intact"][:2] == ("67", f"{before:.4f}")
     assert rows["pruned"][:2] == ("67", f"{after:.4f}")

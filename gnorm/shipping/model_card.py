@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from ..heads import head_mask_of
+from ..storage.modeling import auto_map, plain_class
 from ..trajectory import wilson
 
 
@@ -35,6 +36,7 @@ def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
         ).to_yaml(),
         accuracy={name: _share(hits) for name, hits in correct.items()},
         change={"mean": change.mean(), "low": low, "high": high},
+        auto=next(iter(auto_map(plain_class(model), model.config)), ""),
         kept=head_mask_of(model).sum(1).tolist(),
         device=model.device.type,
         threads=torch.get_num_threads(),

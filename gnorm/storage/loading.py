@@ -181,8 +181,9 @@ def pruned_when_built(kind: Any) -> Any:
 
     def build(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
         mask, pruned = (vars(config).pop(name, None) for name in ("head_mask", "pruned_heads"))
-        if hasattr(config, "auto_map"):  # save_pretrained writes the configuration, and no modelling file
-            config.auto_map = others_in(config.auto_map)
+        others = others_in(config)  # save_pretrained writes the configuration, and no modelling file
+        vars(config).pop("auto_map", None)
+        vars(config).update({"auto_map": others} if others else {})
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
             with torch.device("cpu"):  # of masks; the weights may be on the meta device

@@ -24,8 +24,9 @@ PRUNED_WHEN_BUILT = (
 )
 
 
-def plain_class(kind: Any) -> Any:
-    """The class of a model without what ``pruned_when_built`` or a modelling file has put over it."""
+def plain_class(model: Any) -> Any:
+    """The class of a model without what a compiler, ``pruned_when_built`` or a modelling file has put over it."""
+    kind = type(getattr(model, "_orig_mod", model))
     return next(above for above in kind.__mro__ if PRUNED_WHEN_BUILT not in vars(above))
 
 
@@ -35,7 +36,8 @@ def auto_map(kind: Any, config: Any) -> dict[str, str]:
     ``AutoModel`` stands for a class that no Auto class gives. Empty for a class that is not one of transformers: its
     source is not ours to copy.
     """
-    if getattr(transformers, kind.__name__, None) is not kind:
+    known: Any = getattr(transformers, kind.__name__, None)
+    if known is not kind:
         return {}
     autos = []
     for name in sorted(name for name in dir(transformers) if name.startswith("AutoModel")):
@@ -46,9 +48,10 @@ def auto_map(kind: Any, config: Any) -> dict[str, str]:
     return dict.fromkeys(autos or ["AutoModel"], f"{MODULE}.{kind.__name__}")
 
 
-def others_in(auto_map: Any) -> dict[str, Any]:
-    """The entries of an ``auto_map`` that name another file than the modelling file of a pruned model."""
-    return {name: named for name, named in (auto_map or {}).items() if MODULE not in str(named)}
+def others_in(config: Any) -> dict[str, Any]:
+    """The entries of ``config.auto_map`` that name another file than the modelling file of a pruned model."""
+    named = getattr(config, "auto_map", None) or {}
+    return {auto: place for auto, place in named.items() if f"{MODULE}." not in str(place)}
 
 
 def modeling_file(kind: Any, config: Any) -> str:

@@ -39,15 +39,15 @@ def save_pruned(
     """
     folder = free_folder(folder, overwrite)
     check_saving(model, tokenizer)
-    with whole_folder(folder, overwrite) as unfinished, _as_saved(model) as kind:
+    with whole_folder(folder, overwrite) as unfinished, _as_saved(model) as modeling:
         try:
             model.save_pretrained(unfinished)
         except SafetensorError as error:
             raise OSError(
                 f"{folder} could not be written ({in_short(error)}): make room, or give another one."
             ) from None
-        if f"{MODULE}." in str(getattr(model.config, "auto_map", "")):
-            (unfinished / f"{MODULE}.py").write_text(modeling_file(kind, model.config), "utf-8")
+        if modeling:
+            (unfinished / f"{MODULE}.py").write_text(modeling, "utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
         if card:
@@ -56,24 +56,23 @@ def save_pruned(
 
 
 @contextmanager
-def _as_saved(model: Any) -> Iterator[Any]:
-    """Within the block the model is as it is saved; yields its class.
+def _as_saved(model: Any) -> Iterator[str]:
+    """Within the block the model is as it is saved; yields the text of its modelling file, "" for none.
 
-    ``model.config`` has the head mask, even if no head was removed, and the ``auto_map`` of the modelling file. A model
-    that a modelling file built has the class of transformers, which alone knows how its weights are named in files.
+    ``model.config`` has the head mask, even if no head was removed, and names the modelling file. A model that such a
+    file built has the class of transformers, so that ``save_pretrained`` does not copy the file.
     """
-    built, attributes = getattr(model, "_orig_mod", model), vars(model.config)  # of a compiled model
-    kind, before = type(built), dict(attributes)
-    plain = plain_class(kind)
-    attributes["head_mask"] = head_mask_of(model).int().tolist()
-    mapped = others_in(attributes.get("auto_map")) | auto_map(plain, model.config)
-    attributes.update({"auto_map": mapped} if mapped else {})
-    built.__class__ = plain
+    built, kind, config = getattr(model, "_orig_mod", model), plain_class(model), model.config
+    attributes, before, built_by = vars(config), dict(vars(config)), type(built)
+    ours = auto_map(kind, config)
+    saved = {"head_mask": head_mask_of(model).int().tolist(), "auto_map": others_in(config) | ours}
+    attributes.update({name: value for name, value in saved.items() if value})
+    built.__class__ = kind
     try:
-        yield plain
+        yield modeling_file(kind, config) if ours else ""
     finally:
-        built.__class__ = kind
-        for name in ("head_mask", "auto_map"):
+        built.__class__ = built_by
+        for name in saved:
             attributes.pop(name, None)
             attributes.update({name: before[name]} if name in before else {})
 
@@ -88,7 +87,7 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
     """
     attention_blocks(model)
     model = getattr(model, "_orig_mod", model)  # of a compiled model
-    kind = plain_class(type(model))
+    kind = plain_class(model)
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise TypeError(f"a {type(tokenizer).__name__} has no save_pretrained: give a tokenizer of transformers.")
     if getattr(transformers, kind.__name__, kind) is not kind:
@@ -135,7 +134,7 @@ def _option_not_json(config: Any) -> str:
 
 def _check_building(model: Any, config: Any) -> None:
     """``ValueError`` where the model's class does not build the same modules and tensors from ``config``."""
-    kind = plain_class(type(model))
+    kind = plain_class(model)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             built = pruned_when_built(kind)(config)
