@@ -47,7 +47,7 @@ def run_padded(
                 hooks.callback(register_hook(block, call).remove)
         for micro in prepared.padded:
             mask = micro.inputs.get("attention_mask")
-            mask = None if mask is None else mask.bool()
+            mask = None if mask is None else mask.bool().flatten(0, -2)  # of choices, (text * choice, token)
             after_pass(micro, logits_of(model, micro.inputs))
 
 
@@ -72,7 +72,8 @@ def mean_over_texts(
     run: Callable[[nn.Module, Prepared, OnBlock, AfterPass], None],
     values: Callable[[Tensor, Tensor | None], Tensor],
 ) -> Tensor:
-    """Mean over texts of the mean over real tokens of ``values`` (text, head, token): (layer, head) float64.
+    """Mean over texts of the mean over real tokens of ``values`` (text, head, token): (layer, head) float64. Each
+    choice of a text counts as a text.
 
     ``run`` passes the texts through the model and calls ``on_block`` once for each pass through a block; passes are
     summed. ``values`` gets the tensor of ``on_block``, and which tokens are real (text, token), None for all.
@@ -89,7 +90,7 @@ def mean_over_texts(
         sums[layer] += means.sum(0).cpu()
 
     _observe(model, prepared, run, on_block)
-    return table_of(blocks, [total / prepared.num_texts for total in sums])
+    return table_of(blocks, [total / sum(micro.sequences for micro in prepared) for total in sums])
 
 
 def observe_contexts(model: nn.Module, prepared: Prepared, on_block: OnBlock) -> None:
@@ -111,10 +112,10 @@ def _observe(
     on_block: OnBlock,
 ) -> None:
     """``run`` with ``on_block``, in inference mode. Raises ``ValueError`` where logits are not finite."""
-    finite: list[Tensor] = []  # a flag for each micro-batch, on the device
+    finite: list[Tensor] = []  # a flag for each micro-batch, on the device; logits of padding do not count
 
     def after_pass(micro: MicroBatch, logits: Tensor) -> None:
-        finite.append(logits.isfinite().all())
+        finite.append(micro.without_padding(logits).isfinite().all())
         prepared.notify(logits, micro)
 
     with evaluating(model), FasterLinear(), torch.inference_mode():
