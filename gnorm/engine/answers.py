@@ -91,7 +91,8 @@ def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
 
 def _counted(problem: Problem, labels: Tensor) -> Tensor:
     """(text,) bool: whether the label of a text counts; a text with several labels does."""
-    return labels != NOT_COUNTED if problem.labels == ("text",) else torch.ones_like(labels[:, 0], dtype=torch.bool)
+    by_text = labels if problem.labels == ("text",) else torch.zeros(len(labels), device=labels.device)
+    return by_text != NOT_COUNTED
 
 
 def _in_order(shares: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
