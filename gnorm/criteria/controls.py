@@ -43,7 +43,7 @@ def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
                 observed.notify(logits, micro)
                 if problem.labels == ("text",):
                     wrong += int((logits.argmax(-1) != labels)[labels != NOT_COUNTED].sum())
-                loss += problem.loss_terms(logits.double(), labels).sum().item()
+                loss += problem.loss_sum(logits.double(), labels).item()
         if not math.isfinite(loss):
             raise ValueError(not_finite("a text"))
         mean = loss / texts

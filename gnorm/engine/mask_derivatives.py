@@ -45,7 +45,7 @@ def mask_derivatives(
             texts = len(micro.index)
             with FasterLinear():
                 logits = logits_of(model, micro.inputs)  # (text, ...)
-                loss = problem.loss_terms(logits, labels_of(micro, logits)).sum()
+                loss = problem.loss_sum(logits, labels_of(micro, logits))
             gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True) if masks else ()
             found = dict(zip(masks, gradients, strict=True))
             rows = iter([found.get(i) for i in range(len(live))])

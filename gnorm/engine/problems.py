@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
 
 # The label of a text, or of a token, that metrics and losses leave out, as torch.nn.functional.cross_entropy does.
 NOT_COUNTED = -100
@@ -22,18 +22,19 @@ LABELS = ("labels", *POSITIONS)  # what a batch calls its labels
 class Loss:
     """A loss of transformers as a sum of terms, one for each label; the mean of the terms that count is the loss.
 
-    terms: (logits, labels) -> terms of the shape of the labels, 0 where the label is ``NOT_COUNTED``.
+    terms: (logits, labels, reduction="none") -> terms of the shape of the labels, 0 where the label is
+    ``NOT_COUNTED``; reduction="sum" -> their sum, added up as torch's own losses do.
     derivative: (logits, labels) -> the derivative of their sum, of the shape of the logits.
     """
 
-    terms: Callable[[Tensor, Tensor], Tensor]
+    terms: Callable[..., Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
 
 
-def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropies(logits: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
     """Of each label (...) among classes on the last axis of the logits (..., class)."""
-    flat = cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none", ignore_index=NOT_COUNTED)
-    return flat.view(labels.shape)
+    flat = cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=reduction, ignore_index=NOT_COUNTED)
+    return flat.view(labels.shape) if reduction == "none" else flat
 
 
 def _of_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,11 +44,18 @@ def _of_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 
 CROSS_ENTROPY = Loss(_cross_entropies, _of_cross_entropies)
 
-BINARY_CROSS_ENTROPY = Loss(
-    lambda z, y: binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="none"), lambda z, y: z.sigmoid() - y
-)
 
-SQUARED_ERROR = Loss(lambda z, y: (z - y).square(), lambda z, y: 2 * (z - y))
+def _binary(logits: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
+    return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction=reduction)
+
+
+def _squares(logits: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
+    return mse_loss(logits, labels.to(logits.dtype), reduction=reduction)
+
+
+BINARY_CROSS_ENTROPY = Loss(_binary, lambda z, y: z.sigmoid() - y)
+
+SQUARED_ERROR = Loss(_squares, lambda z, y: 2 * (z - y))
 
 
 def _largest(logits: Tensor) -> Tensor:
@@ -124,6 +132,11 @@ class Problem:
         """The terms of the loss, text by text (text, ...), in fp32 at least; labels as a batch gives them."""
         wide = self.answers(logits).to(torch.promote_types(logits.dtype, torch.float32))
         return self.loss.terms(wide, self.targets(labels))
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum of ``loss_terms``, one number."""
+        wide = self.answers(logits).to(torch.promote_types(logits.dtype, torch.float32))
+        return self.loss.terms(wide, self.targets(labels), reduction="sum")
 
     def loss_derivative(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The derivative of the sum of ``loss_terms`` by the logits, of their shape; computed in fp32 at least."""

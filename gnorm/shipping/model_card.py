@@ -31,7 +31,8 @@ def card(*, model: Any, metric: Metric, kept: dict[str, np.ndarray], labels: np.
 
     if metric is METRICS["accuracy"]:
         changes = (after.astype(float) - before,)
-        low, high = scipy.stats.bootstrap(changes, np.mean, method="percentile", rng=0).confidence_interval
+        bounds = scipy.stats.bootstrap(changes, np.mean, method="percentile", rng=0).confidence_interval
+        low, high = float(bounds.low), float(bounds.high)
     else:
         low, high = _bootstrapped(change, len(labels))
     environment = jinja2.Environment(
