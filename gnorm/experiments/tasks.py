@@ -23,7 +23,7 @@ from ..journal import digest, hash_of_model
 from ..metrics import accuracy
 from ..scoring import gnorm_scores
 from ..storage.loading import load_checked
-from ..tokenizing import batched, encoded
+from ..storage.tokenizing import batched, encoded
 from . import checkpoints, hub, reading
 from .hub_cache import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
