@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..heads import AttentionBlock
-from .batches import Prepared, labels_of
-from .packing import logits_of
+from .batches import MicroBatch, Prepared, forwarding, labels_of
 from .products import FasterLinear
 from .state import evaluating
 
@@ -23,37 +22,42 @@ def mask_derivatives(
     """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
     (text, kept head) derivatives of each text's cross-entropy by each head's mask.
 
-    The mask is a tensor of ones, one for each text and head, that multiplies the contexts at the input of the output
-    projection; passes through a shared block share it, so their derivatives add up.
+    The mask m_h, at 1, multiplies the context c_h at the input of the output projection. So no mask is needed:
+    dL / dm_h = sum over tokens of <c_h, dL / dc_h>. Passes through a shared block share its mask: their derivatives add
+    up. Derivatives are zero where a block is not called, and where nothing reads what it gives.
     """
-    live = [block for block in blocks if block.kept]
-    masks: dict[int, Tensor] = {}
+    live = [i for i, block in enumerate(blocks) if block.kept]
+    calls: list[tuple[int, Tensor]] = []  # the number of a block, and the contexts that it gave in one call
 
-    def multiply(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> tuple[Tensor]:
-        context = inputs[0]  # (text, token, kept * context_dim)
-        if i not in masks:
-            masks[i] = context.new_ones(len(context), len(live[i].kept)).requires_grad_()
-        return (context * masks[i].repeat_interleave(live[i].context_dim, dim=1)[:, None],)
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> None:
+        calls.append((i, inputs[0].requires_grad_()))
 
-    with evaluating(model), ExitStack() as hooks:
-        for i, block in enumerate(live):
-            hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
-        for micro in prepared.padded if live else ():
-            masks.clear()
+    with evaluating(model), forwarding(model, prepared) as forward, ExitStack() as hooks:
+        for i in live:
+            hooks.callback(blocks[i].output.register_forward_pre_hook(partial(record, i=i)).remove)
+        for micro in prepared if live else ():
+            calls.clear()
             with FasterLinear():
-                logits = logits_of(model, micro.inputs)  # (text, class)
+                logits = forward(micro)[0]  # (text, class)
                 exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = cross_entropy(exact, labels_of(micro, logits.shape[1]), reduction="sum")
-            gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True) if masks else ()
-            found = dict(zip(masks, gradients, strict=True))
-            rows = iter([found.get(i) for i in range(len(live))])
-            yield (
-                micro.index,
-                [_derivatives(next(rows) if block.kept else None, len(logits), block) for block in blocks],
-            )
+            contexts = [context for _, context in calls]
+            gradients = torch.autograd.grad(loss, contexts, allow_unused=True) if calls else ()
+            found = [torch.zeros(len(micro.index), len(block.kept), dtype=torch.float64) for block in blocks]
+            for (i, context), gradient in zip(calls, gradients, strict=True):
+                if gradient is not None:
+                    found[i] += _by_text(context.detach(), gradient, blocks[i], micro).cpu()
+            yield micro.index, found
             prepared.notify(logits, micro)
 
 
-def _derivatives(found: Tensor | None, texts: int, block: AttentionBlock) -> Tensor:
-    """(text, kept head) float64 on the CPU; zero where a block is not called or nothing reads what it gives."""
-    return torch.zeros(texts, len(block.kept), dtype=torch.float64) if found is None else found.double().cpu()
+def _by_text(context: Tensor, gradient: Tensor, block: AttentionBlock, micro: MicroBatch) -> Tensor:
+    """The inner product of contexts and their gradients, for each text and kept head: (text, kept head) float64.
+
+    Both are (text, token, kept * context_dim), or packed: (1, token, ...), and (1, text, ...) for first tokens alone.
+    """
+    wide, texts = torch.promote_types(context.dtype, torch.float32), len(micro.index)
+    terms = (context.to(wide) * gradient).unflatten(-1, (len(block.kept), -1)).sum(-1).double()  # (..., kept head)
+    if micro.packed is not None and terms.shape[1] > texts:
+        terms = micro.packed.pad(terms)  # (1, token, kept head) -> (text, longest, kept head)
+    return terms.reshape(texts, -1, len(block.kept)).sum(1)
