@@ -1,4 +1,4 @@
-"""Derivatives of each text's cross-entropy by the masks of heads, of all layers in one backward pass."""
+"""Derivatives of each text's loss by the masks of heads, of all layers in one backward pass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ..heads import AttentionBlock
 from .batches import MicroBatch, Prepared, forwarding, labels_of
+from .problems import problem_of
 from .products import FasterLinear
 from .state import evaluating
 
@@ -20,13 +20,13 @@ def mask_derivatives(
     model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
-    (text, kept head) derivatives of each text's cross-entropy by each head's mask.
+    (text, kept head) derivatives, by each head's mask, of the sum of the terms of each text's loss (``Problem``).
 
     The mask m_h, at 1, multiplies the context c_h at the input of the output projection. So no mask is needed:
-    dL / dm_h = sum over tokens of <c_h, dL / dc_h>. Passes through a shared block share its mask: their derivatives add
-    up. Derivatives are zero where a block is not called, and where nothing reads what it gives.
+    dL / dm_h = sum over tokens of <c_h, dL / dc_h>. Passes through a shared block share its mask, and so do the choices
+    of a text: their derivatives add up. They are zero where a block is not called, or nothing reads what it gives.
     """
-    live = [i for i, block in enumerate(blocks) if block.kept]
+    live, problem = [i for i, block in enumerate(blocks) if block.kept], problem_of(model)
     calls: list[tuple[int, Tensor]] = []  # the number of a block, and the contexts that it gave in one call
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> None:
@@ -38,9 +38,8 @@ def mask_derivatives(
         for micro in prepared if live else ():
             calls.clear()
             with FasterLinear():
-                logits = forward(micro)[0]  # (text, class)
-                exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                loss = cross_entropy(exact, labels_of(micro, logits.shape[1]), reduction="sum")
+                logits = forward(micro)[0]  # (text, ...)
+                loss = problem.loss_sum(logits, labels_of(micro, logits))
             contexts = [context for _, context in calls]
             gradients = torch.autograd.grad(loss, contexts, allow_unused=True) if calls else ()
             found = [torch.zeros(len(micro.index), len(block.kept), dtype=torch.float64) for block in blocks]
