@@ -111,6 +111,29 @@ def test_a_model_that_is_not_packed_scores_the_same(model):
     torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("explicit_tokens", [128, 0])
+@pytest.mark.parametrize("gone", [None, [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]], torch.zeros(3, 4).tolist()])
+def test_a_bias_by_position_goes_packed_and_is_that_of_each_text_alone(gone, explicit_tokens, monkeypatch):
+    monkeypatch.setattr(gnorm.engine.attention, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
+    model, batches = tiny_model("mpnet").double(), ragged_batches()
+    torch.nn.init.normal_(model.mpnet.encoder.relative_attention_bias.weight)
+    if gone:
+        gnorm.remove_heads(model, gone)
+    prepared = prepare(batches, model)
+    assert prepared.packing == Packing(passes=3, in_tuples=True)
+    exactly = {"atol": 1e-12, "rtol": 0}
+    caches = layer_input_caches(model, prepared)
+    for _ in range(2):  # the second pass starts at the last layer
+        torch.testing.assert_close(logits_of(model, prepared, caches), one_by_one(model, batches), **exactly)
+    ways = gnorm.gnorm_scores, gnorm.attention_entropy, gnorm.criteria.head_importance
+    packed = [scores(model, prepared) for scores in ways]
+    monkeypatch.setattr(gnorm.engine.known_models, "OWN_ATTENTION", ())
+    padded = prepare(batches, model)
+    assert padded.packing is None
+    for scores, expected in zip(ways, packed, strict=True):
+        torch.testing.assert_close(scores(model, padded), expected, **exactly)
+
+
 def test_attention_of_ones_own_is_noticed_and_not_packed():
     model = tiny_model("bert")
     attention = model.bert.encoder.layer[1].attention.self
