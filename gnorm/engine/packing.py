@@ -247,7 +247,7 @@ def packed_forward(
         hooks.enter_context(attention_implementation(model, ATTENTION_NAME))
         own = [block for block in blocks if owns_attention(block.module) and "forward" not in vars(block.module)]
         for block in own:
-            block.module.forward = partial(_own_attention, block)  # type: ignore[method-assign]
+            block.module.forward = partial(_own_attention, block)
             hooks.callback(delattr, block.module, "forward")
         if own:
             name = next(name for name, module in model.named_modules() if module is layers[0])
