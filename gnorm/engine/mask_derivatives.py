@@ -46,8 +46,8 @@ def mask_derivatives(
             with FasterLinear():
                 logits = logits_of(model, micro.inputs)  # (text, ...)
                 loss = problem.loss_sum(logits, labels_of(micro, logits))
-            gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True) if masks else ()
-            found = dict(zip(masks, gradients, strict=True))
+            gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True) if loss.requires_grad else ()
+            found = dict(zip(masks, gradients, strict=False))
             rows = iter([found.get(i) for i in range(len(live))])
             yield (
                 micro.index,
