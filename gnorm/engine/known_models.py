@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..heads import FAMILIES
+from .families import FAMILIES
 
 # Modules that compute each token on its own, in any order.
 TOKENWISE = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.ModuleList, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU)

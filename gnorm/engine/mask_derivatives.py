@@ -41,7 +41,8 @@ def mask_derivatives(
                 logits = forward(micro)[0]  # (text, ...)
                 loss = problem.loss_sum(logits, labels_of(micro, logits))
             contexts = [context for _, context in calls]
-            gradients = torch.autograd.grad(loss, contexts, allow_unused=True) if calls else ()
+            reads = loss.requires_grad  # not where nothing reads any context
+            gradients = torch.autograd.grad(loss, contexts, allow_unused=True) if reads else [None] * len(calls)
             found = [torch.zeros(len(micro.index), len(block.kept), dtype=torch.float64) for block in blocks]
             for (i, context), gradient in zip(calls, gradients, strict=True):
                 if gradient is not None:
