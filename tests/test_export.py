@@ -4,6 +4,7 @@ import importlib.util
 import sys
 
 import pytest
+import test_families
 import torch
 from conftest import tiny_model
 from test_encoders import MODELS, batches_of, make
@@ -252,3 +253,21 @@ def test_exported_models_take_their_turns_with_the_others(monkeypatch):
     row = gnorm.cost(model, batch_sizes=(1,), onnx=True).iloc[0]
     assert seen == [["ViTForImageClassification"] * 2 + ["Exported"] * 2]
     assert row[["ms", "ms after", "ms onnx", "ms onnx after"]].tolist() == pytest.approx([4, 3, 2, 1])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma", "modernbert", "t5", "bart", "beit", "wav2vec2", "granite"])
+def test_decoders_images_and_sounds_are_exported_too(name, tmp_path):
+    model = test_families.make(name)
+    gnorm.remove_heads(model, test_families.random_masks(gnorm.head_mask_of(model).shape)[0])
+    batch = test_families.batches_of(name)[0]
+    if model.main_input_name == "input_ids":
+        names = ("input_ids", "attention_mask")
+        batch = {name: batch[name] for name in names}
+    assert_same_logits(gnorm.export_onnx(model, tmp_path / "model.onnx"), model, [batch])
+
+
+def test_a_model_without_logits_of_texts_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"MarianMTModel gives logits of shape \(2, 8, 120\), not \(text, class\)"):
+        gnorm.export_onnx(test_families.make("marian"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())

@@ -163,7 +163,10 @@ def scores_by_hand(model, batches):
         model.zero_grad()
         logits(model, batch).norm().backward()
         for row, block in zip(sums, blocks, strict=True):
-            row += torch.stack([part.by_head(part.module.weight.grad).double().norm(dim=1) for part in block[:3]])
+            gradients = [
+                part.by_head(part.module.weight.grad) for part in block[:3] if part.module.weight.grad is not None
+            ]
+            row += torch.stack([g.double().norm(dim=1) for g in gradients]) if gradients else 0  # 0 where nothing flows
     return sums.prod(1).log()
 
 
@@ -368,3 +371,103 @@ def test_a_text_longer_than_the_table_of_positions_is_refused():
         ids = torch.full((1, 41), 9)
         with pytest.raises(ValueError, match="the longest text of batch 0 has 41 tokens, the model takes 40"):
             gnorm.gnorm_scores(make(name), [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+
+
+FUSED = ("query_key_value", "query_key_value", "query_key_value", "dense")
+BLOOM = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
+LLAMA = ("layers.*.self_attn", "q_proj", "k_proj", "v_proj", "o_proj")
+# (model_type, configuration, row, options of the row, what is asked, what is refused)
+REFUSED = {
+    "by head, not in parts": (
+        *("bloom", BLOOM, ("h.*.self_attention", *FUSED), {}, gnorm.gnorm_scores),
+        "head 0 depends on rows of the query and key and value projection of BloomAttention that the row of the family",
+    ),
+    "cannot lose heads": (
+        *("bloom", BLOOM, ("h.*.self_attention", *FUSED), {"together": True}, gnorm.prune),
+        "BloomForSequenceClassification does not work with heads removed, it does not run",
+    ),
+    "value before key": (
+        *("codegen", OF_GPT2 | {"rotary_dim": 4}, ("h.*.attn", *["qkv_proj"] * 3, "out_proj"), {"together": True}),
+        *(gnorm.gnorm_scores, "the value rows of the query and key and value projection of CodeGenAttention lie else"),
+    ),
+    "heads in pairs": (
+        *("diffllama", SIZES, LLAMA, {}, gnorm.gnorm_scores),
+        "head 0 depends on rows of the query projection of DiffLlamaAttention that the row of the family gives to",
+    ),
+    "a norm over heads": (
+        *("olmo2", GROUPED, LLAMA, {}, gnorm.gnorm_scores),
+        r"Olmo2Attention has q_norm.weight of shape \(32,\) beside its projections, which a row of module names",
+    ),
+    "written over": (
+        *("longformer", SIZES | {"attention_window": 4}),
+        ("encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense"),
+        {"also": ("self.query_global", "self.key_global", "self.value_global")},
+        *(gnorm.gnorm_scores, "LongformerForSequenceClassification writes over what its projections give"),
+    ),
+    "no such module": (
+        *("bloom", BLOOM, ("h.*.self_attention", "q", "k", "v", "dense"), {}, gnorm.gnorm_scores),
+        "no module of BloomAttention is named 'q': correct the family's row with gnorm.register",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_a_registered_row_is_tried_before_it_is_believed(which, monkeypatch):
+    model_type, config, row, options, ask, message = REFUSED[which]
+    monkeypatch.setitem(FAMILIES, model_type, None)  # forgotten afterwards
+    gnorm.register(model_type, *row, **options)
+    auto = AutoModelForCausalLM if model_type == "codegen" else AutoModelForSequenceClassification
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind = AutoConfig.for_model(model_type, vocab_size=120, pad_token_id=1, num_labels=3, **config)
+        model = auto.from_config(kind).eval()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        ask(model, batches_of("llama"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_registered_row_that_is_right_gives_what_the_row_of_the_package_gives(monkeypatch):
+    model, batches = make("gpt_neox"), batches_of("gpt_neox")
+    expected = gnorm.prune(model, batches, progress=False)
+    monkeypatch.setitem(FAMILIES, "gpt_neox", None)
+    gnorm.register("gpt_neox", "layers.*.attention", *FUSED, skippable=True, together=True)
+    found = gnorm.prune(model, batches, progress=False)
+    assert found.order() == expected.order()
+    assert found.table.score[1:].equals(expected.table.score[1:])
+
+
+def test_an_encoder_that_no_cross_attention_reads_scores_as_nothing():
+    """The logits depend on no head of the encoder any more, and on those of the decoder's own attention."""
+    model, batches = make("bart"), batches_of("bart")
+    gnorm.remove_heads(model, torch.tensor([[1, 1], [1, 1], [1, 1], [0, 0]]))
+    scores = gnorm.gnorm_scores(model, batches)
+    assert scores.isneginf().tolist() == [[True, True], [True, True], [False, False], [True, True]]
+    assert torch.equal(head_importance(model, batches)[:2], torch.zeros(2, 2, dtype=torch.float64))
+    gnorm.remove_heads(model, torch.tensor([[1, 1], [1, 1], [0, 0], [0, 0]]))
+    assert bool(gnorm.gnorm_scores(model, batches).isneginf().all())
+
+
+def test_cross_attention_without_an_encoder_scores_as_nothing():
+    model = make("bart", AutoModelForCausalLM)
+    batches = [batch | {"labels": batch["input_ids"]} for batch in ragged_batches(2, longest=11)]
+    scores = gnorm.gnorm_scores(model, batches)
+    assert scores.isneginf().tolist() == [[False, False], [True, True]]
+    torch.testing.assert_close(scores, scores_by_hand(model, batches), atol=1e-3, rtol=0)
+
+
+def test_entropy_of_cross_attention_counts_the_tokens_of_the_encoder():
+    """A mask of the decoder's texts, as wide as that of the encoder's, says nothing about keys."""
+    model = make("bart")
+    ids = torch.full((2, 6), 9)
+    ids[:, -1] = 2  # where the classifier reads
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids.flip(1)}
+    batch["decoder_attention_mask"] = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = eager(**batch, output_attentions=True).cross_attentions[-1].double()  # (text, head, query, key)
+    by_token = torch.special.entr(weights).sum(-1)
+    expected = (by_token[0, :, :4].mean(1) + by_token[1].mean(1)) / 2
+    torch.testing.assert_close(gnorm.attention_entropy(model, [batch])[-1], expected, atol=1e-6, rtol=0)

@@ -101,7 +101,8 @@ def mean_over_texts(
     choice of a text counts as a text.
 
     ``run`` passes the texts through the model and calls ``on_block`` once for each pass through a block; passes are
-    summed. ``values`` gets the tensor of ``on_block``, and which tokens are real (text, token), None for all.
+    summed. ``values`` gets the tensor of ``on_block``, and which tokens are real (text, token), None for all: as keys,
+    so None for a decoder, which masks tokens of the encoder or, unless it has a mask of its own, none.
 
     Raises ``ValueError`` where logits are not finite.
     """
@@ -109,7 +110,7 @@ def mean_over_texts(
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
 
     def on_block(layer: int, tensor: Tensor, mask: Tensor | None) -> None:
-        per_token = values(tensor, mask).double()  # (text, head, token)
+        per_token = values(tensor, None if blocks[layer].decoder else mask).double()  # (text, head, token)
         _check_tokens(mask, per_token.shape[2])
         real = torch.ones_like(per_token[:, 0]) if mask is None else mask.double()  # (text, token)
         means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)  # (text, head)

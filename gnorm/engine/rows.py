@@ -82,7 +82,7 @@ def _try_head(
     )
     found = dict(zip(modules, gradients, strict=True))
     for block, start in zip(blocks, starts, strict=True):
-        _check_head(block, head, outputs, found, float((contexts[block.output] * start).double().sum()))
+        _check_head(block, head, outputs, found, float((contexts[block.output].detach() * start).double().sum()))
 
 
 def _seen(
@@ -95,7 +95,7 @@ def _seen(
 
     def cut_off(module: nn.Module, _: Any, output: Tensor) -> Tensor:
         outputs[module] = output.detach().requires_grad_()
-        return outputs[module].view_as(output)  # may be written to
+        return outputs[module]
 
     def take(module: nn.Module, given: tuple[Tensor, ...], to: dict[nn.Module, Tensor]) -> None:
         to[module] = given[0]
@@ -106,7 +106,15 @@ def _seen(
                 if module is not block.output:
                     hooks.callback(module.register_forward_hook(cut_off).remove)
             hooks.callback(block.output.register_forward_pre_hook(partial(take, to=contexts)).remove)
-        model(**inputs)
+        try:
+            model(**inputs)
+        except RuntimeError as error:
+            if "in-place" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(model).__name__} writes over what its projections give, so their gradients cannot be seen: "
+                "such a model cannot be scored."
+            ) from None
     return outputs, contexts
 
 
@@ -135,7 +143,7 @@ def _check_head(
         value = next((part for part in parts if part.name == "value" and len(parts) > 1), None)
         if value is not None:  # contexts are linear in the values, so <value, gradient> = <context, start>
             rows = value.rows[head].to(gradient.device)
-            of_value = (outputs[module][..., rows] * gradient[..., rows]).double()
+            of_value = (outputs[module].detach()[..., rows] * gradient[..., rows]).double()
             if abs(float(of_value.sum()) - product) > SMALL * float(of_value.abs().sum()):
                 raise ValueError(
                     f"the value rows of {what} lie elsewhere than the row of the family says (all queries, all keys, "
