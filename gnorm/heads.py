@@ -212,8 +212,8 @@ class AttentionBlock:
     head is a key-value head and the ``queries_per_head`` query heads that read it. ``head_dim`` counts the rows of key
     and value that belong to one head; query has ``context_dim`` rows a head, ``output`` as many columns. ``kept`` lists
     the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
-    that ``Family.also`` names. ``sides``: of the queries, then of keys and values: "decoder_" where they come from the
-    tokens of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``skippable`` and ``norm`` are as in ``Family``.
+    that ``Family.also`` names. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
+    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``skippable``, ``norm``: as in ``Family``.
     """
 
     projections: tuple[Projection, ...]

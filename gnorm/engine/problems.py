@@ -236,9 +236,13 @@ PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
 def problem_of(model: Any) -> Problem:
     """What ``model`` is asked: by the name of its class or of one that it derives from, else by its configuration."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
-    kinds = [kind.__name__ for kind in type(model).__mro__]
+    return problem_of_class(type(model), getattr(model, "config", None))
+
+
+def problem_of_class(kind: type, config: Any) -> Problem:
+    """``problem_of`` a model of this class and configuration."""
+    kinds = [each.__name__ for each in kind.__mro__]
     by_class = (row for row in _ROWS if any(name.endswith(row.heads) for name in kinds))
-    config = getattr(model, "config", None)
     alone = "regression" if getattr(config, "num_labels", None) == 1 else "single_label_classification"
     return next(by_class, PROBLEMS.get(getattr(config, "problem_type", None) or alone, PROBLEMS[alone]))
 

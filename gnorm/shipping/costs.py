@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..engine.problems import problem_of
 from ..engine.state import evaluating, is_compiled
 from ..heads import head_mask_of
 from .export import INPUTS, Exported, Inputs, export_onnx, longest_input, main_input
@@ -52,20 +53,27 @@ def cost(
     """
     if is_compiled(model):
         raise ValueError("the model is compiled, the intact one beside it would not be: give the one from before.")
-    name = main_input(model)
     intact = _intact(model)
     models = [intact, model]
     if onnx:
-        models += _exported(models, list(INPUTS[name](model.config, 1, 1)))
+        models += _exported(models, list(_inputs(model, 1, 1)))
     rows = []
     for length in lengths or _lengths(model):
         for batch in batch_sizes:
-            inputs = INPUTS[name](model.config, batch, length)
+            inputs = _inputs(model, batch, length)
             moved = {n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
             flops = _flops(intact, moved), _flops(model, moved)
             times = _times(models, moved, rounds, seconds)
             rows.append({"batch": batch, "length": length, **_row(intact, model, flops, times)})
     return pd.DataFrame(rows)
+
+
+def _inputs(model: Any, batch: int, length: int) -> Inputs:
+    """Random inputs of the main input's kind; a text has one choice, and the decoder reads what the encoder does."""
+    problem, inputs = problem_of(model), INPUTS[main_input(model)](model.config, batch, length)
+    if "choice" in problem.inputs:
+        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
+    return inputs | ({"decoder_input_ids": inputs["input_ids"]} if problem.side else {})
 
 
 def _row(intact: nn.Module, model: nn.Module, flops: tuple[int, int], times: np.ndarray) -> dict[str, Any]:

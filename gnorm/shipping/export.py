@@ -58,8 +58,9 @@ def main_input(model: Any) -> str:
 
 
 def longest_input(model: Any) -> int:
-    """The most tokens of a text: as the position tables of the model allow, or its configuration if it has no table."""
-    return longest_text(model) or int(model.config.max_position_embeddings)
+    """The most tokens of a text: as the position tables of the model allow, or its configuration if it has no table;
+    512 where neither says."""
+    return longest_text(model) or int(getattr(model.config, "max_position_embeddings", None) or 512)
 
 
 def export_onnx(
