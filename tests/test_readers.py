@@ -181,7 +181,7 @@ def test_answers_are_found_by_their_characters_and_those_cut_off_are_left_out(ca
             said[tokenizer.decode(ids, skip_special_tokens=True)] = tokenizer.decode(ids[first : last + 1])
     assert said["w1 w2 w3 w4 w5"] == "w3 w4"
     assert said["w2 w2 w3"] == "[CLS]"
-    assert "2 of 40 texts are left out: 30 tokens do not reach their answer" in caplog.text
+    assert "2 of 40 texts are left out: their answers lie beyond 30 tokens" in caplog.text
 
 
 def test_what_is_masked_is_drawn_once_by_the_seed():

@@ -94,9 +94,7 @@ def load(
     if reader.fits is not None:
         fits = reader.fits(encode, _rows(frame))
         if left_out := fits.count(False):
-            log.warning(
-                "%d of %d texts are left out: %d tokens do not reach their answer.", left_out, len(fits), tokens
-            )
+            log.warning("%d of %d texts are left out: their answers lie beyond %d tokens.", left_out, len(fits), tokens)
         frame = frame[fits]
     if len(frame) < FEWEST:
         raise ValueError(

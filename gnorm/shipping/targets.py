@@ -145,10 +145,8 @@ def answers(source: Source) -> list[Any]:
             found.append(None)
             continue
         if start is None:
-            if context.count(text) != 1:
-                raise source.error(
-                    row, f"has the answer {text!r:.60} {context.count(text)} times: say its answer_start"
-                )
+            if (times := context.count(text)) != 1:
+                raise source.error(row, f"has the answer {text!r:.60} {times} times: say its answer_start")
             start = context.index(text)
         if context[start : start + len(text)] != text:
             raise source.error(row, f"has no answer {text!r:.60} at character {start} of its context: count from 0")
