@@ -49,8 +49,8 @@ class AttentionBlock:
     head is a key-value head and the ``queries_per_head`` query heads that read it. ``head_dim`` counts the rows of key
     and value that belong to one head; query has ``context_dim`` rows a head, ``output`` as many columns. ``kept`` lists
     the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
-    that ``Family.also`` names. ``decoder``: queries come from the tokens of a decoder beside an encoder. ``per_head``,
-    ``shared_bias``, ``skippable`` and ``norm`` are as in ``Family``.
+    that ``Family.also`` names. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
+    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``skippable``, ``norm``: as in ``Family``.
     """
 
     projections: tuple[Projection, ...]
@@ -59,7 +59,7 @@ class AttentionBlock:
     kept: tuple[int, ...]
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
     queries_per_head: int = 1
-    decoder: bool = False
+    sides: tuple[str, str] = ("", "")
     per_head: str = ""
     shared_bias: tuple[str, ...] = ()
     skippable: bool = False
@@ -164,7 +164,8 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
         )
     family = FAMILIES[config.model_type]
     _check_said(config, family)
-    of_encoder = len(_named(model, _names(family.blocks)[:1], missing=len(_names(family.blocks)) > 1))
+    names = _names(family.blocks)
+    of_encoder, of_self = (len(_named(model, names[:i], missing=len(names) > i)) for i in (1, 2))
     owners = _named(model, family.blocks)
     query_heads = int(config.num_attention_heads)
     num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
@@ -181,7 +182,7 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
             kept=heads,
             module=owner.get_submodule(family.query.rpartition(".")[0]),
             queries_per_head=query_heads // num_heads,
-            decoder=number >= of_encoder,
+            sides=("decoder_" * (number >= of_encoder), "decoder_" * (of_encoder <= number < of_self)),
             per_head=family.per_head,
             shared_bias=family.shared_bias,
             skippable=family.skippable,

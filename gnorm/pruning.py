@@ -95,7 +95,7 @@ def prune(
     if metric is not METRICS["accuracy"]:  # whose journals are as they were when there was no other metric
         info["metric"] = metric.name
     header = {**info, **texts.hashes(model)} if journal is not None else {}
-    label, finished = f"{progress}: {row.title}" if isinstance(progress, str) else row.title, list[_Step]()
+    label, finished = f"{progress}: " * isinstance(progress, str) + f"{row.title}, {metric.name}", list[_Step]()
     measured: dict[bytes, _Measured] = {}  # by head mask: trials meet at the intact and at the bare model
     with (
         Journal(journal, header) as log,

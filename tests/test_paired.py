@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from gnorm.experiments import claims, paired, tables
-from gnorm.trajectory import Trajectory, area, curve, text_areas
+from gnorm.experiments import claims, paired, plots, tables
+from gnorm.metrics import METRICS
+from gnorm.trajectory import Trajectory, area, area_interval, curve, text_areas
 
 
 def trajectory(correct, trials=1, **info):
@@ -110,6 +111,71 @@ def test_p_values_are_corrected_within_a_family_of_one_model():
 def test_methods_measured_on_other_texts_are_refused():
     runs = {"bert": {"a": [random_run(0, 0.5, texts=60)], "b": [random_run(1, 0.5, texts=50)]}}
     with pytest.raises(ValueError, match=r"bert: methods were not measured on the same seeds and texts: .*60.*50"):
+        paired.differences(runs, [[("a", "b")]])
+
+
+def run_by_mse(seed, noise, states=4, texts=60):
+    """A regression whose predictions get worse from state to state."""
+    generator = np.random.default_rng(seed)
+    labels = np.random.default_rng(seed % 100).normal(size=texts)  # the same for every method
+    said = np.stack([labels + noise * k * generator.normal(size=texts) for k in range(1, states + 1)])
+    table = trajectory(np.ones((states, texts))).table.drop(columns="accuracy")
+    row = METRICS["mse"]
+    table = table.assign(mse=[row.value(values, labels) for values in said])
+    info = {"trials": 1, "seconds": 2.0, "scoring_seconds": 1.0, "seed": seed}
+    return Trajectory(table, said, torch.ones(1, states - 1).bool(), info, row, labels)
+
+
+def test_where_lower_is_better_the_smaller_area_is_above_0():
+    better, worse = ([run_by_mse(seed + 100 * i, 0.2 + 0.3 * i) for seed in range(3)] for i in range(2))
+    runs = {"bert": {"greedy_gnorm": worse, "random": better}}
+    table = paired.differences(runs, [[("random", "greedy_gnorm"), ("greedy_gnorm", "random")]])
+    gains = [area(curve(b)) - area(curve(a)) for a, b in zip(better, worse)]
+    assert table.difference.tolist() == pytest.approx([np.mean(gains), -np.mean(gains)])
+    assert (table.low < table.difference).all()
+    assert (table.difference < table.high).all()
+    assert paired.sides(table).tolist() == ["above 0", "below 0"]
+    assert (table.seeds.tolist(), table.texts.tolist()) == ([3, 3], [60, 60])
+    (row,) = tables.winners({"bert": {name: of_method[0] for name, of_method in runs["bert"].items()}}).to_dict(
+        "records"
+    )
+    assert (row["smallest area"], row["runner-up"]) == ("random", "greedy_gnorm")
+    assert row["difference"] == pytest.approx(gains[0])
+    assert tables.method_table(runs).method.tolist() == ["random", "greedy_gnorm"]
+    methods = tables.method_table(runs)
+    assert list(claims.mean_areas(methods, "mse").index) == ["random", "greedy_gnorm"]
+    assert claims.recommended(methods, "mse") == "greedy_gnorm"  # random is a control
+    (axis,) = plots.differences(table, {"": [("random", "greedy_gnorm")]}, "smoke", "mse").axes
+    assert axis.get_xlabel() == "area of the other less area of Random"
+    (axis,) = plots.areas(
+        tables.summary_table({"bert": {n: r[0] for n, r in runs["bert"].items()}}), "smoke", "mse"
+    ).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["Greedy-Gnorm", "Random"]  # the best on top
+
+
+def test_samples_of_an_area_follow_seeds_and_texts():
+    """Of one seed they are the bootstrap over its texts; a method that predicts the same has the same samples."""
+    one = run_by_mse(0, 0.3)
+    samples = paired.resampled_areas({"a": [one], "b": [one]}, samples=300)
+    assert (samples[:, 0] == samples[:, 1]).all()
+    low, high = area_interval(one)
+    assert np.quantile(samples[:, 0], [0.025, 0.975]).tolist() == pytest.approx([low, high], rel=0.2)
+    by_accuracy = [random_run(seed, 0.7) for seed in range(3)]
+    exact = paired.bootstrap_means(np.array([[text_areas(run) for run in by_accuracy]]))[:, 0]
+    as_mse = [  # of hits, which should all be 1
+        Trajectory(
+            run.table.rename(columns={"accuracy": "mse"}), 1.0 * run.correct, run.start, {}, METRICS["mse"], ones
+        )
+        for run, ones in zip(by_accuracy, np.ones((3, 60)))
+    ]
+    anew = 1 - paired.resampled_areas({"a": as_mse}, samples=500)[:, 0]
+    assert anew.mean() == pytest.approx(exact.mean(), abs=0.01)
+    assert anew.std() == pytest.approx(exact.std(), rel=0.15)
+
+
+def test_runs_by_different_metrics_are_not_compared():
+    runs = {"bert": {"a": [run_by_mse(0, 0.1)], "b": [random_run(1, 0.5)]}}
+    with pytest.raises(ValueError, match="bert: methods were measured by mse and by accuracy: compare runs of one"):
         paired.differences(runs, [[("a", "b")]])
 
 

@@ -238,7 +238,8 @@ def _untrimmed(
     micro_batches, before, problem = [], 0, problem_of(model)
     for b, batch in enumerate(batches):
         lengths, count = _lengths(batch, hidden), size_of(batch)
-        step = max(1, most // int(lengths.max()))
+        decoder = batch.get("decoder_attention_mask")
+        step = max(1, most // max(int(lengths.max()), 0 if decoder is None else decoder.shape[-1]))
         for start in range(0, count, step):
             texts = slice(start, min(start + step, count))
             inputs = {name: t[texts].contiguous().to(parameter.device) for name, t in batch.items()}

@@ -87,7 +87,7 @@ class ModelSpec:
     """
 
     title: str
-    budget: float  # accuracy that a final solution may lose, as a fraction
+    budget: float  # of the metric, that a final solution may lose: of accuracy, as a fraction
     scoring: Sizes
     evaluation: Sizes
     entropy: Sizes

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ..engine.answers import labels_in_order
+from ..engine.batches import prepare
 from ..engine.checks import num_texts
 from ..engine.state import default_device
 from ..heads import head_mask_of
 from ..journal import digest, hash_of_model
-from ..metrics import accuracy
+from ..metrics import accuracy, find_metric, kept_of
 from ..scoring import gnorm_scores
 from ..storage.loading import load_checked
 from ..storage.tokenizing import batched, encoded
@@ -89,6 +91,13 @@ class Task:
     def accuracy(self) -> float:
         """Accuracy of the intact model on the evaluation texts."""
         return accuracy(self.model, self.batches("evaluation"))
+
+    def measured(self) -> float:
+        """The metric of the model's problem on the evaluation texts, as the model is now."""
+        batches = self.batches("evaluation")
+        metric, prepared = find_metric(None, self.model), prepare(batches, self.model, together=True)
+        kept = kept_of(self.model, prepared, metric).numpy()
+        return metric.value(kept, labels_in_order(prepared, self.model).numpy())
 
     @cached_property
     def hash(self) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..engine.checks import longest_text
 from ..engine.packing import logits_of
+from ..engine.problems import problem_of
 from ..engine.state import attention_implementation, evaluating
 from ..heads import attention_blocks
 from ..storage.folders import free_file, free_folder, replace_files
@@ -78,8 +79,10 @@ SECOND = 16_000  # samples of a sound
 
 
 def inputs_of(model: Any, batch: int, length: int) -> Inputs:
-    """Random inputs of a model; those of a decoder that generates too."""
+    """Random inputs of a model; those of a decoder that generates too. A text has one choice."""
     inputs = INPUTS[main_input(model)](model.config, batch, length)
+    if "choice" in problem_of(model).inputs:
+        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
     if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
         ids = inputs.get("input_ids", _texts(model.config, batch, 1)["input_ids"])
         inputs["decoder_input_ids"] = ids.clone()
