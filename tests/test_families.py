@@ -163,10 +163,9 @@ def scores_by_hand(model, batches):
         model.zero_grad()
         logits(model, batch).norm().backward()
         for row, block in zip(sums, blocks, strict=True):
-            gradients = [
-                part.by_head(part.module.weight.grad) for part in block[:3] if part.module.weight.grad is not None
-            ]
-            row += torch.stack([g.double().norm(dim=1) for g in gradients]) if gradients else 0  # 0 where nothing flows
+            for of_projection, part in zip(row, block[:3], strict=True):
+                if (gradient := part.module.weight.grad) is not None:
+                    of_projection += part.by_head(gradient).double().norm(dim=1)
     return sums.prod(1).log()
 
 

@@ -28,7 +28,8 @@ def draws(first, count):
 
 def test_every_family_is_drawn():
     without_classifier = {*test_families.TRANSLATORS, *test_families.LANGUAGE_MODELS}
-    assert fuzz.OPTIONS.keys() == FAMILIES.keys() - without_classifier
+    of_experts = {"mixtral", "qwen3_moe"}  # rounding may choose another expert
+    assert fuzz.OPTIONS.keys() == FAMILIES.keys() - without_classifier - of_experts
 
 
 @pytest.mark.parametrize("first", range(0, SHORT, GROUP))
