@@ -33,7 +33,7 @@ def _bias(group: LengthGroup, position_bias: Tensor | None) -> Tensor | None:
     """
     if position_bias is None:
         return group.bias
-    of_group = position_bias[:, :, : group.width, : group.width]
+    of_group = position_bias[:, :, : group.width, : group.width].contiguous()
     return of_group if group.bias is None else of_group + group.bias
 
 
