@@ -256,7 +256,9 @@ def test_exported_models_take_their_turns_with_the_others(monkeypatch):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma", "modernbert", "t5", "bart", "marian", "beit", "wav2vec2", "granite"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "gemma", "modernbert", "t5", "bart", "marian", "beit", "wav2vec2", "granite"]
+)
 def test_decoders_images_and_sounds_are_exported_too(name, tmp_path):
     model = test_families.make(name)
     gnorm.remove_heads(model, test_families.random_masks(gnorm.head_mask_of(model).shape)[0])
@@ -268,6 +270,8 @@ def test_decoders_images_and_sounds_are_exported_too(name, tmp_path):
 
 
 def test_a_model_without_logits_of_texts_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"BertModel gives no logits, not \(text, class\): load it as a sequence class"):
+    with pytest.raises(
+        ValueError, match=r"BertModel gives no logits, not \(text, class\): load it as a sequence class"
+    ):
         gnorm.export_onnx(tiny_model("bert").bert, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
