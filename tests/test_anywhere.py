@@ -12,10 +12,10 @@ import torch
 import transformers
 from conftest import ragged_batches, tiny_model
 from hub import Hub
-from test_families import SEVERAL, random_mask
+from test_families import SEVERAL, random_masks
 
 import gnorm
-from gnorm.heads import FAMILIES
+from gnorm.engine.families import FAMILIES
 from gnorm.storage.loading import load_checked
 from gnorm.storage.modeling import auto_map
 
@@ -132,7 +132,7 @@ def save(model, folder, auto, batch):
 def cut(model):
     """Heads removed: unequal layers, one that is whole and one that is empty."""
     shape = gnorm.head_mask_of(model).shape
-    gnorm.remove_heads(model, random_mask(shape) if shape[0] > 1 else [[0, 1, 1, 0]])
+    gnorm.remove_heads(model, random_masks(shape)[0] if shape[0] > 1 else [[0, 1, 1, 0]])
     return model
 
 
@@ -143,8 +143,13 @@ def classifiers():
             model = cut(module.make(name))
             batch = (module.batches_of(model) if module is test_encoders else module.batches_of(name))[0]
             batch = {key: tensor for key, tensor in batch.items() if key != "labels"}
-            kinds = {"pixel_values": "Image", "input_values": "Audio"}
-            auto = f"AutoModelFor{kinds.get(model.main_input_name, 'Sequence')}Classification"
+            kinds = {"pixel_values": "ImageClassification", "input_ids": "SequenceClassification"}
+            auto = f"AutoModelFor{kinds.get(model.main_input_name, 'AudioClassification')}"
+            for families, kind in (
+                (test_families.TRANSLATORS, "Seq2SeqLM"),
+                (test_families.LANGUAGE_MODELS, "CausalLM"),
+            ):
+                auto = f"AutoModelFor{kind}" if name in families else auto
             yield name.replace("/", "-"), model, getattr(transformers, auto), batch
 
 

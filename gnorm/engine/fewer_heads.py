@@ -20,6 +20,8 @@ ENCODER_STATES = ("key_value_states", "encoder_hidden_states")
 # Attributes of attention modules in transformers: the number of heads, and the width of all heads together.
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "all_head_size", "split_size", "inner_dim")
 
+LAYER_NUMBERS = ("layer_idx", "layer_id")  # what they call their number in a cache of keys and values
+
 
 def count_heads(module: Any, left: int, of: int) -> None:
     """Let the attributes of an attention module that count heads follow: ``left`` of its ``of`` heads are left."""
@@ -90,7 +92,7 @@ def _cache_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def skip_attention(module: Any, output: nn.Module, norm: nn.Module | None = None, shared_bias: bool = False) -> None:
     """Let an attention module without heads compute ``without_heads``, with the output projection if it is its own."""
     own = any(output is other for other in module.modules())
-    layer = getattr(module, "layer_idx", None)
+    layer = next((getattr(module, name) for name in LAYER_NUMBERS if hasattr(module, name)), None)
     module.forward = partial(without_heads, output if own else None, norm, layer, shared_bias)
 
 

@@ -15,7 +15,7 @@ import jinja2
 import transformers
 
 from ..engine import fewer_heads, projections
-from ..heads import FAMILIES
+from ..engine.families import FAMILIES
 
 MODULE = "modeling_pruned"  # the name of the file is this and .py
 
@@ -74,7 +74,7 @@ def modeling_file(kind: Any, config: Any) -> str:
         functions += ["skip_attention", "without_heads"]
     if family.skippable or family.shared_bias:
         functions += ["_cache_in"]
-    constants = ["HEAD_COUNTS", *(["ENCODER_STATES"] if family.skippable else [])]
+    constants = ["HEAD_COUNTS", *(["ENCODER_STATES", "LAYER_NUMBERS"] if family.skippable else [])]
     return environment.get_template(f"{MODULE}.py.j2").render(
         kind=kind.__name__,
         mark=PRUNED_WHEN_BUILT,
