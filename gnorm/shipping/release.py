@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,6 +43,29 @@ def ship(
     not of this model or has several trials; and as ``check_saving`` and ``choose`` do.
     """
     folder = free_folder(folder, overwrite)
+    return release(own, run, budget, by).save(folder, overwrite)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A smaller model, and what its card says of it: the keywords of ``card``, without the name."""
+
+    own: Own
+    model: Any
+    facts: dict[str, Any]
+
+    def summary(self) -> str:
+        """The card in four lines: what was removed, the metric, parameters, time."""
+        return card(template="summary.txt.j2", **self.facts).strip()
+
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Save the model, its tokenizer and card; return the folder. Raises as ``save_pruned`` does."""
+        text = card(name=Path(folder).resolve().name, **self.facts)
+        return save_pruned(self.model, folder, self.own.tokenizer, text, overwrite)
+
+
+def release(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> Release:
+    """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
     if not torch.equal(run.start, head_mask_of(own.model)):
@@ -50,22 +75,21 @@ def ship(
     model = smaller(own, run, pruned)
     before, after = (kept_of(each, own.testing, run.metric).numpy() for each in (own.model, model))
     states = curve(run)
-    text = card(
-        name=folder.resolve().name,
-        checkpoint=own.checkpoint,
-        data=own.data,
-        model=model,
-        pruned=pruned,
-        of=int(run.start.sum()),
-        method=find_method(run.info["method"]).title,
-        heads_per_step=run.info["heads_per_step"],
-        choice=BUDGETS[by].says.format(budget=budget, metric=run.metric.name),
-        chosen={"before": float(states.iloc[0]), "after": float(states[pruned])},
-        metric=run.metric,
-        kept={"before": before, "after": after},
-        labels=labels_in_order(prepare(own.testing, own.model), own.model).numpy(),
-        texts={name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
-        costs=cost(model),
-        versions=run.info["versions"],
-    )
-    return save_pruned(model, folder, own.tokenizer, text, overwrite)
+    facts = {
+        "checkpoint": own.checkpoint,
+        "data": own.data,
+        "model": model,
+        "pruned": pruned,
+        "of": int(run.start.sum()),
+        "method": find_method(run.info["method"]).title,
+        "heads_per_step": run.info["heads_per_step"],
+        "choice": BUDGETS[by].says.format(budget=budget, metric=run.metric.name),
+        "chosen": {"before": float(states.iloc[0]), "after": float(states[pruned])},
+        "metric": run.metric,
+        "kept": {"before": before, "after": after},
+        "labels": labels_in_order(prepare(own.testing, own.model), own.model).numpy(),
+        "texts": {name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
+        "costs": cost(model),
+        "versions": run.info["versions"],
+    }
+    return Release(own, model, facts)
