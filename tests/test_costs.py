@@ -9,7 +9,7 @@ from conftest import tiny_model
 from test_encoders import make, masks
 
 import gnorm
-from gnorm.shipping.costs import _times
+from gnorm.shipping.costs import seconds_of
 
 
 def operations(heads, batch, tokens):
@@ -61,9 +61,9 @@ def test_models_take_turns_and_rounds_are_bounded_by_their_number_and_by_time():
     models = [torch.nn.Identity(), torch.nn.Identity()]
     for i, model in enumerate(models):
         model.register_forward_pre_hook(lambda *_, i=i: seen.append(i))
-    assert _times(models, {"input": torch.zeros(1)}, rounds=9, seconds=60).shape == (9, 2)
+    assert seconds_of(models, {"input": torch.zeros(1)}, rounds=9, seconds=60).shape == (9, 2)
     assert seen == [0, 1, 1, 0] * 5 + [0, 1]
-    assert _times(models, {"input": torch.zeros(1)}, rounds=9, seconds=0).shape == (5, 2)
+    assert seconds_of(models, {"input": torch.zeros(1)}, rounds=9, seconds=0).shape == (5, 2)
 
 
 def test_a_model_fed_with_something_else_is_refused():

@@ -249,7 +249,7 @@ def test_exported_models_take_their_turns_with_the_others(monkeypatch):
     monkeypatch.setattr(
         "gnorm.shipping.costs._exported", lambda models, _: [Exported.__new__(Exported) for _ in models]
     )
-    monkeypatch.setattr("gnorm.shipping.costs._times", times)
+    monkeypatch.setattr("gnorm.shipping.costs.seconds_of", times)
     row = gnorm.cost(model, batch_sizes=(1,), onnx=True).iloc[0]
     assert seen == [["ViTForImageClassification"] * 2 + ["Exported"] * 2]
     assert row[["ms", "ms after", "ms onnx", "ms onnx after"]].tolist() == pytest.approx([4, 3, 2, 1])

@@ -144,12 +144,17 @@ def _first_text_alone(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits of one forward pass, of the axes that the model's problem gives them; those of the first and of the
+    """The logits of one forward pass; as ``logits_in``."""
+    return logits_in(model, model(**inputs))
+
+
+def logits_in(model: nn.Module, output: Any) -> Tensor:
+    """The logits in what ``model`` returned, of the axes that its problem gives them; those of the first and of the
     last token of an answer together, (text, boundary, token).
 
     Raises ``ValueError`` where the model gives none of these axes.
     """
-    output, problem = model(**inputs), problem_of(model)
+    problem = problem_of(model)
     logits = getattr(output, "logits", None)
     if "boundary" in problem.logits and getattr(output, "start_logits", None) is not None:
         logits = torch.stack([output.start_logits, output.end_logits], 1)

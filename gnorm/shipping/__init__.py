@@ -13,10 +13,12 @@ method of
 ``gnorm.METHODS`` and ``gnorm.MORE_METHODS`` will do; the recommended one keeps the most accuracy in docs/findings.md.
 """
 
+from .choosing import along, choose
 from .loading import Own, load
 from .model_card import card
+from .recovery import recover
 from .release import ship
 
 RECOMMENDED = "head_importance"  # the largest area, in the mean over the models of the study
 
-__all__ = ["RECOMMENDED", "Own", "card", "load", "ship"]
+__all__ = ["RECOMMENDED", "Own", "along", "card", "choose", "load", "recover", "ship"]

@@ -53,7 +53,7 @@ def cost(
     """
     if is_compiled(model):
         raise ValueError("the model is compiled, the intact one beside it would not be: give the one from before.")
-    intact = _intact(model)
+    intact = intact_of(model)
     models = [intact, model]
     if onnx:
         models += _exported(models, list(inputs_of(model, 1, 1)))
@@ -62,8 +62,8 @@ def cost(
         for batch in batch_sizes:
             inputs = inputs_of(model, batch, length)
             moved = {n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
-            flops = _flops(intact, moved), _flops(model, moved)
-            times = _times(models, moved, rounds, seconds)
+            flops = flops_of(intact, moved), flops_of(model, moved)
+            times = seconds_of(models, moved, rounds, seconds)
             rows.append({"batch": batch, "length": length, **_row(intact, model, flops, times)})
     return pd.DataFrame(rows)
 
@@ -91,7 +91,7 @@ def _row(intact: nn.Module, model: nn.Module, flops: tuple[int, int], times: np.
     } | dict(zip(("ms onnx", "ms onnx after"), 1e3 * median[2:]))  # the exported models, if there are any
 
 
-def _intact(model: Any) -> Any:
+def intact_of(model: Any) -> Any:
     """A model of the same configuration with all heads, in the same precision, on the same device."""
     head_mask_of(model)  # refuses models of unknown families
     config = copy.deepcopy(model.config)
@@ -110,7 +110,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any =
     return int(sdpa_flop_count(query, key, value))
 
 
-def _flops(model: nn.Module, inputs: Inputs) -> int:
+def flops_of(model: nn.Module, inputs: Inputs) -> int:
     """Operations of one forward pass in matrix products, convolutions and attention."""
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # FlopCounterMode does not count it
     with (
@@ -122,7 +122,7 @@ def _flops(model: nn.Module, inputs: Inputs) -> int:
     return int(counter.get_total_flops())
 
 
-def _times(models: Sequence[nn.Module], inputs: Inputs, rounds: int, seconds: float) -> np.ndarray:
+def seconds_of(models: Sequence[nn.Module], inputs: Inputs, rounds: int, seconds: float) -> np.ndarray:
     """(turn, model) seconds of one forward pass; each model runs once a turn, and the first one alternates."""
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(next(iter(inputs.values())).device.type)
     turns: list[list[float]] = []

@@ -22,12 +22,21 @@ from .readers import READERS
 SAMPLES = 1000  # of a bootstrap
 
 
-def card(*, model: Any, metric: Metric, kept: dict[str, np.ndarray], labels: np.ndarray, **about: Any) -> str:
+def card(
+    *,
+    model: Any,
+    metric: Metric,
+    kept: dict[str, np.ndarray],
+    labels: np.ndarray,
+    template: str = "card.md.j2",
+    **about: Any,
+) -> str:
     """The text of a model card, README.md: Markdown after a YAML header that model hubs read.
 
+    template: "summary.txt.j2" says it in four lines, for a terminal.
     kept: what ``metric`` keeps of the test texts, by "before" and "after", for the same texts; labels: theirs.
-    Accuracies have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts. about: the
-    other variables of ``card.md.j2``.
+    Accuracies have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts.
+    about: the other variables of the template.
     """
     before, after = kept["before"], kept["after"]
 
@@ -44,7 +53,7 @@ def card(*, model: Any, metric: Metric, kept: dict[str, np.ndarray], labels: np.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gnorm.shipping", ""), undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("card.md.j2").render(
+    return environment.get_template(template).render(
         head=ModelCardData(
             library_name="transformers",
             pipeline_tag=reader.tag,

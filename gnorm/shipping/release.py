@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,57 +17,79 @@ from ..methods import find_method
 from ..metrics import kept_of
 from ..storage.folders import free_folder
 from ..storage.saving import check_saving, save_pruned
-from ..surgery import remove_heads
-from ..trajectory import Trajectory, curve, solution
+from ..trajectory import Trajectory, curve
+from .choosing import BUDGETS, choose, smaller
 from .costs import cost
 from .loading import Own
 from .model_card import card
 
 
 def ship(
-    own: Own, run: Trajectory, folder: str | os.PathLike[str], budget: float = 0.01, overwrite: bool = False
+    own: Own,
+    run: Trajectory,
+    folder: str | os.PathLike[str],
+    budget: float = 0.01,
+    overwrite: bool = False,
+    by: str = "metric",
 ) -> Path:
     """Remove as many heads as the budget allows; save the smaller model, its tokenizer and card; return the folder.
 
     run: of ``prune`` with ``own.model``, ``own.scoring`` and ``own.choosing``. budget: how much worse the run's metric,
-    such as accuracy, may become on the texts to choose by (0.01 is a percentage point of it). overwrite: replace
-    a folder that holds files; an empty folder needs no ``overwrite``. ``own.model`` stays as it was.
+    such as accuracy, may become on the texts to choose by (0.01 is a percentage point of it), or what ``by`` says, see
+    ``choose``. overwrite: replace a folder that holds files; an empty folder needs no ``overwrite``. ``own.model``
+    stays as it was.
 
-    Raises, before anything is measured: ``FileExistsError`` where the folder holds files; ``ValueError`` where the run
-    is not of this model or has several trials, and for a budget below 0; and as ``check_saving`` does.
+    Raises, before anything is saved: ``FileExistsError`` where the folder holds files; ``ValueError`` where the run is
+    not of this model or has several trials; and as ``check_saving`` and ``choose`` do.
     """
     folder = free_folder(folder, overwrite)
-    if not budget >= 0:
-        raise ValueError(
-            f"budget={budget} is out of range: it is the {run.metric.name} that may be "
-            f"{'lost' if run.metric.higher_is_better else 'added'}{', 0.01 for a point' * run.metric.fraction}."
-        )
+    return release(own, run, budget, by).save(folder, overwrite)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A smaller model, and what its card says of it: the keywords of ``card``, without the name."""
+
+    own: Own
+    model: Any
+    facts: dict[str, Any]
+
+    def summary(self) -> str:
+        """The card in four lines: what was removed, the metric, parameters, time."""
+        return card(template="summary.txt.j2", **self.facts).strip()
+
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Save the model, its tokenizer and card; return the folder. Raises as ``save_pruned`` does."""
+        text = card(name=Path(folder).resolve().name, **self.facts)
+        return save_pruned(self.model, folder, self.own.tokenizer, text, overwrite)
+
+
+def release(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> Release:
+    """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
     if not torch.equal(run.start, head_mask_of(own.model)):
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
     check_saving(own.model, own.tokenizer)
-    pruned = solution(run, budget)
-    smaller = copy.deepcopy(own.model)
-    remove_heads(smaller, run.mask(pruned))
-    before, after = (kept_of(model, own.testing, run.metric).numpy() for model in (own.model, smaller))
+    pruned = choose(own, run, budget, by)
+    model = smaller(own, run, pruned)
+    before, after = (kept_of(each, own.testing, run.metric).numpy() for each in (own.model, model))
     states = curve(run)
-    text = card(
-        name=folder.resolve().name,
-        checkpoint=own.checkpoint,
-        data=own.data,
-        model=smaller,
-        pruned=pruned,
-        of=int(run.start.sum()),
-        method=find_method(run.info["method"]).title,
-        heads_per_step=run.info["heads_per_step"],
-        budget=budget,
-        chosen={"before": float(states.iloc[0]), "after": float(states[pruned])},
-        metric=run.metric,
-        kept={"before": before, "after": after},
-        labels=labels_in_order(prepare(own.testing, own.model), own.model).numpy(),
-        texts={name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
-        costs=cost(smaller),
-        versions=run.info["versions"],
-    )
-    return save_pruned(smaller, folder, own.tokenizer, text, overwrite)
+    facts = {
+        "checkpoint": own.checkpoint,
+        "data": own.data,
+        "model": model,
+        "pruned": pruned,
+        "of": int(run.start.sum()),
+        "method": find_method(run.info["method"]).title,
+        "heads_per_step": run.info["heads_per_step"],
+        "choice": BUDGETS[by].says.format(budget=budget, metric=run.metric.name),
+        "chosen": {"before": float(states.iloc[0]), "after": float(states[pruned])},
+        "metric": run.metric,
+        "kept": {"before": before, "after": after},
+        "labels": labels_in_order(prepare(own.testing, own.model), own.model).numpy(),
+        "texts": {name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
+        "costs": cost(model),
+        "versions": run.info["versions"],
+    }
+    return Release(own, model, facts)

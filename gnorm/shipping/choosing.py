@@ -1,0 +1,157 @@
+"""How many heads go: as many as a metric allows, a number, or as few as make the model cheap enough."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from ..engine.batches import prepare
+from ..surgery import remove_heads
+from ..trajectory import Trajectory, curve, solution
+from .costs import flops_of, intact_of, num_parameters, seconds_of
+from .export import Inputs
+from .loading import Own
+
+
+def _parameters(intact: nn.Module, smaller: nn.Module, _: Inputs) -> float:
+    return num_parameters(smaller) / num_parameters(intact)
+
+
+def _operations(intact: nn.Module, smaller: nn.Module, inputs: Inputs) -> float:
+    return flops_of(smaller, inputs) / flops_of(intact, inputs)
+
+
+def _latency(intact: nn.Module, smaller: nn.Module, inputs: Inputs) -> float:
+    """The median over turns of the ratio of seconds."""
+    seconds = seconds_of([intact, smaller], inputs, rounds=30, seconds=2.0)
+    return float(np.median(seconds[:, 1] / seconds[:, 0]))
+
+
+# What a smaller model takes of what the intact one takes, 1 for as much: (intact, smaller, inputs of a pass) -> share.
+COSTS: dict[str, Callable[[nn.Module, nn.Module, Inputs], float]] = {
+    "parameters": _parameters,
+    "operations": _operations,
+    "latency": _latency,
+}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of the models along a run, as shares of the intact model's.
+
+    Operations and latency are those of one forward pass of the first batch of ``own.choosing``.
+    """
+
+    own: Own
+    run: Trajectory
+    intact: nn.Module
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, own: Own, run: Trajectory) -> Costs:
+        """Raises as ``prepare`` does."""
+        first = next(prepare(own.choosing[:1], own.model).padded)
+        return cls(own, run, intact_of(own.model), first.inputs)
+
+    def share(self, pruned: int, cost: str) -> float:
+        """The share that is left of ``cost``, a name in ``COSTS``, with ``pruned`` heads removed."""
+        return COSTS[cost](self.intact, smaller(self.own, self.run, pruned), self.inputs)
+
+
+def smaller(own: Own, run: Trajectory, pruned: int) -> Any:
+    """A copy of ``own.model`` without the first ``pruned`` heads of the run."""
+    model = copy.deepcopy(own.model)
+    remove_heads(model, run.mask(pruned))
+    return model
+
+
+def along(own: Own, run: Trajectory, states: int = 13) -> pd.DataFrame:
+    """What pruning costs and saves: a row for each of ``states`` states of the run, evenly spread, ends included.
+
+    Columns: pruned_heads; the run's metric by its name, on the texts to choose by; parameters, operations and latency,
+    fractions of the intact model's, see ``Costs``. Latency is measured, the two models in turns.
+    """
+    values, costs = curve(run), Costs.of(own, run)
+    chosen = np.unique(np.linspace(0, len(values) - 1, states).round().astype(int))
+    rows = []
+    for pruned in values.index[chosen]:
+        model = smaller(own, run, int(pruned))
+        shares = {name: cost(costs.intact, model, costs.inputs) for name, cost in COSTS.items()}
+        rows.append({"pruned_heads": int(pruned), run.metric.name: float(values[pruned]), **shares})
+    return pd.DataFrame(rows)
+
+
+def _by_metric(own: Own, run: Trajectory, budget: float) -> int:
+    if not budget >= 0:
+        raise ValueError(
+            f"budget={budget} is out of range: it is the {run.metric.name} that may be "
+            f"{'lost' if run.metric.higher_is_better else 'added'}{', 0.01 for a point' * run.metric.fraction}."
+        )
+    return solution(run, budget)
+
+
+def _by_number(own: Own, run: Trajectory, budget: float) -> int:
+    states = curve(run).index
+    if budget not in states:
+        raise ValueError(f"the run has no state with {budget:g} heads removed: give one of 0 to {states[-1]}.")
+    return int(budget)
+
+
+def _by_cost(cost: str, own: Own, run: Trajectory, budget: float) -> int:
+    """The fewest heads whose removal brings ``cost`` down to the share ``budget``; found by bisection."""
+    if not 0 < budget <= 1:
+        raise ValueError(f"{cost}={budget:g} is out of range: it is a share of the intact model's, 0.8 for 80 %.")
+    states, costs = curve(run).index.tolist(), Costs.of(own, run)
+    at = bisect_left(states, True, key=lambda pruned: costs.share(pruned, cost) <= budget)
+    if at == len(states):
+        left = costs.share(states[-1], cost)
+        raise ValueError(
+            f"with {states[-1]} heads removed the model still has {left:.0%} of the {cost}, more than {budget:.0%}: "
+            "give a larger share, or prune more heads."
+        )
+    return int(states[at])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A row of ``BUDGETS``: how a budget becomes a number of heads, and what the model card says of that.
+
+    says: a clause with {budget}, and with {metric} where it holds the run's metric.
+    """
+
+    choose: Callable[[Own, Trajectory, float], int]
+    says: str
+
+
+_FEW = "as few went as bring the {} down to {{budget:.4g}} of the intact model's"
+
+BUDGETS: dict[str, Budget] = {
+    "metric": Budget(_by_metric, "as many went as keep the {metric} there within {budget:.4g} of the intact model's"),
+    "heads": Budget(_by_number, "that number was given, {budget:g}"),
+    "parameters": Budget(partial(_by_cost, "parameters"), _FEW.format("parameters")),
+    "operations": Budget(partial(_by_cost, "operations"), _FEW.format("operations of a forward pass")),
+    "latency": Budget(partial(_by_cost, "latency"), _FEW.format("measured time of a forward pass")),
+}
+
+
+def choose(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> int:
+    """The number of heads that a budget lets go, of the states of a run of ``prune`` with ``own``.
+
+    by: what the budget is of. "metric": how much worse the run's metric may become on the texts to choose by; as many
+    heads as that allows. "heads": their number. "parameters", "operations", "latency": the share of the intact model's
+    that may remain, 0.8 for 80 %; as few heads as bring it there. Operations and latency are those of a forward pass of
+    the first batch to choose by; latency is measured, so it differs from time to time.
+
+    Raises ``ValueError`` for an unknown ``by``, for a budget out of range, and for a share that no state comes down to.
+    """
+    if by not in BUDGETS:
+        raise ValueError(f"by={by!r} is not known: choose one of {', '.join(BUDGETS)}.")
+    return BUDGETS[by].choose(own, run, budget)

@@ -1,0 +1,180 @@
+"""The command ``gnorm``: what the functions of this package do, from a terminal.
+
+Exit codes: 0 done; 1 a run failed, its finished steps kept; 2 wrong usage, or files that will not do, before anything
+is pruned; 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from ..engine.state import default_device
+from ..heads import FAMILIES, head_mask_of
+from ..methods import METHODS, MORE_METHODS, find_method
+from ..metrics import METRICS
+from ..pruning import prune
+from ..storage.folders import free_folder
+from ..storage.loading import find_class, load_checked, quiet_library, read_config
+from . import RECOMMENDED, load
+from .choosing import BUDGETS
+from .costs import cost
+from .release import release
+
+USAGE = (ValueError, TypeError, OSError, ModuleNotFoundError)  # what functions raise before they change anything
+
+SHADES = "░▒▓█"  # a quarter of the heads each, the lowest scores, which go first, in the lightest
+
+GONE = "·"
+
+
+class RunError(Exception):
+    """A run could not go on; what it finished is kept."""
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line; ``do`` holds the function of a subcommand."""
+    top = argparse.ArgumentParser(prog="gnorm", description="Remove attention heads from transformers.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, do: Callable[[argparse.Namespace], None], says: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=says, description=says)
+        added.set_defaults(do=do)
+        return added
+
+    pruning = command("prune", do_prune, "Prune a model, choose how many heads go, and save what is left.")
+    scoring = command("score", do_score, "Score the heads of a model: a table, and a map of what would go first.")
+    for each in (pruning, scoring):
+        each.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a model and its tokenizer")
+        each.add_argument("texts", metavar="TEXTS", help="CSV, JSON-lines or Parquet file of texts and labels")
+        each.add_argument("--method", default=RECOMMENDED, metavar="NAME", help=f"default: {RECOMMENDED}")
+        each.add_argument("--device", choices=("cpu", "cuda", "mps"), help=f"default: {default_device()}")
+    pruning.add_argument("out", metavar="OUT", help="folder for the smaller model, its tokenizer and its card")
+    pruning.add_argument("--metric", metavar="NAME", help=f"{', '.join(METRICS)}; by the model's task if none is named")
+    pruning.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    pruning.add_argument("--overwrite", action="store_true", help="replace OUT where it holds files")
+    how_many = pruning.add_mutually_exclusive_group()
+    for flag, kind, says in (
+        ("budget", float, "as many heads as keep the metric within N of the intact model's; the default, with 0.01"),
+        ("heads", int, "N heads"),
+        ("parameters", float, "as few heads as leave this share of the parameters, such as 0.8"),
+        ("operations", float, "as few heads as leave this share of the operations of a forward pass"),
+        ("latency", float, "as few heads as leave this share of the measured time of a forward pass"),
+    ):
+        how_many.add_argument(f"--{flag}", type=kind, metavar="N", help=says)
+
+    costing = command("cost", do_cost, "What a model costs beside the intact one: parameters, operations, time.")
+    costing.add_argument("folder", metavar="FOLDER", help="folder of a pruned or an intact model")
+    command("methods", do_methods, "The methods that score heads.")
+    command("families", do_families, "The families of models whose heads are known.")
+    return top
+
+
+def do_prune(asked: argparse.Namespace) -> None:
+    """Load, prune, choose, save; the steps are in a journal beside the folder until it is there."""
+    out, journal = free_folder(asked.out, asked.overwrite), Path(f"{asked.out}.journal.jsonl")
+    if journal.exists() and not asked.resume:
+        raise FileExistsError(f"{journal} holds the steps of an earlier run: add --resume to go on, or delete it.")
+    find_method(asked.method)
+    given = {name: vars(asked)[name] for name in BUDGETS if vars(asked).get(name) is not None}
+    by, budget = next(iter(given.items()), ("metric", 0.01 if asked.budget is None else asked.budget))
+    own = load(asked.checkpoint, asked.texts, device=asked.device)
+    began = False
+    try:
+        run = prune(
+            own.model,
+            own.scoring,
+            own.choosing,
+            asked.method,
+            metric=asked.metric,
+            steps=int(budget) if by == "heads" else None,
+            journal=journal,
+        )
+        began = True
+        smaller = release(own, run, budget, by)
+        smaller.save(out, asked.overwrite)
+    except USAGE as error:
+        if not journal.exists():
+            raise
+        again = "the same command with --resume" + (", and another budget," if began else "")
+        raise RunError(f"{error} Finished steps are kept in {journal}; {again} goes on from there.") from error
+    journal.unlink()
+    print(smaller.summary())
+    print(f'saved in {out}, with its tokenizer and a model card; gnorm.load_pruned("{out}") loads it.')
+
+
+def do_score(asked: argparse.Namespace) -> None:
+    """Print the scores (layer, head), and a map of them."""
+    method = find_method(asked.method)
+    own = load(asked.checkpoint, asked.texts, device=asked.device)
+    scores = method.scores(own.model, own.scoring, torch.Generator().manual_seed(0))
+    left = head_mask_of(own.model)
+    order = "highest" if method.highest_first else "lowest"
+    print(f"{method.title}: scores by layer and head, the {order} would go first")
+    for layer, (row, bits) in enumerate(zip(scores.tolist(), left.tolist(), strict=True)):
+        cells = (f"{score:>11.4g}" if bit else f"{GONE:>11}" for score, bit in zip(row, bits, strict=True))
+        print(f"layer {layer:>3}", *cells)
+    print(f"\n{SHADES[0]} a quarter that would go first, {SHADES[-1]} a quarter that would go last, {GONE} gone")
+    ranks = torch.where(left, -scores if method.highest_first else scores, torch.inf).flatten().argsort().argsort()
+    for layer, (row, bits) in enumerate(zip(ranks.view_as(scores).tolist(), left.tolist(), strict=True)):
+        shades = (SHADES[len(SHADES) * rank // int(left.sum())] if bit else GONE for rank, bit in zip(row, bits))
+        print(f"layer {layer:>3}", " ".join(2 * shade for shade in shades))
+
+
+def do_cost(asked: argparse.Namespace) -> None:
+    """Print the table of ``cost``."""
+    kind = find_class(asked.folder, read_config(asked.folder), None, {})
+    print(cost(load_checked(asked.folder, kind)[0]).round(3).to_string(index=False))
+
+
+def do_methods(_: argparse.Namespace) -> None:
+    """Print a line for each method: name, title, how often it scores, whether it is recommended."""
+    for name, method in (METHODS | MORE_METHODS).items():
+        often = f"every {method.rescore_every} steps" if method.rescore_every > 1 else "every step"
+        marks = [often if method.rescore_every else "once"] + ["recommended"] * (name == RECOMMENDED)
+        print(f"{name:32} {method.title} ({', '.join(marks)})")
+
+
+def do_families(_: argparse.Namespace) -> None:
+    """Print the model types."""
+    print("\n".join(FAMILIES))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def _on_sigterm(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code, after one sentence on standard error where it is not 0."""
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
+    asked = arguments().parse_args(given)
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        with quiet_library():
+            asked.do(asked)
+    except RunError as error:
+        return _said(error, 1)
+    except USAGE as error:
+        return _said(error, 2)
+    except KeyboardInterrupt as stopped:
+        goes_on = "; the same command with --resume goes on from here" if asked.do is do_prune else ""
+        return _said(f"stopped{goes_on}.", 143 if isinstance(stopped, Terminated) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _said(message: object, code: int) -> int:
+    print(f"gnorm: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,101 @@
+"""Training what is left of a model after heads were removed, so that it answers well again."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, mse_loss
+
+from ..engine.checks import Batch, check_labels
+from ..engine.packing import logits_in, logits_of
+from ..engine.problems import LABELS, Problem, problem_of
+from ..engine.state import is_compiled
+from ..pruning import whole
+
+
+def recover(
+    model: Any,
+    batches: Sequence[Batch],
+    teacher: Any = None,
+    epochs: int = 1,
+    lr: float = 5e-5,
+    warmup: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Train ``model`` further, in place, by the Trainer of transformers; it stays on its device, in eval mode.
+
+    batches: mappings of tensors with labels, such as ``own.training``; each is one step, in an order drawn anew every
+    epoch. teacher: the intact model, whose logits are learnt too: half of the loss is then the distance to them, the
+    Kullback-Leibler divergence of class probabilities, or the squared error where the logits are numbers (Hinton et al.
+    2015, arXiv 1503.02531, at temperature 1). epochs: passes over the batches. lr: the highest learning rate of AdamW,
+    reached after the fraction ``warmup`` of the steps and falling to 0. seed: of the order and of dropout.
+
+    Raises ``ModuleNotFoundError`` where accelerate is missing, which the Trainer needs; ``ValueError`` for batches
+    without labels, numbers out of range and a compiled model.
+    """
+    epochs, seed = whole("epochs", epochs, 1), whole("seed", seed, 0)
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr={lr} is out of range: give a learning rate above 0, such as 5e-5.")
+    if is_compiled(model):
+        raise ValueError("the model is compiled: give the one from before, and compile it afterwards.")
+    check_labels(batches, model, "training")
+    if find_spec("accelerate") is None:
+        raise ModuleNotFoundError("training needs the package accelerate: pip install accelerate.")
+    problem = problem_of(model)
+
+    class Distilling(transformers.Trainer):  # made here, because the Trainer takes a second to import
+        def compute_loss(self, student: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Any:
+            outputs = student(**inputs)
+            if teacher is None:
+                return outputs.loss
+            with torch.no_grad():
+                aim = logits_of(teacher, {name: t for name, t in inputs.items() if name not in LABELS})
+            apart = distance(problem, logits_in(student, outputs), aim, problem.without_padding(inputs))
+            return (outputs.loss + apart) / 2
+
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        options = transformers.TrainingArguments(
+            folder,
+            num_train_epochs=epochs,
+            learning_rate=lr,
+            warmup_steps=warmup,
+            seed=seed,
+            per_device_train_batch_size=1,  # of batches
+            use_cpu=model.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=not progress,
+            remove_unused_columns=False,
+        )
+        trainer = Distilling(model, options, train_dataset=list(batches), data_collator=_first)
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+    model.eval()
+
+
+def _first(items: Sequence[Batch]) -> dict[str, Tensor]:
+    """The one batch that a step is made of."""
+    return dict(items[0])
+
+
+def distance(problem: Problem, logits: Tensor, aim: Tensor, real: Tensor | None) -> Tensor:
+    """The mean distance of the ``logits`` (text, ...) to those of a teacher, ``aim``, in fp32; one number.
+
+    real: which logits are not of padding, None for all.
+    """
+    z, aim = logits.float(), aim.float()
+    if not problem.whole:
+        return mse_loss(z, aim)
+    if real is not None and problem.logits[-1] == "token":  # classes are positions
+        z, aim, real = z.masked_fill(~real, -1e4), aim.masked_fill(~real, -1e4), None
+    each = kl_div(log_softmax(z, -1), log_softmax(aim, -1), reduction="none", log_target=True).sum(-1)
+    return each.mean() if real is None else each[real.squeeze(-1).expand_as(each)].mean()

@@ -1,0 +1,260 @@
+"""The command ``gnorm``: what it prints and leaves, its exit codes, and going on after an interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_model
+
+import gnorm
+from gnorm import shipping
+from gnorm.experiments import tasks
+from gnorm.methods import find_method
+from gnorm.shipping.command import main
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a checkpoint and a file of texts."""
+    home, task = tmp_path_factory.mktemp("home"), tasks.load("smoke", "bert", device="cpu", progress=False)
+    task.model.save_pretrained(home / "ck")
+    task.tokenizer.save_pretrained(home / "ck")
+    task.splits["test"].to_pandas().to_csv(home / "texts.csv", index=False)
+    return home
+
+
+@pytest.fixture
+def home(made, tmp_path, monkeypatch):
+    for name in ("ck", "texts.csv"):
+        (tmp_path / name).symlink_to(made / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
+    monkeypatch.setattr("gnorm.shipping.release.cost", partial(gnorm.cost, batch_sizes=(1,), rounds=5, seconds=0))
+    return tmp_path
+
+
+def error_of(capsys):
+    return capsys.readouterr().err.split("gnorm: ")[-1]
+
+
+def test_prune_does_what_the_functions_do_and_says_it_in_five_lines(home, capsys):
+    assert main(["prune", "ck", "texts.csv", "small", "--budget", "0.05"]) == 0
+    own = shipping.load("ck", "texts.csv")
+    run = gnorm.prune(own.model, own.scoring, own.choosing, shipping.RECOMMENDED, progress=False)
+    pruned = shipping.choose(own, run, 0.05)
+    model = gnorm.load_pruned("small")
+    assert torch.equal(gnorm.head_mask_of(model), run.mask(pruned))
+    before, after = gnorm.accuracy(own.model, own.testing), gnorm.accuracy(model, own.testing)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    title = find_method(shipping.RECOMMENDED).title
+    clause = "as many went as keep the accuracy there within 0.05 of the intact model's"
+    assert lines[0] == f"ck: {pruned} of 8 heads removed by {title}; {clause}."
+    assert lines[1].startswith(
+        f"accuracy on 67 texts that nothing was chosen by: {before:.4f} before, {after:.4f} after"
+    )
+    total = sum(p.numel() for p in own.model.parameters())
+    left = sum(p.numel() for p in model.parameters())
+    assert lines[2] == f"parameters: {total:,} before, {left:,} after ({100 * left / total:.0f} %)."
+    assert lines[4] == 'saved in small, with its tokenizer and a model card; gnorm.load_pruned("small") loads it.'
+    assert not (home / "small.journal.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pruned"), [(["--heads", "3"], 3), (["--parameters", "0.93"], 3), (["--parameters", "1"], 0)]
+)
+def test_the_number_of_heads_follows_from_what_is_asked(home, capsys, arguments, pruned):
+    assert main(["prune", "ck", "texts.csv", "small", "--method", "weight_magnitude", *arguments]) == 0
+    assert int((~gnorm.head_mask_of(gnorm.load_pruned("small"))).sum()) == pruned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["prune", "none", "texts.csv", "small"], "none has no config.json"),
+        (["prune", "ck", "none.csv", "small"], "none.csv is not there"),
+        (["prune", "ck", "texts.csv", "ck"], "ck exists already and holds"),
+        (["prune", "ck", "texts.csv", "small", "--method", "best"], "method 'best' is not known"),
+        (["prune", "ck", "texts.csv", "small", "--metric", "mse"], "mse needs a model that gives each text a number"),
+        (["prune", "ck", "texts.csv", "small", "--heads", "9"], "steps=9"),
+        (["score", "ck", "texts.csv", "--method", "best"], "method 'best' is not known"),
+        (["cost", "none"], "none has no config.json"),
+    ],
+)
+def test_what_will_not_do_is_said_in_a_sentence_before_anything_is_pruned(home, capsys, arguments, complaint):
+    assert main(arguments) == 2
+    error = error_of(capsys)
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in home.iterdir()) == ["ck", "texts.csv"]
+
+
+def test_a_share_that_is_not_reached_keeps_the_steps(home, capsys):
+    command = ["prune", "ck", "texts.csv", "small", "--method", "weight_magnitude"]
+    assert main([*command, "--parameters", "0.1"]) == 1
+    assert "give a larger share, or prune more heads. Finished steps are kept in small.journal.jsonl" in error_of(
+        capsys
+    )
+    assert main([*command, "--parameters", "0.9"]) == 2
+    assert "small.journal.jsonl holds the steps of an earlier run: add --resume to go on" in error_of(capsys)
+    assert main([*command, "--parameters", "0.9", "--resume"]) == 0
+    assert (home / "small" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_was_stopped_goes_on(home, capsys, monkeypatch, number, code):
+    calls = []
+
+    def stops(model, batches):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), number)
+        return gnorm.gnorm_scores(model, batches)
+
+    command = ["prune", "ck", "texts.csv", "small", "--method", "stops", "--budget", "0.3"]
+    monkeypatch.setitem(gnorm.MORE_METHODS, "stops", gnorm.Method("Stops", stops, rescore_every=1))
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    try:
+        assert main(command) == code
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert signal.getsignal(signal.SIGTERM) == before[1]
+    assert error_of(capsys) == "stopped; the same command with --resume goes on from here.\n"
+    assert main([*command, "--resume"]) == 0
+    assert len(calls) == 4 + 8 - 3  # the three steps that were finished are not scored again
+    assert main(["prune", "ck", "texts.csv", "whole", "--budget", "0.3", "--method", "greedy_gnorm"]) == 0
+    resumed, whole = (gnorm.head_mask_of(gnorm.load_pruned(folder)) for folder in ("small", "whole"))
+    assert torch.equal(resumed, whole)
+
+
+def test_score_prints_the_table_and_a_map(home, capsys):
+    model = gnorm.load_pruned(gnorm.save_pruned(_without_a_head(), "less"))
+    own = shipping.load("ck", "texts.csv")
+    own.tokenizer.save_pretrained("less")
+    assert main(["score", "less", "texts.csv", "--method", "weight_magnitude"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    scores = find_method("weight_magnitude").scores(model, own.scoring, torch.Generator())
+    assert lines[0] == "Weight magnitude: scores by layer and head, the lowest would go first"
+    cells = [line.split()[2:] for line in lines[1:3]]
+    assert cells[0][1] == "·"
+    assert [float(c) for row in cells for c in row if c != "·"] == pytest.approx(
+        scores[scores.isfinite()].tolist(), rel=1e-3
+    )
+    shades = [line.split()[2:] for line in lines[-2:]]
+    first = divmod(int(scores.masked_fill(scores.isinf(), torch.inf).argmin()), 4)
+    last = divmod(int(scores.argmax()), 4)
+    assert shades[first[0]][first[1]] == "░░"
+    assert shades[last[0]][last[1]] == "██"
+    assert shades[0][1] == "··"
+
+
+def _without_a_head():
+    model = tasks.load("smoke", "bert", device="cpu", progress=False).model
+    gnorm.remove_heads(model, [[1, 0, 1, 1], [1, 1, 1, 1]])
+    return model
+
+
+def test_cost_methods_and_families_are_printed(home, capsys):
+    assert main(["cost", "ck"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:3] == ["batch", "length", "parameters"]
+    assert len(table) == 4
+    assert main(["methods"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [*gnorm.METHODS, *gnorm.MORE_METHODS]
+    assert main(["families"]) == 0
+    assert capsys.readouterr().out.split() == list(gnorm.heads.FAMILIES)
+
+
+def test_the_command_is_installed_with_the_package(made):
+    code = "import sys, gnorm.shipping.command as c; print(sorted({'matplotlib', 'datasets'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    from importlib.metadata import entry_points
+
+    assert entry_points(group="console_scripts", name="gnorm")["gnorm"].value == "gnorm.shipping.command:main"
+
+
+@pytest.fixture(scope="module")
+def own(made):
+    return shipping.load(made / "ck", made / "texts.csv")
+
+
+@pytest.fixture(scope="module")
+def run(own):
+    return gnorm.prune(own.model, own.scoring, own.choosing, "weight_magnitude", progress=False)
+
+
+def test_costs_fall_along_the_run_and_budgets_are_met_by_the_fewest_heads(own, run):
+    table = shipping.along(own, run, states=9)
+    assert list(table.columns) == ["pruned_heads", "accuracy", "parameters", "operations", "latency"]
+    assert table.pruned_heads.tolist() == list(range(9))
+    pd.testing.assert_series_equal(table.accuracy, gnorm.trajectory.curve(run), check_index=False, check_names=False)
+    intact = sum(p.numel() for p in own.model.parameters())
+    a_head = 3 * (32 * 8 + 8) + 8 * 32  # rows of query, key and value with their biases, columns of the output
+    assert table.parameters.tolist() == pytest.approx([1 - n * a_head / intact for n in range(9)])
+    assert (table.operations.diff().dropna() < 0).all()
+    assert table.operations[0] == 1
+    for cost in ("parameters", "operations"):
+        for pruned in (0, 1, 5, 8):
+            assert shipping.choose(own, run, table[cost][pruned], cost) == pruned
+        assert shipping.choose(own, run, (table[cost][2] + table[cost][3]) / 2, cost) == 3
+    assert 0 <= shipping.choose(own, run, 0.95, "latency") <= 8
+
+
+@pytest.mark.parametrize(
+    ("budget", "by", "complaint"),
+    [
+        (0.5, "speed", "by='speed' is not known: choose one of metric, heads, parameters, operations, latency"),
+        (9, "heads", "the run has no state with 9 heads removed: give one of 0 to 8"),
+        (2.5, "heads", "no state with 2.5 heads"),
+        (80, "parameters", "parameters=80 is out of range: it is a share of the intact model's, 0.8 for 80 %"),
+        (0.01, "operations", "with 8 heads removed the model still has .* of the operations, more than 1%"),
+    ],
+)
+def test_budgets_that_cannot_be_met_are_refused(own, run, budget, by, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        shipping.choose(own, run, budget, by)
+
+
+def test_the_card_says_what_the_number_was_chosen_by(own, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
+    folder = shipping.ship(own, run, tmp_path / "small", 0.9, by="parameters")
+    text = " ".join((folder / "README.md").read_text("utf-8").split())
+    assert "as few went as bring the parameters down to 0.9 of the intact model's." in text
+
+
+def test_recovery_learns_labels_and_the_logits_of_a_teacher(own, run):
+    class Steps:  # of the accuracy and of the distance to the intact model's logits
+        def __init__(self, model):
+            self.accuracy = gnorm.accuracy(model, own.testing)
+            pairs = [(model(**b).logits, own.model(**b).logits) for b in own.testing]
+            self.apart = sum((a - b).square().sum() for a, b in pairs).item()
+
+    with torch.no_grad():
+        pruned = gnorm.shipping.choosing.smaller(own, run, 7)
+        before = Steps(pruned)
+    state, texts = torch.get_rng_state(), [*own.scoring, *own.choosing]
+    shipping.recover(pruned, texts, teacher=own.model, epochs=6, lr=5e-3, progress=False)
+    with torch.no_grad():
+        after = Steps(pruned)
+    assert after.accuracy > before.accuracy + 0.1
+    assert after.apart < before.apart
+    assert not pruned.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert int((~gnorm.head_mask_of(pruned)).sum()) == 7
+
+
+def test_recovery_refuses_what_it_cannot_train_on(own):
+    model = tiny_model("bert")
+    batches = [{name: t for name, t in own.scoring[0].items() if name != "labels"}]
+    with pytest.raises(ValueError, match="batch 0 has no `labels`: training needs"):
+        shipping.recover(model, batches)
+    with pytest.raises(ValueError, match="lr=0 is out of range"):
+        shipping.recover(model, own.scoring, lr=0)
