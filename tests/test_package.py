@@ -124,4 +124,6 @@ def test_the_wheel_works_and_loads_nothing_of_the_extras(installed, tmp_path):
     packages = [Requirement(line).name for extra in EXTRAS.values() for line in extra]
     extras = {modules.get(name, name) for name in packages}
     loaded_packages = {name.partition(".")[0] for name in loaded.split()}
-    assert not loaded_packages & (extras - {"sentencepiece", "protobuf", "accelerate"})  # transformers loads these if it can
+    assert not loaded_packages & (
+        extras - {"sentencepiece", "protobuf", "accelerate"}
+    )  # transformers loads these if it can

@@ -331,6 +331,34 @@ def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure
     return figure
 
 
+def trade_off(table: pd.DataFrame, metric: Metric, chosen: int, profile: str, texts: int) -> Figure:
+    """The metric against size and time of the smaller model, as shares of the intact one's: a panel each.
+
+    table: as ``gnorm.shipping.along`` returns it. chosen: the number of pruned heads that is marked; between the states
+    of the table by interpolation. texts: how many the metric was measured on.
+    """
+    figure, axes = _grid(2, height=2.8)
+    for axis, (cost, label) in zip(axes, {"parameters": "parameters", "latency": "time of a forward pass"}.items()):
+        line = "" if cost == "latency" else "-"  # times are noisy, so neighbours are not joined
+        axis.plot(
+            table[cost], table[metric.name], marker="o", markersize=4, linestyle=line, color="#0072B2",
+            label="states of the run",
+        )  # fmt: skip
+        at = [float(np.interp(chosen, table.pruned_heads, table[name])) for name in (cost, metric.name)]
+        axis.plot(*at, marker="*", markersize=13, linestyle="", color="#D55E00", label=f"chosen: {chosen} heads pruned")
+        _in_percent(axis.xaxis)
+        if metric.fraction:
+            _in_percent(axis.yaxis)
+        axis.invert_xaxis()
+        axis.set(xlabel=f"{label}, of the intact model's", ylabel=metric.name)
+    _legend(figure, axes, columns=2)
+    says = (
+        f"profile {profile}; n = {texts} texts to choose by. Times are measured, the smaller and the intact in turns."
+    )
+    figure.supxlabel(says, fontsize=7)
+    return figure
+
+
 def areas(table: pd.DataFrame, profile: str, metric: str = "accuracy") -> Figure:
     """Area under the curve of the metric with its interval: a panel for each model, methods sorted by area, the best on
     top.
