@@ -353,7 +353,7 @@ def trade_off(table: pd.DataFrame, metric: Metric, chosen: int, profile: str, te
         axis.set(xlabel=f"{label}, of the intact model's", ylabel=metric.name)
     _legend(figure, axes, columns=2)
     says = (
-        f"profile {profile}; n = {texts} texts to choose by. Times are measured, the smaller and the intact in turns."
+        f"profile {profile}; n = {texts} texts to choose by. Times are measured, both models in turns."
     )
     figure.supxlabel(says, fontsize=7)
     return figure
