@@ -11,6 +11,7 @@ import json
 import textwrap
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def specification(runs: Mapping[str, Trajectory]) -> dict[str, Any]:
                         "field": "method",
                         "type": "nominal",
                         "scale": {"domain": list(titles.values()), "range": colors},
-                        "title": "tap a method to bring its line out",
+                        "title": "method",
+                        "legend": {"title": "tap a method to bring its line out, or to let it fade"},
                     },
                     "opacity": {"condition": {"param": "named", "value": 1}, "value": 0.15},
                 },
@@ -190,16 +192,11 @@ def slider(runs: Mapping[str, Mapping[str, Trajectory]], pruned: Mapping[str, in
     and a plain interpreter, or ipywidgets is not installed, returns the image of the first model at its start.
     """
 
-    def draw(model: str, heads: int) -> Image:
-        return as_image(plots.kept_heads(runs[model], heads))
-
     first = next(iter(runs))
-    try:
-        import ipywidgets
-    except ModuleNotFoundError:
-        return draw(first, pruned[first])
-    if not _somebody_is_there():
-        return draw(first, pruned[first])
+    if find_spec("ipywidgets") is None or not _somebody_is_there():
+        return as_image(plots.kept_heads(runs[first], pruned[first]))
+    import ipywidgets
+
     heads = ipywidgets.IntSlider(description="pruned", continuous_update=False)
     model = ipywidgets.Dropdown(options=list(runs), description="model")
 
@@ -207,9 +204,12 @@ def slider(runs: Mapping[str, Mapping[str, Trajectory]], pruned: Mapping[str, in
         heads.max = int(next(iter(runs[model.value].values())).start.sum())
         heads.value = pruned[model.value]
 
-    model.observe(fit, "value")
+    def draw(model: str, heads: int) -> None:
+        display(as_image(plots.kept_heads(runs[model], heads)))
+
+    model.observe(fit, "value")  # before the drawing observes it: the number of heads has to fit the model
     fit()
-    shown = ipywidgets.interactive_output(lambda model, heads: display(draw(model, heads)), vars())
+    shown = ipywidgets.interactive_output(draw, {"model": model, "heads": heads})
     display(ipywidgets.VBox([model, heads, shown]))
     return None
 
