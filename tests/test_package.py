@@ -15,7 +15,10 @@ from pipeline import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CORE, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
 # Modules whose package has another name, or is always there with a package that is declared.
-PACKAGES = {"IPython": "ipykernel", "faker": "Faker", "httpx2": "huggingface-hub", "jupyter_client": "ipykernel"}
+PACKAGES = {
+    **{"IPython": "ipykernel", "faker": "Faker", "httpx2": "huggingface-hub", "jupyter_client": "ipykernel"},
+    "vl_convert": "vl-convert-python",
+}
 EXAMPLE = """
 import sys
 
