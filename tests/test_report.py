@@ -73,7 +73,7 @@ def test_the_answers_are_those_of_the_tables(manifest):
     )
     assert row.low > 0
     assert answers.of_methods(tables) == [("bert.", of_bert), ("albert.", of_albert)]
-    assert answers.overall(tables) == "Of the 2 methods the largest area has Greedy-Gnorm on bert and albert."
+    assert answers.overall(tables) == "Of 2 methods Greedy-Gnorm has the largest area on bert and albert."
     page = plain(page_of(manifest))
     assert page.index(answers.overall(tables)) < page.index("Contents")
     assert "areas: Greedy-Gnorm 0.625, Random 0.625." in page
@@ -84,6 +84,14 @@ def test_published_areas_stand_beside_ours():
     table = pd.DataFrame(rows, columns=["model", "method", "0%", "texts", "area", "published", "difference"])
     ((_, said),) = answers.of_methods({"all_methods": table})
     assert said.endswith("The paper reports: Greedy-Gnorm 0.700 (+0.050 here).")
+
+
+def test_the_first_sentence_names_the_best_method_of_each_model():
+    best = {"bert": "random", "albert": "greedy_gnorm", "roberta": "random"}
+    rows = [(model, name, float(name == first)) for model, first in best.items() for name in ("greedy_gnorm", "random")]
+    table = pd.DataFrame(rows, columns=["model", "method", "area"])
+    said = "Of 2 methods Random has the largest area on bert and roberta; Greedy-Gnorm on albert."
+    assert answers.overall({"pruning_results": table}) == said
 
 
 def test_verdicts_are_sentences():

@@ -149,8 +149,11 @@ def overall(tables: Tables) -> str:
     if table is None:
         return ""
     best = table.loc[table.groupby("model", sort=False)["area"].idxmax()]
-    each = [f"{title(str(method))} on {listed(rows['model'])}" for method, rows in best.groupby("method", sort=False)]
-    return f"Of the {table['method'].nunique()} methods the largest area has {listed(each)}."
+    first, *others = [
+        f"{title(str(method))}{{}} on {listed(rows['model'])}" for method, rows in best.groupby("method", sort=False)
+    ]
+    each = [first.format(" has the largest area"), *(other.format("") for other in others)]
+    return f"Of {table['method'].nunique()} methods {'; '.join(each)}."
 
 
 def of_methods(tables: Tables) -> list[tuple[str, str]]:
