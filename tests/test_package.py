@@ -21,6 +21,7 @@ PACKAGES = {
     "httpx2": "huggingface-hub",
     "jupyter_client": "ipykernel",
     "vl_convert": "vl-convert-python",
+    "sklearn": "scikit-learn",
 }
 EXAMPLE = """
 import sys

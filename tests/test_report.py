@@ -240,7 +240,7 @@ def test_masks_and_accuracies_of_every_step(manifest):
     steps = json.dumps(["0.900", "0.900 (at 0)", "0.900", "0.900 (at 2)", "0.800", "0.800 (at 4)", "0.500"])
     assert greedy["title"]["text"]["expr"] == f"[\"Greedy-Gnorm\", 'accuracy ' + {steps}[pruned]]"
     states = found["albert"]["vconcat"][0]["layer"][0]["data"]["values"]
-    assert states[0] == {"method": "Greedy-Gnorm", "pruned": [0, 2, 4], "accuracy": [0.8, 0.6, 0.5]}
+    assert states[0] == {"method": "Greedy-Gnorm", "pruned": [0, 2, 4], "value": [0.8, 0.6, 0.5]}
 
 
 def test_titles_are_escaped_in_the_page_to_drag_on(manifest):

@@ -80,6 +80,8 @@ def specification(runs: Mapping[str, Trajectory]) -> dict[str, Any]:
     """The Vega-Lite specification of one model: a slider, accuracy by method, and below it a mask for each method."""
     heads = max(int(trajectory.start.sum()) for trajectory in runs.values())
     titles = {method: find_method(method).title for method in runs}
+    metric = next(iter(runs.values())).metric
+    axis = {"format": ".0%"} if metric.fraction else {}
     colors = [plots.LINES.get(method, {}).get("color", "#888888") for method in runs]
     named = {"select": {"type": "point", "fields": ["method"], "toggle": "true"}, "bind": "legend", "name": "named"}
     slider = {"input": "range", "min": 0, "max": heads, "step": 1, "name": "heads pruned "}
@@ -89,7 +91,7 @@ def specification(runs: Mapping[str, Trajectory]) -> dict[str, Any]:
         "layer": [
             {
                 "data": {"values": [_states(titles[method], trajectory) for method, trajectory in runs.items()]},
-                "transform": [{"flatten": ["pruned", "accuracy"]}],
+                "transform": [{"flatten": ["pruned", "value"]}],
                 "params": [{**named, "value": [{"method": titles[method]} for method in runs if method in METHODS]}],
                 "mark": {"type": "line", "interpolate": "linear", "strokeWidth": 2, "tooltip": True},
                 "encoding": {
@@ -99,7 +101,7 @@ def specification(runs: Mapping[str, Trajectory]) -> dict[str, Any]:
                         "scale": {"domain": [0, heads], "nice": False},
                         "title": f"heads pruned (of {heads})",
                     },
-                    "y": {"field": "accuracy", "type": "quantitative", "axis": {"format": ".0%"}, "title": "accuracy"},
+                    "y": {"field": "value", "type": "quantitative", "axis": axis, "title": metric.name},
                     "color": {
                         "field": "method",
                         "type": "nominal",
@@ -139,8 +141,8 @@ def specification(runs: Mapping[str, Trajectory]) -> dict[str, Any]:
 
 
 def _states(title: str, trajectory: Trajectory) -> dict[str, Any]:
-    accuracy = curve(trajectory)
-    return {"method": title, "pruned": list(map(int, accuracy.index)), "accuracy": accuracy.round(4).tolist()}
+    values = curve(trajectory)
+    return {"method": title, "pruned": list(map(int, values.index)), "value": values.round(4).tolist()}
 
 
 def _mask(title: str, trajectory: Trajectory) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _mask(title: str, trajectory: Trajectory) -> dict[str, Any]:
         gone[head] = step
     trials = trajectory.table.trial.nunique()
     above = textwrap.wrap(f"{title}{', first of ' + str(trials) + ' trials' if trials > 1 else ''}", 22)
-    accuracy = plots.accuracies(trajectory)
+    values, metric = plots.measured_values(trajectory), trajectory.metric.name
     columns = {
         "layer": np.repeat(np.arange(layers), heads).tolist(),
         "head": np.tile(np.arange(heads), layers).tolist(),
@@ -161,7 +163,7 @@ def _mask(title: str, trajectory: Trajectory) -> dict[str, Any]:
     return {
         "width": MASK,
         "height": max(16, round(MASK / heads * layers)),
-        "title": {"text": {"expr": f"[{json.dumps(above)[1:-1]}, 'accuracy ' + {json.dumps(accuracy)}[pruned]]"}},
+        "title": {"text": {"expr": f"[{json.dumps(above)[1:-1]}, '{metric} ' + {json.dumps(values)}[pruned]]"}},
         "data": {"values": [columns]},
         "transform": [{"flatten": list(columns)}],
         "mark": {"type": "rect", "tooltip": {"expr": "'layer ' + datum.layer + ', head ' + datum.head"}},
