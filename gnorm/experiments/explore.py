@@ -77,7 +77,7 @@ def library() -> str:
 
 
 def specification(runs: Mapping[str, Trajectory]) -> dict[str, Any]:
-    """The Vega-Lite specification of one model: a slider, accuracy by method, and below it a mask for each method."""
+    """The Vega-Lite specification of one model: a slider, the metric by method, and below it a mask for each method."""
     heads = max(int(trajectory.start.sum()) for trajectory in runs.values())
     titles = {method: find_method(method).title for method in runs}
     metric = next(iter(runs.values())).metric
@@ -188,7 +188,7 @@ def model_titles(runs: Mapping[str, Mapping[str, Trajectory]]) -> dict[str, str]
 
 
 def slider(runs: Mapping[str, Mapping[str, Trajectory]], pruned: Mapping[str, int]) -> Image | None:
-    """Show a slider over the number of pruned heads of a model, with the mask and the accuracy of each method.
+    """Show a slider over the number of pruned heads of a model, with the mask and the metric of each method.
 
     runs: ``runs[model][method]``. pruned: where the slider starts. Where nobody can drag, as under papermill, nbconvert
     and a plain interpreter, or ipywidgets is not installed, returns the image of the first model at its start.
