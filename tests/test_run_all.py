@@ -227,7 +227,7 @@ def test_the_report_shows_everything_and_loads_nothing_from_elsewhere(smoke):
         assert not [target for target in page.loads if not target.startswith("data:")], name
     assert not Page(folder / "explore.html").loads
     summary = (folder / "pruning_summary.html").read_text("utf-8")
-    assert summary.count("data:image/png") == 3  # the figure that stands for the slider, and those of before
+    assert summary.count('src="data:image/png') == 3  # the figure that stands for the slider, and those of before
 
 
 def test_the_report_is_written_again_and_nothing_runs(smoke, tmp_path, monkeypatch, capsys):
