@@ -1,7 +1,7 @@
 """Run the notebooks in order and regenerate every table and figure of a profile.
 
 python run_all.py [--profile auto|paper|local|study|smoke] [--only NAME,...] [--models NAME,...] [--device ...]
-                  [--fresh] [--list] [--published DIR] [--strict]
+                  [--fresh] [--list] [--report] [--published DIR] [--strict]
 
 Exit codes: 0 done; 1 a notebook failed; 2 wrong usage, missing assets, or with --strict assets not as accurate as
 published; 130 and 143 interrupted, to be taken up by the same command.
@@ -22,6 +22,7 @@ gc.set_threshold(700, 10, 1000)  # not 10: imports make much and no garbage, and
 try:
     from gnorm.experiments import pipeline
     from gnorm.experiments.errors import RunError, UsageError
+    from gnorm.experiments.paths import shown
     from gnorm.experiments.profiles import profile_names
 except ModuleNotFoundError as missing:
     print(
@@ -66,6 +67,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the first accelerator, else the CPU")
     parser.add_argument("--fresh", action="store_true", help="run finished work again (trained models are kept)")
     parser.add_argument("--list", action="store_true", help="name the notebooks and say which are done, and stop")
+    parser.add_argument(
+        "--report", action="store_true", help="write the report of what is there, run nothing, and stop"
+    )
     parser.add_argument("--published", metavar="DIR", help="compare with the authors' result files in this folder")
     parser.add_argument(
         "--strict", action="store_true", help="stop where an intact model is not as accurate as was published"
@@ -99,6 +103,8 @@ def run(asked: argparse.Namespace) -> None:
     if asked.list:
         for name, finished in pipeline.done(plan).items():
             print(f"{name:32} {'done' if finished else 'to do'}")
+    elif asked.report:
+        print(f"written: {shown(pipeline.write_report_again(plan))}")
     else:
         pipeline.run(plan)
 

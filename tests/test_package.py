@@ -20,6 +20,7 @@ PACKAGES = {
     "faker": "Faker",
     "httpx2": "huggingface-hub",
     "jupyter_client": "ipykernel",
+    "vl_convert": "vl-convert-python",
     "sklearn": "scikit-learn",
 }
 EXAMPLE = """

@@ -716,5 +716,5 @@ def test_the_report_begins_with_what_is_not_as_published(tmp_path, monkeypatch):
     page = report.write_report("paper", "", manifest | {"intact_accuracy": verdicts}, {}).read_text()
     assert page.count('class="warning"') == 1
     assert "<strong>albert</strong>: its intact accuracy is not as published: 0.33 on 9 texts." in page
-    assert page.index("albert") < page.index("Figures")
+    assert page.index("albert") < page.index("What was asked")
     assert 'class="warning"' not in report.write_report("paper", "", manifest, {}).read_text()

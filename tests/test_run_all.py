@@ -3,7 +3,6 @@
 import html.parser
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import nbformat
@@ -214,23 +213,54 @@ def test_the_report_shows_everything_and_loads_nothing_from_elsewhere(smoke):
         assert (folder / target).exists(), target
     figures = {path.name for path in (output / "figures" / "smoke").glob("*.png")}
     assert {Path(target).name for target in index.loads} == figures
-    assert [f"{name}.html" for name in run_all.NOTEBOOKS] == [link for link in index.links if link.endswith(".html")]
+    pages = [link for link in index.links if link.endswith(".html")]
+    assert pages == ["explore.html", *(f"{name}.html" for name in run_all.NOTEBOOKS)]
     for table in ("pruning_results", "pruning_summary", "all_methods", "winners", "four_models"):
-        assert table in index.text
+        assert f"Table {table}" in index.text
+    places = [index.text.index(words) for words in ("has the largest area", "Contents", "Table pruning_results")]
+    assert places == sorted(places)
+    assert "out of date" not in index.text
+    assert "of another run" not in index.text
     assert "../manifest.json" in index.links
     for name in run_all.NOTEBOOKS:
         page = Page(folder / f"{name}.html")
         assert not [target for target in page.loads if not target.startswith("data:")], name
-    if browser := shutil.which("chromium"):
-        opened = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            + ["--user-data-dir=" + str(output / "browser"), "--dump-dom", (folder / "index.html").as_uri()],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert "Greedy-Gnorm, profile smoke" in opened.stdout
+    assert not Page(folder / "explore.html").loads
+    summary = (folder / "pruning_summary.html").read_text("utf-8")
+    assert summary.count('src="data:image/png') == 3  # the figure that stands for the slider, and those of before
+
+
+def test_the_report_is_written_again_and_nothing_runs(smoke, tmp_path, monkeypatch, capsys):
+    shutil.copytree(smoke[0], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "experiments_results" / "smoke"
+    before = (folder / "report" / "index.html").read_text("utf-8")
+    manifest = (folder / "manifest.json").read_bytes()
+    monkeypatch.setattr(pipeline.execution, "execute", None)
+    shutil.rmtree(folder / "report")
+    assert in_process(tmp_path, monkeypatch, "--profile", "smoke", "--report") == 0
+    assert capsys.readouterr().out == "written: experiments_results/smoke/report/index.html\n"
+    assert (folder / "report" / "index.html").read_text("utf-8") == before
+    assert (folder / "manifest.json").read_bytes() == manifest
+    # As in a clone, where the records of the run are not; and after a change of what a notebook depends on.
+    shutil.rmtree(folder / ".run")
+    monkeypatch.setattr(pipeline, "fingerprint", lambda name, *_: name)
+    assert in_process(tmp_path, monkeypatch, "--profile", "smoke", "--report") == 0
+    index = Page(folder / "report" / "index.html")
+    assert index.text.count("(no executed copy is here)") == len(run_all.NOTEBOOKS)
+    assert f"--only {','.join(run_all.NOTEBOOKS)}" in index.text
+    assert "trajectories are out of date." in index.text
+
+
+@pytest.mark.parametrize(("manifest", "why"), [(None, "is not there"), ("{", "is damaged"), ("[]", "is damaged")])
+def test_a_report_of_nothing_is_refused(manifest, why, tmp_path, monkeypatch, capsys):
+    if manifest:
+        write(tmp_path / "experiments_results" / "smoke" / "manifest.json", manifest)
+    with pytest.raises(SystemExit) as stopped:
+        in_process(tmp_path, monkeypatch, "--profile", "smoke", "--report")
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"run_all.py: experiments_results/smoke/manifest.json {why}")
+    assert said.endswith(": run `python run_all.py --profile smoke` first.\n")
 
 
 # ---------------------------------------------------------------- the notebooks as they are stored

@@ -11,24 +11,14 @@ import numpy as np
 import pandas as pd
 
 from gnorm.experiments import claims, paired
+from gnorm.experiments.answers import evidence, in_words, listed, recommendation, sides, title, verdict_of
 from gnorm.experiments.claims import CLAIMS, FACTORS, QUESTIONS, Claim
-from gnorm.methods import find_method
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments_results" / "study"
 
 
 def read(name: str) -> pd.DataFrame:
     return pd.read_csv(RESULTS / "tables" / f"{name}.csv")
-
-
-def title(method: str) -> str:
-    return find_method(method).title
-
-
-def listed(words: Iterable[str]) -> str:
-    """ "a", "a and b", "a, b and c"; "none" for nothing."""
-    words = list(words)
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "none"
 
 
 def cell(row: Any) -> str:
@@ -49,28 +39,6 @@ def matrix(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> str:
     return pd.DataFrame(rows, columns=["difference of areas (95 %)", *models]).to_markdown(index=False)
 
 
-def sides(table: pd.DataFrame, method: str, baseline: str) -> tuple[list[str], list[str], list[str]]:
-    """The models whose interval lies above 0, across it, and below it."""
-    found = claims.comparison(table, method, baseline)
-    above, across, below = (list(found.model[paired.sides(found) == side]) for side in paired.SIDES)
-    return above, across, below
-
-
-def in_words(table: pd.DataFrame, method: str, baseline: str) -> str:
-    """On which models a method keeps more accuracy than another, on which less, and on which neither is settled."""
-    above, across, below = sides(table, method, baseline)
-    parts = [f"more accuracy than {title(baseline)} on {listed(above)}"] if above else []
-    parts += [f"less {'' if above else f'accuracy than {title(baseline)} '}on {listed(below)}"] if below else []
-    if across:
-        named = "" if above or below else f" (beside {title(baseline)})"
-        parts.append(f"on {listed(across)} the interval holds 0{named}")
-    return "; ".join(parts)
-
-
-def verdict_of(table: pd.DataFrame, claim: Claim) -> str:
-    return str(claims.verdicts(table, [claim]).verdict.iloc[0])
-
-
 def about_claim(table: pd.DataFrame, claim: Claim) -> str:
     found = claims.verdicts(table, [claim])
     single = "; ".join(f"{title(row.baseline)}: {row['of this comparison']}" for _, row in found.iterrows())
@@ -85,32 +53,11 @@ def ranking(methods: pd.DataFrame) -> str:
     return ", ".join(f"{title(name)} {value:.3f}" for name, value in claims.mean_areas(methods).items())
 
 
-def recommendation(table: pd.DataFrame, methods: pd.DataFrame) -> str:
-    best, mean = claims.recommended(methods), claims.mean_areas(methods)
-    if best == "greedy_gnorm":
-        return (
-            f"To prune a model of one's own we would take Greedy-Gnorm: its mean area is the largest, {mean[best]:.3f}."
-        )
-    above, across, below = sides(table, "greedy_gnorm", best)
-    settled = [f"less on {listed(below)}"] if below else []
-    settled += [f"more on {listed(above)}"] if above else []
-    settled += [f"no settled difference on {listed(across)}"] if across else []
-    return (
-        f"To prune a model of one's own we would take {title(best)}: the mean of its areas over the models is the "
-        "largest, "
-        f"{mean[best]:.3f}, where Greedy-Gnorm has {mean['greedy_gnorm']:.3f}. Beside it Greedy-Gnorm keeps "
-        f"{'; '.join(settled)}."
-    )
-
-
 def in_five_lines() -> str:
     """What the README says of the study."""
     table, methods = read("differences"), read("methods")
     lines = [
-        f"- **{claim.name}. {claim.says}: {verdict_of(table, claim)}.** Greedy-Gnorm keeps "
-        + ". It keeps ".join(in_words(table, claim.method, other) for other in claim.others[:2])
-        + "."
-        for claim in CLAIMS
+        f"- **{claim.name}. {claim.says}: {verdict_of(table, claim)}.** {evidence(table, claim)}" for claim in CLAIMS
     ]
     matched = QUESTIONS[0]
     lines.append(

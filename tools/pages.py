@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import findings
 
 from gnorm import METHODS
+from gnorm.experiments import answers
 from gnorm.methods import find_method
 from gnorm.storage.files import write
 from run_all import NOTEBOOKS, OPTIONAL
@@ -75,12 +76,7 @@ def summary_table() -> str:
 
 def winners(name: str) -> dict[str, str]:
     """Model -> a sentence that says which method has the largest area."""
-    return {
-        row.model: f"{find_method(row['largest area']).title} has the largest area ({row.area:.3f}), before "
-        f"{find_method(row['runner-up']).title} ({row['its area']:.3f}); {row.difference:.3f} more on the same texts "
-        f"({row.low:+.3f} to {row.high:+.3f})."
-        for _, row in read_table(name).iterrows()
-    }
+    return {row["model"]: answers.lead(row) for row in read_table(name).to_dict("records")}
 
 
 def as_list(sentences: Mapping[str, str]) -> str:

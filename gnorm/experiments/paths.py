@@ -52,12 +52,16 @@ def manifest_file(profile: str) -> Path:
 
 
 def report_folder(profile: str) -> Path:
-    """index.html, which shows everything, and a page for each executed notebook."""
+    """index.html, which shows everything, explore.html, to drag on, and a page for each executed notebook."""
     return results_folder(profile) / "report"
 
 
 def report_page(profile: str) -> Path:
     return report_folder(profile) / "index.html"
+
+
+def explore_page(profile: str) -> Path:
+    return report_folder(profile) / "explore.html"
 
 
 # ---------------------------------------------------------------- what the pipeline keeps for itself

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import json
 import os
 import sys
 import time
@@ -208,5 +210,41 @@ def _write_report(plan: Plan, seconds: float, about: dict[str, Any]) -> None:
         "notebooks": stamps,
     }
     write_json(paths.manifest_file(profile), manifest)
-    executed = {name: paths.executed_file(profile, name) for name in stamps}
-    report.write_report(profile, plan.profile.description, manifest, executed)
+    _write_page(plan, manifest)
+
+
+def write_report_again(plan: Plan) -> Path:
+    """Write the report of what is there and run nothing; returns its page.
+
+    The manifest stays as it is, since it says what the results were made with. Raises ``UsageError`` where no run has
+    ended, or the manifest cannot be read.
+    """
+    path = paths.manifest_file(plan.profile.name)
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        stamps = {name: read_stamp(plan.profile.name, name) or manifest["notebooks"].get(name) for name in plan.order}
+        return _write_page(plan, manifest | {"notebooks": {name: stamp for name, stamp in stamps.items() if stamp}})
+    except FileNotFoundError:
+        why = "is not there"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"is damaged ({error})"
+    raise UsageError(f"{shown(path)} {why}: run `python run_all.py --profile {plan.profile.name}` first.")
+
+
+def _write_page(plan: Plan, manifest: dict[str, Any]) -> Path:
+    """Write the report; of the notebooks in the manifest those have a page whose executed copy is there."""
+    profile, stamps = plan.profile.name, manifest["notebooks"]
+    copies = {name: paths.executed_file(profile, name) for name in stamps}
+    executed = {name: path for name, path in copies.items() if path.exists()}
+    stale = [name for name, stamp in stamps.items() if _is_stale(plan, name, stamp)]
+    return report.write_report(profile, plan.profile.description, manifest, executed, stale)
+
+
+def _is_stale(plan: Plan, notebook: str, stamp: dict[str, Any]) -> bool:
+    """Whether the notebook would run again with the parameters that its last run had."""
+    models = stamp["parameters"]["models"]
+    if not set(models) <= plan.profile.models.keys():
+        return True
+    alone = dataclasses.replace(plan, models=models, notebooks=[notebook])
+    assets = [hub.in_cache(asset) for asset in alone.assets([notebook])]
+    return fingerprints(alone, assets)[notebook] != stamp["fingerprint"]

@@ -176,17 +176,7 @@ def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -
     """
     figure, axes = _grid(len(runs), height=3.4)
     for axis, (model, trajectory) in zip(axes, runs.items(), strict=True):
-        mask = trajectory.mask(pruned[model]).numpy()
-        axis.imshow(mask, cmap=ListedColormap(["#E6E6E6", "#0072B2"]), vmin=0, vmax=1, aspect="equal")
-        axis.grid(visible=False)
-        for side, count in ((axis.set_xticks, mask.shape[1]), (axis.set_yticks, mask.shape[0])):
-            side(np.arange(count), labels=[str(i) for i in range(count)])
-        axis.set_xticks(np.arange(-0.5, mask.shape[1]), minor=True)
-        axis.set_yticks(np.arange(-0.5, mask.shape[0]), minor=True)
-        axis.grid(which="minor", color="white", linewidth=1.5, alpha=1)
-        axis.tick_params(which="both", length=0)
-        axis.set_xlabel("head")
-        axis.set_ylabel("layer")
+        _mask(axis, trajectory.mask(pruned[model]).numpy())
         values = curve(trajectory)
         axis.set_title(
             f"{_title(trajectory, model)}\n{pruned[model]} of {int(trajectory.start.sum())} pruned, "
@@ -195,6 +185,43 @@ def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -
         )
     single = {model: {"greedy_gnorm": trajectory} for model, trajectory in runs.items()}
     _caption(figure, single, "Blue: kept; grey: pruned.")
+    return figure
+
+
+def _mask(axis: Axes, mask: np.ndarray) -> None:
+    """Draw a (layer, head) mask: blue heads are kept, grey ones pruned."""
+    axis.imshow(mask, cmap=ListedColormap(["#E6E6E6", "#0072B2"]), vmin=0, vmax=1, aspect="equal")
+    axis.grid(visible=False)
+    for side, count in ((axis.set_xticks, mask.shape[1]), (axis.set_yticks, mask.shape[0])):
+        side(np.arange(count), labels=[str(i) for i in range(count)])
+    axis.set_xticks(np.arange(-0.5, mask.shape[1]), minor=True)
+    axis.set_yticks(np.arange(-0.5, mask.shape[0]), minor=True)
+    axis.grid(which="minor", color="white", linewidth=1.5, alpha=1)
+    axis.tick_params(which="both", length=0)
+    axis.set_xlabel("head")
+    axis.set_ylabel("layer")
+
+
+def measured_values(trajectory: Trajectory) -> list[str]:
+    """The metric after 0, 1, 2, ... heads: "0.812", or "0.812 (at 18)" where the last measured state is earlier."""
+    values, every = curve(trajectory), range(int(trajectory.start.sum()) + 1)
+    measured = values.index.to_numpy(dtype=int)
+    last = np.searchsorted(measured, every, side="right") - 1
+    texts = [f"{value:.3f}" for value in values]
+    return [texts[i] + (f" (at {measured[i]})" if measured[i] != pruned else "") for pruned, i in enumerate(last)]
+
+
+def kept_heads(methods: Mapping[str, Trajectory], pruned: int) -> Figure:
+    """The heads of one model that each method keeps after ``pruned`` heads, a panel for each method."""
+    figure, axes = _grid(len(methods), height=2.6)
+    for axis, (method, trajectory) in zip(axes, methods.items(), strict=True):
+        _mask(axis, trajectory.mask(pruned).numpy())
+        axis.set_title(
+            f"{find_method(method).title}\n{trajectory.metric.name} {measured_values(trajectory)[pruned]}", fontsize=10
+        )
+    first = next(iter(methods.values()))
+    says = f"{pruned} of {int(first.start.sum())} heads pruned. Blue: kept; grey: pruned."
+    _caption(figure, {first.info.get("model", "model"): methods}, says)
     return figure
 
 
@@ -352,9 +379,7 @@ def trade_off(table: pd.DataFrame, metric: Metric, chosen: int, profile: str, te
         axis.invert_xaxis()
         axis.set(xlabel=f"{label}, of the intact model's", ylabel=metric.name)
     _legend(figure, axes, columns=2)
-    says = (
-        f"profile {profile}; n = {texts} texts to choose by. Times are measured, both models in turns."
-    )
+    says = f"profile {profile}; n = {texts} texts to choose by. Times are measured, both models in turns."
     figure.supxlabel(says, fontsize=7)
     return figure
 

@@ -61,13 +61,27 @@ def save_table(table: pd.DataFrame, profile: str, name: str) -> pd.DataFrame:
 
 def save_figure(figure: Figure, profile: str, name: str) -> Image:
     """Write a figure as .png and .pdf to figures/<profile>, print the paths, return the image for a notebook."""
-    paths = []
-    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": ""})):  # same figure, same bytes
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=160, bbox_inches="tight", metadata=metadata)
-        paths.append(write(figures_folder(profile) / f"{name}.{suffix}", buffer.getvalue()))
+    contents = {suffix: _drawn(figure, suffix) for suffix in ("pdf", "png")}
+    paths = [write(figures_folder(profile) / f"{name}.{suffix}", content) for suffix, content in contents.items()]
     print("written:", *map(shown, paths))
-    return Image(data=buffer.getvalue(), width=100 * figure.get_figwidth())
+    return _image(figure, contents["png"])
+
+
+def as_image(figure: Figure) -> Image:
+    """The image of a figure for a notebook; nothing is written."""
+    return _image(figure, _drawn(figure, "png"))
+
+
+def _drawn(figure: Figure, suffix: str) -> bytes:
+    """A figure as a PDF or PNG file; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": ""}}[suffix]
+    figure.savefig(buffer, format=suffix, dpi=160, bbox_inches="tight", metadata=metadata)
+    return buffer.getvalue()
+
+
+def _image(figure: Figure, png: bytes) -> Image:
+    return Image(data=png, width=100 * figure.get_figwidth())
 
 
 def load_trajectory(profile: str, model: str, method: str) -> Trajectory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,19 @@ def read_stamp(profile: str, notebook: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return stamp if intact else {}
+
+
+OUTDATED, FOREIGN = "out of date", "of another run"  # what ``standing`` says of a file that is not current
+
+
+def standing(path: Path, stamps: Mapping[str, Mapping[str, Any]], stale: Collection[str]) -> str:
+    """How a file stands to the last runs of the notebooks: "" where one that is not in ``stale`` wrote it.
+
+    ``OUTDATED`` where only notebooks in ``stale`` wrote it; ``FOREIGN`` where none wrote it as it is.
+    """
+    name, content = path.relative_to(paths.root()).as_posix(), digest_of(path)
+    writers = {notebook for notebook, stamp in stamps.items() if stamp["written"].get(name) == content}
+    return FOREIGN if not writers else OUTDATED if writers <= set(stale) else ""
 
 
 def digest_of(path: Path) -> str:

@@ -1,0 +1,187 @@
+"""What is known of every table and figure: a row each, in the order in which the report shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+AREA = "Area: under the accuracy curve, 0 to 1, heads pruned as a share."
+PAIRED = (
+    "Difference: the area of the method less that of the baseline, on the same trained models and texts, mean over "
+    "training seeds. Interval: 95 % bootstrap over training seeds and texts. p: sign flips over seeds, and corrected "
+    "by Holm."
+)
+OVER_TEXTS = "Interval: 95 % bootstrap over the texts."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A table, a figure, or both of one name. texts: on which ones it was made, "" where on none or on several kinds.
+
+    columns: headings that differ from those of ``COLUMNS``, by the name of the column.
+    """
+
+    title: str
+    caption: str
+    texts: str = "evaluation"
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+# By the name of the file, without its ending. First what the paper shows, in its order, then what goes beyond it.
+ROWS: dict[str, Row] = {
+    "pruning_results": Row(
+        "Accuracy as heads go, every method",
+        f"Accuracy with 0, 25, 50, 75 and 100 % of the heads pruned. {AREA} {OVER_TEXTS}",
+    ),
+    "published_solutions": Row(
+        "The paper's final solutions", "The quoted numbers beside what was measured at the same share of heads pruned."
+    ),
+    "all_methods": Row("Every method in one table", f"{AREA} {OVER_TEXTS}"),
+    "winners": Row(
+        "The largest area and the runner-up", f"Difference: on the same texts. {OVER_TEXTS} Training is not repeated."
+    ),
+    "data_processing": Row("The texts", "Lengths in tokens, and how many texts have each label."),
+    "four_models": Row(
+        "What heads and feed-forward blocks are worth",
+        "Accuracy of the intact model, without any head, and without the feed-forward blocks as well.",
+    ),
+    "attention_entropy": Row("Attention entropy of every head", "In nats, mean over query tokens and texts.", ""),
+    "gradient_test": Row(
+        "How long the order of the first scores holds",
+        "Spearman's rank correlation of the scores of the heads that are left with their scores in the intact model.",
+        "scoring",
+        {"pruned": "pruned (share)"},
+    ),
+    "gradient_pooling": Row(
+        "One head goes, the gradients of the others change",
+        "Change of the gradients of the last layer's query weights, average-pooled.",
+        "scoring",
+    ),
+    "underflow_entropy": Row(
+        "Where entropy underflows", "Entropy of a saturated attention, in nats, by four forms; truth in float64.", ""
+    ),
+    "underflow_products": Row(
+        "Where products of norms underflow",
+        "Real gradients times ever smaller factors: what is left of the order of the heads, as rank correlation.",
+        "scoring",
+    ),
+    "greedy_pruning": Row("Greedy-Gnorm", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "inverse_greedy_gnorm_pruning": Row("Inverse Greedy-Gnorm", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "ae_pruning": Row("Attention entropy", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "ae_inverse_pruning": Row("Inverse attention entropy", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "random_pruning": Row("Random pruning", "Boxes: over trials. Line: Greedy-Gnorm."),
+    "greedyprune_all_models": Row("Greedy-Gnorm on all models", f"Against the share of heads pruned. {AREA}"),
+    "closeness": Row(
+        "How close the choices were",
+        "Gap: between the scores (logarithms) of the last head that went and the first that was kept.",
+        "scoring",
+    ),
+    "custom_bert_pruning": Row("A hand-written BERT", "Accuracy as heads go."),
+    "final_solutions": Row("The heads that are left", "Within the budget of the profile. Blue: kept, grey: pruned."),
+    "pruning_summary": Row("The smallest model within the budget", "Before and after its heads were removed for good."),
+    "costs": Row(
+        "What the smaller model costs",
+        "Beside the intact one; times are medians over turns. Returned: the share of the saved operations that came "
+        "back as time.",
+        "",
+    ),
+    # ---- beyond the paper
+    "criteria_comparison": Row("Other people's criteria, the same protocol", f"{AREA} {OVER_TEXTS}"),
+    "criteria_curves": Row("Other people's criteria, the curves", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "criteria_winners": Row("The largest area of all criteria", f"Difference: on the same texts. {OVER_TEXTS}"),
+    "prune_your_model": Row("A model of one's own", "The notebook's example.", ""),
+    "claims": Row(
+        "What the paper claims",
+        "On how many models the interval of the difference of areas lies above 0, across it and below it. A comparison "
+        "is supported if above on at least three and below on none, contradicted if below on at least two, else open.",
+    ),
+    "curves": Row("The paper's methods over training seeds", "Lines: means over training seeds; bands: all seeds."),
+    "differences": Row("Every difference", PAIRED),
+    "methods": Row("The area of every method", f"{AREA} Over training seeds."),
+    "questions": Row("What the claims leave open", "Judged by the same rule as the claims."),
+    "comparison_seconds": Row("What each comparison took", "All runs of both methods, as measured.", ""),
+    "matched_random": Row(
+        "Which head of a layer, or only which layer",
+        "Matched random takes as many heads from each layer as Greedy-Gnorm. Lines: means over training seeds.",
+    ),
+    "dips": Row(
+        "Where Greedy-Gnorm falls below random pruning",
+        "Accuracy, mean over training seeds; in how many seeds it is below random; heads left in the last layer and "
+        "empty layers.",
+    ),
+    "published_layers": Row(
+        "Which layers the published order takes from",
+        "Heads left, by quarter of the layers.",
+        "",
+        {"pruned": "heads pruned"},
+    ),
+    "ablations": Row("One factor at a time", PAIRED),
+    "when_scored": Row("How often heads are scored", PAIRED),
+    "other_criteria": Row("Other people's criteria over training seeds", PAIRED),
+    "training_seeds": Row("Areas by training seed", "Where lines cross, one training would name another winner."),
+    "scoring_variants": Row(
+        "How many scoring texts, and in which batches",
+        "Rank correlation of the intact model's scores with those of the most texts, and of the profile's batch size.",
+        "",
+    ),
+    "sanity_checks": Row("What is left when weights or labels are shuffled", PAIRED),
+    "cost_quality": Row("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),
+    "recovery": Row(
+        "After one more epoch of training",
+        "Accuracy with half of the heads removed, before and after.",
+        columns={"pruned": "accuracy, pruned", "intact": "accuracy, intact", "trained": "accuracy, trained"},
+    ),
+    "answers": Row(
+        "How sure, and how like the intact model",
+        "Calibration error: expected. Agreement: the share of texts that get the intact model's answer.",
+    ),
+    "calibration": Row("How sure, and how like the intact model, drawn", "Means over training seeds."),
+}
+
+# Columns whose heading is not clear from their name, or lacks its unit.
+COLUMNS: dict[str, str] = {
+    "0%": "accuracy, intact",
+    "25%": "25 % pruned",
+    "50%": "50 % pruned",
+    "75%": "75 % pruned",
+    "100%": "100 % pruned",
+    "low": "from (95 %)",
+    "high": "to (95 %)",
+    "area_low": "from (95 %)",
+    "area_high": "to (95 %)",
+    "p_holm": "p (Holm)",
+    "published": "published area",
+    "MB": "memory (MB)",
+    "MB after": "memory after (MB)",
+    "ms": "time (ms)",
+    "ms after": "time after (ms)",
+    "ms spread": "spread (ms)",
+    "ms spread after": "spread after (ms)",
+    "GFLOP": "operations (GFLOP)",
+    "GFLOP after": "operations after (GFLOP)",
+    "flops saved": "operations saved (share)",
+    "time saved": "time saved (share)",
+    "length": "length (tokens)",
+    "seconds": "time (s)",
+    "scoring seconds": "scoring (s)",
+    "smallest gap": "smallest gap (log)",
+    "distance": "distance (logits)",
+    "exact": "exact (nats)",
+    "plain": "plain (nats)",
+    "eps_inside": "eps inside (nats)",
+    "eps_both": "eps in both places (nats)",
+    "share": "pruned (share)",
+    "rho": "rank correlation",
+    "budget": "budget (accuracy)",
+    "most frequent label": "most frequent label (share)",
+    "below random": "below random (seeds)",
+    "empty": "empty layers",
+    "last layer": "heads in the last layer",
+    "greedy_gnorm": "Greedy-Gnorm (accuracy)",
+    "matched_random": "Matched random (accuracy)",
+    "random": "Random (accuracy)",
+    "texts": "texts (n)",
+    "minimum": "smallest area",
+    "median": "median area",
+    "maximum": "largest area",
+}
