@@ -90,6 +90,9 @@ ROWS: dict[str, Row] = {
     "criteria_curves": Row("Other people's criteria, the curves", f"Accuracy as heads go. {OVER_TEXTS}"),
     "criteria_winners": Row("The largest area of all criteria", f"Difference: on the same texts. {OVER_TEXTS}"),
     "prune_your_model": Row("A model of one's own", "The notebook's example.", ""),
+    "prune_your_model_costs": Row("What a budget buys", "Dots: states of the run. Star: what the budget chose.", ""),
+    "decoder_pruning": Row("A language model as heads go", f"Perplexity: lower is better. {OVER_TEXTS}"),
+    "decoder_winners": Row("The smallest area under the perplexity curve", f"{OVER_TEXTS} Lower is better."),
     "claims": Row(
         "What the paper claims",
         "On how many models the interval of the difference of areas lies above 0, across it and below it. A comparison "

@@ -29,8 +29,8 @@ def save_pruned(
 
     The folder holds model.safetensors and config.json. The ``head_mask`` (layer, head) in config.json says which heads
     are kept; its ``architectures`` names the model's class. Where that is a class of transformers, modeling_pruned.py
-    lets transformers load the folder without gnorm: ``from_pretrained(folder, trust_remote_code=True)`` of the Auto
-    class, and ``pipeline``. ``huggingface_hub.upload_folder`` brings it to a hub.
+    lets transformers load the folder without gnorm: ``from_pretrained`` of the Auto class, and ``pipeline``, with leave
+    to run code of the folder. ``huggingface_hub.upload_folder`` brings it to a hub.
     tokenizer: saved beside the model; an image processor works as well. card: the text of the folder's README.md, such
     as ``gnorm.shipping.card`` writes it. overwrite: replace a folder that holds files; an empty folder needs no
     ``overwrite``. The folder appears whole or not at all.
