@@ -258,3 +258,26 @@ def test_recovery_refuses_what_it_cannot_train_on(own):
         shipping.recover(model, batches)
     with pytest.raises(ValueError, match="lr=0 is out of range"):
         shipping.recover(model, own.scoring, lr=0)
+
+
+def test_the_card_tells_before_pruned_and_trained(own, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
+    pruned = shipping.smaller_model(own, run, 7, by="heads")
+    better = pruned.recovered([*own.scoring, *own.choosing], distil=True, epochs=4, lr=5e-3, progress=False)
+    values = [gnorm.accuracy(model, own.testing) for model in (own.model, pruned.model, better.model)]
+    assert values[2] > values[1]
+    assert f"{values[1]:.4f} after, {values[2]:.4f} trained further (change {values[2] - values[0]:+.4f}" in (
+        better.summary()
+    )
+    folder = better.save(tmp_path / "better")
+    text = (folder / "README.md").read_text("utf-8")
+    rows = [
+        line.split(" | ")[:3] for line in text.splitlines() if line.startswith(("| intact", "| pruned", "| change"))
+    ]
+    expected = ["| intact", "| pruned", "| pruned, then trained", "| change"]
+    assert rows == [
+        [name, "67", f"{value:{sign}.4f}"]
+        for name, value, sign in zip(expected, [*values, values[2] - values[0]], ["", "", "", "+"], strict=True)
+    ]
+    assert "4 epochs on 133 texts, none of those below; half of the loss was the\ndistance" in text
+    assert gnorm.accuracy(gnorm.load_pruned(folder), own.testing) == values[2]

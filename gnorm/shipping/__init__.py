@@ -9,16 +9,16 @@
 The model may classify texts or tokens, give a number, answer questions, choose, or be a language model; ``load`` says
 which columns its texts come in. They are split at random into three: on one the heads are scored, on the next the
 number of heads to remove is chosen, and on the last, which no choice depends on, the card's metric is measured. Any
-method of
-``gnorm.METHODS`` and ``gnorm.MORE_METHODS`` will do; the recommended one keeps the most accuracy in docs/findings.md.
+method of ``gnorm.METHODS`` and ``gnorm.MORE_METHODS`` will do; the recommended one keeps the most accuracy in
+docs/findings.md. ``smaller_model`` gives what ``ship`` saves before it is saved, so that it can be trained further.
 """
 
 from .choosing import along, choose
 from .loading import Own, load
 from .model_card import card
 from .recovery import recover
-from .release import ship
+from .release import Release, ship, smaller_model
 
 RECOMMENDED = "head_importance"  # the largest area, in the mean over the models of the study
 
-__all__ = ["RECOMMENDED", "Own", "along", "card", "choose", "load", "recover", "ship"]
+__all__ = ["RECOMMENDED", "Own", "Release", "along", "card", "choose", "load", "recover", "ship", "smaller_model"]

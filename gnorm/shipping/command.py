@@ -26,7 +26,7 @@ from ..storage.loading import find_class, load_checked, quiet_library, read_conf
 from . import RECOMMENDED, load
 from .choosing import BUDGETS
 from .costs import cost
-from .release import release
+from .release import smaller_model
 
 USAGE = (ValueError, TypeError, OSError, ModuleNotFoundError)  # what functions raise before they change anything
 
@@ -98,7 +98,7 @@ def do_prune(asked: argparse.Namespace) -> None:
             journal=journal,
         )
         began = True
-        smaller = release(own, run, budget, by)
+        smaller = smaller_model(own, run, budget, by)
         smaller.save(out, asked.overwrite)
     except USAGE as error:
         if not journal.exists():

@@ -34,11 +34,12 @@ def card(
     """The text of a model card, README.md: Markdown after a YAML header that model hubs read.
 
     template: "summary.txt.j2" says it in four lines, for a terminal.
-    kept: what ``metric`` keeps of the test texts, by "before" and "after", for the same texts; labels: theirs.
+    kept: what ``metric`` keeps of the test texts, by "before", "after" and, where it was trained further, "recovered",
+    for the same texts; labels: theirs. The change is that from before to the last of them.
     Accuracies have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts.
     about: the other variables of the template.
     """
-    before, after = kept["before"], kept["after"]
+    before, after = kept["before"], kept.get("recovered", kept["after"])
 
     def change(texts: np.ndarray) -> float:
         return metric.value(after[texts], labels[texts]) - metric.value(before[texts], labels[texts])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from ..engine.answers import labels_in_order
 from ..engine.batches import prepare
-from ..engine.checks import num_texts
+from ..engine.checks import Batch, num_texts
+from ..engine.state import copy_of
 from ..heads import head_mask_of
 from ..methods import find_method
 from ..metrics import kept_of
@@ -22,6 +24,7 @@ from .choosing import BUDGETS, choose, smaller
 from .costs import cost
 from .loading import Own
 from .model_card import card
+from .recovery import recover
 
 
 def ship(
@@ -43,7 +46,7 @@ def ship(
     not of this model or has several trials; and as ``check_saving`` and ``choose`` do.
     """
     folder = free_folder(folder, overwrite)
-    return release(own, run, budget, by).save(folder, overwrite)
+    return smaller_model(own, run, budget, by).save(folder, overwrite)
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,26 @@ class Release:
         """The card in four lines: what was removed, the metric, parameters, time."""
         return card(template="summary.txt.j2", **self.facts).strip()
 
+    def recovered(self, batches: Sequence[Batch], distil: bool = False, **options: Any) -> Release:
+        """The same with a model that was trained further; its card tells of both. ``self`` stays as it is.
+
+        batches: with labels, none of ``own.testing``, such as ``[*own.scoring, *own.choosing]``. distil: learn the
+        intact model's logits too. options: of ``recover``, and its errors.
+        """
+        model, teacher = copy_of(self.model), self.own.model if distil else None
+        recover(model, batches, teacher, **options)
+        after = kept_of(model, self.own.testing, self.facts["metric"]).numpy()
+        training = {"texts": num_texts(batches), "epochs": options.get("epochs", 1), "distilled": distil}
+        facts = {**self.facts, "model": model, "training": training, "kept": {**self.facts["kept"], "recovered": after}}
+        return replace(self, model=model, facts=facts)
+
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Save the model, its tokenizer and card; return the folder. Raises as ``save_pruned`` does."""
         text = card(name=Path(folder).resolve().name, **self.facts)
         return save_pruned(self.model, folder, self.own.tokenizer, text, overwrite)
 
 
-def release(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> Release:
+def smaller_model(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> Release:
     """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
@@ -90,6 +106,7 @@ def release(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric")
         "labels": labels_in_order(prepare(own.testing, own.model), own.model).numpy(),
         "texts": {name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
         "costs": cost(model),
+        "training": None,
         "versions": run.info["versions"],
     }
     return Release(own, model, facts)
