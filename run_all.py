@@ -51,6 +51,7 @@ NOTEBOOKS = (
 OPTIONAL = (
     "criteria_comparison",
     "prune_your_model",
+    "recovery",
     "decoder_pruning",
     "claims",
     "ablations",

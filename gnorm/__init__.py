@@ -7,7 +7,7 @@ reads files and checkpoints, ``experiments`` reproduces the paper, ``shipping`` 
 from .engine.batches import prepare
 from .heads import AttentionBlock, attention_blocks, head_mask_of, masked, register, without_feed_forward
 from .methods import METHODS, MORE_METHODS, Method
-from .metrics import METRICS, Metric, accuracy
+from .metrics import METRICS, Metric, accuracy, measure
 from .pruning import prune
 from .scoring import activation_energy, attention_entropy, gnorm_scores
 from .shipping.costs import cost
@@ -35,6 +35,7 @@ __all__ = [
     "head_mask_of",
     "load_pruned",
     "masked",
+    "measure",
     "prepare",
     "prune",
     "register",

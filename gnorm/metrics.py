@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from .engine.answers import Kept, Tally, hits, losses, predictions, token_hits
+from .engine.answers import Kept, Tally, hits, labels_in_order, losses, predictions, token_hits
 from .engine.batches import Prepared, forwarding, prepare
 from .engine.checks import Batch
 from .engine.measures import Measure, by_scipy, by_sklearn, perplexity, ratio, share_of_hits, span_f1
@@ -111,6 +111,17 @@ def kept_of(
             for micro, cache in zip(prepared, caches or [NO_CACHE] * len(prepared), strict=True):
                 tally(forward(micro, cache)[0], micro)
         return tally.result()
+
+
+def measure(
+    model: nn.Module, batches: Iterable[Batch] | Prepared, metric: str | Measure | Metric | None = None
+) -> float:
+    """The metric of the model on the texts, as ``prune`` measures it; the one of the model's problem if None.
+
+    Raises as ``find_metric`` and ``kept_of`` do.
+    """
+    row, prepared = find_metric(metric, model), prepare(batches, model, together=True)
+    return row.value(kept_of(model, prepared, row).numpy(), labels_in_order(prepared, model).numpy())
 
 
 def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:

@@ -91,6 +91,14 @@ ROWS: dict[str, Row] = {
     "criteria_winners": Row("The largest area of all criteria", f"Difference: on the same texts. {OVER_TEXTS}"),
     "prune_your_model": Row("A model of one's own", "The notebook's example.", ""),
     "prune_your_model_costs": Row("What a budget buys", "Dots: states of the run. Star: what the budget chose.", ""),
+    "recovery_along": Row(
+        "Accuracy before and after training what is left",
+        "Pruned: as pruned. Trained: further, on labels. Distilled: half of the loss is the distance to the logits of "
+        "the intact model.",
+    ),
+    "recovery_within": Row(
+        "How many more heads can go once what is left is trained", "Chosen on validation texts, measured on others."
+    ),
     "decoder_pruning": Row("A language model as heads go", f"Perplexity: lower is better. {OVER_TEXTS}"),
     "decoder_winners": Row("The smallest area under the perplexity curve", f"{OVER_TEXTS} Lower is better."),
     "claims": Row(

@@ -384,6 +384,29 @@ def trade_off(table: pd.DataFrame, metric: Metric, chosen: int, profile: str, te
     return figure
 
 
+def recovered(table: pd.DataFrame, metric: Metric, intact: float, budget: float, profile: str, texts: int) -> Figure:
+    """The metric of pruned models, and after training what is left, against pruned heads.
+
+    table: of ``gnorm.shipping.recovered_along``; its rows of texts to test on are drawn. intact: the metric of the
+    intact model on them; a line lies ``budget`` below it (above, where lower is better). texts: how many they are.
+    """
+    figure, (axis,) = _grid(1, width=6.0)
+    rows = table[table.texts == "testing"]
+    looks = {"pruned": ("#000000", "o", ":"), "trained": ("#0072B2", "s", "--"), "distilled": ("#D55E00", "^", "-")}
+    titles = {"pruned": "pruned", "trained": "trained on labels", "distilled": "and on the intact model's logits"}
+    for name, (color, marker, style) in looks.items():
+        axis.plot(rows.pruned_heads, rows[name], color=color, marker=marker, linestyle=style, label=titles[name])
+    limit = intact - budget * (1 if metric.higher_is_better else -1)
+    axis.axhline(limit, color="#888888", linewidth=1, label=f"{budget:g} from the intact model's")
+    axis.set(xlabel="heads pruned", ylabel=metric.name)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if metric.fraction:
+        _in_percent(axis.yaxis)
+    _legend(figure, [axis], columns=2)
+    figure.supxlabel(f"profile {profile}; n = {texts} texts that nothing was trained on or chosen by.", fontsize=7)
+    return figure
+
+
 def areas(table: pd.DataFrame, profile: str, metric: str = "accuracy") -> Figure:
     """Area under the curve of the metric with its interval: a panel for each model, methods sorted by area, the best on
     top.

@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ..engine.answers import labels_in_order
-from ..engine.batches import prepare
 from ..engine.checks import num_texts
 from ..engine.problems import NOT_COUNTED, problem_of
 from ..engine.state import default_device
 from ..heads import head_mask_of
 from ..journal import digest, hash_of_model
-from ..metrics import accuracy, find_metric, kept_of
+from ..metrics import accuracy, measure
 from ..scoring import gnorm_scores
 from ..storage.loading import load_checked
 from ..storage.tokenizing import batched, encoded
@@ -53,6 +51,10 @@ class Task:
     @cached_property
     def _batches(self) -> dict[str, list[dict[str, Tensor]]]:
         return {name: self._tokenised(name) for name in ("scoring", "evaluation", "entropy")}
+
+    def part(self, split: str, start: int = 0, stop: int | None = None, batch: int = 32) -> list[dict[str, Tensor]]:
+        """The texts from ``start`` to ``stop`` of a split with their labels, or to its end, as batches."""
+        return batched(self.tokenizer, self.splits[split][start:stop], batch, self.max_length, self.model)
 
     def num_texts(self, sizes: str) -> int:
         """How many texts the batches of "scoring", "evaluation" or "entropy" hold."""
@@ -98,10 +100,7 @@ class Task:
 
     def measured(self) -> float:
         """The metric of the model's problem on the evaluation texts, as the model is now."""
-        batches = self.batches("evaluation")
-        metric, prepared = find_metric(None, self.model), prepare(batches, self.model, together=True)
-        kept = kept_of(self.model, prepared, metric).numpy()
-        return metric.value(kept, labels_in_order(prepared, self.model).numpy())
+        return measure(self.model, self.batches("evaluation"))
 
     @cached_property
     def hash(self) -> str:

@@ -16,9 +16,22 @@ docs/findings.md. ``smaller_model`` gives what ``ship`` saves before it is saved
 from .choosing import along, choose
 from .loading import Own, load
 from .model_card import card
-from .recovery import recover
+from .recovery import most_within, recover, recovered_along
 from .release import Release, ship, smaller_model
 
 RECOMMENDED = "head_importance"  # the largest area, in the mean over the models of the study
 
-__all__ = ["RECOMMENDED", "Own", "Release", "along", "card", "choose", "load", "recover", "ship", "smaller_model"]
+__all__ = [
+    "RECOMMENDED",
+    "Own",
+    "Release",
+    "along",
+    "card",
+    "choose",
+    "load",
+    "most_within",
+    "recover",
+    "recovered_along",
+    "ship",
+    "smaller_model",
+]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import pandas as pd
 import torch
 import transformers
 from torch import Tensor, nn
@@ -17,7 +18,11 @@ from ..engine.checks import Batch, check_labels
 from ..engine.packing import logits_in, logits_of
 from ..engine.problems import LABELS, Problem, problem_of
 from ..engine.state import is_compiled
+from ..metrics import measure
 from ..pruning import whole
+from ..trajectory import Trajectory
+from .choosing import smaller
+from .loading import Own
 
 
 def recover(
@@ -99,3 +104,43 @@ def distance(problem: Problem, logits: Tensor, aim: Tensor, real: Tensor | None)
         z, aim, real = z.masked_fill(~real, -1e4), aim.masked_fill(~real, -1e4), None
     each = kl_div(log_softmax(z, -1), log_softmax(aim, -1), reduction="none", log_target=True).sum(-1)
     return each.mean() if real is None else each[real.squeeze(-1).expand_as(each)].mean()
+
+
+def recovered_along(
+    own: Own, run: Trajectory, batches: Sequence[Batch], states: Sequence[int], **options: Any
+) -> pd.DataFrame:
+    """How far training brings pruned models back: a row for each of ``states``, numbers of pruned heads of the run, and
+    each of the texts to choose by and to test on.
+
+    Columns: pruned_heads; texts, "choosing" or "testing"; and the run's metric of the model as it was pruned, of one
+    trained further on ``batches``, and of one that learns the intact model's logits too: pruned, trained, distilled.
+    options: of ``recover``, and its errors.
+    """
+    rows = []
+    for pruned in states:
+        models = {"pruned": smaller(own, run, pruned)}
+        for name, teacher in (("trained", None), ("distilled", own.model)):
+            models[name] = smaller(own, run, pruned)
+            recover(models[name], batches, teacher, **options)
+        for texts in ("choosing", "testing"):
+            values = {name: measure(model, getattr(own, texts), run.metric) for name, model in models.items()}
+            rows.append({"pruned_heads": pruned, "texts": texts, **values})
+    return pd.DataFrame(rows)
+
+
+def most_within(table: pd.DataFrame, intact: float, budget: float, higher_is_better: bool = True) -> pd.DataFrame:
+    """How many heads can go within a budget, as pruned and after training: a row for each column of models.
+
+    table: of ``recovered_along``. intact: the metric of the intact model on the texts to choose by. Columns: model;
+    pruned_heads, the largest number whose metric on the texts to choose by is worse than ``intact`` by no more than
+    ``budget``; and the metric there on the texts to test on, which nothing was chosen by. 0 heads where none is.
+    """
+    sign = 1 if higher_is_better else -1
+    by_texts = {name: rows.set_index("pruned_heads") for name, rows in table.groupby("texts")}
+    found = []
+    for name in ("pruned", "trained", "distilled"):
+        values = by_texts["choosing"][name]
+        pruned = max(values.index[sign * (intact - values) <= budget + 1e-12], default=0)
+        tested = by_texts["testing"][name].get(pruned, float("nan"))
+        found.append({"model": name, "pruned_heads": int(pruned), "on texts to test on": tested})
+    return pd.DataFrame(found)
