@@ -14,7 +14,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 
 from ..methods import METHODS
-from ..storage.files import as_json, write, write_together
+from ..storage.files import as_json, record, write, write_together
 from ..trajectory import Trajectory
 from .paths import figures_folder, results_folder, shown, tables_folder
 
@@ -92,6 +92,7 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
         )
     if len(table) != len(correct) or not np.allclose(correct.mean(1), table.accuracy):
         raise ValueError(f"{shown(path)} does not match the files beside it: delete them and run again.")
+    record("read", [path, path.with_suffix(".json"), path.with_suffix(".npz")])
     return Trajectory(table, correct, start, info)
 
 
