@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -26,6 +27,7 @@ from .profiles import read_profile, repetitions
 from .tasks import Task
 
 CODE = provenance.package_code()  # as it was when this process imported it
+ALONE = threading.RLock()  # a process makes one piece at a time: training draws from torch's one generator
 
 
 @dataclass(frozen=True)
@@ -181,22 +183,24 @@ def make(around: Surroundings, piece: Piece, *_after: None) -> None:
     Raises ``UsageError`` where this process cannot take part in the run, and whatever ``tasks.load`` and ``runs.run``
     raise.
     """
-    load(around, piece.model)
-    if missing(around.profile, [piece]):
-        runs.run(_task(around.run, around.profile, piece.model), piece.method, progress=False)
+    with ALONE:
+        load(around, piece.model)
+        if missing(around.profile, [piece]):
+            runs.run(_task(around.run, around.profile, piece.model), piece.method, progress=False)
 
 
 def load(around: Surroundings, model: str) -> None:
     """Load a model with its texts. It is trained where it never was. Raises as ``make`` does."""
-    os.environ |= around.environment
-    if around.gpus:
-        from distributed import get_worker
+    with ALONE:
+        os.environ |= around.environment
+        if around.gpus:
+            from distributed import get_worker
 
-        os.environ["CUDA_VISIBLE_DEVICES"] = around.gpus[int(get_worker().name) % len(around.gpus)]
-    if around.threads:
-        torch.set_num_threads(around.threads)
-    _refuse_outsiders(around.run, around.profile, around.device, tuple(around.versions.items()))
-    _task(around.run, around.profile, model)
+            os.environ["CUDA_VISIBLE_DEVICES"] = around.gpus[int(get_worker().name) % len(around.gpus)]
+        if around.threads:
+            torch.set_num_threads(around.threads)
+        _refuse_outsiders(around.run, around.profile, around.device, tuple(around.versions.items()))
+        _task(around.run, around.profile, model)
 
 
 @lru_cache(maxsize=1)
