@@ -37,11 +37,12 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import gnorm
 from gnorm.engine import batches
+from gnorm.engine.answers import Tally
 from gnorm.engine.packing import NO_CACHE
 from gnorm.engine.products import product
 from gnorm.engine.state import default_device
 from gnorm.experiments import provenance
-from gnorm.scoring import Tally, correct_texts
+from gnorm.metrics import correct_texts
 from gnorm.storage.files import write
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,9 @@ reads files and checkpoints, ``experiments`` reproduces the paper, ``shipping`` 
 from .engine.batches import prepare
 from .heads import AttentionBlock, attention_blocks, head_mask_of, masked, register, without_feed_forward
 from .methods import METHODS, MORE_METHODS, Method
+from .metrics import METRICS, Metric, accuracy
 from .pruning import prune
-from .scoring import accuracy, activation_energy, attention_entropy, gnorm_scores
+from .scoring import activation_energy, attention_entropy, gnorm_scores
 from .shipping.costs import cost
 from .shipping.export import export_onnx
 from .storage.loading import load_pruned
@@ -18,9 +19,11 @@ from .trajectory import Trajectory
 
 __all__ = [
     "METHODS",
+    "METRICS",
     "MORE_METHODS",
     "AttentionBlock",
     "Method",
+    "Metric",
     "Trajectory",
     "accuracy",
     "activation_energy",

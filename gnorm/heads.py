@@ -70,9 +70,7 @@ _BERT_LIKE = Family(
     skippable=True,
 )
 
-
 _VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True)
-
 
 _LLAMA_LIKE = Family(
     "layers.*.self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.down_proj", skippable=True

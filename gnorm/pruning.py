@@ -17,13 +17,14 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .engine.answers import Tally, as_json, from_json, labels_in_order
 from .engine.batches import Prepared, layer_input_caches, prepare
 from .engine.checks import Batch, check_labels
 from .engine.state import copy_of, in_use
 from .heads import attention_blocks, head_mask_of, refuse_removal
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .methods import Method, find_method
-from .scoring import Tally, correct_texts
+from .metrics import METRICS, Measure, Metric, find_metric, kept_of
 from .surgery import remove_heads
 from .trajectory import NEAR_TIE, Trajectory
 
@@ -34,6 +35,7 @@ def prune(
     scoring: Iterable[Batch] | Prepared,
     evaluation: Iterable[Batch] | Prepared | None = None,
     method: str = "greedy_gnorm",
+    metric: str | Measure | Metric | None = None,
     steps: int | None = None,
     heads_per_step: int = 1,
     trials: int = 1,
@@ -43,12 +45,14 @@ def prune(
     rescore_every: int | None = None,
     layers: Sequence[int] | None = None,
 ) -> Trajectory:
-    """Prune ``model`` head by head and measure the accuracy after every step; the model itself is left as it was.
+    """Prune ``model`` head by head and measure it after every step; the model itself is left as it was.
 
     scoring: the paper's batches, mappings of tensors; each one's gradient is a term of the score.
-    evaluation: batches with ``labels`` that the accuracy is measured on; the scoring texts if None. Both may be what
+    evaluation: batches with ``labels`` that the model is measured on; the scoring texts if None. Both may be what
     ``prepare`` made of batches for this model.
     method: a name in METHODS (or MORE_METHODS). Scores that tie go by the lowest (layer, head).
+    metric: a name in METRICS, a function (predictions, labels) -> number, higher is better, or a ``Metric``. If None,
+    the one of the model's problem: accuracy of a classifier, mse of a regression, perplexity of a language model.
     steps: how many steps; until no head is left if None. heads_per_step: heads removed in each (fewer in the last).
     trials, seed: for methods that draw at random.
     journal: path of a file that finished steps are written to as they come; a run that finds its own journal goes on
@@ -59,23 +63,25 @@ def prune(
     layers: the layer that each head goes from, in turn, such as those of another run's order; the method then chooses
     within that layer. Any layer, if None. A method whose row follows another prunes by that one first, for its layers.
 
-    Raises ``ValueError`` for an unknown method, numbers out of range, layers that have not the heads, batches that
-    ``prepare`` refuses, labels that the model has no class for, a model under ``gnorm.masked``, scores or logits that
-    are not finite, or a journal that is not this run's; ``TypeError`` for numbers that are not whole and batches of no
-    tensors; ``RuntimeError`` where another run is writing the journal; ``OSError`` where the journal cannot be written,
-    finished steps kept.
+    Raises ``ValueError`` for an unknown method or metric, a metric that is not for the model's problem, numbers out of
+    range, layers that have not the heads, batches that ``prepare`` refuses, labels that the model's problem does not
+    allow, a model under ``gnorm.masked``, scores or logits that are not finite, or a journal that is not this run's;
+    ``TypeError`` for numbers that are not whole and batches of no tensors; ``RuntimeError`` where another run is
+    writing the journal; ``OSError`` where the journal cannot be written, finished steps kept.
     """
     row, model = find_method(method), getattr(model, "_orig_mod", model)  # of a compiled model
     start = _head_mask(model)
     counts = _checked_counts(method, int(start.sum()), seed, trials, steps, heads_per_step)
     rescore_every = whole("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
-    texts = _Texts.of(model, scoring, evaluation)
+    metric = find_metric(metric, model)
+    texts = _Texts.of(model, scoring, evaluation, metric)
     if layers is None and row.follows:
         leader = prune(
             model,
             texts.scoring,
             texts.evaluation,
             row.follows,
+            metric,
             steps=counts["steps"],
             heads_per_step=heads_per_step,
             progress=progress,
@@ -85,9 +91,11 @@ def prune(
     if layers is not None:
         layers = _checked_layers(layers, start, counts["steps"] * counts["heads_per_step"])
         info["layers"] = layers
+    if metric is not METRICS["accuracy"]:  # whose journals are as they were when there was no other metric
+        info["metric"] = metric.name
     header = {**info, **texts.hashes(model)} if journal is not None else {}
     label, finished = f"{progress}: {row.title}" if isinstance(progress, str) else row.title, list[_Step]()
-    measured: dict[bytes, np.ndarray] = {}  # by head mask: trials meet at the intact and at the bare model
+    measured: dict[bytes, _Measured] = {}  # by head mask: trials meet at the intact and at the bare model
     with (
         Journal(journal, header) as log,
         tqdm(total=counts["trials"] * counts["steps"], desc=label, unit="step", disable=not progress) as bar,
@@ -97,13 +105,13 @@ def prune(
             worker = _Worker(row, model, start, texts, measured, counts["seed"], trial, rescore_every, layers)
             for number in range(counts["steps"] + 1):
                 if line := next(lines, None):
-                    step = _Step.read(line, texts.evaluation.num_texts)
+                    step = _Step.read(line, texts)
                     worker.repeat(step)
                 else:
                     step = worker.advance(min(number, 1) * counts["heads_per_step"], last=number == counts["steps"])
                     log.append(step.line())
                 finished.append(step)
-                bar.set_postfix(accuracy=f"{step.correct.mean():.4f}", refresh=False)
+                bar.set_postfix({metric.name: f"{step.measured.value:.4f}"}, refresh=False)
                 bar.update(number > 0)
     return _trajectory(finished, start, texts, info)
 
@@ -164,20 +172,28 @@ class _Texts:
     given: tuple[Sequence[Batch], Sequence[Batch]]
     scoring: Prepared
     evaluation: Prepared  # the same object as ``scoring`` where the texts are the same
+    metric: Metric
+    labels: np.ndarray  # (text, ...) of the evaluation texts, as the metric takes them
 
     @classmethod
     def of(
-        cls, model: nn.Module, scoring: Iterable[Batch] | Prepared, evaluation: Iterable[Batch] | Prepared | None
+        cls,
+        model: nn.Module,
+        scoring: Iterable[Batch] | Prepared,
+        evaluation: Iterable[Batch] | Prepared | None,
+        metric: Metric,
     ) -> _Texts:
         """The texts, checked. Raises as ``prepare`` and ``check_labels`` do."""
         given, score_on = _prepared(scoring, model)
         held_out, evaluate_on = (given, score_on) if evaluation is None else _prepared(evaluation, model, together=True)
-        check_labels(held_out, model, "accuracy", "evaluation batch", not_counted=False)
-        return cls((given, held_out), score_on, score_on if _same(given, held_out) else evaluate_on)
+        check_labels(held_out, model, metric.name, "evaluation batch", not_counted=False)
+        measure_on = score_on if _same(given, held_out) else evaluate_on
+        labels = labels_in_order(measure_on, model).numpy()
+        return cls((given, held_out), score_on, measure_on, metric, labels)
 
     @property
     def shared(self) -> bool:
-        """Whether accuracy can be read off the passes that score."""
+        """Whether the metric can be read off the passes that score."""
         return self.evaluation is self.scoring
 
     def hashes(self, model: nn.Module) -> dict[str, str]:
@@ -188,35 +204,45 @@ class _Texts:
 
 
 @dataclass(frozen=True)
+class _Measured:
+    """What the metric kept of every evaluation text, (text, ...), and its value."""
+
+    kept: np.ndarray
+    value: float
+
+    @classmethod
+    def of(cls, kept: np.ndarray, texts: _Texts) -> _Measured:
+        return cls(kept, texts.metric.value(kept, texts.labels))
+
+
+@dataclass(frozen=True)
 class _Step:
-    """A finished step: the heads that went, with their scores, and which texts are classified correctly since."""
+    """A finished step: the heads that went, with their scores, and what is measured since."""
 
     trial: int
     gone: list[tuple[int, int, float]]  # layer, head, score; empty for the intact model
     gap: float  # between the last head that went and the first that stayed
-    correct: np.ndarray  # (text,) bool
+    measured: _Measured
     seconds: float
     scoring_seconds: float  # of these, in the criterion
 
     def line(self) -> dict[str, Any]:
         """The step as a journal keeps it."""
-        bits = np.packbits(self.correct).tobytes().hex()
         return {
             "trial": self.trial,
             "gone": self.gone,
             "gap": self.gap,
-            "correct": bits,
+            **as_json(self.measured.kept),
             "seconds": self.seconds,
             "scoring_seconds": self.scoring_seconds,
         }
 
     @classmethod
-    def read(cls, line: dict[str, Any], texts: int) -> _Step:
+    def read(cls, line: dict[str, Any], texts: _Texts) -> _Step:
         """The step that ``line`` was made of."""
-        bits = np.frombuffer(bytes.fromhex(line["correct"]), np.uint8)
-        correct = np.unpackbits(bits, count=texts).astype(bool)
+        measured = _Measured.of(from_json(line, len(texts.labels)), texts)
         gone = [(layer, head, score) for layer, head, score in line["gone"]]
-        return cls(line["trial"], gone, line["gap"], correct, line["seconds"], line["scoring_seconds"])
+        return cls(line["trial"], gone, line["gap"], measured, line["seconds"], line["scoring_seconds"])
 
 
 class _Worker:
@@ -228,7 +254,7 @@ class _Worker:
         model: nn.Module,
         start: Tensor,
         texts: _Texts,
-        measured: dict[bytes, np.ndarray],
+        measured: dict[bytes, _Measured],
         seed: int,
         trial: int,
         rescore_every: int,
@@ -246,7 +272,7 @@ class _Worker:
     def repeat(self, step: _Step) -> None:
         """Lose the heads that went in a step of an earlier run."""
         self._remove(step.gone)
-        self.measured[self.mask.numpy().tobytes()] = step.correct
+        self.measured[self.mask.numpy().tobytes()] = step.measured
 
     def advance(self, count: int, last: bool) -> _Step:
         """Lose ``count`` heads and measure what is left. last: no step follows, so nothing is scored for one."""
@@ -256,9 +282,9 @@ class _Worker:
             self.scores = self._score(self.texts.scoring) if self.scores is None else self.scores
             gone, gap = self._chosen(self.scores, count)
         self._remove(gone)
-        correct = self._correct_texts(score_too=self.texts.shared and self._due() and not last)
+        measured = self._measured(score_too=self.texts.shared and self._due() and not last)
         seconds = time.perf_counter() - began
-        return _Step(self.trial, gone, gap, correct, round(seconds, 3), round(self.scoring_seconds, 3))
+        return _Step(self.trial, gone, gap, measured, round(seconds, 3), round(self.scoring_seconds, 3))
 
     def _score(self, batches: Prepared) -> Tensor:
         """(layer, head) scores of the model as it was when they were last due."""
@@ -301,32 +327,34 @@ class _Worker:
             for of_micro_batch in self.layer_inputs:
                 of_micro_batch.forget(above=min(layer for layer, _, _ in gone))
 
-    def _correct_texts(self, score_too: bool) -> np.ndarray:
-        """(text,) bool, as measured before where this mask was; read off the passes that score, if ``score_too``."""
-        tally = Tally(self.texts.evaluation, self.model)
+    def _measured(self, score_too: bool) -> _Measured:
+        """As measured before where this mask was; read off the passes that score, if ``score_too``."""
+        texts, metric = self.texts, self.texts.metric
+        tally = Tally(texts.evaluation, self.model, metric.kept, metric.name)
         if score_too:
-            self.scores = self._score(self.texts.scoring.with_observer(tally))
+            self.scores = self._score(texts.scoring.with_observer(tally))
         state = self.mask.numpy().tobytes()
         if state not in self.measured:
             whole = tally.complete
-            correct = tally.result() if whole else correct_texts(self.model, self.texts.evaluation, self.layer_inputs)
-            self.measured[state] = correct.numpy()
+            kept = tally.result() if whole else kept_of(self.model, texts.evaluation, metric, self.layer_inputs)
+            self.measured[state] = _Measured.of(kept.numpy(), texts)
         return self.measured[state]
 
 
 def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: dict[str, Any]) -> Trajectory:
     """The table and the records of finished steps, trial by trial."""
     rows: list[dict[str, Any]] = []
-    correct: list[np.ndarray] = []
-    pruned = 0
+    kept: list[np.ndarray] = []
+    pruned, name = 0, texts.metric.name
     for step in finished:
         pruned = pruned + len(step.gone) if step.gone else 0  # a trial begins with the intact model
-        state = {"trial": step.trial, "pruned_heads": pruned, "accuracy": float(step.correct.mean())}
+        state = {"trial": step.trial, "pruned_heads": pruned, name: step.measured.value}
         rows += [{**state, "layer": layer, "head": head, "score": s} for layer, head, s in step.gone] or [state]
-        correct += [step.correct] * max(1, len(step.gone))
-    table = pd.DataFrame(rows, columns=["trial", "pruned_heads", "layer", "head", "score", "accuracy"])
+        kept += [step.measured.kept] * max(1, len(step.gone))
+    table = pd.DataFrame(rows, columns=["trial", "pruned_heads", "layer", "head", "score", name])
     gaps = [step.gap for step in finished]
     info |= {
+        "metric": name,
         "scoring_texts": texts.scoring.num_texts,
         "evaluation_texts": texts.evaluation.num_texts,
         "ties": gaps.count(0.0),
@@ -335,7 +363,8 @@ def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: d
         "seconds": round(sum(step.seconds for step in finished), 3),
         "scoring_seconds": round(sum(step.scoring_seconds for step in finished), 3),
     }
-    return Trajectory(table.astype({"layer": "Int64", "head": "Int64"}), np.stack(correct), start, info)
+    table = table.astype({"layer": "Int64", "head": "Int64"})
+    return Trajectory(table, np.stack(kept), start, info, texts.metric, texts.labels)
 
 
 def whole(name: str, value: Any, least: int) -> int:

@@ -1,4 +1,4 @@
-"""Criteria: (model, batches) -> (layer, head) scores, and the accuracy read off the same forward passes."""
+"""Criteria: (model, batches) -> (layer, head) scores."""
 
 from __future__ import annotations
 
@@ -11,76 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .engine.batches import MicroBatch, Prepared, forwarding, labels_of, prepare
-from .engine.checks import NOT_COUNTED, Batch, check_labels
+from .engine.batches import MicroBatch, Prepared, prepare
+from .engine.checks import Batch
 from .engine.gradients import QKV, gradient_norms
 from .engine.known_models import plain_attention
 from .engine.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
-from .engine.packing import NO_CACHE, LayerInputCache, not_finite
-from .engine.products import FasterLinear
-from .engine.state import attention_implementation, evaluating, in_use
-from .heads import AttentionBlock, attention_blocks, config_of, head_mask_of
+from .engine.packing import not_finite
+from .engine.state import attention_implementation, in_use
+from .heads import AttentionBlock, attention_blocks, head_mask_of
 from .norms import log_norm
-
-
-class Tally:
-    """Which texts were classified correctly, collected micro-batch by micro-batch.
-
-    Raises ``ValueError`` as ``check_labels`` does, when it is made.
-    """
-
-    def __init__(self, prepared: Prepared, model: nn.Module) -> None:
-        if prepared.batches:
-            check_labels(prepared.batches, model, "accuracy")
-        self.correct = torch.zeros(prepared.num_texts, dtype=torch.bool)
-        self.counted = torch.zeros(prepared.num_texts, dtype=torch.bool)
-        self.complete = False  # whether every text has been seen
-        self._texts_seen = 0
-        self._seen: list[tuple[Tensor, ...]] = []
-
-    def __call__(self, logits: Tensor, micro: MicroBatch) -> None:
-        z, labels = logits.detach(), labels_of(micro, logits.shape[-1])
-        hits, counted = z.argmax(-1) == labels, labels != NOT_COUNTED
-        self._seen.append((micro.index, hits, counted, z.isfinite().all(-1)))  # stays on the device
-        self._texts_seen += len(micro.index)
-        self.complete = self._texts_seen == len(self.correct)
-
-    def result(self) -> Tensor:
-        """(text,) bool, in the order in which the batches were given, texts that are ``NOT_COUNTED`` left out;
-        ``ValueError`` for logits that are not finite."""
-        for index, hits, counted, finite in self._seen:
-            if not bool(finite.all()):
-                raise ValueError(not_finite(f"text {int(index[~finite.cpu()].min())}"))
-            self.correct[index], self.counted[index] = hits.cpu(), counted.cpu()
-        self._seen.clear()
-        return self.correct[self.counted]
-
-
-def correct_texts(
-    model: nn.Module, batches: Iterable[Batch] | Prepared, caches: Sequence[LayerInputCache] | None = None
-) -> Tensor:
-    """(text,) bool: which texts the model classifies as their ``labels`` say; those labelled -100 are left out.
-
-    caches: ``layer_input_caches`` of the model and the prepared batches, for evaluations of a model that changes.
-
-    Raises ``ValueError`` as ``check_labels`` and ``prepare`` do, and where logits are not finite.
-    """
-    config_of(model)  # refuses what is no model
-    with in_use(model):
-        prepared = prepare(batches, model, together=True)
-        tally = Tally(prepared, model)
-        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
-            for micro, cache in zip(prepared, caches or [NO_CACHE] * len(prepared), strict=True):
-                tally(forward(micro, cache)[0], micro)
-        return tally.result()
-
-
-def accuracy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> float:
-    """Fraction of texts classified as their ``labels`` say; divided by the number of texts that were counted.
-
-    Raises ``ValueError`` as ``correct_texts`` does.
-    """
-    return correct_texts(model, batches).double().mean().item()
 
 
 class Criterion(Protocol):
@@ -88,7 +27,7 @@ class Criterion(Protocol):
 
     The model is scored as it is. A criterion that draws at random takes a ``generator`` too, see ``Method.scores``.
     Other options are bound in the row, by ``functools.partial``. A criterion that makes logits shows them to
-    ``Prepared.notify``, so that accuracy costs no pass of its own.
+    ``Prepared.notify``, so that the metric costs no pass of its own.
     """
 
     def __call__(self, model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor: ...
@@ -116,7 +55,8 @@ def gnorm_scores(
     """G-norm of every head: (layer, head) float64, natural logarithm, -inf where no gradient flows.
 
     score(h) = log prod_{W in Q, K, V} sum_b || d||Z_b|| / dW_h ||  over the batches b, where Z_b are the logits
-    (text, class) of batch b and W_h the (head_dim, hidden) block of head h (arXiv 2602.04491). Labels are not used.
+    (text, ...) of batch b, padding left out, and W_h the (head_dim, hidden) block of head h (arXiv 2602.04491). Labels
+    are not used.
 
     One backward gives the gradients of all layers. Each batch goes through in micro-batches: since
     d||Z|| = sum_i <z_i, dz_i> / ||Z||, backward from the logits themselves, summed over micro-batches and divided by
@@ -135,11 +75,17 @@ def gnorm_scores(
     if not parts or len(set(parts)) < len(parts) or not {*parts} <= {*PROJECTIONS}:
         raise ValueError(f"parts={parts!r} must name some of {', '.join(PROJECTIONS)}, each once.")
 
-    def objective(logits: Tensor, _: Any = None) -> Tensor:
-        return logits - logits.mean(-1, keepdim=True) if centred else logits
+    def objective(logits: Tensor, micro: MicroBatch) -> Tensor:
+        z = micro.without_padding(logits)
+        if not centred:
+            return z
+        if micro.real is None:
+            return z - z.mean(-1, keepdim=True)
+        classes = micro.real.expand_as(z).sum(-1, keepdim=True).clamp(min=1)  # of question answering: tokens
+        return micro.without_padding(z - z.sum(-1, keepdim=True) / classes)
 
-    def log_norm_of_logits(logits: Tensor, batch: int) -> Tensor:
-        log_z = log_norm(objective(logits).reshape(1, -1))
+    def log_norm_of_logits(z: Tensor, batch: int) -> Tensor:
+        log_z = log_norm(z.reshape(1, -1))
         if not bool(log_z < torch.inf):
             raise ValueError(not_finite(f"batch {batch}"))
         return log_z

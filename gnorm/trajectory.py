@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import pandas as pd
 import scipy
 from torch import Tensor
 
+from .metrics import METRICS, Metric
+
 # Scores closer than this may change order with the number of threads or the device, because fp32 sums are then rounded
 # in another order. Between one and two threads, scores of G-norm were measured to differ by less than a tenth of it.
 NEAR_TIE = 1e-4
@@ -17,12 +20,14 @@ NEAR_TIE = 1e-4
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The steps of a pruning run and how accurate the model was after each.
+    """The steps of a pruning run and how good the model was after each.
 
-    table: columns trial, pruned_heads, layer, head, score, accuracy. The first row of a trial is the intact model (no
-    layer, head, score); after it comes a row for each head that was removed, in order. Heads removed in the same step
-    share ``pruned_heads`` (the number removed after the step) and ``accuracy`` (a fraction, measured after the step).
-    correct: (row, text) bool, which evaluation texts were classified correctly.
+    table: columns trial, pruned_heads, layer, head, score, and the metric by its name, such as accuracy. The first row
+    of a trial is the intact model (no layer, head, score); after it comes a row for each head that was removed, in
+    order. Heads removed in the same step share ``pruned_heads`` (the number removed after the step) and the metric
+    (measured after the step).
+    predictions: (row, text, ...) what the metric kept of each evaluation text; of accuracy, whether it was classified
+    correctly. labels: (text, ...) what other metrics compare it with; may be None for accuracy.
     start: (layer, head) bool mask of the model before the run.
     info: how the run was made (method, seed, sizes, device, precision, versions, seconds), and how close its choices
     were. The gap of a step lies between the last head that was removed and the first that was kept, in units of the
@@ -30,9 +35,23 @@ class Trajectory:
     """
 
     table: pd.DataFrame
-    correct: np.ndarray
+    predictions: np.ndarray
     start: Tensor
     info: dict[str, Any]
+    metric: Metric = METRICS["accuracy"]
+    labels: np.ndarray | None = None
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(row, text) bool, which texts were classified correctly; ``AttributeError`` for a run by another metric."""
+        if self.metric.name != "accuracy":
+            raise AttributeError(f"this run was measured by {self.metric.name}: look at its predictions and labels.")
+        return self.predictions
+
+    @property
+    def num_texts(self) -> int:
+        """How many texts the model was measured on."""
+        return int(self.predictions.shape[1])
 
     def order(self, trial: int = 0) -> list[tuple[int, int]]:
         """The removed heads, (layer, head), in order; ``ValueError`` for a trial that was not run."""
@@ -58,13 +77,14 @@ def wilson(hits: int, texts: int) -> tuple[float, float]:
 
 
 def curve(trajectory: Trajectory) -> pd.Series:
-    """Accuracy, a fraction, by number of pruned heads; the mean over trials."""
-    return trajectory.table.drop_duplicates(["trial", "pruned_heads"]).groupby("pruned_heads").accuracy.mean()
+    """The metric by number of pruned heads; the mean over trials."""
+    states = trajectory.table.drop_duplicates(["trial", "pruned_heads"]).groupby("pruned_heads")
+    return states[trajectory.metric.name].mean()
 
 
-def area(accuracy: pd.Series) -> float:
-    """Trapezoid area, 0 to 1, under accuracy against the fraction of heads pruned. accuracy: a ``curve``."""
-    return float(np.trapezoid(accuracy, accuracy.index / accuracy.index[-1]))
+def area(values: pd.Series) -> float:
+    """Trapezoid area under a ``curve`` against the fraction of heads pruned; 0 to 1 where the metric is a fraction."""
+    return float(np.trapezoid(values, values.index / values.index[-1]))
 
 
 def answers(trajectory: Trajectory) -> pd.DataFrame:
@@ -78,17 +98,33 @@ def answers(trajectory: Trajectory) -> pd.DataFrame:
 
 
 def text_areas(trajectory: Trajectory) -> np.ndarray:
-    """(text,) the area under each text's own curve, 0 to 1; their mean is the area under the accuracy curve."""
+    """(text,) the area under each text's own curve, 0 to 1; their mean is the area under the accuracy curve.
+
+    Raises ``AttributeError`` for a run measured by another metric.
+    """
     by_state = answers(trajectory)
     return np.trapezoid(by_state.to_numpy(), by_state.index / by_state.index[-1], axis=0)
 
 
 def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """(sample, state) accuracies; each sample draws evaluation texts with replacement, the same for every state."""
-    mean = answers(trajectory).to_numpy()
-    texts = mean.shape[1]
+    """(sample, state) values of the metric; each sample draws evaluation texts with replacement, the same for every
+    state. A metric other than accuracy is computed anew for every sample, of which there are a tenth.
+    """
+    texts, by_accuracy = trajectory.num_texts, trajectory.metric.name == "accuracy"
+    samples = samples if by_accuracy else math.ceil(samples / 10)
     draws = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=samples)
-    return draws @ mean.T / texts
+    if by_accuracy:
+        return draws @ answers(trajectory).to_numpy().T / texts
+    table, labels = trajectory.table.reset_index(drop=True), trajectory.labels
+    assert labels is not None
+    values = np.empty((samples, len(table)))
+    states = table.drop_duplicates(["trial", "pruned_heads"])
+    for sample, counts in zip(values, draws):
+        drawn = np.repeat(np.arange(texts), counts)
+        for row in states.index:
+            sample[row] = trajectory.metric.value(trajectory.predictions[row][drawn], labels[drawn])
+    by_state = states.groupby("pruned_heads")
+    return np.stack([values[:, rows.index].mean(1) for _, rows in by_state], axis=1)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +141,7 @@ def area_interval(trajectory: Trajectory) -> tuple[float, float]:
 
 
 def solution(trajectory: Trajectory, budget: float) -> int:
-    """The largest number of pruned heads whose accuracy is within ``budget``, a fraction, of the intact model's."""
-    accuracy = curve(trajectory)
-    return int(accuracy.index[accuracy >= accuracy.iloc[0] - budget - 1e-12][-1])
+    """The largest number of pruned heads whose metric is worse than the intact model's by no more than ``budget``."""
+    values = curve(trajectory)
+    loss = (values.iloc[0] - values) * (1 if trajectory.metric.higher_is_better else -1)
+    return int(values.index[loss <= budget + 1e-12][-1])

@@ -541,7 +541,7 @@ class Check:
                 if name == "accuracy":
                     with of.around():
                         given = self.given(model, together=r.random() < 0.5)
-                        found = gnorm.scoring.correct_texts(model, given)
+                        found = gnorm.metrics.correct_texts(model, given)
                     self.compare_answers(name, found, expected.logits)
                 elif name in MEANS:
                     self.compare_means(name, ask(name), MEANS[name])

@@ -31,7 +31,7 @@ def run_example(title):
 @pytest.fixture(autouse=True)
 def rows_of_before():
     """Rows that an example adds to a table go again."""
-    tables = [(table, dict(table)) for table in (FAMILIES, gnorm.MORE_METHODS)]
+    tables = [(table, dict(table)) for table in (FAMILIES, gnorm.MORE_METHODS, gnorm.METRICS)]
     yield
     for table, before in tables:
         table.clear()
@@ -39,7 +39,7 @@ def rows_of_before():
 
 
 def test_every_section_that_promises_an_example_has_one():
-    assert list(EXAMPLES) == ["A criterion", "A family of models", "A notebook"]
+    assert list(EXAMPLES) == ["A criterion", "A metric", "A family of models", "A notebook"]
 
 
 def test_a_criterion(capsys):
@@ -57,6 +57,14 @@ def test_a_criterion(capsys):
     mask[0] = False
     gnorm.remove_heads(model, mask)
     assert torch.equal(example["value_norm"](model, []).isneginf(), ~mask)
+
+
+def test_a_metric():
+    example = run_example("A metric")
+    run, labels = example["run"], torch.as_tensor(example["run"].labels)
+    hits = gnorm.metrics.correct_texts(example["task"].model, example["task"].batches("evaluation"))
+    assert run.table["worst_class"][0] == min(hits[labels == c].double().mean().item() for c in labels.unique())
+    assert run.info["metric"] == "worst_class"
 
 
 def test_a_family(capsys):

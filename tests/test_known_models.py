@@ -297,8 +297,8 @@ PROBLEMS = [{"num_labels": 1}, {"problem_type": "regression"}, {"problem_type": 
 @pytest.mark.parametrize("options", PROBLEMS)
 def test_accuracy_of_what_chooses_no_class_is_refused(options):
     model, batches = tiny_model("bert", **options), ragged_batches(labels=1)
-    for call in (gnorm.accuracy, lambda *given: gnorm.prune(*given, progress=False)):
-        with pytest.raises(ValueError, match="accuracy needs a classifier that gives each text one of several classes"):
+    for call in (gnorm.accuracy, lambda *given: gnorm.prune(*given, metric="accuracy", progress=False)):
+        with pytest.raises(ValueError, match="accuracy needs a model that gives each text one of several classes"):
             call(model, batches)
     assert gnorm.gnorm_scores(model, batches).isfinite().all()
 

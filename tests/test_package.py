@@ -15,7 +15,13 @@ from pipeline import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CORE, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
 # Modules whose package has another name, or is always there with a package that is declared.
-PACKAGES = {"IPython": "ipykernel", "faker": "Faker", "httpx2": "huggingface-hub", "jupyter_client": "ipykernel"}
+PACKAGES = {
+    "IPython": "ipykernel",
+    "faker": "Faker",
+    "httpx2": "huggingface-hub",
+    "jupyter_client": "ipykernel",
+    "sklearn": "scikit-learn",
+}
 EXAMPLE = """
 import sys
 

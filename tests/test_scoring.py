@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import gnorm
 from gnorm.engine.batches import PACKED_MAX_TOKENS, prepare
 from gnorm.engine.state import evaluating
+from gnorm.metrics import correct_texts
 from gnorm.norms import log_norm
-from gnorm.scoring import ENTROPY_FORMS, correct_texts
+from gnorm.scoring import ENTROPY_FORMS
 
 # ---------------------------------------------------------------- norms
 

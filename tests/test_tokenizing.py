@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import gnorm
 from gnorm.experiments import tokenizers
-from gnorm.tokenizing import batched
+from gnorm.storage.tokenizing import batched
 
 WORDS = ("no", "dogs", "ran", "some", "moved")
 ROWS = {"text": ["no dogs ran", "dogs"], "text_pair": ["some moved", "ran"], "label": [0, 1]}

@@ -7,46 +7,45 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches, prepare
-from ..engine.checks import NOT_COUNTED, Batch, check_labels
+from ..engine.checks import Batch, check_labels
 from ..engine.packing import NO_CACHE, LayerInputCache, not_finite
+from ..engine.problems import NOT_COUNTED, problem_of
 from ..engine.products import FasterLinear
 from ..engine.state import copy_of, evaluating
 from ..heads import attention_blocks, head_mask_of, masked, table_of
 from ..scoring import Criterion
-from .of_loss import counted_labels
+from .of_loss import loss_terms
 
 
 def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """What pruning is measured by, tried out: (layer, head) how many texts are wrong once this head is gone as well.
 
-    A fraction below one is added, c / (1 + c) of the mean cross-entropy c, so that of two heads with as many wrong
-    texts the one goes whose loss is smaller. Texts labelled -100 count for nothing. It takes one forward pass a head,
-    from that head's layer upwards.
+    A fraction below one is added, c / (1 + c) of the loss c, so that of two heads with as many wrong texts the one goes
+    whose loss is smaller; that fraction is all there is where texts are not right or wrong as a whole. Texts labelled
+    -100 count for nothing. It takes one forward pass a head, from that head's layer upwards.
 
     Raises ``ValueError`` for texts without labels, where logits are not finite, and as ``prepare`` and
     ``attention_blocks`` do.
     """
     blocks, mask = attention_blocks(model), head_mask_of(model)
     prepared = prepare(batches, model)
-    counted_labels(prepared, model, "the oracle")
+    problem, texts = problem_of(model), int(loss_terms(prepared, model, "the oracle").sum())
 
     def cost(caches: Sequence[LayerInputCache], observed: Prepared) -> float:
-        wrong, loss, texts = 0, 0.0, 0
+        wrong, loss = 0, 0.0
         with forwarding(model, prepared) as forward:
             for micro, cache in zip(prepared, caches, strict=True):
                 logits = forward(micro, cache)[0]
-                labels = labels_of(micro, logits.shape[1])
+                labels = labels_of(micro, logits)
                 observed.notify(logits, micro)
-                counted = labels != NOT_COUNTED
-                wrong += int((logits.argmax(-1) != labels)[counted].sum())
-                loss += cross_entropy(logits[counted].double(), labels[counted], reduction="sum").item()
-                texts += int(counted.sum())
+                if problem.labels == ("text",):
+                    wrong += int((logits.argmax(-1) != labels)[labels != NOT_COUNTED].sum())
+                loss += problem.loss_sum(logits.double(), labels).item()
         if not math.isfinite(loss):
             raise ValueError(not_finite("a text"))
-        mean = loss / max(1, texts)
+        mean = loss / texts
         return wrong + mean / (1 + mean)
 
     caches = layer_input_caches(model, prepared)
@@ -90,9 +89,12 @@ def shuffled_labels(
     model: nn.Module, batches: Iterable[Batch] | Prepared, *, criterion: Criterion, generator: torch.Generator
 ) -> Tensor:
     """``criterion`` with the labels of all texts dealt out anew at random: (layer, head). A check like
-    ``shuffled_weights``, for criteria that look at labels. Raises as ``criterion`` does, and for texts without labels.
+    ``shuffled_weights``, for criteria that look at labels. Raises as ``criterion`` does, for texts without labels, and
+    for labels of tokens, which do not fit another text.
     """
-    given = prepare(batches, model).batches
+    given, problem = prepare(batches, model).batches, problem_of(model)
+    if not problem.by_text:
+        raise ValueError(f"labels cannot be dealt out anew where a model gives {problem.gives}: choose another method.")
     check_labels(given, model, "shuffled labels")
     labels = torch.cat([batch["labels"] for batch in given])
     dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]

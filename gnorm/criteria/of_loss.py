@@ -1,4 +1,4 @@
-"""Criteria of the loss: what the cross-entropy of labelled texts says about a head."""
+"""Criteria of the loss: what the loss of labelled texts, the model's own, says about a head."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.batches import Prepared, by_batch, prepare
-from ..engine.checks import NOT_COUNTED, Batch, check_labels
+from ..engine.checks import Batch, check_labels
 from ..engine.mask_derivatives import mask_derivatives
+from ..engine.problems import labels_in, problem_of
 from ..heads import attention_blocks, table_of
 from ..scoring import attention_entropy
 
@@ -17,15 +18,15 @@ from ..scoring import attention_entropy
 def head_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """Head importance of Michel, Levy and Neubig (arXiv 1905.10650): (layer, head), not a logarithm.
 
-    I(h) = mean over texts x of |d L(x) / d m_h|, where L is the cross-entropy of a text and m_h, at 1, multiplies the
+    I(h) = mean over texts x of |d L(x) / d m_h|, where L is the loss of a text and m_h, at 1, multiplies the
     context of head h in every pass through its block. The absolute value is taken text by text, so batches do not
     matter. Not normalised by layer.
 
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
     prepared = prepare(batches, model)
-    counted = counted_labels(prepared, model, "head importance")
-    return _sum_over_texts(model, prepared, torch.abs) / counted.sum()
+    terms = loss_terms(prepared, model, "head importance")
+    return _sum_over_texts(model, prepared, terms, torch.abs) / (terms > 0).sum()
 
 
 def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -35,16 +36,20 @@ def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     Fisher matrix. Raises as ``head_importance`` does.
     """
     prepared = prepare(batches, model)
-    counted_labels(prepared, model, "Fisher information")
-    return _sum_over_texts(model, prepared, torch.square)
+    terms = loss_terms(prepared, model, "Fisher information")
+    return _sum_over_texts(model, prepared, terms, torch.square)
 
 
-def _sum_over_texts(model: nn.Module, prepared: Prepared, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """(layer, head) the sum over texts of ``of`` (text, kept head) the derivatives of their losses by the masks."""
+def _sum_over_texts(model: nn.Module, prepared: Prepared, terms: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """(layer, head) the sum over texts of ``of`` (text, kept head) the derivatives of their losses by the masks.
+
+    terms: (text,) the terms of each text's loss, which is their mean.
+    """
     blocks = attention_blocks(model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    for _index, derivatives in mask_derivatives(model, blocks, prepared):
-        sums = [total + of(d).sum(0) for total, d in zip(sums, derivatives, strict=True)]
+    for index, derivatives in mask_derivatives(model, blocks, prepared):
+        each = terms[index].clamp(min=1)[:, None]
+        sums = [total + of(d / each).sum(0) for total, d in zip(sums, derivatives, strict=True)]
     return table_of(blocks, sums)
 
 
@@ -52,7 +57,7 @@ def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
     """TextPruner's importance of heads: (layer, head), not a logarithm.
 
     S(h) = 1/N sum over batches b of |sum over w of w dL_b/dw|, with w the columns of head h in the output projection,
-    L_b the mean cross-entropy of the labelled texts of the batch, N the number of labelled texts. Since the context
+    L_b the loss of the batch, N the number of labelled texts. Since the context
     meets nothing but these columns, the inner sum is dL_b/dm_h of ``head_importance``: the two differ in where the
     absolute value is taken.
 
@@ -60,17 +65,17 @@ def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
     """
     blocks = attention_blocks(model)
     prepared = by_batch(prepare(batches, model))
-    counted = counted_labels(prepared, model, "output saliency")
+    terms = loss_terms(prepared, model, "output saliency")
     batch_of = torch.empty(prepared.num_texts, dtype=torch.long)
     for micro in prepared:
         for batch_slice in micro.batch_slices:
             batch_of[micro.index[batch_slice.texts]] = batch_slice.batch
-    number = int(batch_of.max()) + 1
-    sizes = batch_of[counted].bincount(minlength=number).clamp(min=1)[:, None]  # (batch, 1)
+    sizes = torch.zeros(int(batch_of.max()) + 1, dtype=torch.long).index_add(0, batch_of, terms)
+    sizes = sizes.clamp(min=1)[:, None]  # (batch, 1)
     sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
     for index, derivatives in mask_derivatives(model, blocks, prepared):
         sums = [total.index_add(0, batch_of[index], d) for total, d in zip(sums, derivatives, strict=True)]
-    return table_of(blocks, [(total / sizes).abs().sum(0) / counted.sum() for total in sums])
+    return table_of(blocks, [(total / sizes).abs().sum(0) / (terms > 0).sum() for total in sums])
 
 
 def hies(
@@ -102,7 +107,8 @@ def _rescaled(scores: Tensor) -> Tensor:
     return (scores - left.min()) / (left.max() - left.min())
 
 
-def counted_labels(prepared: Prepared, model: nn.Module, purpose: str) -> Tensor:
-    """(text,) bool: which texts have a label that counts; all labels are checked."""
+def loss_terms(prepared: Prepared, model: nn.Module, purpose: str) -> Tensor:
+    """(text,) int64: how many terms the loss of each text has; all labels are checked."""
     check_labels(prepared.batches, model, purpose)
-    return torch.cat([batch["labels"] for batch in prepared.batches]).cpu() != NOT_COUNTED
+    found = (labels_in(batch) for batch in prepared.batches)
+    return torch.cat([problem_of(model).terms_of(labels).cpu() for labels in found if labels is not None])

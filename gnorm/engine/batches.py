@@ -23,6 +23,7 @@ from .checks import PER_TEXT, PER_TOKEN, Batch, checked_batches, parameter_of, s
 from .known_models import ignores_padding, packable
 from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forward, packing_of
 from .padding import PackedTexts
+from .problems import LABELS, labels_in, problem_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,22 @@ class MicroBatch:
     """Texts that share a pass: packed texts of one batch or several, or padded texts of one batch."""
 
     inputs: dict[str, Tensor]  # what forward takes, each (text, ...), padded to the longest text
-    labels: Tensor | None  # (text,)
+    labels: Tensor | None  # (text, ...), as the problem of the model has them
     index: Tensor  # (text,) position of each text in the batches as they were given
     lengths: Tensor  # (text,) tokens of each text
     batch_slices: tuple[BatchSlice, ...]
     packed: PackedTexts | None = None  # None where the texts go through padded
+    real: Tensor | None = None  # which logits are of tokens and not of padding; None where none is of padding
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences of tokens the layers see: one a text, or one for every choice of a text."""
+        ids = next((self.inputs[name] for name in ("input_ids", "attention_mask") if name in self.inputs), self.index)
+        return max(len(self.index), ids.shape[:-1].numel())
+
+    def without_padding(self, logits: Tensor, value: float = 0) -> Tensor:
+        """``logits`` with those of padding replaced by ``value``."""
+        return logits if self.real is None else logits.masked_fill(~self.real, value)
 
     @cached_property
     @torch.inference_mode(False)  # computed once and then used by passes with gradients too, whatever mode is on now
@@ -62,7 +74,7 @@ class MicroBatch:
         return tuple(micro_batches)
 
 
-# Called with the logits (text, class) and the micro-batch of every forward pass of the unaltered model.
+# Called with the logits (text, ...) and the micro-batch of every forward pass of the unaltered model.
 OnLogits = Callable[[Tensor, MicroBatch], None]
 
 
@@ -138,20 +150,21 @@ def prepare(
 ) -> Prepared:
     """Cut batches into micro-batches, sorted by length, on the model's device.
 
-    batches: mappings of tensors (text, ...): what the model's forward takes, and optionally ``labels`` (text,).
+    batches: mappings of tensors (text, ...): what the model's forward takes, and optionally ``labels`` (text, ...), or
+    ``start_positions`` and ``end_positions`` (text,).
     together: texts are sorted across batches (evaluation, where a batch means nothing).
     max_tokens: the most tokens, padding counted, that one micro-batch holds (a single longer text goes alone); it
     bounds the memory of a forward and backward pass. Default by device.
 
     Batches keep their own width and their padding where cutting padding is not known to change nothing: the model is
-    none of the known classifiers, or a tensor is not known to have a row a text (``PER_TEXT``) or an entry a token
-    (``PER_TOKEN``).
+    none of the known classifiers, its logits are of tokens or choices, or a tensor is not known
+    to have a row a text (``PER_TEXT``) or an entry a token (``PER_TOKEN``).
 
     Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
     unequal first dimension, a text with nothing but padding, numbers that are in no table of the model, a text longer
     than the model takes, something that its forward does not take, batches that do not go together, a model whose
-    weights are not there, on several devices or made within torch.inference_mode, or one that gives no logits
-    (text, class). Labels are not checked here but where they are used.
+    weights are not there, on several devices or made within torch.inference_mode, or one that gives no logits of the
+    axes of its problem. Labels are not checked here but where they are used.
     """
     if isinstance(batches, Prepared):
         return _prepared_for(model, batches)
@@ -159,7 +172,7 @@ def prepare(
     hidden = getattr(model.config, "hidden_size", 1)
     if not _may_trim(model, checked):
         most = max_tokens or MAX_TOKENS[parameter.device.type]
-        micro_batches = _untrimmed(checked, parameter, hidden, most)
+        micro_batches = _untrimmed(checked, parameter, hidden, most, model)
         return Prepared(micro_batches, None, checked, _traits(model), together, max_tokens)
     texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
     lengths = _lengths(texts, hidden)
@@ -206,25 +219,30 @@ def _may_trim(model: nn.Module, batches: Sequence[Batch]) -> bool:
         return False
     if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in batches for name in batch):
         return False
+    if problem_of(model).heads:
+        return False
     masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
     if not masks or packable(model):  # without a mask no padding is known, so none is cut
         return True
     return ignores_padding(model) and all(bool(mask[:, 0].all()) for mask in masks)
 
 
-def _untrimmed(batches: Sequence[Batch], parameter: Tensor, hidden: int, most: int) -> list[MicroBatch]:
+def _untrimmed(
+    batches: Sequence[Batch], parameter: Tensor, hidden: int, most: int, model: nn.Module
+) -> list[MicroBatch]:
     """Each batch in its own width, cut into micro-batches of at most ``most`` tokens."""
-    micro_batches, before = [], 0
+    micro_batches, before, problem = [], 0, problem_of(model)
     for b, batch in enumerate(batches):
         lengths, count = _lengths(batch, hidden), size_of(batch)
         step = max(1, most // int(lengths.max()))
         for start in range(0, count, step):
             texts = slice(start, min(start + step, count))
             inputs = {name: t[texts].contiguous().to(parameter.device) for name, t in batch.items()}
-            labels, index = inputs.pop("labels", None), torch.arange(before + start, before + texts.stop)
-            everything = slice(0, len(index))
+            labels, index = labels_in(inputs), torch.arange(before + start, before + texts.stop)
+            inputs = {name: tensor for name, tensor in inputs.items() if name not in LABELS}
+            everything, real = slice(0, len(index)), problem.without_padding(inputs)
             batch_slice = BatchSlice(b, everything, everything, texts.stop == count)
-            micro_batches.append(MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,)))
+            micro_batches.append(MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,), real=real))
         before += count
     return micro_batches
 
@@ -315,14 +333,14 @@ def _length_groups(texts: Tensor, lengths: Tensor, overhead: int, most: int) -> 
     return texts.split(_group_sizes(lengths[texts].tolist(), overhead, most))
 
 
-def labels_of(micro: MicroBatch, classes: int) -> Tensor:
-    """(text,) the labels of a micro-batch, ``NOT_COUNTED`` among them.
+def labels_of(micro: MicroBatch, logits: Tensor) -> Tensor:
+    """(text, ...) the labels of a micro-batch, ``NOT_COUNTED`` among them.
 
-    Raises ``ValueError`` where there are none, and where logits have ``classes`` < 2 columns, so no class to name.
+    Raises ``ValueError`` where there are none, and where they name classes and the logits (text, class) have one alone.
     """
     if micro.labels is None:
         raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
-    if classes < 2:
+    if logits.shape[1:] == (1,) and not micro.labels.is_floating_point():
         raise ValueError("the model gives one number a text, so there is no class to compare a label with.")
     return micro.labels
 
@@ -360,10 +378,13 @@ def _lengths(batch: Batch, hidden: int) -> Tensor:
     for the pixels of images, roughly.
     """
     if (mask := batch.get("attention_mask")) is None:
-        tensors = [t for name, t in batch.items() if name != "labels"]
+        tensors = [t for name, t in batch.items() if name not in LABELS]
         tokens = max((t[0].numel() // (hidden if t.is_floating_point() else 1) for t in tensors), default=1)
         return torch.full((size_of(batch),), max(1, tokens))
-    return (mask != 0).mul(torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
+    ends = (
+        (mask != 0).mul(torch.arange(1, mask.shape[-1] + 1, device=mask.device)).amax(-1)
+    )  # (text,) or (text, choice)
+    return ends.reshape(len(ends), -1).sum(1).cpu()
 
 
 def _trimmed(tensors: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
@@ -396,7 +417,7 @@ def _group_sizes(lengths: list[int], overhead: int, most: int) -> list[int]:
 
 
 class Forward(Protocol):
-    """A micro-batch -> its logits (text, class), and the projections that the pass absorbed."""
+    """A micro-batch -> its logits (text, ...), and the projections that the pass absorbed."""
 
     def __call__(
         self, micro: MicroBatch, cache: LayerInputCache = ...

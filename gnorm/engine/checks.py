@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .problems import LABELS, NOT_COUNTED, POSITIONS, Problem, labels_in, problem_of
+
 Batch = Mapping[str, Tensor]
 
 
@@ -101,25 +103,28 @@ def checked_batches(batches: Sequence[Any], model: Any) -> list[Batch]:
     """The batches, row numbers and classes as int64. Raises what ``prepare`` raises before any pass."""
     tables, takes = tables_of(model), inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    checked = [_checked(batch, i, tables, None if anything else (*takes, "labels")) for i, batch in enumerate(batches)]
+    names, axes = None if anything else (*takes, "labels"), problem_of(model).inputs
+    checked = [_checked(batch, i, tables, names, axes) for i, batch in enumerate(batches)]
     if not checked:
         raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
-    names = [batch.keys() - {"labels"} for batch in checked]
+    inputs = [batch.keys() - set(LABELS) for batch in checked]
     for i, batch in enumerate(checked):
-        if names[i] != names[0]:
+        if inputs[i] != inputs[0]:
             raise ValueError(f"batch {i} holds {', '.join(batch)}, batch 0 {', '.join(checked[0])}: give all the same.")
     return checked
 
 
-def _checked(batch: Any, i: int, tables: Mapping[str, int | None], takes: Sequence[str] | None) -> Batch:
-    """Batch number ``i``, checked against the model's tables and the inputs it takes (None for any)."""
+def _checked(
+    batch: Any, i: int, tables: Mapping[str, int | None], takes: Sequence[str] | None, axes: Sequence[str]
+) -> Batch:
+    """Batch number ``i``, checked against the model's tables and the inputs it takes, None for any. axes: of ids."""
     _check_tensors(batch, i, takes)
     mask = batch.get("attention_mask")
     if mask is not None:
-        _check_mask(mask, i)
+        _check_mask(mask, i, axes)
     for name, rows in ((name, tables[name]) for name in TABLES if name in batch):
-        _check_numbers(batch, i, name, rows)
-    _check_width(batch, i, tables["longest"])
+        _check_numbers(batch, i, name, rows, axes)
+    _check_width(batch, i, tables["longest"], axes)
     return {name: _usable(name, tensor) for name, tensor in batch.items()}
 
 
@@ -144,27 +149,28 @@ def _check_tensors(batch: Any, i: int, takes: Sequence[str] | None) -> None:
         raise ValueError(f"the tensors of batch {i} disagree on how many texts there are: {sizes}.")
 
 
-def _check_mask(mask: Tensor, i: int) -> None:
-    """Check that an attention mask is (text, token), holds 0 and 1 only, and has a 1 in each text."""
-    if mask.dim() != 2:
-        raise ValueError(f"the attention mask of batch {i} has shape {tuple(mask.shape)}, it must be (text, token).")
+def _check_mask(mask: Tensor, i: int, axes: Sequence[str]) -> None:
+    """Check that an attention mask has these axes, holds 0 and 1 only, and has a 1 in each text."""
+    if mask.dim() != len(axes):
+        shape, needed = tuple(mask.shape), ", ".join(axes)
+        raise ValueError(f"the attention mask of batch {i} has shape {shape}, it must be ({needed}).")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"the attention mask of batch {i} holds values other than 0, for padding, and 1, for a token.")
-    if len(blank := (mask == 0).all(1).nonzero()):
-        raise ValueError(f"text {int(blank[0])} of batch {i} is all padding: its attention mask holds no 1.")
+    if len(blank := (mask == 0).all(-1).nonzero()):
+        raise ValueError(f"text {int(blank[0, 0])} of batch {i} is all padding: its attention mask holds no 1.")
 
 
-def _check_numbers(batch: Batch, i: int, name: str, rows: int | None) -> None:
-    """Check the input ``name``: row numbers (text, token) of an embedding table, of the shape of mask and token ids.
+def _check_numbers(batch: Batch, i: int, name: str, rows: int | None, axes: Sequence[str]) -> None:
+    """Check the input ``name``: row numbers, of ``axes``, of an embedding table, of the shape of mask and token ids.
 
     rows: how many rows the table has; None where the model has no such table.
     """
     (what, remedy), numbers = TABLES[name], batch[name]
     mask, ids = batch.get("attention_mask"), batch.get("input_ids")
-    if numbers.dim() != 2 or numbers.is_floating_point() or numbers.is_complex():
+    if numbers.dim() != len(axes) or numbers.is_floating_point() or numbers.is_complex():
         raise ValueError(
             f"the {what} of batch {i} are {numbers.dtype} of shape {tuple(numbers.shape)}: they must be whole "
-            "numbers, (text, token)."
+            f"numbers, ({', '.join(axes)})."
         )
     if mask is not None and mask.shape != numbers.shape:
         raise ValueError(
@@ -179,15 +185,18 @@ def _check_numbers(batch: Batch, i: int, name: str, rows: int | None) -> None:
         raise ValueError(f"batch {i} has {what} from {low} to {high}, the model knows 0 to {rows - 1}: {remedy}.")
 
 
-def _check_width(batch: Batch, i: int, room: int | None) -> None:
+def _check_width(batch: Batch, i: int, room: int | None, axes: Sequence[str]) -> None:
     """Check the shape of embeddings, and that no text has more tokens than the model has positions for (``room``)."""
     embedded, mask, ids = (batch.get(name) for name in ("inputs_embeds", "attention_mask", "input_ids"))
-    if embedded is not None and (embedded.dim() != 3 or (mask is not None and embedded.shape[:2] != mask.shape)):
+    if embedded is not None and (
+        embedded.dim() != len(axes) + 1 or (mask is not None and embedded.shape[:-1] != mask.shape)
+    ):
         raise ValueError(
-            f"inputs_embeds of batch {i} have shape {tuple(embedded.shape)}: they must be (text, token, hidden)"
+            f"inputs_embeds of batch {i} have shape {tuple(embedded.shape)}: they must be ({', '.join(axes)}, hidden)"
             + ("." if mask is None else f", as wide as the attention mask {tuple(mask.shape)}.")
         )
-    longest = int(mask.ne(0).any(0).nonzero().max()) + 1 if mask is not None else 0 if ids is None else ids.shape[1]
+    used = None if mask is None else mask.ne(0).flatten(0, -2).any(0)  # (token,)
+    longest = int(used.nonzero().max()) + 1 if used is not None else 0 if ids is None else ids.shape[-1]
     if room is not None and longest > room:
         raise ValueError(
             f"the longest text of batch {i} has {longest} tokens, the model takes {room}: have the tokenizer truncate "
@@ -198,46 +207,76 @@ def _check_width(batch: Batch, i: int, room: int | None) -> None:
 def _usable(name: str, tensor: Tensor) -> Tensor:
     """The tensor outside inference mode, as int64 where it holds numbers of rows or classes."""
     tensor = tensor.clone() if tensor.is_inference() else tensor
-    numbers = name in TABLES or (name == "labels" and not tensor.is_floating_point() and not tensor.is_complex())
+    numbers = name in TABLES or (name in LABELS and not tensor.is_floating_point() and not tensor.is_complex())
     return tensor.long() if numbers else tensor
-
-
-# The label of a text that accuracy and losses leave out, as torch.nn.functional.cross_entropy does.
-NOT_COUNTED = -100
 
 
 def check_labels(
     batches: Sequence[Batch], model: Any, purpose: str, what: str = "batch", not_counted: bool = True
 ) -> None:
-    """Check that each text has the number of one of the model's classes as its label; ``ValueError`` if not.
+    """Check that each text has labels as the model's problem needs them; ``ValueError`` if not.
 
-    purpose: what the labels are for, in the message. what: what the message calls a batch. not_counted: whether
-    ``NOT_COUNTED`` is allowed.
+    purpose: what the labels are for, in the message. what: what the message calls a batch. not_counted: whether a text
+    may be ``NOT_COUNTED``; a token may.
     """
-    config = model.config
-    classes, problem = getattr(config, "num_labels", None), getattr(config, "problem_type", None)
-    if classes == 1 or problem not in (None, "single_label_classification"):
-        kind = problem or "regression, with one number a text"
-        raise ValueError(
-            f"{purpose} needs a classifier that gives each text one of several classes; this model is for {kind}."
-        )
-    counted = 0
+    problem, counted = problem_of(model), 0
     for i, batch in enumerate(batches):
-        if (labels := batch.get("labels")) is None:
-            raise ValueError(f"{what} {i} has no `labels`: {purpose} needs the class of each text.")
-        if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        names = " and ".join(f"`{name}`" for name in (POSITIONS if "boundary" in problem.labels else ("labels",)))
+        if (labels := labels_in(batch)) is None:
+            raise ValueError(f"{what} {i} has no {names}: {purpose} needs {problem.needs}.")
+        fractions = labels.is_floating_point() or labels.is_complex()
+        if not _fits(labels, batch, problem, model) or fractions == problem.whole:
             raise ValueError(
-                f"the labels of {what} {i} are {labels.dtype} of shape {tuple(labels.shape)}: give the index of a "
-                "class for each text."
+                f"the labels of {what} {i} are {labels.dtype} of shape {tuple(labels.shape)}: give {problem.each}."
             )
-        real = labels[labels != NOT_COUNTED] if not_counted else labels
-        counted += len(real)
+        if not problem.whole:
+            _check_values(labels, problem, f"{what} {i}")
+            counted += len(labels)
+            continue
+        real = labels[labels != NOT_COUNTED] if not_counted or problem.labels == ("text", "token") else labels
+        counted += int(problem.terms_of(labels).sum())
+        classes = _classes(batch, problem, model)
         if classes is not None and len(real) and not 0 <= int(real.min()) <= int(real.max()) < classes:
             raise ValueError(
                 f"{what} {i} has labels from {int(labels.min())} to {int(labels.max())}, the model's classes are 0 to "
                 f"{classes - 1}."
             )
+        if "boundary" in problem.labels and bool((labels[:, 0] > labels[:, 1]).any()):
+            raise ValueError(f"{what} {i} has an answer that ends before it starts: correct its positions.")
     if not counted:
         raise ValueError(
             f"every label is {NOT_COUNTED}, which is not counted: {purpose} needs some texts with a class."
         )
+
+
+def _width(batch: Batch) -> int | None:
+    """How many tokens wide a batch is; None where nothing in it counts tokens."""
+    ids, embedded = next((batch[name] for name in PER_TOKEN[:4] if name in batch), None), batch.get("inputs_embeds")
+    return ids.shape[-1] if ids is not None else None if embedded is None else embedded.shape[-2]
+
+
+def _classes(batch: Batch, problem: Problem, model: Any) -> int | None:
+    """The number of classes, choices or positions that a label may name; None where it is not known."""
+    if "choice" in problem.logits:
+        return next((batch[name].shape[1] for name in PER_TOKEN if name in batch), None)
+    return _width(batch) if "boundary" in problem.labels else getattr(model.config, problem.classes, None)
+
+
+def _fits(labels: Tensor, batch: Batch, problem: Problem, model: Any) -> bool:
+    """Whether labels have the axes of the problem, as long as the batch and the model make them."""
+    classes = getattr(model.config, problem.classes, None)
+    sizes = {"text": len(labels), "token": _width(batch), "class": classes, "boundary": 2}
+    shapes = [[sizes[axis] for axis in problem.labels]]
+    if problem.name == "regression" and classes == 1:
+        shapes.append([len(labels)])
+    return any(
+        len(shape) == labels.dim() and all(a in (None, b) for a, b in zip(shape, labels.shape)) for shape in shapes
+    )
+
+
+def _check_values(labels: Tensor, problem: Problem, what: str) -> None:
+    """Check that labels that are no classes are finite, and 0 or 1 where they say whether a class is given."""
+    yes_or_no = problem.name == "multi_label_classification"
+    if not bool(((labels == 0) | (labels == 1)).all() if yes_or_no else labels.isfinite().all()):
+        low, high = float(labels.min()), float(labels.max())
+        raise ValueError(f"{what} has labels from {low:g} to {high:g}: give {problem.each}.")

@@ -22,8 +22,8 @@ QKV = ("query", "key", "value")  # the projections of the paper's score
 
 
 def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
-    """The cotangent of the norm of the logits, times that norm: the logits."""
-    return logits
+    """The cotangent of the norm of the logits, times that norm: the logits, those of padding zero."""
+    return micro.without_padding(logits)
 
 
 def gradient_norms(
@@ -37,11 +37,11 @@ def gradient_norms(
 ) -> Tensor:
     """log prod_{W in Q, K, V} sum_b || G_b / d_b || over the rows of W that are a head's: (layer, head) float64.
 
-    G_b is the gradient of batch b that ``gradients_by_batch`` gives for ``cotangent``; ``log_divisor`` (logits, number
-    of the batch) -> (1,) float64 gives log d_b. A batch with d_b = 0 is left out. Heads that are gone, and heads whose
-    gradient is zero, score -inf. parts: the projections W, by their names in ``AttentionBlock``; a head has columns of
-    the output projection, rows of the others. combine: what joins the logarithms of two projections; adding them makes
-    the product. weighted: W * G_b, elementwise, takes the place of G_b.
+    G_b is the gradient of batch b that ``gradients_by_batch`` gives for ``cotangent``; ``log_divisor`` (cotangent,
+    number of the batch) -> (1,) float64 gives log d_b. A batch with d_b = 0 is left out. Heads that are gone, and heads
+    whose gradient is zero, score -inf. parts: the projections W, by their names in ``AttentionBlock``; a head has
+    columns of the output projection, rows of the others. combine: what joins the logarithms of two projections; adding
+    them makes the product. weighted: W * G_b, elementwise, takes the place of G_b.
 
     Raises ``ValueError`` where gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
@@ -54,8 +54,8 @@ def gradient_norms(
     if live:
         prepared = by_batch(prepare(batches, model))
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-            for b, (gradients, logits) in enumerate(gradients_by_batch(forward, model, prepared, cotangent, parts)):
-                divisor = log_divisor(logits, b)
+            for b, (gradients, start) in enumerate(gradients_by_batch(forward, model, prepared, cotangent, parts)):
+                divisor = log_divisor(start, b)
                 if bool(divisor > -torch.inf):
                     if weighted:
                         gradients = (g * w for g, w in zip(gradients, weights, strict=True))
@@ -76,7 +76,8 @@ def gradients_by_batch(
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
     parts: Sequence[str] = QKV,
 ) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
-    """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, class) itself.
+    """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, ...) itself,
+    logits of padding zero.
 
     Each gradient is (kept head, rows of a head, other side). Of a block, the projections that share a module come
     together.
@@ -87,23 +88,24 @@ def gradients_by_batch(
     gradient of a weight.
 
     The gradients come from an iterator: take them before the next batch. ``cotangent`` (logits, micro-batch)
-    -> (text, class) starts the backward pass of another objective, whose gradient is summed over a batch's texts.
+    -> (text, ...) starts the backward pass of another objective, whose gradient is summed over a batch's texts; it
+    comes in the place of Z.
     ``parts`` names other projections than Q, K and V.
     """
     live = [pair for pair in zip(attention_blocks(model), layers_of(model), strict=True) if pair[0].kept]
     projections = [of_module for block, _ in live for of_module in block.by_module(parts).values()]
     totals: list[Tensor] = []
-    logits: list[Tensor] = []
+    starts: list[Tensor] = []
     for micro in prepared:
-        z, factors = _gradient_factors(forward, micro, live, cotangent, parts)
+        z, start, factors = _gradient_factors(forward, micro, live, cotangent, parts)
         prepared.notify(z, micro)
         for batch_slice in micro.batch_slices:
-            logits.append(z[batch_slice.texts])
+            starts.append(start[batch_slice.texts])
             gradients = _weight_gradients(totals, factors, batch_slice, micro)
             if batch_slice.last:
                 pairs = zip(gradients, projections, strict=True)
-                yield (part.by_head(g) for g, of_module in pairs for part in of_module), torch.cat(logits)
-                totals, logits = [], []
+                yield (part.by_head(g) for g, of_module in pairs for part in of_module), torch.cat(starts)
+                totals, starts = [], []
             else:
                 totals = list(gradients)
 
@@ -153,8 +155,8 @@ def _gradient_factors(
     live: list[tuple[AttentionBlock, nn.Module]],
     cotangent: Callable[[Tensor, MicroBatch], Tensor],
     parts: Sequence[str],
-) -> tuple[Tensor, list[list[Factors]]]:
-    """One forward and one backward pass: the logits z (text, class), and the factors of <cotangent, dz> / dW.
+) -> tuple[Tensor, Tensor, list[list[Factors]]]:
+    """One forward and one backward pass: the logits z (text, ...), the cotangent, the factors of <cotangent, dz> / dW.
 
     The factors are of every module that holds projections ``parts``, one pair for each call of it, in fp32 at least.
     live: the blocks that have heads, each with its layer. A layer that is never called, such as one of ALBERT's spare
@@ -173,7 +175,7 @@ def _gradient_factors(
         if not of_module:
             no_dy, no_x = (start.new_zeros(0, side, dtype=dtype) for side in size_of_module(module))
             of_module.append((no_x, no_dy))
-    return z.detach(), factors
+    return z.detach(), start, factors
 
 
 def _recorded_pass(
@@ -182,7 +184,7 @@ def _recorded_pass(
     live: list[tuple[AttentionBlock, nn.Module]],
     parts: Sequence[str],
 ) -> tuple[Tensor, list[_Call]]:
-    """The logits (text, class) of a forward pass, and the calls that hooks saw of the modules of projections ``parts``.
+    """The logits (text, ...) of a forward pass, and the calls that hooks saw of the modules of projections ``parts``.
 
     Raises ``ValueError`` for a module that is never called, though its layer is.
     """

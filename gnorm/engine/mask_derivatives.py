@@ -1,4 +1,4 @@
-"""Derivatives of each text's cross-entropy by the masks of heads, of all layers in one backward pass."""
+"""Derivatives of each text's loss by the masks of heads, of all layers in one backward pass."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ..heads import AttentionBlock
 from .batches import Prepared, labels_of
 from .packing import logits_of
+from .problems import problem_of
 from .products import FasterLinear
 from .state import evaluating
 
@@ -21,29 +21,31 @@ def mask_derivatives(
     model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
-    (text, kept head) derivatives of each text's cross-entropy by each head's mask.
+    (text, kept head) derivatives, by each head's mask, of the sum of the terms of each text's loss (``Problem``).
 
     The mask is a tensor of ones, one for each text and head, that multiplies the contexts at the input of the output
-    projection; passes through a shared block share it, so their derivatives add up.
+    projection; passes through a shared block share it, and so do the choices of a text: their derivatives add up.
     """
-    live = [block for block in blocks if block.kept]
+    live, problem = [block for block in blocks if block.kept], problem_of(model)
     masks: dict[int, Tensor] = {}
+    texts = 0  # that are in the pass
 
     def multiply(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> tuple[Tensor]:
-        context = inputs[0]  # (text, token, kept * context_dim)
+        context = inputs[0]  # (text, token, kept * context_dim); of choices, (text * choice, token, kept * context_dim)
         if i not in masks:
-            masks[i] = context.new_ones(len(context), len(live[i].kept)).requires_grad_()
-        return (context * masks[i].repeat_interleave(live[i].context_dim, dim=1)[:, None],)
+            masks[i] = context.new_ones(texts, len(live[i].kept)).requires_grad_()
+        by_sequence = masks[i].repeat_interleave(len(context) // texts, dim=0)
+        return (context * by_sequence.repeat_interleave(live[i].context_dim, dim=1)[:, None],)
 
     with evaluating(model), ExitStack() as hooks:
         for i, block in enumerate(live):
             hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
         for micro in prepared.padded if live else ():
             masks.clear()
+            texts = len(micro.index)
             with FasterLinear():
-                logits = logits_of(model, micro.inputs)  # (text, class)
-                exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                loss = cross_entropy(exact, labels_of(micro, logits.shape[1]), reduction="sum")
+                logits = logits_of(model, micro.inputs)  # (text, ...)
+                loss = problem.loss_sum(logits, labels_of(micro, logits))
             gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True) if masks else ()
             found = dict(zip(masks, gradients, strict=True))
             rows = iter([found.get(i) for i in range(len(live))])

@@ -64,7 +64,7 @@ def _real_tokens(inputs: Mapping[str, Tensor], decoder: bool) -> Tensor | None:
     encoder's where the inputs name none."""
     own = decoder and any(name.startswith("decoder_") for name in inputs)
     mask = inputs.get("decoder_attention_mask" if own else "attention_mask")
-    return None if mask is None else mask.bool()
+    return None if mask is None else mask.bool().flatten(0, -2)  # of choices, (text * choice, token)
 
 
 def _check_tokens(mask: Tensor | None, tokens: int) -> None:
@@ -97,7 +97,8 @@ def mean_over_texts(
     run: Callable[[nn.Module, Prepared, OnBlock, AfterPass], None],
     values: Callable[[Tensor, Tensor | None], Tensor],
 ) -> Tensor:
-    """Mean over texts of the mean over real tokens of ``values`` (text, head, token): (layer, head) float64.
+    """Mean over texts of the mean over real tokens of ``values`` (text, head, token): (layer, head) float64. Each
+    choice of a text counts as a text.
 
     ``run`` passes the texts through the model and calls ``on_block`` once for each pass through a block; passes are
     summed. ``values`` gets the tensor of ``on_block``, and which tokens are real (text, token), None for all.
@@ -115,7 +116,7 @@ def mean_over_texts(
         sums[layer] += means.sum(0).cpu()
 
     _observe(model, prepared, run, on_block)
-    return table_of(blocks, [total / prepared.num_texts for total in sums])
+    return table_of(blocks, [total / sum(micro.sequences for micro in prepared) for total in sums])
 
 
 def observe_contexts(model: nn.Module, prepared: Prepared, on_block: OnBlock) -> None:
@@ -139,10 +140,10 @@ def _observe(
     on_block: OnBlock,
 ) -> None:
     """``run`` with ``on_block``, in inference mode. Raises ``ValueError`` where logits are not finite."""
-    finite: list[Tensor] = []  # a flag for each micro-batch, on the device
+    finite: list[Tensor] = []  # a flag for each micro-batch, on the device; logits of padding do not count
 
     def after_pass(micro: MicroBatch, logits: Tensor) -> None:
-        finite.append(logits.isfinite().all())
+        finite.append(micro.without_padding(logits).isfinite().all())
         prepared.notify(logits, micro)
 
     with evaluating(model), FasterLinear(), torch.inference_mode():

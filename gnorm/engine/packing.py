@@ -29,6 +29,7 @@ from .attention import (
 )
 from .known_models import packable
 from .padding import LengthGroup, PackedTexts, PadIndices
+from .problems import problem_of
 from .state import attention_implementation, evaluating
 
 ATTENTION_NAME = "gnorm_packed"  # under which transformers knows ``_packed_attention``
@@ -120,13 +121,20 @@ def _packed_attention(
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits (text, class) of one forward pass. Raises ``ValueError`` where the model gives none of that shape."""
-    output = model(**inputs)
+    """The logits of one forward pass, of the axes that the model's problem gives them; those of the first and of the
+    last token of an answer together, (text, boundary, token).
+
+    Raises ``ValueError`` where the model gives none of these axes.
+    """
+    output, problem = model(**inputs), problem_of(model)
     logits = getattr(output, "logits", None)
-    if logits is None or logits.dim() != 2:
+    if "boundary" in problem.logits and getattr(output, "start_logits", None) is not None:
+        logits = torch.stack([output.start_logits, output.end_logits], 1)
+    if logits is None or logits.dim() != len(problem.logits):
         given = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
-        mend = "set config.return_dict to True" if isinstance(output, tuple) else "load it as a sequence classifier"
-        raise ValueError(f"{type(model).__name__} gives {given}, not (text, class): {mend}.")
+        mend = "correct its forward" if problem.heads else "load it as a sequence classifier"
+        mend = "set config.return_dict to True" if isinstance(output, tuple) else mend
+        raise ValueError(f"{type(model).__name__} gives {given}, not ({', '.join(problem.logits)}): {mend}.")
     return logits
 
 

@@ -18,7 +18,7 @@ from ..engine.products import FasterLinear
 from ..engine.state import evaluating
 from ..heads import masked
 from ..journal import digest
-from ..scoring import accuracy
+from ..metrics import accuracy
 from ..surgery import remove_heads
 from ..trajectory import Trajectory
 from . import runs, tasks

@@ -94,7 +94,7 @@ def _areas(model: str, methods: Repeated) -> np.ndarray:
     try:
         return np.stack([[text_areas(trajectory) for trajectory in of_method] for of_method in methods.values()])
     except ValueError:
-        sizes = {name: [trajectory.correct.shape[1] for trajectory in runs] for name, runs in methods.items()}
+        sizes = {name: [trajectory.num_texts for trajectory in runs] for name, runs in methods.items()}
         raise ValueError(f"{model}: methods were not measured on the same seeds and texts: {sizes}.") from None
 
 

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
 from ..methods import find_method
+from ..metrics import Metric
 from ..trajectory import Trajectory, area, bootstrap, curve, interval
 from .paired import Repeated, sides
 from .published import published_curve
@@ -105,7 +106,7 @@ def _caption(figure: Figure, runs: Runs, says: str) -> None:
     splits = {model: run.info.get("evaluated_on", {}).get("split", "evaluation") for model, run in first.items()}
     split, *other_splits = dict.fromkeys(splits.values())
     texts = ", ".join(
-        f"{model} {run.correct.shape[1]}{f' ({splits[model]})' if other_splits else ''}" for model, run in first.items()
+        f"{model} {run.num_texts}{f' ({splits[model]})' if other_splits else ''}" for model, run in first.items()
     )
     where = "" if other_splits else f" of the {split} split"
     profile = next(iter(first.values())).info.get("profile", "-")
@@ -113,7 +114,7 @@ def _caption(figure: Figure, runs: Runs, says: str) -> None:
 
 
 def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -> None:
-    """Draw accuracy against pruned heads; band: with its 95 % bootstrap interval over the texts."""
+    """Draw the metric against pruned heads; band: with its 95 % bootstrap interval over the texts."""
     accuracy = curve(trajectory)
     axis.plot(accuracy.index, accuracy.to_numpy(), label=find_method(method).title, **LINES.get(method, {}))
     if band:
@@ -139,10 +140,11 @@ def _in_percent(side: Axis) -> None:
     side.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0:g}%"))
 
 
-def _accuracy_axis(axis: Axes, heads: int) -> None:
-    """Label the axes of a curve: accuracy in percent, pruned heads up to ``heads``."""
-    axis.set_ylabel("accuracy")
-    _in_percent(axis.yaxis)
+def _metric_axis(axis: Axes, metric: Metric, heads: int) -> None:
+    """Label the axes of a curve: the metric, in percent where it is a fraction, and pruned heads up to ``heads``."""
+    axis.set_ylabel(metric.name)
+    if metric.fraction:
+        _in_percent(axis.yaxis)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlim(0, heads)
     axis.set_xlabel(f"heads pruned (of {heads})")
@@ -159,7 +161,7 @@ def pruning_curves(runs: Runs) -> Figure:
         heads = int(first.start.sum())
         published = _published(axis, model, methods, heads) or published
         axis.set_title(_title(first, model), fontsize=10)
-        _accuracy_axis(axis, heads)
+        _metric_axis(axis, first.metric, heads)
     _legend(figure, axes, columns=5)
     overlay = " Thin lines with dots: published." if published else ""
     _caption(figure, runs, f"Bands: 95 % bootstrap over the texts.{overlay}")
@@ -187,7 +189,7 @@ def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -
         accuracy = curve(trajectory)
         axis.set_title(
             f"{_title(trajectory, model)}\n{pruned[model]} of {int(trajectory.start.sum())} pruned, "
-            f"accuracy {accuracy.iloc[0]:.3f} → {accuracy[pruned[model]]:.3f}",
+            f"{trajectory.metric.name} {accuracy.iloc[0]:.3f} → {accuracy[pruned[model]]:.3f}",
             fontsize=10,
         )
     single = {model: {"greedy_gnorm": trajectory} for model, trajectory in runs.items()}
@@ -217,8 +219,8 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
     """Random pruning, a box for each number of pruned heads, and Greedy-Gnorm (the paper's RandomPruning)."""
     figure, axes = _grid(len(random))
     for axis, (model, trajectory) in zip(axes, random.items(), strict=True):
-        table = trajectory.table.drop_duplicates(["trial", "pruned_heads"])
-        groups = {pruned: table.accuracy[table.pruned_heads == pruned] for pruned in table.pruned_heads.unique()}
+        table, name = trajectory.table.drop_duplicates(["trial", "pruned_heads"]), trajectory.metric.name
+        groups = {pruned: table[name][table.pruned_heads == pruned] for pruned in table.pruned_heads.unique()}
         heads = int(trajectory.start.sum())
         axis.boxplot(
             list(groups.values()),
@@ -230,7 +232,7 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
             medianprops={"color": "black"},
             flierprops={"markersize": 3},
         )
-        mean = table.groupby("pruned_heads").accuracy.agg(["mean", "sem", "count"])
+        mean = table.groupby("pruned_heads")[name].agg(["mean", "sem", "count"])
         half = mean["sem"] * scipy.special.stdtrit((mean["count"] - 1).clip(lower=1), 0.975)  # Student's t
         axis.errorbar(
             mean.index, mean["mean"], half, label="Random, mean of trials with 95 % interval",
@@ -238,7 +240,7 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
         )  # fmt: skip
         _curve(axis, greedy[model], "greedy_gnorm", band=False)
         axis.set_title(f"{_title(trajectory, model)}, {table.trial.nunique()} trials", fontsize=10)
-        _accuracy_axis(axis, heads)
+        _metric_axis(axis, trajectory.metric, heads)
         axis.set_xlim(-0.04 * heads, 1.04 * heads)
     _legend(figure, axes, columns=2)
     _caption(figure, {model: {"random": trajectory} for model, trajectory in random.items()}, "Boxes: over trials.")
@@ -246,7 +248,7 @@ def random_boxes(random: Mapping[str, Trajectory], greedy: Mapping[str, Trajecto
 
 
 def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
-    """Greedy-Gnorm on all models in one panel: accuracy against the share of heads pruned."""
+    """Greedy-Gnorm on all models in one panel: the metric against the share of heads pruned."""
     figure, (axis,) = _grid(1, width=6.5, height=3.8)
     lines = list(LINES.values())
     for line, (model, trajectory) in zip(lines, greedy.items(), strict=False):
@@ -254,8 +256,9 @@ def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
         axis.plot(
             accuracy.index / accuracy.index[-1], accuracy, label=_title(trajectory, model).replace("\n", ", "), **line
         )
-    axis.set(xlabel="heads pruned", ylabel="accuracy", xlim=(0, 1))
-    for side in (axis.xaxis, axis.yaxis):
+    metric = next(iter(greedy.values())).metric
+    axis.set(xlabel="heads pruned", ylabel=metric.name, xlim=(0, 1))
+    for side in (axis.xaxis, axis.yaxis) if metric.fraction else (axis.xaxis,):
         _in_percent(side)
     axis.legend(loc="lower left", frameon=False)
     _caption(figure, {model: {"greedy_gnorm": trajectory} for model, trajectory in greedy.items()}, "")
@@ -329,8 +332,8 @@ def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure
     return figure
 
 
-def areas(table: pd.DataFrame, profile: str) -> Figure:
-    """Area under the accuracy curve with its interval: a panel for each model, methods sorted by area.
+def areas(table: pd.DataFrame, profile: str, metric: str = "accuracy") -> Figure:
+    """Area under the curve of the metric with its interval: a panel for each model, methods sorted by area.
 
     table: as ``tables.summary_table`` returns it.
     """
@@ -343,7 +346,7 @@ def areas(table: pd.DataFrame, profile: str) -> Figure:
             axis.plot([row["area_low"], row["area_high"]], [at, at], color=color, linewidth=2)
             axis.plot(row["area"], at, marker="o", markersize=5, color=color)
         axis.set_yticks(range(len(ranked)), [find_method(name).title for name in ranked["method"]])
-        axis.set_xlabel("area under the accuracy curve")
+        axis.set_xlabel(f"area under the {metric} curve")
         axis.set_title(str(model), fontsize=10)
     texts = {model: rows.texts.iloc[0] for model, rows in groups.items()}
     _note(figure, profile, texts, ". Bars: 95 % bootstrap over the texts.")
@@ -427,7 +430,7 @@ def repeated_curves(runs: Mapping[str, Repeated], methods: Iterable[str], profil
             )
         first = by_method[methods[0]]
         axis.set_title(f"{_title(first[0], model)}, {_seeds(len(first))}", fontsize=10)
-        _accuracy_axis(axis, int(first[0].start.sum()))
+        _metric_axis(axis, first[0].metric, int(first[0].start.sum()))
     _legend(figure, axes, columns=3)
     _note(figure, profile, _texts(runs), ". Lines: means over training seeds; bands: all seeds.")
     return figure

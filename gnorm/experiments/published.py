@@ -116,7 +116,7 @@ def published_solutions(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
                     "accuracy after": float(accuracy.iloc[nearest]),
                     "difference after": float(accuracy.iloc[nearest]) - quoted["accuracy"][1],
                     "published parameters": quoted["parameters"][1],
-                    "intact accuracy": against_published(float(accuracy.iloc[0]), trajectory.correct.shape[1], quoted),
+                    "intact accuracy": against_published(float(accuracy.iloc[0]), trajectory.num_texts, quoted),
                 }
             )
     return pd.DataFrame(rows)

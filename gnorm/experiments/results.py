@@ -14,6 +14,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 
 from ..methods import METHODS
+from ..metrics import METRICS, Metric
 from ..storage.files import as_json, record, write, write_together
 from ..trajectory import Trajectory
 from .paths import figures_folder, results_folder, shown, tables_folder
@@ -22,13 +23,18 @@ from .paths import figures_folder, results_folder, shown, tables_folder
 def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:
     """Write a trajectory to experiments_results/<profile>/<model>; returns the path of the CSV file.
 
-    ``<method>.csv`` holds its table, ``<method>.json`` its info, ``<method>.npz`` its correct answers and first mask.
+    ``<method>.csv`` holds its table, ``<method>.json`` its info, ``<method>.npz`` its correct answers
+    (or, of a metric other than accuracy, predictions and labels) and first mask.
     Raises ``OSError`` where a file cannot be written.
     """
     path = results_folder(profile) / model / f"{method}.csv"
     arrays = io.BytesIO()
-    bits = np.packbits(trajectory.correct, axis=1)
-    np.savez_compressed(arrays, correct=bits, texts=trajectory.correct.shape[1], start=trajectory.start.numpy())
+    start = trajectory.start.numpy()
+    if trajectory.labels is None or trajectory.metric is METRICS["accuracy"]:
+        bits = np.packbits(trajectory.correct, axis=1)
+        np.savez_compressed(arrays, correct=bits, texts=trajectory.num_texts, start=start)
+    else:
+        np.savez_compressed(arrays, predictions=trajectory.predictions, labels=trajectory.labels, start=start)
     return write_together(
         {
             path.with_suffix(".npz"): arrays.getvalue(),
@@ -78,9 +84,14 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
         table = pd.read_csv(path).astype({"layer": "Int64", "head": "Int64"})
         info = json.loads(path.with_suffix(".json").read_text("utf-8"))
         with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as arrays:
-            correct = np.unpackbits(arrays["correct"], axis=1, count=int(arrays["texts"])).astype(bool)
+            if "correct" in arrays:
+                bits, texts = arrays["correct"], int(arrays["texts"])
+                predictions, labels = np.unpackbits(bits, axis=1, count=texts).astype(bool), None
+            else:
+                predictions, labels = arrays["predictions"], arrays["labels"]
             start = torch.from_numpy(arrays["start"])
         identity = {name: info[name] for name in ("profile", "model", "method")}
+        metric = info.get("metric", "accuracy")
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{shown(path)} or the files beside it are damaged ({error}): delete them and run again."
@@ -90,10 +101,23 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
             f"{shown(path)} holds the results of {identity['method']} on {identity['model']} of profile "
             f"{identity['profile']}: results do not move between folders; delete them and run again."
         )
-    if len(table) != len(correct) or not np.allclose(correct.mean(1), table.accuracy):
+    if metric not in METRICS:
+        raise ValueError(f"{shown(path)} was measured by {metric!r}: give it a row in gnorm.METRICS before reading it.")
+    row = METRICS[metric]
+    if (
+        metric not in table
+        or len(table) != len(predictions)
+        or not np.allclose(_values(row, predictions, labels), table[metric])
+    ):
         raise ValueError(f"{shown(path)} does not match the files beside it: delete them and run again.")
     record("read", [path, path.with_suffix(".json"), path.with_suffix(".npz")])
-    return Trajectory(table, correct, start, info)
+    return Trajectory(table, predictions, start, info, row, labels)
+
+
+def _values(metric: Metric, predictions: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """(row,) the metric of each row of predictions (row, text, ...)."""
+    of_texts = np.empty(0) if labels is None else labels
+    return np.array([metric.value(kept, of_texts) for kept in predictions])
 
 
 def saved_methods(profile: str, model: str) -> list[str]:

@@ -16,7 +16,7 @@ FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads pruned: the points at wh
 
 
 def summary_row(trajectory: Trajectory) -> dict[str, Any]:
-    """Accuracy at 0/25/50/75/100 % of heads pruned (the nearest state measured), area under the curve, its interval."""
+    """The metric at 0/25/50/75/100 % of heads pruned (the nearest state measured), area under the curve, interval."""
     accuracy = curve(trajectory)
     low, high = area_interval(trajectory)
     heads = np.asarray(accuracy.index, dtype=float)
@@ -32,7 +32,7 @@ def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for model, methods in runs.items():
         for method, trajectory in methods.items():
-            row = {"model": model, "method": method, "texts": trajectory.correct.shape[1], **summary_row(trajectory)}
+            row = {"model": model, "method": method, "texts": trajectory.num_texts, **summary_row(trajectory)}
             if (published := published_area(model, method, trajectory)) is not None:
                 row |= {"published": published, "difference": row["area"] - published}
             rows.append(row)
@@ -104,7 +104,7 @@ def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.Data
                     "median": float(np.median(areas)),
                     "maximum": max(areas),
                     "seeds": len(areas),
-                    "texts": trajectories[0].correct.shape[1],
+                    "texts": trajectories[0].num_texts,
                     "trials": trajectories[0].info["trials"],
                     **took,
                 }

@@ -20,9 +20,10 @@ from ..engine.checks import num_texts
 from ..engine.state import default_device
 from ..heads import head_mask_of
 from ..journal import digest, hash_of_model
-from ..scoring import accuracy, gnorm_scores
+from ..metrics import accuracy
+from ..scoring import gnorm_scores
 from ..storage.loading import load_checked
-from ..tokenizing import batched, encoded
+from ..storage.tokenizing import batched, encoded
 from . import checkpoints, hub, reading
 from .hub_cache import AssetError
 from .profiles import ModelSpec, Sizes, model_spec

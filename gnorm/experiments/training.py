@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..engine.products import FasterLinear
-from ..tokenizing import encoded
+from ..storage.tokenizing import encoded
 from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown
 from .parts import Parts, unpacked, version_of
 

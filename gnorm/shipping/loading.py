@@ -18,7 +18,7 @@ from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
 from ..storage.errors import in_short
 from ..storage.loading import TOKENIZERS, load_checked, read_config
-from ..tokenizing import batched
+from ..storage.tokenizing import batched
 from .labels import Labels, class_names
 from .texts import labelled, name_of
 

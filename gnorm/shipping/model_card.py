@@ -1,8 +1,9 @@
-"""The model card of a pruned model: how it was made, its accuracy, its heads, its size and speed."""
+"""The model card of a pruned model: how it was made, how good it is, its heads, its size and speed."""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -12,18 +13,28 @@ import torch
 from huggingface_hub import ModelCardData
 
 from ..heads import head_mask_of
-from ..trajectory import wilson
+from ..metrics import METRICS, Metric
+from ..trajectory import interval, wilson
 
 
-def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
+def card(*, model: Any, metric: Metric, kept: dict[str, np.ndarray], labels: np.ndarray, **about: Any) -> str:
     """The text of a model card, README.md: Markdown after a YAML header that model hubs read.
 
-    correct: which test texts are classified correctly, (text,) bool, by "before" and "after", for the same texts.
-    Accuracies have 95 % Wilson intervals, their difference a 95 % bootstrap interval over texts. about: the other
-    variables of ``card.md.j2``.
+    kept: what ``metric`` keeps of the test texts, by "before" and "after", for the same texts; labels: theirs.
+    Accuracies have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts. about: the
+    other variables of ``card.md.j2``.
     """
-    change = correct["after"].astype(float) - correct["before"]
-    low, high = scipy.stats.bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval
+    before, after = kept["before"], kept["after"]
+
+    def change(texts: np.ndarray) -> float:
+        return metric.value(after[texts], labels[texts]) - metric.value(before[texts], labels[texts])
+
+    if metric is METRICS["accuracy"]:
+        changes = (after.astype(float) - before,)
+        bounds = scipy.stats.bootstrap(changes, np.mean, method="percentile", rng=0).confidence_interval
+        low, high = float(bounds.low), float(bounds.high)
+    else:
+        low, high = _bootstrapped(change, len(labels))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gnorm.shipping", ""), undefined=jinja2.StrictUndefined
     )
@@ -33,8 +44,9 @@ def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
             pipeline_tag="text-classification",
             tags=["attention-head-pruning", "gnorm"],
         ).to_yaml(),
-        accuracy={name: _share(hits) for name, hits in correct.items()},
-        change={"mean": change.mean(), "low": low, "high": high},
+        metric=metric.name,
+        values={name: _with_interval(metric, of_model, labels) for name, of_model in kept.items()},
+        change={"mean": change(np.arange(len(labels))), "low": low, "high": high},
         kept=head_mask_of(model).sum(1).tolist(),
         device=model.device.type,
         threads=torch.get_num_threads(),
@@ -43,7 +55,17 @@ def card(*, model: Any, correct: dict[str, np.ndarray], **about: Any) -> str:
     )
 
 
-def _share(hits: np.ndarray) -> dict[str, float]:
-    """The share of True in (text,) bool and its interval, as fractions."""
-    low, high = wilson(int(hits.sum()), len(hits))
-    return {"share": float(hits.mean()), "low": low, "high": high}
+def _with_interval(metric: Metric, kept: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The metric of the texts and its interval: Wilson's for accuracy."""
+    if metric is METRICS["accuracy"]:
+        low, high = wilson(int(kept.sum()), len(kept))
+    else:
+        low, high = _bootstrapped(lambda texts: metric.value(kept[texts], labels[texts]), len(labels))
+    return {"value": metric.value(kept, labels), "low": low, "high": high}
+
+
+def _bootstrapped(measure: Callable[[np.ndarray], float], texts: int, samples: int = 1000) -> tuple[float, float]:
+    """The 95 % percentile interval of a function of the numbers of texts (text,), drawn with replacement."""
+    draws = np.random.default_rng(0).integers(texts, size=(samples, texts))
+    low, high = interval(np.array([measure(drawn) for drawn in draws]))
+    return float(low), float(high)

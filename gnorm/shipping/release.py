@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from ..engine.answers import labels_in_order
+from ..engine.batches import prepare
 from ..engine.checks import num_texts
 from ..heads import head_mask_of
 from ..methods import find_method
-from ..scoring import correct_texts
+from ..metrics import kept_of
 from ..storage.folders import free_folder
 from ..storage.saving import check_saving, save_pruned
 from ..surgery import remove_heads
@@ -26,16 +28,18 @@ def ship(
 ) -> Path:
     """Remove as many heads as the budget allows; save the smaller model, its tokenizer and card; return the folder.
 
-    run: of ``prune`` with ``own.model``, ``own.scoring`` and ``own.choosing``. budget: the accuracy, a fraction, that
-    may be lost on the texts to choose by (0.01 is a percentage point). overwrite: replace a folder that holds files; an
-    empty folder needs no ``overwrite``. ``own.model`` stays as it was.
+    run: of ``prune`` with ``own.model``, ``own.scoring`` and ``own.choosing``. budget: how much worse the run's metric,
+    such as accuracy, may become on the texts to choose by (0.01 is a percentage point of it). overwrite: replace
+    a folder that holds files; an empty folder needs no ``overwrite``. ``own.model`` stays as it was.
 
     Raises, before anything is measured: ``FileExistsError`` where the folder holds files; ``ValueError`` where the run
     is not of this model or has several trials, and for a budget below 0; and as ``check_saving`` does.
     """
     folder = free_folder(folder, overwrite)
     if not budget >= 0:
-        raise ValueError(f"budget={budget} is out of range: it is the accuracy that may be lost, 0.01 for a point.")
+        raise ValueError(
+            f"budget={budget} is out of range: it is the {run.metric.name} that may be lost, 0.01 for a point."
+        )
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
     if not torch.equal(run.start, head_mask_of(own.model)):
@@ -44,7 +48,7 @@ def ship(
     pruned = solution(run, budget)
     smaller = copy.deepcopy(own.model)
     remove_heads(smaller, run.mask(pruned))
-    before, after = (correct_texts(model, own.testing).numpy() for model in (own.model, smaller))
+    before, after = (kept_of(model, own.testing, run.metric).numpy() for model in (own.model, smaller))
     states = curve(run)
     text = card(
         name=folder.resolve().name,
@@ -57,7 +61,9 @@ def ship(
         heads_per_step=run.info["heads_per_step"],
         budget=budget,
         chosen={"before": float(states.iloc[0]), "after": float(states[pruned])},
-        correct={"before": before, "after": after},
+        metric=run.metric,
+        kept={"before": before, "after": after},
+        labels=labels_in_order(prepare(own.testing, own.model), own.model).numpy(),
         texts={name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
         costs=cost(smaller),
         versions=run.info["versions"],

@@ -1,0 +1,122 @@
+"""What is kept of a model's answers, text by text: as much as a metric needs, off the passes that score heads too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from .batches import MicroBatch, Prepared, labels_of
+from .checks import check_labels
+from .packing import not_finite
+from .problems import NOT_COUNTED, Problem, problem_of
+
+# (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> what is kept of each text
+Kept = Callable[[Problem, Tensor, Tensor], Tensor]
+
+
+def predictions(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
+    """What the model predicts, of the shape of the labels; ``NOT_COUNTED`` for a token whose label is not counted."""
+    predicted, targets = problem.predict(problem.answers(logits)), problem.targets(labels)
+    return (
+        predicted.masked_fill(targets == NOT_COUNTED, NOT_COUNTED) if targets.dim() > 1 and problem.whole else predicted
+    )
+
+
+def hits(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
+    """(text,) bool: whether the text is classified as its label says."""
+    return logits.argmax(-1) == labels
+
+
+def token_hits(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
+    """(text, 2) how many tokens are predicted as their labels say, and how many are counted."""
+    targets = problem.targets(labels)
+    counted = targets != NOT_COUNTED
+    return torch.stack([(problem.predict(problem.answers(logits)) == targets) & counted, counted], 1).sum(2)
+
+
+def losses(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
+    """(text, 2) float64: the sum of the terms of the text's loss, and how many there are."""
+    terms = problem.loss_terms(logits, labels).double().reshape(len(labels), -1)
+    return torch.stack([terms.sum(1), problem.terms_of(labels).double()], 1)
+
+
+class Tally:
+    """What a metric keeps of each text, collected micro-batch by micro-batch.
+
+    kept: what that is. purpose: what labels are for, in messages. Raises ``ValueError`` as ``check_labels`` does, when
+    it is made.
+    """
+
+    def __init__(self, prepared: Prepared, model: nn.Module, kept: Kept = hits, purpose: str = "accuracy") -> None:
+        if prepared.batches:
+            check_labels(prepared.batches, model, purpose)
+        self.complete = False  # whether every text has been seen
+        self._problem, self._kept, self._texts = problem_of(model), kept, prepared.num_texts
+        self._texts_seen = 0
+        self._seen: list[tuple[Tensor, ...]] = []
+
+    def __call__(self, logits: Tensor, micro: MicroBatch) -> None:
+        z, labels = micro.without_padding(logits.detach()), labels_of(micro, logits)
+        finite = z.flatten(1).isfinite().all(1)
+        kept = self._kept(self._problem, micro.without_padding(z, -torch.inf), labels)
+        self._seen.append((micro.index, kept, _counted(self._problem, labels), finite))  # stays on the device
+        self._texts_seen += len(micro.index)
+        self.complete = self._texts_seen == self._texts
+
+    def result(self) -> Tensor:
+        """(text, ...) in the order in which the batches were given, texts that are ``NOT_COUNTED`` left out.
+
+        Texts of different widths end in ``NOT_COUNTED``. Raises ``ValueError`` for logits that are not finite.
+        """
+        for index, _, _, finite in self._seen:
+            if not bool(finite.all()):
+                raise ValueError(not_finite(f"text {int(index[~finite.cpu()].min())}"))
+        return _in_order([(index, kept.cpu(), counted.cpu()) for index, kept, counted, _ in self._seen])
+
+
+def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
+    """(text, ...) the labels that metrics compare predictions with, in the order of ``Tally.result``."""
+    problem, shares = problem_of(model), []
+    for micro in prepared:
+        if micro.labels is None:
+            raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
+        shares.append((micro.index, problem.targets(micro.labels).cpu(), _counted(problem, micro.labels).cpu()))
+    return _in_order(shares)
+
+
+def _counted(problem: Problem, labels: Tensor) -> Tensor:
+    """(text,) bool: whether the label of a text counts; a text with several labels does."""
+    by_text = labels if problem.labels == ("text",) else torch.zeros(len(labels), device=labels.device)
+    return by_text != NOT_COUNTED
+
+
+def _in_order(shares: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """(text, ...) from shares of texts: their positions (text,), values (text, ...), and whether they count (text,)."""
+    index, counted = (torch.cat([share[i] for share in shares]) for i in (0, 2))
+    if shares[0][1].dim() > 1:
+        width = max(values.shape[1] for _, values, _ in shares)
+        shares = [(i, pad(v, (0, width - v.shape[1]), value=NOT_COUNTED), c) for i, v, c in shares]
+    values = torch.cat([values for _, values, _ in shares])
+    order = index.argsort()
+    return values[order][counted[order]]
+
+
+def as_json(kept: np.ndarray) -> dict[str, Any]:
+    """What a tally kept, (text, ...), for a line of JSON: (text,) bool as bits, others with type and shape."""
+    if kept.dtype == bool and kept.ndim == 1:
+        return {"correct": np.packbits(kept).tobytes().hex()}
+    return {"kept": [kept.dtype.str, kept.shape, kept.tobytes().hex()]}
+
+
+def from_json(line: Mapping[str, Any], texts: int) -> np.ndarray:
+    """What ``as_json`` made a line of, of ``texts`` texts."""
+    if "correct" in line:
+        bits = np.frombuffer(bytes.fromhex(line["correct"]), np.uint8)
+        return np.unpackbits(bits, count=texts).astype(bool)
+    kind, shape, content = line["kept"]
+    return np.frombuffer(bytes.fromhex(content), kind).reshape(shape)

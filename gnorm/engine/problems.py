@@ -1,0 +1,245 @@
+"""What a model is asked, a row a problem: the axes of its logits and labels, its predictions, and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
+
+# The label of a text, or of a token, that metrics and losses leave out, as torch.nn.functional.cross_entropy does.
+NOT_COUNTED = -100
+
+POSITIONS = ("start_positions", "end_positions")  # the labels of question answering: the first token and the last one
+
+LABELS = ("labels", *POSITIONS)  # what a batch calls its labels
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of transformers as a sum of terms, one for each label; the mean of the terms that count is the loss.
+
+    terms: (logits, labels, reduction="none") -> terms of the shape of the labels, 0 where the label is
+    ``NOT_COUNTED``; reduction="sum" -> their sum, added up as torch's own losses do.
+    derivative: (logits, labels) -> the derivative of their sum, of the shape of the logits.
+    """
+
+    terms: Callable[..., Tensor]
+    derivative: Callable[[Tensor, Tensor], Tensor]
+
+
+def _cross_entropies(logits: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
+    """Of each label (...) among classes on the last axis of the logits (..., class)."""
+    flat = cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=reduction, ignore_index=NOT_COUNTED)
+    return flat.view(labels.shape) if reduction == "none" else flat
+
+
+def _of_cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    counted = (labels != NOT_COUNTED)[..., None]
+    return (logits.softmax(-1) - one_hot(labels.clamp(min=0), logits.shape[-1])) * counted
+
+
+CROSS_ENTROPY = Loss(_cross_entropies, _of_cross_entropies)
+
+
+def _binary(logits: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
+    return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction=reduction)
+
+
+def _squares(logits: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
+    return mse_loss(logits, labels.to(logits.dtype), reduction=reduction)
+
+
+BINARY_CROSS_ENTROPY = Loss(_binary, lambda z, y: z.sigmoid() - y)
+
+SQUARED_ERROR = Loss(_squares, lambda z, y: 2 * (z - y))
+
+
+def _largest(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+def _span(logits: Tensor) -> Tensor:
+    """(text, 2) the first and the last token of the best span, by the sum of their logits (text, boundary, token)."""
+    start, end = logits.unbind(1)
+    best, at = start.cummax(1)  # the best start up to each token
+    last = (best + end).argmax(1, keepdim=True)
+    return torch.cat([at.gather(1, last), last], 1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row of ``PROBLEMS``.
+
+    gives: what the model gives, for messages. needs, each: what its labels are, for messages. metric: the one that is
+    used if none is named. logits, labels: their axes. whole: labels are whole numbers, those of classes. heads: what
+    the class names of such models end in; the others are told by the configuration. classes: the key of the
+    configuration that counts the classes. predict: logits, padding at -inf -> predictions, of the shape of the labels.
+    shifted: the logits of a token are for the next one.
+    """
+
+    name: str
+    gives: str
+    needs: str
+    each: str
+    metric: str
+    logits: tuple[str, ...]
+    labels: tuple[str, ...]
+    loss: Loss = CROSS_ENTROPY
+    whole: bool = True
+    heads: tuple[str, ...] = ()
+    classes: str = "num_labels"
+    predict: Callable[[Tensor], Tensor] = _largest
+    shifted: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The axes of token ids."""
+        return ("text", "choice", "token") if "choice" in self.logits else ("text", "token")
+
+    @property
+    def by_text(self) -> bool:
+        """Whether a text has one label, or a row of them, whatever its length."""
+        return "token" not in self.logits
+
+    def without_padding(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Which logits are those of tokens and not of padding: bool, 1 on every axis of the logits but text and token;
+        None where no logit is of padding."""
+        if self.by_text or (mask := inputs.get("attention_mask")) is None or bool(mask.all()):
+            return None
+        return mask.bool().view(
+            [mask.shape[("text", "token").index(a)] if a in ("text", "token") else 1 for a in self.logits]
+        )
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """A view of the logits: those that labels are held against, entry by entry."""
+        return logits[:, :-1] if self.shifted else logits.squeeze(1) if self.name == "regression" else logits
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The labels that ``answers`` are held against."""
+        return (
+            labels[:, 1:]
+            if self.shifted
+            else labels.squeeze(1)
+            if self.name == "regression" and labels.dim() > 1
+            else labels
+        )
+
+    def loss_terms(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The terms of the loss, text by text (text, ...), in fp32 at least; labels as a batch gives them."""
+        wide = self.answers(logits).to(torch.promote_types(logits.dtype, torch.float32))
+        return self.loss.terms(wide, self.targets(labels))
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum of ``loss_terms``, one number."""
+        wide = self.answers(logits).to(torch.promote_types(logits.dtype, torch.float32))
+        return self.loss.terms(wide, self.targets(labels), reduction="sum")
+
+    def loss_derivative(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The derivative of the sum of ``loss_terms`` by the logits, of their shape; computed in fp32 at least."""
+        derivative = torch.zeros_like(logits)
+        wide = self.answers(logits).to(torch.promote_types(logits.dtype, torch.float32))
+        self.answers(derivative).copy_(self.loss.derivative(wide, self.targets(labels)))
+        return derivative
+
+    def terms_of(self, labels: Tensor) -> Tensor:
+        """(text,) how many terms of the loss each text has."""
+        targets = self.targets(labels).reshape(len(labels), -1)
+        return (
+            (targets != NOT_COUNTED).sum(1) if self.whole else torch.full_like(targets[:, 0], targets.shape[1]).long()
+        )
+
+
+def _tokens(name: str, gives: str, heads: tuple[str, ...], metric: str, classes: str, shifted: bool = False) -> Problem:
+    """The row of a problem with a class for each token."""
+    axes = ("text", "token")
+    needs, each = "the class of each token", "the index of a class, or -100, for each token"
+    return Problem(
+        name, gives, needs, each, metric, (*axes, "class"), axes, heads=heads, classes=classes, shifted=shifted
+    )
+
+
+_ROWS = (
+    Problem(
+        "single_label_classification",
+        "each text one of several classes",
+        "the class of each text",
+        "the index of a class for each text",
+        "accuracy",
+        ("text", "class"),
+        ("text",),
+    ),
+    Problem(
+        "multi_label_classification",
+        "each text any number of several classes",
+        "the classes of each text",
+        "0.0 or 1.0 for each text and class",
+        "f1_micro",
+        ("text", "class"),
+        ("text", "class"),
+        BINARY_CROSS_ENTROPY,
+        whole=False,
+        predict=lambda logits: logits > 0,
+    ),
+    Problem(
+        "regression",
+        "each text a number",
+        "the number of each text",
+        "a floating-point number for each text",
+        "mse",
+        ("text", "class"),
+        ("text", "class"),
+        SQUARED_ERROR,
+        whole=False,
+        predict=lambda logits: logits.double(),
+    ),
+    _tokens("token_classification", "each token a class", ("ForTokenClassification",), "token_accuracy", "num_labels"),
+    Problem(
+        "question_answering",
+        "each text a span of tokens",
+        "the first and the last token of each answer",
+        "the position of a token for each text",
+        "span_f1",
+        ("text", "boundary", "token"),
+        ("text", "boundary"),
+        heads=("ForQuestionAnswering",),
+        predict=_span,
+    ),
+    Problem(
+        "multiple_choice",
+        "each text one of several choices",
+        "the choice of each text",
+        "the index of a choice for each text",
+        "accuracy",
+        ("text", "choice"),
+        ("text",),
+        heads=("ForMultipleChoice",),
+    ),
+    _tokens("masked_lm", "masked tokens", ("ForMaskedLM",), "perplexity", "vocab_size"),
+    _tokens("causal_lm", "each next token", ("ForCausalLM", "LMHeadModel"), "perplexity", "vocab_size", shifted=True),
+)
+
+PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
+
+
+def problem_of(model: Any) -> Problem:
+    """What ``model`` is asked: by the name of its class or of one that it derives from, else by its configuration."""
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    by_class = (row for row in _ROWS if any(name.endswith(row.heads) for name in kinds))
+    config = getattr(model, "config", None)
+    alone = "regression" if getattr(config, "num_labels", None) == 1 else "single_label_classification"
+    return next(by_class, PROBLEMS.get(getattr(config, "problem_type", None) or alone, PROBLEMS[alone]))
+
+
+def labels_in(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """The labels (text, ...) of a batch; of question answering (text, boundary); None where there are none, or where
+    the two positions of an answer do not go together."""
+    if "labels" in batch:
+        return batch["labels"]
+    positions = [batch[name] for name in POSITIONS if name in batch]
+    together = len(positions) == 2 and positions[0].shape == positions[1].shape and positions[0].dim() == 1
+    return torch.stack(positions, 1) if together else None

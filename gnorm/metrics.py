@@ -1,0 +1,130 @@
+"""What a model's answers are measured by: a row a metric, and a function of one's own in the place of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+from .engine.answers import Kept, Tally, hits, losses, predictions, token_hits
+from .engine.batches import Prepared, forwarding, prepare
+from .engine.checks import Batch
+from .engine.measures import Measure, by_scipy, by_sklearn, perplexity, ratio, share_of_hits, span_f1
+from .engine.packing import NO_CACHE, LayerInputCache
+from .engine.problems import PROBLEMS, problem_of
+from .engine.products import FasterLinear
+from .engine.state import evaluating, in_use
+from .heads import config_of
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row: a function of predictions and labels, which end is better, and the problems that it is for.
+
+    kept: what is kept of each text in the place of its prediction; ``of`` gets it as predictions. problems: names in
+    ``PROBLEMS``; any if empty. fraction: whether it goes from 0 to 1, as a share does, so that figures show percent.
+    """
+
+    name: str
+    of: Measure
+    problems: tuple[str, ...] = ()
+    kept: Kept = predictions
+    higher_is_better: bool = True
+    fraction: bool = False
+
+    def value(self, kept: np.ndarray, labels: np.ndarray) -> float:
+        """The metric of what ``kept`` gave of the texts, and their labels; ``ValueError`` where it is not a number."""
+        value = float(self.of(kept, labels))
+        if np.isnan(value):
+            raise ValueError(f"{self.name} of {len(kept)} texts is not a number: choose another metric, or more texts.")
+        return value
+
+
+_CLASSES = ("single_label_classification", "multiple_choice")
+_LABELS = (*_CLASSES, "multi_label_classification")
+_TOKENS = ("token_classification", "masked_lm", "causal_lm")
+
+_ROWS = (
+    Metric("accuracy", share_of_hits, _CLASSES, hits, fraction=True),
+    Metric("f1_macro", by_sklearn("f1_score", average="macro", zero_division=0.0), _LABELS, fraction=True),
+    Metric("f1_micro", by_sklearn("f1_score", average="micro", zero_division=0.0), _LABELS, fraction=True),
+    Metric("matthews", by_sklearn("matthews_corrcoef"), _CLASSES),
+    Metric("pearson", by_scipy(scipy.stats.pearsonr), ("regression",)),
+    Metric("spearman", by_scipy(scipy.stats.spearmanr), ("regression",)),
+    Metric("r2", by_sklearn("r2_score"), ("regression",)),
+    Metric("mse", by_sklearn("mean_squared_error"), ("regression",), higher_is_better=False),
+    Metric("token_accuracy", ratio, _TOKENS, token_hits, fraction=True),
+    Metric("span_f1", span_f1, ("question_answering",), fraction=True),
+    Metric("perplexity", perplexity, ("masked_lm", "causal_lm"), losses, higher_is_better=False),
+)
+
+METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
+
+
+def find_metric(metric: str | Measure | Metric | None, model: nn.Module) -> Metric:
+    """The row called ``metric``, or the row of a function; the one of the model's problem if None.
+
+    Raises ``ValueError`` for a name that has no row and a metric that is not for the model's problem, ``TypeError`` for
+    what is neither.
+    """
+    problem = problem_of(model)
+    fitting = [row.name for row in METRICS.values() if not row.problems or problem.name in row.problems]
+    if metric is None:
+        return METRICS[problem.metric]
+    if isinstance(metric, str):
+        if metric not in METRICS:
+            raise ValueError(f"metric {metric!r} is not known; choose one of {', '.join(METRICS)}.")
+        metric = METRICS[metric]
+    if not isinstance(metric, Metric):
+        if not callable(metric):
+            raise TypeError(f"metric={metric!r} is neither a name nor a function (predictions, labels) -> number.")
+        metric = Metric(getattr(metric, "__name__", type(metric).__name__), metric)
+    if metric.problems and problem.name not in metric.problems:
+        raise ValueError(
+            f"{metric.name} needs a model that gives {' or '.join(PROBLEMS[name].gives for name in metric.problems)}; "
+            f"this model gives {problem.gives}: choose one of {', '.join(fitting)}."
+        )
+    return metric
+
+
+def kept_of(
+    model: nn.Module,
+    batches: Iterable[Batch] | Prepared,
+    metric: Metric,
+    caches: Sequence[LayerInputCache] | None = None,
+) -> Tensor:
+    """(text, ...) what ``metric`` keeps of each text's answer, in order; texts labelled -100 are left out.
+
+    caches: ``layer_input_caches`` of the model and the prepared batches, for evaluations of a model that changes.
+
+    Raises ``ValueError`` as ``check_labels`` and ``prepare`` do, and where logits are not finite.
+    """
+    config_of(model)  # refuses what is no model
+    with in_use(model):
+        prepared = prepare(batches, model, together=True)
+        tally = Tally(prepared, model, metric.kept, metric.name)
+        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
+            for micro, cache in zip(prepared, caches or [NO_CACHE] * len(prepared), strict=True):
+                tally(forward(micro, cache)[0], micro)
+        return tally.result()
+
+
+def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """(text,) bool: which texts the model classifies as their ``labels`` say; those labelled -100 are left out.
+
+    Raises ``ValueError`` as ``find_metric``, ``check_labels`` and ``prepare`` do, and where logits are not finite.
+    """
+    config_of(model)
+    return kept_of(model, batches, find_metric("accuracy", model))
+
+
+def accuracy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> float:
+    """Fraction of texts classified as their ``labels`` say; divided by the number of texts that were counted.
+
+    Raises ``ValueError`` as ``correct_texts`` does.
+    """
+    return correct_texts(model, batches).double().mean().item()
