@@ -65,6 +65,8 @@ def make_pieces(
                 around = Surroundings(name, profile, device, environment, pieces.versions(), threads, gpus)
                 if importlib.util.find_spec("bokeh"):  # what Dask draws its dashboard with
                     print(f"Dask's dashboard: {client.dashboard_link}", flush=True)
+                if not client.nthreads():
+                    print("no worker is there yet: pieces wait for the first one", flush=True)
                 _follow(client, _submit(client, around, wanted))
         except OSError as error:
             raise RunError(f"run_all.py: the connection to Dask broke ({error}); finished steps are kept.") from error
