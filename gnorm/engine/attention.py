@@ -78,8 +78,9 @@ class _ExplicitAttention(torch.autograd.Function):
         grouped = [indices.pad(t) for t in (query, key, value)]  # (slot * head, head_dim)
         context, saved = torch.empty_like(grouped[2]), []
         for group, (q, k, v, c) in texts.by_group(*grouped, context, heads=heads):  # (text * head, width, head_dim)
-            bias = q.new_zeros(1, 1, 1)
-            if group.bias is not None:
+            if group.bias is None:
+                bias = q.new_zeros(1, 1, 1)
+            else:
                 bias = group.bias.expand(-1, heads, -1, -1).reshape(len(q), 1, -1)  # (text * head, 1, key)
             weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(-1)  # (text * head, query, key)
             if on_weights is not None:
