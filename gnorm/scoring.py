@@ -83,12 +83,15 @@ def gnorm_scores(
         classes = micro.real.expand_as(z).sum(-1, keepdim=True).clamp(min=1)  # of question answering: tokens
         return micro.without_padding(z - z.sum(-1, keepdim=True) / classes)
 
-    def log_norm_of_logits(z: Tensor, _: int) -> Tensor:
-        return log_norm(z.reshape(1, -1))
-
     # Taking the mean away is a projection, so that of the logits starts the backward pass of their norm.
     return gradient_norms(
-        model, batches, log_norm_of_logits, objective, parts=parts, combine=COMBINATIONS[combine], weighted=weighted
+        model,
+        batches,
+        lambda z, _: log_norm(z.reshape(1, -1)),
+        objective,
+        parts=parts,
+        combine=COMBINATIONS[combine],
+        weighted=weighted,
     )
 
 

@@ -112,9 +112,9 @@ where texts are only evaluated, every step at the price of the first) at a third
 
 The goals are 60 seconds for BERT-base, 5 minutes for RoBERTa-large and 20 minutes for the whole paper on one H100. At
 these rates TF32 reaches them and fp32 misses the first two; nothing is claimed before `make bench-gpu` has run on a
-card. Launches do not stand in the way: one scoring of 2,329 titles in 73 batches by 12 layers launches 4,423 operations
-and reads the device once, counted on a CPU by the ways of a GPU (28,408 and 2,848 before gradients and norms were taken
-together). At 10 microseconds a launch that is 0.04 seconds a step, 6 seconds of a trajectory of 144."""
+card. Launches do not stand in the way: one scoring of 2,329 titles in 73 batches by 12 layers takes 4,424 operations
+and one transfer to the CPU, counted on a CPU by the ways of a GPU (28,408 operations and 2,848 reads before gradients
+and norms were taken together). At 10 microseconds a launch that is 0.04 seconds a step, 6 seconds of a trajectory of 144."""
 
 
 def on_paper() -> str:
@@ -168,7 +168,9 @@ def on_a_gpu() -> list[str]:
     if not path.exists():
         return []
     found = json.loads(path.read_text("utf-8"))
-    parts = [part for name, reading in GPU.items() if found[name] for part in (reading, shown(pd.DataFrame(found[name])))]
+    parts = [
+        part for name, reading in GPU.items() if found[name] for part in (reading, shown(pd.DataFrame(found[name])))
+    ]
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in found["rates"].items())
     left_out = "; ".join(found["left out"]) or "nothing"
     where = f"torch {found['torch']}, transformers {found['transformers']}, commit {found['commit']}"

@@ -60,7 +60,8 @@ def gradient_norms(
             for b, (gradients, start) in enumerate(gradients_by_batch(forward, model, prepared, cotangent, parts)):
                 divisors.append(log_divisor(start, b))
                 rows.append(log_norms(partial(_weighted, gradients, weights) if weighted else gradients))
-        sums = _summed(torch.stack(rows).cpu(), torch.stack(divisors).cpu())
+        table = torch.cat([torch.stack(rows), torch.stack(divisors)], 1).cpu()  # (batch, head + 1)
+        sums = _summed(table[:, :-1], table[:, -1:])
     terms = sums.expand(sum(heads)).split(heads)
     joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
     scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
