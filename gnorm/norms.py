@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .engine.fp32 import cheap_in_fp32, safe_in_fp32
+
 
 def log_norm(x: Tensor) -> Tensor:
     """Natural logarithm of the L2 norm of each row of ``x`` (row, ...), float64 (row,); -inf where a row is zero.
@@ -26,13 +28,3 @@ def log_norm(x: Tensor) -> Tensor:
     if cheap_in_fp32(rows) and safe_in_fp32(norms := torch.linalg.vector_norm(rows, dim=1)):
         return norms.double().log()
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).log()
-
-
-def cheap_in_fp32(rows: Tensor) -> bool:
-    """Whether norms in fp32 are worth a try: ten times faster than float64 on a CPU."""
-    return rows.dtype == torch.float32 and rows.device.type == "cpu"
-
-
-def safe_in_fp32(norms: Tensor) -> bool:
-    """Whether norms in fp32 are as exact as in float64, as the squares stayed in range. Reads from the device."""
-    return bool(((norms > 1e-12) & (norms < 1e18)).all())

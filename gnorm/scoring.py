@@ -13,12 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from .engine.batches import MicroBatch, Prepared, prepare
 from .engine.checks import Batch
-from .engine.gradients import QKV, gradient_norms
+from .engine.gradients import QKV, gradient_norms, log_norm_of
 from .engine.known_models import plain_attention
 from .engine.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
 from .engine.state import attention_implementation, in_use
 from .heads import AttentionBlock, attention_blocks, head_mask_of
-from .norms import log_norm
 
 
 class Criterion(Protocol):
@@ -85,13 +84,7 @@ def gnorm_scores(
 
     # Taking the mean away is a projection, so that of the logits starts the backward pass of their norm.
     return gradient_norms(
-        model,
-        batches,
-        lambda z, _: log_norm(z.reshape(1, -1)),
-        objective,
-        parts=parts,
-        combine=COMBINATIONS[combine],
-        weighted=weighted,
+        model, batches, log_norm_of, objective, parts=parts, combine=COMBINATIONS[combine], weighted=weighted
     )
 
 

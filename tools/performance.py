@@ -168,9 +168,8 @@ def on_a_gpu() -> list[str]:
     if not path.exists():
         return []
     found = json.loads(path.read_text("utf-8"))
-    parts = [
-        part for name, reading in GPU.items() if found[name] for part in (reading, shown(pd.DataFrame(found[name])))
-    ]
+    there = {reading: found[name] for name, reading in GPU.items() if found[name]}
+    parts = [part for reading, rows in there.items() for part in (reading, shown(pd.DataFrame(rows)))]
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in found["rates"].items())
     left_out = "; ".join(found["left out"]) or "nothing"
     where = f"torch {found['torch']}, transformers {found['transformers']}, commit {found['commit']}"

@@ -13,8 +13,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from ..norms import cheap_in_fp32, log_norm, safe_in_fp32
+from ..norms import log_norm
 from .batches import BatchSlice, MicroBatch
+from .fp32 import cheap_in_fp32, safe_in_fp32
 from .products import product
 
 # The factors of a weight's gradient dW = dy.T @ x: x (token, in), the input of the projection, and dy (token, out), the
@@ -104,7 +105,7 @@ def log_norms(gradients: Callable[[], Iterable[Tensor]]) -> Tensor:
     if first[0].dim() == 1:
         norms = torch.cat(first)
         return norms.double().log() if safe_in_fp32(norms) else torch.cat([log_norm(g.flatten(1)) for g in gradients()])
-    by_width = {rows.shape[1]: [] for rows in first}
+    by_width: dict[int, list[Tensor]] = {rows.shape[1]: [] for rows in first}
     for rows in first:
         by_width[rows.shape[1]].append(rows)
     found = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..heads import AttentionBlock, attention_blocks, head_mask_of, layers_of, table_of
+from ..norms import log_norm
 from .batches import Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
 from .checks import Batch
 from .factors import Factors, gradients_of, log_norms
@@ -25,6 +26,11 @@ QKV = ("query", "key", "value")  # the projections of the paper's score
 def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
     """The cotangent of the norm of the logits, times that norm: the logits, those of padding zero."""
     return micro.without_padding(logits)
+
+
+def log_norm_of(cotangent: Tensor, _: int) -> Tensor:
+    """The logarithm of the norm of a batch's logits, (1,) float64: what their gradient is divided by."""
+    return log_norm(cotangent.reshape(1, -1))
 
 
 def gradient_norms(

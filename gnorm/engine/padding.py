@@ -130,7 +130,9 @@ class PackedTexts:
 
     def to(self, device: torch.device) -> PackedTexts:
         """The same texts on another device."""
-        moved = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor | PadIndices)}
+        moved: dict[str, Any] = {
+            name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor | PadIndices)
+        }
         return replace(self, length_groups=tuple(group.to(device) for group in self.length_groups), **moved)
 
     def unpad(self, hidden: Tensor) -> Tensor:
