@@ -286,7 +286,10 @@ def rates(device: str, small: bool) -> dict[str, float]:
 
 def order(device: str, small: bool) -> Iterator[dict[str, Any]]:
     """The order of all heads of a small model, beside that in fp32 on the CPU."""
-    case = replace(narrow(CASES[0]), texts=10 if small else 64)
+    case = narrow(CASES[0])
+    if not small:
+        wider = {"num_hidden_layers": 6, "hidden_size": 96, "num_attention_heads": 12, "intermediate_size": 192}
+        case = replace(case, config={**case.config, **wider}, texts=64, batch=16, longest=44)
     exact = Run(case, "cpu", torch.float32)
     expected = [exact.step() for _ in range(exact.left)]
     for name in PRECISIONS:
