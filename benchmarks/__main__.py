@@ -12,6 +12,13 @@ turns, and of every turn the fastest counts.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:  # first, as the other tables need packages that it does not
+    from benchmarks import gpu
+
+    sys.exit(gpu.main(sys.argv[2:]))
+
 import contextlib
 import copy
 import dataclasses
@@ -19,7 +26,6 @@ import itertools
 import json
 import platform
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator

@@ -53,8 +53,9 @@ class Tally:
     """
 
     def __init__(self, prepared: Prepared, model: nn.Module, kept: Kept = hits, purpose: str = "accuracy") -> None:
-        if prepared.batches:
+        if prepared.batches and purpose not in prepared.labels_checked_for:
             check_labels(prepared.batches, model, purpose)
+            prepared.labels_checked_for.add(purpose)
         self.complete = False  # whether every text has been seen
         self._problem, self._kept, self._texts = problem_of(model), kept, prepared.num_texts
         self._texts_seen = 0
@@ -73,10 +74,10 @@ class Tally:
 
         Texts of different widths end in ``NOT_COUNTED``. Raises ``ValueError`` for logits that are not finite.
         """
-        for index, _, _, finite in self._seen:
-            if not bool(finite.all()):
-                raise ValueError(not_finite(f"text {int(index[~finite.cpu()].min())}"))
-        return _in_order([(index, kept.cpu(), counted.cpu()) for index, kept, counted, _ in self._seen])
+        finite = torch.cat([finite for *_, finite in self._seen]).cpu()
+        if not bool(finite.all()):
+            raise ValueError(not_finite(f"text {int(torch.cat([index for index, *_ in self._seen])[~finite].min())}"))
+        return _in_order([seen[:3] for seen in self._seen])
 
 
 def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
@@ -85,7 +86,7 @@ def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
     for micro in prepared:
         if micro.labels is None:
             raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
-        shares.append((micro.index, problem.targets(micro.labels).cpu(), _counted(problem, micro.labels).cpu()))
+        shares.append((micro.index, problem.targets(micro.labels), _counted(problem, micro.labels)))
     return _in_order(shares)
 
 
@@ -95,13 +96,13 @@ def _counted(problem: Problem, labels: Tensor) -> Tensor:
     return by_text != NOT_COUNTED
 
 
-def _in_order(shares: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """(text, ...) from shares of texts: their positions (text,), values (text, ...), and whether they count (text,)."""
-    index, counted = (torch.cat([share[i] for share in shares]) for i in (0, 2))
+def _in_order(shares: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """(text, ...) on the CPU, from shares of texts: their positions (text,), values (text, ...), and whether they count
+    (text,). Values and flags are joined before they leave the device."""
     if shares[0][1].dim() > 1:
         width = max(values.shape[1] for _, values, _ in shares)
         shares = [(i, pad(v, (0, width - v.shape[1]), value=NOT_COUNTED), c) for i, v, c in shares]
-    values = torch.cat([values for _, values, _ in shares])
+    index, values, counted = (torch.cat([share[i] for share in shares]).cpu() for i in range(3))
     order = index.argsort()
     return values[order][counted[order]]
 

@@ -104,6 +104,7 @@ class Prepared(Sequence[MicroBatch]):
         self.max_tokens = max_tokens
         self.observer: OnLogits | None = None
         self.num_texts = sum(len(micro.index) for micro in micro_batches)
+        self.labels_checked_for: set[str] = set()  # what their labels have been found fit for
 
     def with_observer(self, observer: OnLogits | None) -> Prepared:
         """The same micro-batches; ``observer`` is called with the logits of every pass of the unaltered model."""
@@ -307,13 +308,13 @@ def _micro_batch(
     index = torch.cat([of_batch for _, of_batch in share])
     lengths = lengths[index]
     tensors = _trimmed({name: t[index.to(t.device)] for name, t in texts.items()}, int(lengths.max()))
-    tensors = {name: t.contiguous().to(parameter.device) for name, t in tensors.items()}
-    labels = tensors.pop("labels", None)
     packed = None
     if most_packed is not None:
         overhead = PACKED_OVERHEAD_TOKENS[parameter.device.type]
         groups = _length_groups(torch.arange(len(index)), lengths, overhead, most_packed)
-        packed = PackedTexts.of(tensors["attention_mask"], lengths, groups, parameter.dtype)
+        packed = PackedTexts.of(tensors["attention_mask"].cpu(), lengths, groups, parameter.dtype).to(parameter.device)
+    tensors = {name: t.contiguous().to(parameter.device) for name, t in tensors.items()}
+    labels = tensors.pop("labels", None)
     return MicroBatch(tensors, labels, index, lengths, _batch_slices(share, lengths, ended), packed)
 
 
