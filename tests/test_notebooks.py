@@ -7,12 +7,14 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from pipeline import ROOT, execute
 
 import run_all
 from gnorm import METHODS, heads
 from gnorm.experiments import paths, results, runs
 from gnorm.experiments.paths import results_folder
+from gnorm.experiments.profiles import models_for
 from gnorm.experiments.runs import trajectories
 
 MODEL = "bert"
@@ -94,6 +96,23 @@ def test_a_bert_is_rebuilt_by_hand_where_none_is_among_the_models(empty, monkeyp
     rebuilt = execute("custom_bert_pruning", models=["roberta"], steps=2)
     assert rebuilt["by_hand"].order() == rebuilt["theirs"].order()
     assert rebuilt["task"].model.config.model_type == "bert"
+
+
+def test_decoders_are_pruned_whichever_models_are_named(ran, empty):
+    shown = execute("decoder_pruning", models=[MODEL], methods=["greedy_gnorm"])
+    assert ran == [("gpt2", "greedy_gnorm")]
+    task, (run,) = shown["decoders"]["gpt2"], shown["runs"]["gpt2"].values()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in task.batches("evaluation"):
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            text = ids[None, mask == 1]
+            with torch.no_grad():
+                sums += torch.tensor([float(task.model(text, labels=text).loss) * (len(text[0]) - 1), len(text[0]) - 1])
+    assert run.table.perplexity[0] == pytest.approx(float((sums[0] / sums[1]).exp()), rel=1e-4)
+    assert run.table.perplexity[0] < task.model.config.vocab_size / 2  # it has learned something
+    assert shown["table"].area_low[0] < shown["table"].area[0] < shown["table"].area_high[0]
+    with pytest.raises(ValueError, match="profile paper has no model for causal_lm: choose another profile"):
+        models_for("causal_lm", "paper", [])
 
 
 def test_where_results_go_does_not_depend_on_the_working_directory(empty, monkeypatch, capsys):

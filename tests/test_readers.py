@@ -204,6 +204,7 @@ def test_texts_of_a_decoder_without_a_padding_token_are_padded_behind():
     own = shipping.load("checkpoint", write("causal_lm"), batch=100)
     (batch,) = own.testing
     assert own.tokenizer.pad_token is None
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}  # token types would be looked up among the words
     real = batch["attention_mask"] == 1
     assert not real.all()
     assert (batch["input_ids"][~real] == 3).all()

@@ -127,8 +127,8 @@ def export_onnx(
     inputs: the names of the file's inputs: input_ids, attention_mask and, for models with segments, token_type_ids,
     each (batch, length); or pixel_values (batch, channel, height, width), or a sound. If None, all that the model
     takes. The output is logits (batch, ...). Batch and length of texts may differ between calls, the size of an image
-    and the length of a sound may not. tolerance: the
-    largest difference allowed between a logit of the file and of the model.
+    and the length of a sound (a second, or a spectrogram of the usual length) may not. tolerance: the largest
+    difference allowed between a logit of the file and of the model.
 
     The file holds the weights too. Weights of more than 2 GB lie in a second file, with .data after the name. The files
     appear only after onnxruntime has reproduced the model's logits for several batch sizes and lengths, with padding.

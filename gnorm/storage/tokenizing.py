@@ -39,12 +39,12 @@ def encoded(tokenizer: Any, rows: Mapping[str, Sequence[Any]], model: Any, **opt
 
 
 def tells_segments_apart(model: Any) -> bool:
-    """Whether the model takes token_type_ids and has more than one of them."""
+    """Whether the model takes token_type_ids and has a table of more than one. GPT-2, which has none, would look them up
+    among its words."""
     parameters = inspect.signature(model.forward).parameters.values()
     named = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
     takes = "token_type_ids" in named or not named  # a wrapper without named parameters passes on all
-    count = getattr(model.config, "type_vocab_size", None)
-    return takes and (count is None or count > 1)
+    return takes and (getattr(model.config, "type_vocab_size", None) or 0) > 1
 
 
 def _declines_segments(tokenizer: Any) -> bool:
