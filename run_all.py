@@ -47,7 +47,15 @@ NOTEBOOKS = (
     "pruning_summary",
 )
 # Beyond the paper: run by name, `--only NAME`, or where the profile names them, as `study` does.
-OPTIONAL = ("criteria_comparison", "prune_your_model", "claims", "ablations", "stability", "cost_quality")
+OPTIONAL = (
+    "criteria_comparison",
+    "prune_your_model",
+    "decoder_pruning",
+    "claims",
+    "ablations",
+    "stability",
+    "cost_quality",
+)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,13 +1,14 @@
 """Where attention heads live in a model, and masking them.
 
-A family is one row of module names in ``FAMILIES``. Nothing else in the package knows an architecture.
+A family is one row of module names in ``FAMILIES`` (engine/families.py). Nothing else in the package knows an
+architecture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -15,173 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .engine.families import FAMILIES, Family
 from .engine.projections import Projection, check_projection, rows_of, size_of_module
 from .engine.state import in_use, uncompiled
-
-
-@dataclass(frozen=True)
-class Family:
-    """Module names of one family: ``blocks`` from the base model, the others from each block.
-
-    ``*`` stands for any index, so ``encoder.layer.*.attention`` names the attention block of every layer. A model with
-    a decoder has three names for its blocks: encoder self-attention, decoder self-attention, cross-attention; those
-    that a model lacks are left out. query, key and value may name one module that holds all three; ``together`` says
-    how their rows lie in it.
-
-    feed_forward: (from the base model) the projection at the end of each feed-forward block; "" for none.
-    also: (from each block) further projections with rows by head, such as DeBERTa's of positions. A model whose
-    configuration leaves one out does without it.
-    together: a module that holds query, key and value has the rows of one head together; otherwise all queries come
-    first, then all keys, then all values.
-    per_head: an argument of the attention module's forward whose second axis counts heads, such as MPNet's bias by
-    position.
-    shared_bias: where the attention module returns its output, the ``per_head`` argument for the next layer, and the
-    weights: the name of the table that only the first layer has, and of the method that makes the argument from it,
-    for (query length, key length, device, past_seen_tokens).
-    skippable: the attention module (the one that owns query) returns a tuple of its output and the attention weights
-    (with a shared bias between them), so it can be skipped when it has no head left.
-    norm: (from each block) the normalisation of the residual sum, for a skippable module that itself ends in one.
-    classifier: the class of transformers that reads the first token of each text alone, so that padding behind a text
-    changes nothing.
-    """
-
-    blocks: str | tuple[str, ...]
-    query: str
-    key: str
-    value: str
-    output: str
-    feed_forward: str | tuple[str, ...] = ""
-    also: tuple[str, ...] = ()
-    per_head: str = ""
-    skippable: bool = False
-    norm: str = ""
-    classifier: str = ""
-    together: bool = False
-    shared_bias: tuple[str, ...] = ()
-
-
-_BERT_LIKE = Family(
-    "encoder.layer.*.attention",
-    "self.query",
-    "self.key",
-    "self.value",
-    "output.dense",
-    "encoder.layer.*.output.dense",
-    skippable=True,
-)
-
-_VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True)
-
-_LLAMA_LIKE = Family(
-    "layers.*.self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.down_proj", skippable=True
-)
-
-
-FAMILIES: dict[str, Family] = {
-    "bert": replace(_BERT_LIKE, classifier="BertForSequenceClassification"),
-    "roberta": replace(_BERT_LIKE, classifier="RobertaForSequenceClassification"),
-    "xlm-roberta": replace(_BERT_LIKE, classifier="XLMRobertaForSequenceClassification"),
-    "camembert": replace(_BERT_LIKE, classifier="CamembertForSequenceClassification"),
-    "electra": replace(_BERT_LIKE, classifier="ElectraForSequenceClassification"),
-    "albert": Family(
-        "encoder.albert_layer_groups.*.albert_layers.*.attention",
-        "query",
-        "key",
-        "value",
-        "dense",
-        "encoder.albert_layer_groups.*.albert_layers.*.ffn_output",
-        skippable=True,
-        norm="LayerNorm",
-        classifier="AlbertForSequenceClassification",
-    ),
-    "distilbert": Family(
-        "transformer.layer.*.attention",
-        "q_lin",
-        "k_lin",
-        "v_lin",
-        "out_lin",
-        "transformer.layer.*.ffn.lin2",
-        skippable=True,
-        classifier="DistilBertForSequenceClassification",
-    ),
-    "deberta-v2": Family(
-        "encoder.layer.*.attention",
-        "self.query_proj",
-        "self.key_proj",
-        "self.value_proj",
-        "output.dense",
-        "encoder.layer.*.output.dense",
-        also=("self.pos_key_proj", "self.pos_query_proj"),
-        skippable=True,
-        classifier="DebertaV2ForSequenceClassification",
-    ),
-    "mpnet": Family(
-        "encoder.layer.*.attention",
-        "attn.q",
-        "attn.k",
-        "attn.v",
-        "attn.o",
-        "encoder.layer.*.output.dense",
-        per_head="position_bias",
-        skippable=True,
-        classifier="MPNetForSequenceClassification",
-    ),
-    "data2vec-text": _BERT_LIKE,
-    "ernie": _BERT_LIKE,
-    "roformer": _BERT_LIKE,
-    "vit": _VIT_LIKE,
-    "deit": _VIT_LIKE,
-    "beit": replace(_VIT_LIKE, per_head="attention_mask"),  # its bias by position comes as a mask
-    "dinov2": replace(_VIT_LIKE, blocks="encoder.layer.*.attention", feed_forward="encoder.layer.*.mlp.fc2"),
-    "audio-spectrogram-transformer": _VIT_LIKE,
-    "wav2vec2": replace(
-        _VIT_LIKE,
-        blocks="encoder.layers.*.attention",
-        output="out_proj",
-        feed_forward="encoder.layers.*.feed_forward.output_dense",
-    ),
-    "gpt2": Family("h.*.attn", "c_attn", "c_attn", "c_attn", "c_proj", "h.*.mlp.c_proj", skippable=True),
-    "gpt_neox": Family(
-        "layers.*.attention",
-        "query_key_value",
-        "query_key_value",
-        "query_key_value",
-        "dense",
-        "layers.*.mlp.dense_4h_to_h",
-        skippable=True,
-        together=True,
-    ),
-    "llama": _LLAMA_LIKE,
-    "mistral": _LLAMA_LIKE,
-    "qwen2": _LLAMA_LIKE,
-    "qwen3": _LLAMA_LIKE,
-    "gemma": _LLAMA_LIKE,
-    "modernbert": Family("layers.*.attn", "Wqkv", "Wqkv", "Wqkv", "Wo", "layers.*.mlp.Wo", skippable=True),
-    "t5": Family(
-        (
-            "encoder.block.*.layer.0.SelfAttention",
-            "decoder.block.*.layer.0.SelfAttention",
-            "decoder.block.*.layer.1.EncDecAttention",
-        ),
-        "q",
-        "k",
-        "v",
-        "o",
-        ("encoder.block.*.layer.1.DenseReluDense.wo", "decoder.block.*.layer.2.DenseReluDense.wo"),
-        per_head="position_bias",
-        skippable=True,
-        shared_bias=("relative_attention_bias", "compute_bias"),
-    ),
-    "bart": Family(
-        ("encoder.layers.*.self_attn", "decoder.layers.*.self_attn", "decoder.layers.*.encoder_attn"),
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "out_proj",
-        ("encoder.layers.*.fc2", "decoder.layers.*.fc2"),
-        skippable=True,
-    ),
-}
 
 
 def register(
@@ -212,8 +49,8 @@ class AttentionBlock:
     head is a key-value head and the ``queries_per_head`` query heads that read it. ``head_dim`` counts the rows of key
     and value that belong to one head; query has ``context_dim`` rows a head, ``output`` as many columns. ``kept`` lists
     the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
-    that ``Family.also`` names. ``decoder``: queries come from the tokens of a decoder beside an encoder. ``per_head``,
-    ``shared_bias``, ``skippable`` and ``norm`` are as in ``Family``.
+    that ``Family.also`` names. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
+    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``skippable``, ``norm``: as in ``Family``.
     """
 
     projections: tuple[Projection, ...]
@@ -222,7 +59,7 @@ class AttentionBlock:
     kept: tuple[int, ...]
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
     queries_per_head: int = 1
-    decoder: bool = False
+    sides: tuple[str, str] = ("", "")
     per_head: str = ""
     shared_bias: tuple[str, ...] = ()
     skippable: bool = False
@@ -327,7 +164,8 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
         )
     family = FAMILIES[config.model_type]
     _check_said(config, family)
-    of_encoder = len(_named(model, _names(family.blocks)[:1], missing=len(_names(family.blocks)) > 1))
+    names = _names(family.blocks)
+    of_encoder, of_self = (len(_named(model, names[:i], missing=len(names) > i)) for i in (1, 2))
     owners = _named(model, family.blocks)
     query_heads = int(config.num_attention_heads)
     num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
@@ -344,11 +182,11 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
             kept=heads,
             module=owner.get_submodule(family.query.rpartition(".")[0]),
             queries_per_head=query_heads // num_heads,
-            decoder=number >= of_encoder,
+            sides=("decoder_" * (number >= of_encoder), "decoder_" * (of_encoder <= number < of_self)),
             per_head=family.per_head,
             shared_bias=family.shared_bias,
             skippable=family.skippable,
-            norm=owner.get_submodule(family.norm) if family.norm else None,
+            norm=_module(owner, family.norm) if family.norm else None,
         )
         blocks.append(block)
     _check_projections(blocks)
@@ -366,12 +204,22 @@ def _projections(
     for name, path in names.items():
         inside = {other: widths[other] for other in names if names[other] == path}
         rows = rows_of(heads, inside, family.together)[name]
-        found.append(Projection(name, owner.get_submodule(path), rows))
+        found.append(Projection(name, _module(owner, path), rows))
     columns = rows_of(heads, {"output": context_dim}, family.together)["output"]
-    found.append(Projection("output", owner.get_submodule(family.output), columns, of_input=True))
+    found.append(Projection("output", _module(owner, family.output), columns, of_input=True))
     modules = dict(owner.named_modules())
     rows = rows_of(heads, {"position": head_dim}, family.together)["position"]
     return (*found, *(Projection("position", modules[path], rows) for path in family.also if path in modules))
+
+
+def _module(owner: nn.Module, path: str) -> nn.Module:
+    """The module of this name below ``owner``, a block."""
+    try:
+        return owner.get_submodule(path)
+    except AttributeError:
+        raise ValueError(
+            f"no module of {type(owner).__name__} is named {path!r}: correct the family's row with gnorm.register."
+        ) from None
 
 
 def _check_said(config: Any, family: Family) -> None:
@@ -403,6 +251,11 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
                 "gnorm.register."
             )
     for layer, block in enumerate(blocks):
+        if beside := _beside_projections(block):
+            raise ValueError(
+                f"{type(block.module).__name__} has {beside} beside its projections, which a row of module names does "
+                "not share out among heads: such a model cannot be pruned by head."
+            )
         for module, parts in block.by_module().items():
             size, needed = size_of_module(module)[parts[0].of_input], sum(part.rows.numel() for part in parts)
             if size != needed:
@@ -413,10 +266,22 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
                 )
 
 
+def _beside_projections(block: AttentionBlock) -> str:
+    """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, no
+    vector that all heads share, not of the norm and not of the shared bias; "" where there is none."""
+    known = {*block.by_module(), block.norm, *(getattr(block.module, name, None) for name in block.shared_bias[:1])}
+    for path, module in block.module.named_modules():
+        for name, parameter in module._parameters.items() if module not in known else ():
+            if parameter is not None and tuple(parameter.shape) != (block.head_dim,):
+                return f"{path}.{name} of shape {tuple(parameter.shape)}".removeprefix(".")
+    return ""
+
+
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """For every attention block of ``model``, in order, the module that owns it: the layers of an encoder."""
-    blocks = FAMILIES[model.config.model_type].blocks  # type: ignore[union-attr, index]
-    return _named(model, tuple(name.rpartition(".")[0] for name in _names(blocks)))
+    """For every attention block of ``model``, in order, the module that owns it: the layers of an encoder. A block in
+    a plain list owns itself."""
+    blocks = _names(FAMILIES[model.config.model_type].blocks)  # type: ignore[union-attr, index]
+    return _named(model, tuple(name if name.endswith("*") else name.rpartition(".")[0] for name in blocks))
 
 
 def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Metric:
 
 _CLASSES = ("single_label_classification", "multiple_choice")
 _LABELS = (*_CLASSES, "multi_label_classification")
-_TOKENS = ("token_classification", "masked_lm", "causal_lm")
+_LANGUAGE = ("masked_lm", "causal_lm", "seq2seq_lm")
 
 _ROWS = (
     Metric("accuracy", share_of_hits, _CLASSES, hits, fraction=True),
@@ -57,9 +57,9 @@ _ROWS = (
     Metric("spearman", by_scipy(scipy.stats.spearmanr), ("regression",)),
     Metric("r2", by_sklearn("r2_score"), ("regression",)),
     Metric("mse", by_sklearn("mean_squared_error"), ("regression",), higher_is_better=False),
-    Metric("token_accuracy", ratio, _TOKENS, token_hits, fraction=True),
+    Metric("token_accuracy", ratio, ("token_classification", *_LANGUAGE), token_hits, fraction=True),
     Metric("span_f1", span_f1, ("question_answering",), fraction=True),
-    Metric("perplexity", perplexity, ("masked_lm", "causal_lm"), losses, higher_is_better=False),
+    Metric("perplexity", perplexity, _LANGUAGE, losses, higher_is_better=False),
 )
 
 METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}

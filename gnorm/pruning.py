@@ -25,7 +25,7 @@ from .heads import attention_blocks, head_mask_of, refuse_removal
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .methods import Method, find_method
 from .metrics import METRICS, Measure, Metric, find_metric, kept_of
-from .surgery import remove_heads
+from .surgery import remove_heads, try_removal
 from .trajectory import NEAR_TIE, Trajectory
 
 
@@ -75,6 +75,7 @@ def prune(
     rescore_every = whole("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
     metric = find_metric(metric, model)
     texts = _Texts.of(model, scoring, evaluation, metric)
+    try_removal(model, texts.evaluation[0].padded[0].inputs)
     if layers is None and row.follows:
         leader = prune(
             model,
@@ -94,7 +95,7 @@ def prune(
     if metric is not METRICS["accuracy"]:  # whose journals are as they were when there was no other metric
         info["metric"] = metric.name
     header = {**info, **texts.hashes(model)} if journal is not None else {}
-    label, finished = f"{progress}: {row.title}" if isinstance(progress, str) else row.title, list[_Step]()
+    label, finished = f"{progress}: " * isinstance(progress, str) + f"{row.title}, {metric.name}", list[_Step]()
     measured: dict[bytes, _Measured] = {}  # by head mask: trials meet at the intact and at the bare model
     with (
         Journal(journal, header) as log,

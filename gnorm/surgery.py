@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from .engine.fewer_heads import cut_shared_bias, hand_on_shared_bias, select_heads, without_heads
+from .engine.packing import logits_of
 from .engine.projections import cut
-from .engine.state import in_use, with_own_config
-from .heads import AttentionBlock, attention_blocks, checked_mask, config_of, head_mask_of, refuse_removal
+from .engine.rows import is_tested
+from .engine.state import copy_of, in_use, with_own_config
+from .heads import AttentionBlock, attention_blocks, checked_mask, config_of, head_mask_of, masked, refuse_removal
 
 # Attributes of attention modules in transformers: the number of heads, and the width of all heads together.
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")
 
 HEAD_WIDTHS = ("all_head_size", "split_size", "inner_dim")
+
+LAYER_NUMBERS = ("layer_idx", "layer_id")  # what they call their number in a cache of keys and values
 
 
 @torch.inference_mode(False)  # the new parameters can be trained even if the caller is in inference mode
@@ -54,6 +58,36 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
             with_own_config(model).head_mask = new_mask.int().tolist()
 
 
+def try_removal(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Remove heads from a copy of a model of a registered family, and raise ``ValueError`` where that differs from
+    masking them.
+
+    inputs: of at least one text. Every second head goes, then all. Models of the families that come with the package
+    are held against that by its tests, and are not tried.
+    """
+    if is_tested(model):
+        return
+    copy = copy_of(model).float().eval()
+    one = {name: t[:1].float() if t.is_floating_point() else t[:1] for name, t in inputs.items()}
+    numbers = torch.arange(len(head_mask_of(copy)))[:, None] + torch.arange(attention_blocks(copy)[0].num_heads)
+    for mask in (numbers % 2 == 0, numbers < 0):
+        with torch.no_grad():
+            with masked(copy, mask):
+                expected = logits_of(copy, one)
+            remove_heads(copy, mask)
+            try:
+                off = float((logits_of(copy, one) - expected).abs().max() / (1 + expected.abs().max()))
+            except Exception as error:  # noqa: BLE001 - whatever a module makes of unusual sizes
+                what = f"it does not run ({' '.join(str(error).split())[:200]})"
+            else:
+                what = "" if off < 1e-3 else f"its logits are off by {off:.1g} of the largest"
+        if what:
+            raise ValueError(
+                f"{type(model).__name__} does not work with heads removed, {what}: correct per_head, also or skippable "
+                "in the family's row with gnorm.register, or mask heads instead."
+            )
+
+
 def _adapt(block: AttentionBlock, row: Tensor) -> None:
     """Make the attention module of a block work with the heads of ``row`` (head,) bool, whose weights are kept."""
     module: Any = block.module
@@ -79,5 +113,5 @@ def _adapt(block: AttentionBlock, row: Tensor) -> None:
     if block.skippable and not heads:
         inside = any(block.output is other for other in module.modules())
         output = block.output if inside else None
-        layer = getattr(module, "layer_idx", None)
+        layer = next((getattr(module, name) for name in LAYER_NUMBERS if hasattr(module, name)), None)
         module.forward = partial(without_heads, output, block.norm, layer, bool(block.shared_bias))

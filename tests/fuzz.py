@@ -23,10 +23,15 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
-import literal
+import layouts
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 import gnorm
 from gnorm.engine.batches import prepare
@@ -77,6 +82,97 @@ def _of_deberta(r: random.Random) -> dict[str, Any]:
     }
 
 
+def _rotary(r: random.Random) -> dict[str, Any]:
+    """Grouped queries, rotary positions, sliding windows."""
+    heads, queries = r.randint(1, 3), r.choice([1, 2, 2, 4])
+    return {
+        "num_attention_heads": heads * queries,
+        "num_key_value_heads": heads,
+        "head_dim": r.choice([2, 4, 6]),
+        "hidden_size": heads * queries * r.choice([2, 3, 4]) * (4 if heads * queries == 1 else 1),
+        "attention_bias": r.random() < 0.5,
+        "sliding_window": r.choice([None, 3, 8]),
+        "tie_word_embeddings": r.random() < 0.5,
+    }
+
+
+def _even(r: random.Random) -> dict[str, Any]:
+    """Heads of an even number of rows, half of which are rotated in some families."""
+    heads = r.randint(1, 4)
+    return {"num_attention_heads": heads, "hidden_size": heads * r.choice([4, 8])}
+
+
+def _grouped(r: random.Random) -> dict[str, Any]:
+    heads, queries = r.randint(1, 3), r.choice([1, 2])
+    sizes = {"num_attention_heads": heads * queries, "num_key_value_heads": heads}
+    return {**sizes, "hidden_size": heads * queries * r.choice([4, 8])}
+
+
+def _windowed(r: random.Random) -> dict[str, Any]:
+    windows = {"use_sliding_window": True, "sliding_window": r.choice([2, 5]), "max_window_layers": r.randint(0, 2)}
+    return {**_rotary(r), **(windows if r.random() < 0.5 else {"sliding_window": None})}
+
+
+def _of_gpt(r: random.Random) -> dict[str, Any]:
+    return {"bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": r.random() < 0.5}
+
+
+def _of_gpt2(r: random.Random) -> dict[str, Any]:
+    scaled = {"scale_attn_by_inverse_layer_idx": r.random() < 0.5, "scale_attn_weights": r.random() < 0.7}
+    return {**_of_gpt(r), **scaled, "n_inner": 12}
+
+
+def _of_t5(r: random.Random) -> dict[str, Any]:
+    heads, layers = r.randint(1, 4), r.randint(1, 3)
+    return {
+        "d_model": r.choice([8, 12]),
+        "d_kv": r.randint(1, 6),
+        "d_ff": 12,
+        "num_heads": heads,
+        "num_layers": layers,
+        "num_decoder_layers": r.randint(1, 3),
+        "feed_forward_proj": r.choice(["relu", "gated-gelu"]),
+        "relative_attention_num_buckets": r.choice([4, 8]),
+        "relative_attention_max_distance": r.choice([8, 20]),
+        "decoder_start_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def _of_bart(r: random.Random) -> dict[str, Any]:
+    heads = r.randint(1, 4)
+    return {
+        "d_model": heads * r.choice([2, 4, 6]),
+        "encoder_layers": r.randint(1, 3),
+        "decoder_layers": r.randint(1, 3),
+        "encoder_attention_heads": heads,
+        "decoder_attention_heads": heads,
+        "encoder_ffn_dim": 12,
+        "decoder_ffn_dim": 8,
+        "scale_embedding": r.random() < 0.5,
+        "eos_token_id": 2,
+        "bos_token_id": 0,
+        "forced_eos_token_id": None,
+        "decoder_start_token_id": 1,
+    }
+
+
+def _of_sounds(r: random.Random) -> dict[str, Any]:
+    stable = r.random() < 0.5
+    return {
+        "conv_dim": (8, 8),
+        "conv_kernel": (4, 4),
+        "conv_stride": (4, 4),
+        "num_conv_pos_embeddings": 4,
+        "num_conv_pos_embedding_groups": 1,
+        "classifier_proj_size": 8,
+        "num_feat_extract_layers": 2,
+        "do_stable_layer_norm": stable,
+        "feat_extract_norm": "layer" if stable else "group",
+        "use_weighted_layer_sum": r.random() < 0.3,
+    }
+
+
 # What a configuration is drawn from, beside the sizes.
 OPTIONS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "bert": _of_bert,
@@ -90,6 +186,82 @@ OPTIONS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "mpnet": lambda r: {"relative_attention_num_buckets": r.choice([32, 40])},
     "vit": lambda r: {**IMAGE, "qkv_bias": r.random() < 0.5},
     "deit": lambda r: {**IMAGE, "architectures": ["DeiTForImageClassification"], "qkv_bias": r.random() < 0.5},
+    "data2vec-text": lambda r: {"type_vocab_size": 1},
+    "ernie": lambda r: {**_of_bert(r), "use_task_id": r.random() < 0.5},
+    "roformer": lambda r: {**_of_bert(r), **_even(r), "rotary_value": r.random() < 0.5, "embedding_size": 6},
+    "rembert": lambda r: {"input_embedding_size": 6, "output_embedding_size": 6, "type_vocab_size": 2},
+    "beit": lambda r: {
+        **IMAGE,
+        **dict.fromkeys(r.choice([["use_relative_position_bias"], ["use_shared_relative_position_bias"], []]), True),
+    },
+    "dinov2": lambda r: {**IMAGE, "use_swiglu_ffn": r.random() < 0.5, "qkv_bias": r.random() < 0.5, "mlp_ratio": 2},
+    "audio-spectrogram-transformer": lambda r: {"max_length": 12, "num_mel_bins": 8, "patch_size": 4},
+    "wav2vec2": _of_sounds,
+    "hubert": _of_sounds,
+    "whisper": lambda r: {
+        **_of_bart(r),
+        "num_mel_bins": 4,
+        "max_source_positions": 6,
+        "max_target_positions": POSITIONS,
+        "classifier_proj_size": 8,
+        "vocab_size": VOCABULARY,
+        "pad_token_id": 1,
+        "use_weighted_layer_sum": r.random() < 0.3,
+    },
+    "gpt2": _of_gpt2,
+    "gpt_neox": lambda r: {
+        **_even(r),
+        "use_parallel_residual": r.random() < 0.5,
+        "attention_bias": r.random() < 0.7,
+        "rotary_pct": r.choice([0.5, 1.0]),
+    },
+    "gptj": lambda r: {**_of_gpt(r), **_even(r), "rotary_dim": r.choice([2, 4])},
+    "gpt_neo": lambda r: {**_of_gpt(r), "window_size": r.choice([2, 6])},
+    "opt": lambda r: {
+        "ffn_dim": 12,
+        "word_embed_proj_dim": r.choice([6, 8]),
+        "do_layer_norm_before": r.random() < 0.5,
+        "enable_bias": r.random() < 0.5,
+    },
+    "llama": _rotary,
+    "mistral": _rotary,
+    "qwen2": _windowed,
+    "qwen3": _windowed,
+    "gemma": _rotary,
+    "gemma2": lambda r: {**_rotary(r), "sliding_window": r.choice([2, 6]), "query_pre_attn_scalar": r.choice([4, 9])},
+    "gemma3_text": lambda r: {**_rotary(r), "sliding_window": r.choice([2, 6])},
+    "smollm3": _rotary,
+    "starcoder2": lambda r: {**_grouped(r), "sliding_window": r.choice([None, 4]), "use_bias": r.random() < 0.5},
+    "phi": lambda r: {**_grouped(r), "qk_layernorm": r.random() < 0.5},
+    "eurobert": _rotary,
+    "nomic_bert": lambda r: {**_even(r)},
+    "modernbert": lambda r: {
+        **_even(r),
+        "local_attention": r.choice([2, 6]),
+        "global_attn_every_n_layers": r.choice([1, 2, 3]),
+        "attention_bias": r.random() < 0.5,
+        "classifier_pooling": r.choice(["cls", "mean"]),
+        "cls_token_id": 2,
+        "sep_token_id": 2,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+    },
+    "t5": _of_t5,
+    "mt5": _of_t5,
+    "bart": lambda r: {**_of_bart(r), "num_labels": r.choice([3, 4])},  # its configuration reads 2 back as 3
+    "mbart": _of_bart,
+}
+# Models that do parts of their work in float32 whatever their precision: softmax, norms, positions.
+IN_FLOAT32 = {"vit", "deit", *(family for family in OPTIONS if family in layouts.NAMES)}
+# What some families call the sizes, where transformers does not map the names.
+RENAMED = {
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+    }
 }
 
 
@@ -125,12 +297,13 @@ def draw(seed: int) -> Draw:
     """Draw number ``seed``."""
     r, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     model, options = _model(r, generator)
-    batches, layout = _images(r, generator) if "image_size" in options else _texts(r, generator, model)
+    texts = model.main_input_name == "input_ids"
+    batches, layout = _texts(r, generator, model) if texts else _signals(r, generator, model)
     labels = max(1, model.config.num_labels)
     for batch in batches:
         count = len(next(iter(batch.values())))
         batch["labels"] = torch.randint(0, labels, (count,), generator=generator)
-    shape = len(literal.projections(model)), model.config.num_attention_heads
+    shape = len(layouts.blocks(model)), layouts.heads_of(model)
     removed, hidden = (
         torch.rand(shape, generator=generator) < r.choice([0.2, 0.5, 0.8])
         if r.random() < share
@@ -169,19 +342,21 @@ def _model(r: random.Random, generator: torch.Generator) -> tuple[Any, dict[str,
         "hidden_act": r.choice(["gelu", "relu", "silu", "gelu_new"]),
         **OPTIONS[family](r),
     }
-    if "image_size" not in options:
+    kind: Any = AutoModelForSequenceClassification
+    if "image_size" in options:
+        kind = AutoModelForImageClassification
+    elif family in ("audio-spectrogram-transformer", "wav2vec2", "hubert", "whisper"):
+        kind = AutoModelForAudioClassification
+    else:
         options |= {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "pad_token_id": r.choice([0, 1])}
-    if family == "distilbert":
-        for theirs, ours in (
-            ("dim", "hidden_size"),
-            ("n_heads", "num_attention_heads"),
-            ("n_layers", "num_hidden_layers"),
-            ("hidden_dim", "intermediate_size"),
-            ("activation", "hidden_act"),
-        ):
-            options[theirs] = options.pop(ours)
-    auto = AutoModelForImageClassification if "image_size" in options else AutoModelForSequenceClassification
-    model = auto.from_config(AutoConfig.for_model(family, **options), attn_implementation="eager")
+    if family == "gpt_neo":
+        layers = options.pop("num_hidden_layers")
+        options |= {"num_layers": layers, "attention_types": [[[r.choice(["global", "local"])], layers]]}
+    if "d_model" in options:
+        for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_act"):
+            del options[name]
+    options = {RENAMED.get(family, {}).get(name, name): value for name, value in options.items()}
+    model = kind.from_config(AutoConfig.for_model(family, **options), attn_implementation="eager")
     if r.random() < 0.5 and model._supports_sdpa:
         model.set_attn_implementation("sdpa")
     spread, sharp = r.choice([0.1, 0.3, 0.6]), 10 ** r.uniform(-1.5, 0.7)
@@ -190,17 +365,24 @@ def _model(r: random.Random, generator: torch.Generator) -> tuple[Any, dict[str,
             drawn = torch.randn(parameter.shape, generator=generator)
             norm = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(1 + 0.2 * drawn if norm else drawn * (spread if parameter.dim() > 1 else 0.1))
-        for block in literal.projections(model):
-            for linear in block:
-                linear.weight.mul_(sharp)
-    double = [] if "image_size" in options else [torch.float64] * 4  # the eager softmax of images' models is in float32
+        for module in {part.module for block in layouts.blocks(model) for part in block}:
+            module.weight.mul_(sharp)
+    double = [] if family in IN_FLOAT32 else [torch.float64] * 4
     dtype = r.choice([torch.float32] * 5 + double + [torch.bfloat16])
     return model.to(dtype), {**options, "weights": (spread, round(sharp, 3))}
 
 
-def _images(r: random.Random, generator: torch.Generator) -> tuple[list[dict[str, Tensor]], str]:
+def _signals(r: random.Random, generator: torch.Generator, model: Any) -> tuple[list[dict[str, Tensor]], str]:
+    """Pictures, sounds or spectrograms."""
+    name, config = model.main_input_name, model.config
+    if name == "pixel_values":
+        shape: tuple[int, ...] = (3, 8, 8)
+    elif name == "input_features":
+        shape = (config.num_mel_bins, 2 * config.max_source_positions)
+    else:
+        shape = (config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (r.randint(60, 160),)
     sizes = [r.randint(1, 5) for _ in range(r.choice([1, 1, 2, 3]))]
-    return [{"pixel_values": torch.randn(n, 3, 8, 8, generator=generator)} for n in sizes], "pictures"
+    return [{name: torch.randn(n, *shape, generator=generator).to(model.dtype)} for n in sizes], name
 
 
 def _texts(r: random.Random, generator: torch.Generator, model: Any) -> tuple[list[dict[str, Tensor]], str]:
@@ -209,8 +391,9 @@ def _texts(r: random.Random, generator: torch.Generator, model: Any) -> tuple[li
     longest = 1 if layout == "one token" else r.randint(2, LONGEST)
     takes = inspect.signature(model.forward).parameters
     types = getattr(model.config, "type_vocab_size", 0) if r.random() < 0.5 and "token_type_ids" in takes else 0
+    several = getattr(model.config, "is_encoder_decoder", False)  # its classifiers read the token that ends a text
     positions = r.random() < 0.2 and "position_ids" in takes
-    embedded = r.random() < 0.1 and "inputs_embeds" in takes
+    embedded = r.random() < 0.1 and "inputs_embeds" in takes and model.config.model_type not in layouts.NAMES
     integers, bits = r.choice([torch.long] * 4 + [torch.int]), r.choice([torch.long, torch.long, torch.int, torch.bool])
     if getattr(model.config, "conv_kernel_size", 0):
         bits = torch.long  # its convolution subtracts the mask from 1
@@ -222,6 +405,8 @@ def _texts(r: random.Random, generator: torch.Generator, model: Any) -> tuple[li
         width = int(lengths.max()) + (r.randint(1, 5) if layout == "wide" else 0)
         mask = torch.arange(width) < lengths[:, None]
         ids = torch.randint(3, VOCABULARY, mask.shape, generator=generator).masked_fill(~mask, pad)
+        if several:
+            ids[torch.arange(count), lengths - 1] = model.config.eos_token_id
         if layout == "left":
             mask, ids = mask.flip(1), ids.flip(1)
         if layout == "holes":
@@ -262,13 +447,16 @@ def plain(of: Draw, gone: Tensor, dtype: torch.dtype = torch.float64, terms: boo
     """The criteria of ``of``'s model without the heads ``gone`` (layer, head)."""
     model = copy.deepcopy(of.model).to(dtype).eval().requires_grad_(False)
     model.set_attn_implementation("eager")
-    blocks, heads = literal.projections(model), model.config.num_attention_heads
+    for module in model.modules():
+        module.register_forward_pre_hook(_bounded_mask, with_kwargs=True)
+    blocks, heads = layouts.blocks(model), layouts.heads_of(model)
     rows, texts = len(blocks), sum(len(batch["labels"]) for batch in of.batches)
     for (*inputs, output), lost in zip(blocks, gone, strict=True):
-        for linear in inputs:
-            linear.weight.requires_grad_(True)
-        output.weight[:, lost.repeat_interleave(output.in_features // heads)] = 0
-    weights = [linear.weight for block in blocks for linear in block[:3]]
+        for part in inputs:
+            part.module.weight.requires_grad_(True)
+        output.zero(lost)
+    projections = [part for block in blocks for part in block[:3]]
+    weights = [part.module.weight for part in projections]
     sums: dict[str, Tensor] = {}
     parts: dict[str, list[Tensor]] = {}
     entropy, energy, importance, saliency = (torch.zeros(rows, heads, dtype=torch.float64) for _ in range(4))
@@ -277,7 +465,9 @@ def plain(of: Draw, gone: Tensor, dtype: torch.dtype = torch.float64, terms: boo
         inputs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.items() if name != "labels"}
         contexts: list[tuple[int, Tensor]] = []
         hooks = [
-            block[3].register_forward_pre_hook(lambda _, inputs, row=row, to=contexts: to.append((row, inputs[0])))
+            block[3].module.register_forward_pre_hook(
+                lambda _, inputs, row=row, to=contexts: to.append((row, inputs[0]))
+            )
             for row, block in enumerate(blocks)
         ]
         output = model(**inputs, output_attentions=True)
@@ -289,7 +479,10 @@ def plain(of: Draw, gone: Tensor, dtype: torch.dtype = torch.float64, terms: boo
         def add(name: str, objective: Tensor) -> None:
             found = torch.autograd.grad(objective, weights, retain_graph=True, allow_unused=True)
             flat = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
-            by_head = torch.stack([g.double().reshape(heads, -1) for g in flat]).unflatten(0, (rows, 3))
+            own = [part.by_head(g.double()) for part, g in zip(projections, flat, strict=True)]
+            widest = max(g.shape[1] for g in own)  # query has more rows where several query heads share a key
+            by_head = torch.stack([torch.nn.functional.pad(g, (0, widest - g.shape[1])) for g in own])
+            by_head = by_head.unflatten(0, (rows, 3))
             sums[name] = sums.get(name, torch.zeros(rows, 3, heads, dtype=torch.float64)) + by_head.norm(dim=-1)
             if terms:
                 parts.setdefault(name, []).append(by_head)
@@ -299,18 +492,20 @@ def plain(of: Draw, gone: Tensor, dtype: torch.dtype = torch.float64, terms: boo
             for row_of_z in z:
                 add("gnorm_by_text", row_of_z.norm())
         real = inputs.get("attention_mask")
-        tokens = contexts[0][1].shape[1]
-        real = torch.ones(count, tokens) if real is None else real
-        real = real.double() / real.double().sum(1, keepdim=True)  # (text, token) weights of a mean
-        for (row, _), attention in zip(contexts, output.attentions, strict=True):
-            entropy[row] += torch.einsum("bhq,bq->h", torch.special.entr(attention.detach().double()).sum(-1), real)
+        for row, attention in zip(*_attentions(output, [row for row, _ in contexts]), strict=True):
+            of_query = torch.special.entr(attention.detach().double()).sum(-1)  # (text, query head, query)
+            by_unit = of_query.unflatten(1, (heads, -1)).mean(2)
+            entropy[row] += torch.einsum("bhq,bq->h", by_unit, _shares(real, count, by_unit.shape[2]))
         split = [(row, c.unflatten(-1, (heads, -1))) for row, c in contexts]  # (text, token, head, head_dim)
         for row, c in split:
-            energy[row] += torch.einsum("bqh,bq->h", c.detach().double().square().sum(-1), real)
+            energy[row] += torch.einsum(
+                "bqh,bq->h", c.detach().double().square().sum(-1), _shares(real, count, c.shape[1])
+            )
         if of.labelled:
             loss = torch.nn.functional.cross_entropy(z, batch["labels"], reduction="sum")
             add("gnorm_cross_entropy", loss / count)
-            flows = torch.autograd.grad(loss, [c for _, c in contexts])
+            found = torch.autograd.grad(loss, [c for _, c in contexts], allow_unused=True)
+            flows = [torch.zeros_like(c) if g is None else g for g, (_, c) in zip(found, contexts, strict=True)]
             by_text = torch.zeros(rows, count, heads, dtype=torch.float64)
             for (row, c), flow in zip(split, flows, strict=True):
                 by_text[row] += (c.detach() * flow.view_as(c)).double().sum((1, 3))
@@ -320,6 +515,31 @@ def plain(of: Draw, gone: Tensor, dtype: torch.dtype = torch.float64, terms: boo
     return Plain(sums, entropy / texts, energy / texts, importance, saliency, every, parts)
 
 
+def _bounded_mask(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The lowest number of float64 is infinite in float32, in which some models take the softmax; padding that sees no
+    token would become NaN, and then every token that it is added to with weight zero."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dtype == torch.float64:
+        kwargs = {**kwargs, "attention_mask": mask.clamp(min=-1e30)}
+    return args, kwargs
+
+
+def _attentions(output: Any, called: list[int]) -> tuple[list[int], list[Tensor]]:
+    """The rows of blocks, and the attention weights of each pass through them. called: the rows in the order of the
+    calls."""
+    if getattr(output, "attentions", None) is not None:
+        return called, list(output.attentions)
+    kinds = (output.encoder_attentions, output.decoder_attentions, output.cross_attentions)
+    every = [weights for kind in kinds for weights in kind]
+    return list(range(len(every))), every
+
+
+def _shares(real: Tensor | None, count: int, tokens: int) -> Tensor:
+    """(text, token) weights of the mean over the tokens that are real; all of them where there is no mask."""
+    real = torch.ones(count, tokens) if real is None else real
+    return real.double() / real.double().sum(1, keepdim=True)
+
+
 PRUNED_BY_MEANS = {"attention_entropy": "entropy", "head_importance": "importance"}
 MEANS = {"activation_energy": "energy", "head_importance": "importance", "output_saliency": "saliency"}
 
@@ -327,11 +547,9 @@ MEANS = {"activation_energy": "energy", "head_importance": "importance", "output
 def magnitudes(of: Draw) -> Tensor:
     """(layer, head) natural logarithm of the norm of all weights of a head."""
     rows = []
-    for query, key, value, output in literal.projections(of.model):
-        sides = query.weight, key.weight, value.weight, output.weight.T
-        rows.append(
-            torch.cat([w.detach().double().reshape(of.removed.shape[1], -1) for w in sides], 1).norm(dim=1).log()
-        )
+    for block in layouts.blocks(of.model):
+        numbers = torch.cat([part.by_head(part.module.weight.detach().double()) for part in block], 1)
+        rows.append(numbers.norm(dim=1).log())
     return torch.stack(rows)
 
 
@@ -374,8 +592,8 @@ def noise(of: Draw, gone: Tensor) -> tuple[dict[str, Tensor], Plain, Plain]:
     found, q, k, v = {}, 0, 1, 2
     weights = torch.stack(
         [
-            torch.stack([linear.weight.double().reshape(gone.shape[1], -1).norm(dim=1) for linear in block[:3]])
-            for block in literal.projections(of.model)
+            torch.stack([part.by_head(part.module.weight.double()).norm(dim=1) for part in block[:3]])
+            for block in layouts.blocks(of.model)
         ]
     ).detach()  # (layer, projection, head)
     for name, norms in exact.gradients.items():
@@ -396,6 +614,11 @@ def noise(of: Draw, gone: Tensor) -> tuple[dict[str, Tensor], Plain, Plain]:
 # ------------------------------------------------------------------------------------------ what is found
 
 
+def _count(hooks: Any) -> int:
+    """How many hooks there are, beside those that transformers registers in a model's first pass."""
+    return sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
+
+
 def snapshot(model: Any) -> list[Any]:
     """What a call may not alter."""
     modules = list(model.modules())
@@ -406,7 +629,7 @@ def snapshot(model: Any) -> list[Any]:
             for parameter in module._parameters.values()
             if parameter is not None
         ],
-        [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m)) for m in modules],
+        [(m.training, _count(m._forward_hooks), _count(m._forward_pre_hooks), "forward" in vars(m)) for m in modules],
         model.config._attn_implementation,
         model.config.to_dict(),
         {name: tensor.clone() for name, tensor in model.state_dict().items()},

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import test_families
 import torch
 from conftest import tiny_model
 from test_encoders import make, masks
@@ -70,3 +71,26 @@ def test_a_model_fed_with_something_else_is_refused():
     model.main_input_name = "waveform"
     with pytest.raises(ValueError, match="inputs called 'waveform' are not known; known: input_ids, pixel_values"):
         gnorm.cost(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [
+        ("llama", [32, 128]),
+        ("t5", [32, 128]),
+        ("bart", [32, 40]),
+        ("marian", [32, 40]),
+        ("wav2vec2", [16_000]),
+        ("audio-spectrogram-transformer", [24]),
+        ("whisper", [48]),
+    ],
+)
+def test_decoders_and_sounds_are_measured_too(name, lengths):
+    model = test_families.make(name)
+    intact = sum(parameter.numel() for parameter in model.parameters())
+    gnorm.remove_heads(model, test_families.random_masks(gnorm.head_mask_of(model).shape)[0])
+    table = gnorm.cost(model, batch_sizes=(2,), rounds=1, seconds=0)
+    assert table.length.tolist() == lengths
+    assert set(table.parameters) == {intact}
+    assert set(table["parameters after"]) == {sum(parameter.numel() for parameter in model.parameters())}
+    assert (table["flops saved"] > 0).all()

@@ -4,13 +4,14 @@ import importlib.util
 import sys
 
 import pytest
+import test_families
 import torch
 from conftest import tiny_model
 from test_encoders import MODELS, batches_of, make
 
 import gnorm
 from gnorm.engine.state import evaluating
-from gnorm.shipping.export import Exported, longest_input
+from gnorm.shipping.export import Exported, inputs_of, longest_input, usual_lengths
 
 # Two layers, one head of four gone and then all, so that layers are unequal and one is empty; or no head left at all.
 UNEQUAL, NONE = ((1, 0, 1, 1), (0, 0, 0, 0)), ((0, 0, 0, 0), (0, 0, 0, 0))
@@ -252,3 +253,20 @@ def test_exported_models_take_their_turns_with_the_others(monkeypatch):
     row = gnorm.cost(model, batch_sizes=(1,), onnx=True).iloc[0]
     assert seen == [["ViTForImageClassification"] * 2 + ["Exported"] * 2]
     assert row[["ms", "ms after", "ms onnx", "ms onnx after"]].tolist() == pytest.approx([4, 3, 2, 1])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "gemma", "modernbert", "t5", "bart", "marian", "beit", "wav2vec2", "granite"]
+)
+def test_decoders_images_and_sounds_are_exported_too(name, tmp_path):
+    model = test_families.make(name)
+    gnorm.remove_heads(model, test_families.random_masks(gnorm.head_mask_of(model).shape)[0])
+    inputs = inputs_of(model, batch=3, length=usual_lengths(model)[0])
+    assert_same_logits(gnorm.export_onnx(model, tmp_path / "model.onnx"), model, [inputs])
+
+
+def test_a_model_without_logits_of_texts_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"BertModel gives no logits, not .* load it as a sequence classifier"):
+        gnorm.export_onnx(tiny_model("bert").bert, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())

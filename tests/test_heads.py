@@ -7,7 +7,7 @@ import pytest
 import textpruner
 import torch
 from conftest import ragged_batches, tiny_model
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import BloomConfig, BloomForCausalLM
 
 import gnorm
 from gnorm.engine.state import evaluating
@@ -133,9 +133,8 @@ def test_wrong_masks_are_refused(mask, complaint):
 
 
 def test_an_unknown_architecture_is_named_with_the_remedy():
-    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "ffn_dim": 8, "word_embed_proj_dim": 8}
-    model = OPTForCausalLM(OPTConfig(vocab_size=10, **sizes))
-    with pytest.raises(ValueError, match=r"model_type 'opt' .*known: bert, .*gnorm.register\('opt'"):
+    model = BloomForCausalLM(BloomConfig(vocab_size=10, n_layer=1, hidden_size=8, n_head=2))
+    with pytest.raises(ValueError, match=r"model_type 'bloom' .*known: bert, .*gnorm.register\('bloom'"):
         gnorm.attention_blocks(model)
 
 

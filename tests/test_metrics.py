@@ -1,6 +1,7 @@
 """Any head on top and any metric, each against plain autograd and a plain computation, text by text."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -270,6 +271,12 @@ def test_a_function_of_ones_own_and_its_bootstrap(tmp_path, monkeypatch):
     results.save_trajectory(run, "smoke", "bert", "greedy_gnorm")
     with pytest.raises(ValueError, match="measured by 'worst_class': give it a row in gnorm.METRICS"):
         results.load_trajectory("smoke", "bert", "greedy_gnorm")
+
+
+def test_the_first_line_names_the_metric_that_nobody_named(capsys):
+    gnorm.prune(model_for("regression"), batches_for("regression"), steps=1)
+    bars = capsys.readouterr().err
+    assert re.search(r"Greedy-Gnorm, mse: .*mse=\d", bars)
 
 
 def test_lower_is_better_where_the_row_says_so():

@@ -1,5 +1,6 @@
 """Rows of tokens: the same logits and scores as padded texts, whatever the classifier reads."""
 
+import contextlib
 import copy
 
 import literal
@@ -9,7 +10,8 @@ import torch
 from conftest import ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine.batches import forwarding, layer_input_caches, prepare
+from gnorm.engine.batches import Prepared, forwarding, layer_input_caches, prepare
+from gnorm.engine.mask_derivatives import mask_derivatives
 from gnorm.engine.packing import NO_CACHE, Packing
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
@@ -109,6 +111,52 @@ def test_a_model_that_is_not_packed_scores_the_same(model):
     assert prepared.packing is None
     torch.testing.assert_close(gnorm.gnorm_scores(model, prepared), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_by_masks_of_packed_texts_are_those_of_padded_ones(model, masked):
+    model, batches = model.double(), ragged_batches()
+    batches[0]["labels"][1] = -100
+    mask = MASK[: len(gnorm.attention_blocks(model))]
+    if not masked:
+        gnorm.remove_heads(model, mask)
+    packed = prepare(batches, model)
+    with gnorm.masked(model, mask) if masked else contextlib.nullcontext():
+        padded = Prepared([part for micro in packed for part in micro.padded], None)
+        found = [in_order(mask_derivatives(model, gnorm.attention_blocks(model), p)) for p in (packed, padded)]
+    assert packed.packing
+    for of_packed, of_padded in zip(*found, strict=True):
+        torch.testing.assert_close(of_packed, of_padded, atol=1e-14, rtol=1e-9)
+    assert torch.cat(found[0], 1).any(1).tolist() == [i != 1 for i in range(13)]  # text 1 does not count
+
+
+def in_order(derivatives):
+    """[(text, kept head)] of each layer, texts in the order in which they were given."""
+    index, of_layers = zip(*derivatives, strict=True)
+    return [torch.cat(of_layer)[torch.cat(index).argsort()] for of_layer in zip(*of_layers, strict=True)]
+
+
+@pytest.mark.parametrize("explicit_tokens", [128, 0])
+@pytest.mark.parametrize("gone", [None, [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]], torch.zeros(3, 4).tolist()])
+def test_a_bias_by_position_goes_packed_and_is_that_of_each_text_alone(gone, explicit_tokens, monkeypatch):
+    monkeypatch.setattr(gnorm.engine.attention, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
+    model, batches = tiny_model("mpnet").double(), ragged_batches()
+    torch.nn.init.normal_(model.mpnet.encoder.relative_attention_bias.weight)
+    if gone:
+        gnorm.remove_heads(model, gone)
+    prepared = prepare(batches, model)
+    assert prepared.packing == Packing(passes=3, in_tuples=True)
+    exactly = {"atol": 1e-12, "rtol": 0}
+    caches = layer_input_caches(model, prepared)
+    for _ in range(2):  # the second pass starts at the last layer
+        torch.testing.assert_close(logits_of(model, prepared, caches), one_by_one(model, batches), **exactly)
+    ways = gnorm.gnorm_scores, gnorm.attention_entropy, gnorm.criteria.head_importance
+    packed = [scores(model, prepared) for scores in ways]
+    monkeypatch.setattr(gnorm.engine.known_models, "OWN_ATTENTION", ())
+    padded = prepare(batches, model)
+    assert padded.packing is None
+    for scores, expected in zip(ways, packed, strict=True):
+        torch.testing.assert_close(scores(model, padded), expected, **exactly)
 
 
 def test_attention_of_ones_own_is_noticed_and_not_packed():

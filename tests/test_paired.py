@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from gnorm.experiments import claims, paired, tables
-from gnorm.trajectory import Trajectory, area, curve, text_areas
+from gnorm.experiments import claims, paired, plots, tables
+from gnorm.metrics import METRICS
+from gnorm.trajectory import Trajectory, area, area_interval, curve, text_areas
 
 
 def trajectory(correct, trials=1, **info):
@@ -110,6 +111,76 @@ def test_p_values_are_corrected_within_a_family_of_one_model():
 def test_methods_measured_on_other_texts_are_refused():
     runs = {"bert": {"a": [random_run(0, 0.5, texts=60)], "b": [random_run(1, 0.5, texts=50)]}}
     with pytest.raises(ValueError, match=r"bert: methods were not measured on the same seeds and texts: .*60.*50"):
+        paired.differences(runs, [[("a", "b")]])
+
+
+def run_by_perplexity(seed, rate, states=4, texts=60):
+    """A language model that gets worse from state to state: of each text the sum of its losses, and its tokens."""
+    tokens = np.random.default_rng(seed % 100).integers(3, 9, size=texts)  # the same for every method
+    means = 1 + rate * np.arange(states)[:, None] * np.random.default_rng(seed).random((states, texts))
+    said = np.stack([means * tokens, np.broadcast_to(tokens, means.shape)], 2)
+    row = METRICS["perplexity"]
+    table = trajectory(np.ones((states, texts))).table.drop(columns="accuracy")
+    table = table.assign(perplexity=[row.value(values, tokens) for values in said])
+    return Trajectory(table, said, torch.ones(1, states - 1).bool(), {"trials": 1}, row, tokens)
+
+
+def test_where_lower_is_better_the_smaller_area_is_above_0():
+    better, worse = ([run_by_perplexity(seed + 100 * i, 0.2 + 0.3 * i) for seed in range(3)] for i in range(2))
+    runs = {"bert": {"greedy_gnorm": worse, "random": better}}
+    table = paired.differences(runs, [[("random", "greedy_gnorm"), ("greedy_gnorm", "random")]])
+    gains = [area(curve(b)) - area(curve(a)) for a, b in zip(better, worse)]
+    assert table.difference.tolist() == pytest.approx([np.mean(gains), -np.mean(gains)])
+    assert (table.low < table.difference).all()
+    assert (table.difference < table.high).all()
+    assert paired.sides(table).tolist() == ["above 0", "below 0"]
+    assert (table.seeds.tolist(), table.texts.tolist()) == ([3, 3], [60, 60])
+    (row,) = tables.winners({"bert": {name: of_method[0] for name, of_method in runs["bert"].items()}}).to_dict(
+        "records"
+    )
+    assert (row["smallest area"], row["runner-up"]) == ("random", "greedy_gnorm")
+    assert row["difference"] == pytest.approx(gains[0])
+    assert tables.method_table(runs).method.tolist() == ["random", "greedy_gnorm"]
+    methods = tables.method_table(runs)
+    assert list(claims.mean_areas(methods, "perplexity").index) == ["random", "greedy_gnorm"]
+    assert claims.recommended(methods, "perplexity") == "greedy_gnorm"  # random is a control
+    (axis,) = plots.differences(table, {"": [("random", "greedy_gnorm")]}, "smoke", "perplexity").axes
+    assert axis.get_xlabel() == "area of the other less area of Random"
+    (axis,) = plots.areas(
+        tables.summary_table({"bert": {n: r[0] for n, r in runs["bert"].items()}}), "smoke", "mse"
+    ).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["Greedy-Gnorm", "Random"]  # the best on top
+
+
+def test_samples_of_an_area_follow_seeds_and_texts():
+    """Of one seed they are the bootstrap over its texts; a method that predicts the same has the same samples."""
+    one = run_by_perplexity(0, 0.3)
+    samples = paired.resampled_areas({"a": [one], "b": [one]}, samples=300)
+    assert (samples[:, 0] == samples[:, 1]).all()
+    low, high = area_interval(one)
+    assert np.quantile(samples[:, 0], [0.025, 0.975]).tolist() == pytest.approx([low, high], rel=0.2)
+    by_accuracy = [random_run(seed, 0.7) for seed in range(3)]
+    exact = paired.bootstrap_means(np.array([[text_areas(run) for run in by_accuracy]]))[:, 0]
+    metric, ones = METRICS["token_accuracy"], np.ones((4, 60), dtype=int)  # of texts of one token
+    by_token = [
+        Trajectory(
+            run.table.rename(columns={"accuracy": metric.name}),
+            np.stack([run.correct, ones], 2),
+            run.start,
+            {},
+            metric,
+            ones[0],
+        )
+        for run in by_accuracy
+    ]
+    anew = paired.resampled_areas({"a": by_token}, samples=500)[:, 0]
+    assert anew.mean() == pytest.approx(exact.mean(), abs=0.01)
+    assert anew.std() == pytest.approx(exact.std(), rel=0.15)
+
+
+def test_runs_by_different_metrics_are_not_compared():
+    runs = {"bert": {"a": [run_by_perplexity(0, 0.1)], "b": [random_run(1, 0.5)]}}
+    with pytest.raises(ValueError, match="methods were measured by perplexity and by accuracy: compare runs of one"):
         paired.differences(runs, [[("a", "b")]])
 
 

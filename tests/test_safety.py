@@ -18,7 +18,8 @@ from gnorm.experiments.paths import figures_folder
 from gnorm.storage.files import write
 
 ROOT = Path(__file__).parents[1]
-LOCKS = {f"{name}.txt": f"{name}.lock" for name in ("requirements", "requirements-nodeps", "requirements-mpnet")}
+BY_HAND = ("requirements-nodeps", "requirements-mpnet", "requirements-smollm2")
+LOCKS = {f"{name}.txt": f"{name}.lock" for name in ("requirements", *BY_HAND)}
 UNPICKLED = []  # the files whose code unpickled a class while WATCHED was set
 WATCHED = threading.Event()
 

@@ -26,18 +26,39 @@ EXPLICIT_ATTENTION_TOKENS = 128
 OnWeights = Callable[[Tensor, LengthGroup], None]
 
 
+def _bias(group: LengthGroup, position_bias: Tensor | None) -> Tensor | None:
+    """What is added to the attention scores of a length group, each axis of its size or 1: (text, head, query, key).
+
+    None for nothing. position_bias: (1, head, query, key) of a text at least as long.
+    """
+    if position_bias is None:
+        return group.bias
+    of_group = position_bias[:, :, : group.width, : group.width].contiguous()
+    return of_group if group.bias is None else of_group + group.bias
+
+
 def explicit_is_faster(texts: PackedTexts, device: torch.device) -> bool:
     """Whether attention with explicit weights is the faster one for these texts on this device."""
     return device.type == "cpu" and max(g.width for g in texts.length_groups) <= EXPLICIT_ATTENTION_TOKENS
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, texts: PackedTexts, scale: float) -> Tensor:
-    """Query, key and value to contexts by PyTorch's fused kernel; all (token, head, head_dim)."""
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    texts: PackedTexts,
+    scale: float,
+    position_bias: Tensor | None = None,
+) -> Tensor:
+    """Query, key and value to contexts by PyTorch's fused kernel; all (token, head, head_dim).
+
+    position_bias: (1, head, query, key) of the longest text, as in the other two functions; None for none.
+    """
     contexts = []
     grouped = (texts.tokens_in_groups.pad(t) for t in (query, key, value))  # (slot, head, head_dim)
     for group, shares in texts.by_group(*grouped):
         q, k, v = (share.transpose(1, 2) for share in shares)  # (text, head, width, head_dim)
-        context = scaled_dot_product_attention(q, k, v, attn_mask=group.bias, scale=scale)
+        context = scaled_dot_product_attention(q, k, v, attn_mask=_bias(group, position_bias), scale=scale)
         contexts.append(context.transpose(1, 2).flatten(0, 1))  # (text * width, head, head_dim)
     return texts.tokens_in_groups.unpad(torch.cat(contexts))
 
@@ -50,13 +71,14 @@ def explicit_attention(
     indices: PadIndices,
     scale: float,
     on_weights: OnWeights | None = None,
+    position_bias: Tensor | None = None,
 ) -> Tensor:
     """Query, key and value to contexts by explicit attention weights; all (token, head, head_dim).
 
     indices: ``texts.heads_in_groups`` of the number of heads. on_weights is called for every length group.
     """
     flat = (t.flatten(0, 1) for t in (query, key, value))  # (token * head, head_dim)
-    context = _ExplicitAttention.apply(*flat, texts, indices, scale, on_weights)
+    context = _ExplicitAttention.apply(*flat, texts, indices, scale, on_weights, position_bias)
     return context.unflatten(0, (-1, query.shape[1]))
 
 
@@ -73,16 +95,15 @@ class _ExplicitAttention(torch.autograd.Function):
         indices: PadIndices,
         scale: float,
         on_weights: OnWeights | None,
+        position_bias: Tensor | None,
     ) -> Tensor:
         heads = len(query) // len(texts.indices)
         grouped = [indices.pad(t) for t in (query, key, value)]  # (slot * head, head_dim)
         context, saved = torch.empty_like(grouped[2]), []
         for group, (q, k, v, c) in texts.by_group(*grouped, context, heads=heads):  # (text * head, width, head_dim)
-            if group.bias is None:
-                bias = q.new_zeros(1, 1, 1)
-            else:
-                bias = group.bias.expand(-1, heads, -1, -1).reshape(len(q), 1, -1)  # (text * head, 1, key)
-            weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(-1)  # (text * head, query, key)
+            bias = _bias(group, position_bias)  # (text, head, query, key), axes of its size or 1
+            flat = q.new_zeros(1, 1, 1) if bias is None else bias.expand(group.texts, heads, -1, -1).flatten(0, 1)
+            weights = torch.baddbmm(flat, q, k.transpose(1, 2), alpha=scale).softmax(-1)  # (text * head, query, key)
             if on_weights is not None:
                 on_weights(weights.unflatten(0, (-1, heads)), group)
             torch.bmm(weights, v, out=c)
@@ -105,7 +126,7 @@ class _ExplicitAttention(torch.autograd.Function):
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
             torch.bmm(dscores, k, out=dq)
             torch.bmm(dscores.transpose(1, 2), q, out=dk)
-        return *(ctx.indices.unpad(t) for t in gradients), None, None, None, None
+        return *(ctx.indices.unpad(t) for t in gradients), None, None, None, None, None
 
 
 class AbsorbedProjection(NamedTuple):
@@ -127,7 +148,11 @@ class AbsorbedProjection(NamedTuple):
 
 
 def first_token_attention(
-    texts: PackedTexts, block: AttentionBlock, layer_input: Tensor, query: Tensor
+    texts: PackedTexts,
+    block: AttentionBlock,
+    layer_input: Tensor,
+    query: Tensor,
+    position_bias: Tensor | None = None,
 ) -> tuple[Tensor, list[AbsorbedProjection]]:
     """The context of each text's first token, and the projections that were absorbed on the way.
 
@@ -145,8 +170,8 @@ def first_token_attention(
     means = []
     for (group, (x,)), q in zip(texts.by_group(grouped_input), queries, strict=True):
         scores = q @ x.transpose(1, 2)  # (text, head, width)
-        if group.bias is not None:
-            scores = scores + group.bias[:, 0]
+        if (bias := _bias(group, position_bias)) is not None:
+            scores = scores + bias[:, :, 0]  # of the first query
         means.append(scores.softmax(-1) @ x)  # (text, head, hidden)
     mean = texts.texts_in_groups.unpad(torch.cat(means))
     context = torch.einsum("thi,hdi->thd", mean, value)  # (text, head, head_dim)

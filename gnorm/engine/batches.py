@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..heads import FAMILIES, layers_of
+from ..heads import layers_of
 from .attention import AbsorbedProjection
 from .checks import PER_TEXT, PER_TOKEN, Batch, checked_batches, parameter_of, size_of, tables_of
+from .families import FAMILIES
 from .known_models import ignores_padding, packable
 from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forward, packing_of
 from .padding import PackedTexts
 from .problems import LABELS, labels_in, problem_of
+from .rows import try_row
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,14 @@ def prepare(
     Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
     unequal first dimension, a text with nothing but padding, numbers that are in no table of the model, a text longer
     than the model takes, something that its forward does not take, batches that do not go together, a model whose
-    weights are not there, on several devices or made within torch.inference_mode, or one that gives no logits of the
-    axes of its problem. Labels are not checked here but where they are used.
+    weights are not there, on several devices or made within torch.inference_mode, one that gives no logits of the axes
+    of its problem, or one whose registered row gives a head what is not its own. Labels are not checked
+    here but where they are used.
     """
     if isinstance(batches, Prepared):
         return _prepared_for(model, batches)
     parameter, checked = parameter_of(model), checked_batches(list(batches), model)
+    try_row(model, {name: t.to(parameter.device) for name, t in checked[0].items() if name not in LABELS})
     hidden = getattr(model.config, "hidden_size", 1)
     if not _may_trim(model, checked):
         most = max_tokens or MAX_TOKENS[parameter.device.type]
@@ -235,7 +239,8 @@ def _untrimmed(
     micro_batches, before, problem = [], 0, problem_of(model)
     for b, batch in enumerate(batches):
         lengths, count = _lengths(batch, hidden), size_of(batch)
-        step = max(1, most // int(lengths.max()))
+        decoder = batch.get("decoder_attention_mask")
+        step = max(1, most // max(int(lengths.max()), 0 if decoder is None else decoder.shape[-1]))
         for start in range(0, count, step):
             texts = slice(start, min(start + step, count))
             inputs = {name: t[texts].contiguous().to(parameter.device) for name, t in batch.items()}

@@ -103,8 +103,10 @@ def checked_batches(batches: Sequence[Any], model: Any) -> list[Batch]:
     """The batches, row numbers and classes as int64. Raises what ``prepare`` raises before any pass."""
     tables, takes = tables_of(model), inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    names, axes = None if anything else (*takes, "labels"), problem_of(model).inputs
-    checked = [_checked(batch, i, tables, names, axes) for i, batch in enumerate(batches)]
+    names, problem = None if anything else (*takes, "labels"), problem_of(model)
+    checked = [_checked(batch, i, tables, names, problem.inputs) for i, batch in enumerate(batches)]
+    if problem.side:
+        checked = [_with_decoder(batch, i, tables, model) for i, batch in enumerate(checked)]
     if not checked:
         raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
     inputs = [batch.keys() - set(LABELS) for batch in checked]
@@ -204,10 +206,52 @@ def _check_width(batch: Batch, i: int, room: int | None, axes: Sequence[str]) ->
         )
 
 
+def _with_decoder(batch: Batch, i: int, tables: Mapping[str, int | None], model: Any) -> Batch:
+    """Batch number ``i`` with what the decoder reads: made from the labels as the model itself does where it is left
+    out, and with a mask of padding.
+
+    A mask that is left out is read off the labels: what follows the last one that counts is padding. Masking it changes
+    no logit before it, since a decoder looks back alone. Raises ``ValueError`` where labels and inputs leave open what
+    is padding, and for inputs of the decoder as for those of the encoder.
+    """
+    names = ("decoder_input_ids", "decoder_inputs_embeds")
+    labels, mask = batch.get("labels"), batch.get("decoder_attention_mask")
+    added: dict[str, Tensor] = {}
+    if not any(name in batch for name in names):
+        make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if labels is None or make is None or labels.dim() != 2 or labels.is_floating_point():
+            raise ValueError(f"batch {i} has no decoder_input_ids, nor labels that the model makes them of: give them.")
+        added["decoder_input_ids"] = make(labels=labels)
+    if mask is None and labels is not None and labels.dim() == 2:
+        counted = labels != NOT_COUNTED
+        if not bool(counted[:, 0].all()):
+            raise ValueError(
+                f"a text of batch {i} has the first label {NOT_COUNTED}, which may be padding or not: give "
+                "decoder_attention_mask."
+            )
+        added["decoder_attention_mask"] = counted.flip(1).cumsum(1).flip(1).clamp(max=1)
+    elif mask is None and "decoder_input_ids" in batch:
+        pad_token = getattr(model.config, "pad_token_id", None)
+        if pad_token is not None and bool((batch["decoder_input_ids"][:, 1:] == pad_token).any()):
+            raise ValueError(
+                f"decoder_input_ids of batch {i} hold the padding token, which may be padding or not: give "
+                "decoder_attention_mask."
+            )
+    batch = {**batch, **added}
+    of_decoder = {name.removeprefix("decoder_"): batch[name] for name in batch if name.startswith("decoder_")}
+    try:
+        _checked(of_decoder, i, tables, None, ("text", "token"))
+    except ValueError as error:
+        raise ValueError(f"of the decoder: {error}") from None
+    return batch
+
+
 def _usable(name: str, tensor: Tensor) -> Tensor:
     """The tensor outside inference mode, as int64 where it holds numbers of rows or classes."""
     tensor = tensor.clone() if tensor.is_inference() else tensor
-    numbers = name in TABLES or (name in LABELS and not tensor.is_floating_point() and not tensor.is_complex())
+    numbers = name.removeprefix("decoder_") in TABLES or (
+        name in LABELS and not tensor.is_floating_point() and not tensor.is_complex()
+    )
     return tensor.long() if numbers else tensor
 
 
@@ -249,9 +293,10 @@ def check_labels(
         )
 
 
-def _width(batch: Batch) -> int | None:
-    """How many tokens wide a batch is; None where nothing in it counts tokens."""
-    ids, embedded = next((batch[name] for name in PER_TOKEN[:4] if name in batch), None), batch.get("inputs_embeds")
+def _width(batch: Batch, side: str = "") -> int | None:
+    """How many tokens wide a batch is; None where nothing in it counts tokens. side: of the problem."""
+    names = [f"{side}{name}" for name in PER_TOKEN]
+    ids, embedded = next((batch[name] for name in names[:4] if name in batch), None), batch.get(names[4])
     return ids.shape[-1] if ids is not None else None if embedded is None else embedded.shape[-2]
 
 
@@ -265,7 +310,7 @@ def _classes(batch: Batch, problem: Problem, model: Any) -> int | None:
 def _fits(labels: Tensor, batch: Batch, problem: Problem, model: Any) -> bool:
     """Whether labels have the axes of the problem, as long as the batch and the model make them."""
     classes = getattr(model.config, problem.classes, None)
-    sizes = {"text": len(labels), "token": _width(batch), "class": classes, "boundary": 2}
+    sizes = {"text": len(labels), "token": _width(batch, problem.side), "class": classes, "boundary": 2}
     shapes = [[sizes[axis] for axis in problem.labels]]
     if problem.name == "regression" and classes == 1:
         shapes.append([len(labels)])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..heads import AttentionBlock, attention_blocks, head_mask_of, layers_of, table_of
+from ..heads import AttentionBlock, attention_blocks, head_mask_of, table_of
 from ..norms import log_norm
 from .batches import Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
 from .checks import Batch
@@ -114,8 +114,8 @@ def gradients_by_batch(
     batch's texts; it comes in the place of Z.
     ``parts`` names other projections than Q, K and V.
     """
-    live = [pair for pair in zip(attention_blocks(model), layers_of(model), strict=True) if pair[0].kept]
-    projections = [of_module for block, _ in live for of_module in block.by_module(parts).values()]
+    live = [block for block in attention_blocks(model) if block.kept]
+    projections = [of_module for block in live for of_module in block.by_module(parts).values()]
     totals: list[Tensor] = []
     starts: list[Tensor] = []
     for micro in prepared:
@@ -151,17 +151,17 @@ class _Call(NamedTuple):
 def _gradient_factors(
     forward: Forward,
     micro: MicroBatch,
-    live: list[tuple[AttentionBlock, nn.Module]],
+    live: list[AttentionBlock],
     cotangent: Callable[[Tensor, MicroBatch], Tensor],
     parts: Sequence[str],
 ) -> tuple[Tensor, Tensor, list[list[Factors]]]:
     """One forward and one backward pass: the logits z (text, ...), the cotangent, the factors of <cotangent, dz> / dW.
 
     The factors are of every module that holds projections ``parts``, one pair for each call of it, in fp32 at least.
-    live: the blocks that have heads, each with its layer. A layer that is never called, such as one of ALBERT's spare
-    groups, gets empty factors.
+    live: the blocks that have heads. A block that is never called, such as one of ALBERT's spare groups or
+    cross-attention where there is no encoder, gets empty factors.
     """
-    modules = [module for block, _ in live for module in block.by_module(parts)]
+    modules = [module for block in live for module in block.by_module(parts)]
     z, calls = _recorded_pass(forward, micro, live, parts)
     start = cotangent(z.detach(), micro)
     dtype = torch.promote_types(z.dtype, torch.float32)
@@ -180,33 +180,33 @@ def _gradient_factors(
 def _recorded_pass(
     forward: Forward,
     micro: MicroBatch,
-    live: list[tuple[AttentionBlock, nn.Module]],
+    live: list[AttentionBlock],
     parts: Sequence[str],
 ) -> tuple[Tensor, list[_Call]]:
     """The logits (text, ...) of a forward pass, and the calls that hooks saw of the modules of projections ``parts``.
 
-    Raises ``ValueError`` for a module that is never called, though its layer is.
+    Raises ``ValueError`` for a module that is never called, though its block is.
     """
     calls: list[_Call] = []
-    owned = [(module, names, layer) for block, layer in live for module, names in block.by_module(parts).items()]
+    owned = [(module, names, block) for block in live for module, names in block.by_module(parts).items()]
     numbers = {module: k for k, (module, *_) in enumerate(owned)}
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
         x = inputs[0].detach().flatten(0, -2)  # (token, in)
         calls.append(_Call(k, output.requires_grad_(), lambda dy: (x, dy.flatten(0, -2))))
 
-    called_layers: set[nn.Module] = set()
+    called_blocks: set[nn.Module] = set()
     with ExitStack() as hooks:
-        for _, layer in live:
-            hooks.callback(layer.register_forward_hook(lambda layer, *_: called_layers.add(layer)).remove)
+        for block in live:
+            hooks.callback(block.module.register_forward_hook(lambda module, *_: called_blocks.add(module)).remove)
         for module, k in numbers.items():
             hooks.callback(module.register_forward_hook(partial(record, k=k)).remove)
-        for module in {module for block, _ in live for module in block.by_module(QKV)} - numbers.keys():
+        for module in {module for block in live for module in block.by_module(QKV)} - numbers.keys():
             hooks.callback(module.register_forward_hook(_begin_graph).remove)  # absorbed ones build on these
         z, absorbed = forward(micro)
     calls += [_Call(numbers[one.projection], one.output, one.factors) for one in absorbed if one.projection in numbers]
     called = {call.module for call in calls}
-    missing = [names for k, (_, names, layer) in enumerate(owned) if k not in called and layer in called_layers]
+    missing = [names for k, (_, names, block) in enumerate(owned) if k not in called and block.module in called_blocks]
     if missing:
         raise ValueError(
             f"the {missing[0][0].name} projection of a block is never called as a module, so "
@@ -227,8 +227,8 @@ def _output_gradients(
     fp16 gradients are multiplied by a power of two for the backward pass, lowered until nothing overflows, and divided
     by it at the end.
     """
-    if not outputs:
-        return []
+    if not z.requires_grad:  # such as an encoder's, where no cross-attention reads it any more
+        return [None] * len(outputs)
     scale = 2.0**16 if z.dtype == torch.float16 else 1.0
     while True:
         gradients = torch.autograd.grad(z, outputs, start * scale, retain_graph=scale > 1, allow_unused=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..heads import FAMILIES
+from .families import FAMILIES
 
 # Modules that compute each token on its own, in any order.
 TOKENWISE = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.ModuleList, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU)
@@ -19,6 +19,12 @@ TOKENWISE = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.ModuleList, n
 
 # Modules of known models that ignore padding, but would mix neighbouring texts if these were packed.
 MODULES_OF_PADDED = (nn.Conv1d,)  # DeBERTa's: sets padding to zero, and reads the tokens beside each token
+
+
+# Attention modules that compute softmax(q k / sqrt(head_dim) + bias) v themselves and apply the output projection. The
+# bias, an argument that the family's row calls ``per_head``, is made by position alone, by the module that owns the
+# layers: of a text that is cut, it is the same bias, cut.
+OWN_ATTENTION = ("MPNetSelfAttention",)
 
 
 SOFTMAX_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -52,12 +58,17 @@ def ignores_padding(model: Any) -> bool:
 def packable(model: Any) -> bool:
     """Whether packed texts are known to give the same as padded ones.
 
-    They do where padding is ignored, every module but attention computes each token on its own, and transformers lets
-    attention be replaced.
+    They do where padding is ignored, every module but attention computes each token on its own, and attention can be
+    replaced: by transformers, or as a module of ``OWN_ATTENTION``.
     """
-    if not getattr(model, "_supports_attention_backend", False):
+    if not getattr(model, "_supports_attention_backend", False) and not any(map(owns_attention, model.modules())):
         return False
     return ignores_padding(model) and not any(isinstance(module, MODULES_OF_PADDED) for module in model.modules())
+
+
+def owns_attention(module: nn.Module) -> bool:
+    """Whether the module computes attention itself, in the way that ``OWN_ATTENTION`` says."""
+    return type(module).__name__ in OWN_ATTENTION and type(module).__module__.startswith("transformers.models.")
 
 
 def _added_to(module: nn.Module) -> Iterator[Any]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..heads import AttentionBlock
-from .batches import Prepared, labels_of
-from .packing import logits_of
+from .batches import MicroBatch, Prepared, forwarding, labels_of
 from .problems import problem_of
 from .products import FasterLinear
 from .state import evaluating
@@ -23,39 +22,42 @@ def mask_derivatives(
     """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
     (text, kept head) derivatives, by each head's mask, of the sum of the terms of each text's loss (``Problem``).
 
-    The mask is a tensor of ones, one for each text and head, that multiplies the contexts at the input of the output
-    projection; passes through a shared block share it, and so do the choices of a text: their derivatives add up.
+    The mask m_h, at 1, multiplies the context c_h at the input of the output projection. So no mask is needed:
+    dL / dm_h = sum over tokens of <c_h, dL / dc_h>. Passes through a shared block share its mask, and so do the choices
+    of a text: their derivatives add up. They are zero where a block is not called, or nothing reads what it gives.
     """
-    live, problem = [block for block in blocks if block.kept], problem_of(model)
-    masks: dict[int, Tensor] = {}
-    texts = 0  # that are in the pass
+    live, problem = [i for i, block in enumerate(blocks) if block.kept], problem_of(model)
+    calls: list[tuple[int, Tensor]] = []  # the number of a block, and the contexts that it gave in one call
 
-    def multiply(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> tuple[Tensor]:
-        context = inputs[0]  # (text, token, kept * context_dim); of choices, (text * choice, token, kept * context_dim)
-        if i not in masks:
-            masks[i] = context.new_ones(texts, len(live[i].kept)).requires_grad_()
-        by_sequence = masks[i].repeat_interleave(len(context) // texts, dim=0)
-        return (context * by_sequence.repeat_interleave(live[i].context_dim, dim=1)[:, None],)
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> None:
+        calls.append((i, inputs[0].requires_grad_()))
 
-    with evaluating(model), ExitStack() as hooks:
-        for i, block in enumerate(live):
-            hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
-        for micro in prepared.padded if live else ():
-            masks.clear()
-            texts = len(micro.index)
+    with evaluating(model), forwarding(model, prepared) as forward, ExitStack() as hooks:
+        for i in live:
+            hooks.callback(blocks[i].output.register_forward_pre_hook(partial(record, i=i)).remove)
+        for micro in prepared if live else ():
+            calls.clear()
             with FasterLinear():
-                logits = logits_of(model, micro.inputs)  # (text, ...)
+                logits = forward(micro)[0]  # (text, ...)
                 loss = problem.loss_sum(logits, labels_of(micro, logits))
-            gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True) if masks else ()
-            found = dict(zip(masks, gradients, strict=True))
-            rows = iter([found.get(i) for i in range(len(live))])
-            yield (
-                micro.index,
-                [_derivatives(next(rows) if block.kept else None, len(logits), block) for block in blocks],
-            )
+            contexts = [context for _, context in calls]
+            reads = loss.requires_grad  # not where nothing reads any context
+            gradients = torch.autograd.grad(loss, contexts, allow_unused=True) if reads else [None] * len(calls)
+            found = [torch.zeros(len(micro.index), len(block.kept), dtype=torch.float64) for block in blocks]
+            for (i, context), gradient in zip(calls, gradients, strict=True):
+                if gradient is not None:
+                    found[i] += _by_text(context.detach(), gradient, blocks[i], micro).cpu()
+            yield micro.index, found
             prepared.notify(logits, micro)
 
 
-def _derivatives(found: Tensor | None, texts: int, block: AttentionBlock) -> Tensor:
-    """(text, kept head) float64 on the CPU; zero where a block is not called or nothing reads what it gives."""
-    return torch.zeros(texts, len(block.kept), dtype=torch.float64) if found is None else found.double().cpu()
+def _by_text(context: Tensor, gradient: Tensor, block: AttentionBlock, micro: MicroBatch) -> Tensor:
+    """The inner product of contexts and their gradients, for each text and kept head: (text, kept head) float64.
+
+    Both are (text, token, kept * context_dim), or packed: (1, token, ...), and (1, text, ...) for first tokens alone.
+    """
+    wide, texts = torch.promote_types(context.dtype, torch.float32), len(micro.index)
+    terms = (context.to(wide) * gradient).unflatten(-1, (len(block.kept), -1)).sum(-1).double()  # (..., kept head)
+    if micro.packed is not None and terms.shape[1] > texts:
+        terms = micro.packed.pad(terms)  # (1, token, kept head) -> (text, longest, kept head)
+    return terms.reshape(texts, -1, len(block.kept)).sum(1)

@@ -20,8 +20,9 @@ from .padding import LengthGroup
 from .products import FasterLinear
 from .state import evaluating
 
-# Called with the layer, a tensor of its block (text, ...), and which tokens are real (text, token), None for all.
-OnBlock = Callable[[int, Tensor, Tensor | None], None]
+# Called with the layer, a tensor of its block (text, ...), and which tokens are real (text, token), None for all: of
+# those that queries come from, and of those that keys come from.
+OnBlock = Callable[[int, Tensor, Tensor | None, Tensor | None], None]
 
 
 # Called with the texts that have passed through the model, and their logits (text, class).
@@ -39,15 +40,15 @@ def run_padded(
 
     ``register_hook(block, call)`` registers a hook on the block that calls ``call`` with that tensor.
     """
-    masks: dict[bool, Tensor | None] = {}
+    masks: dict[str, Tensor | None] = {}
     with ExitStack() as hooks:
         for layer, block in enumerate(attention_blocks(model)):
             if block.kept:
-                at = {"layer": layer, "decoder": block.decoder}
-                call = partial(lambda tensor, layer, decoder: on_block(layer, tensor, masks[decoder]), **at)
+                at = {"layer": layer, "sides": block.sides}
+                call = partial(lambda tensor, layer, sides: on_block(layer, tensor, *map(masks.get, sides)), **at)
                 hooks.callback(register_hook(block, call).remove)
         for micro in prepared.padded:
-            masks = {decoder: _real_tokens(micro.inputs, decoder) for decoder in (False, True)}
+            masks = {side: _real_tokens(micro.inputs, side) for side in ("", "decoder_")}
             after_pass(micro, logits_of(model, micro.inputs))
 
 
@@ -59,11 +60,11 @@ def hook_contexts(block: AttentionBlock, call: Callable[[Tensor], None]) -> Remo
 run_on_contexts = partial(run_padded, register_hook=hook_contexts)
 
 
-def _real_tokens(inputs: Mapping[str, Tensor], decoder: bool) -> Tensor | None:
-    """(text, token) bool: which tokens are no padding; None for all. decoder: those of the decoder, which are the
-    encoder's where the inputs name none."""
-    own = decoder and any(name.startswith("decoder_") for name in inputs)
-    mask = inputs.get("decoder_attention_mask" if own else "attention_mask")
+def _real_tokens(inputs: Mapping[str, Tensor], side: str) -> Tensor | None:
+    """(text, token) bool: which tokens are no padding; None for all. side: "decoder_" for those of the decoder, which
+    are the encoder's where the inputs name none."""
+    own = any(name.startswith(side) for name in inputs)
+    mask = inputs.get(f"{side if own else ''}attention_mask")
     return None if mask is None else mask.bool().flatten(0, -2)  # of choices, (text * choice, token)
 
 
@@ -81,7 +82,8 @@ def run_packed(model: nn.Module, prepared: Prepared, on_block: OnBlock, after_pa
     layers = {block.module: layer for layer, block in enumerate(attention_blocks(model))}
 
     def on_weights(module: nn.Module, weights: Tensor, group: LengthGroup) -> None:
-        on_block(layers[module], weights, None if group.bias is None else group.bias[:, 0, 0] == 0)
+        real = None if group.bias is None else group.bias[:, 0, 0] == 0
+        on_block(layers[module], weights, real, real)
 
     assert prepared.packing is not None
     of_all_tokens = dataclasses.replace(prepared.packing, first_token=False)
@@ -101,15 +103,16 @@ def mean_over_texts(
     choice of a text counts as a text.
 
     ``run`` passes the texts through the model and calls ``on_block`` once for each pass through a block; passes are
-    summed. ``values`` gets the tensor of ``on_block``, and which tokens are real (text, token), None for all.
+    summed. ``values`` gets the tensor of ``on_block``, and which tokens that keys come from are real (text, token),
+    None for all.
 
     Raises ``ValueError`` where logits are not finite.
     """
     blocks = attention_blocks(model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
 
-    def on_block(layer: int, tensor: Tensor, mask: Tensor | None) -> None:
-        per_token = values(tensor, mask).double()  # (text, head, token)
+    def on_block(layer: int, tensor: Tensor, mask: Tensor | None, of_keys: Tensor | None) -> None:
+        per_token = values(tensor, of_keys).double()  # (text, head, token)
         _check_tokens(mask, per_token.shape[2])
         real = torch.ones_like(per_token[:, 0]) if mask is None else mask.double()  # (text, token)
         means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)  # (text, head)
@@ -119,16 +122,18 @@ def mean_over_texts(
     return table_of(blocks, [total / sum(micro.sequences for micro in prepared) for total in sums])
 
 
-def observe_contexts(model: nn.Module, prepared: Prepared, on_block: OnBlock) -> None:
-    """Call ``on_block`` with the contexts (text, token, kept * context_dim) of every block, once for each pass through
-    it.
+def observe_contexts(
+    model: nn.Module, prepared: Prepared, on_context: Callable[[int, Tensor, Tensor | None], None]
+) -> None:
+    """Call ``on_context`` for each pass through a block: with its layer, its contexts (text, token,
+    kept * context_dim), and which tokens are real (text, token), None for all.
 
     Raises ``ValueError`` where logits are not finite.
     """
 
-    def checked(layer: int, context: Tensor, mask: Tensor | None) -> None:
+    def checked(layer: int, context: Tensor, mask: Tensor | None, _: Tensor | None) -> None:
         _check_tokens(mask, context.shape[1])
-        on_block(layer, context, mask)
+        on_context(layer, context, mask)
 
     _observe(model, prepared, run_on_contexts, checked)
 

@@ -9,6 +9,7 @@ the rounding of a sum and by nothing else.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -27,7 +28,7 @@ from .attention import (
     first_token_attention,
     fused_attention,
 )
-from .known_models import packable
+from .known_models import owns_attention, packable
 from .padding import LengthGroup, PackedTexts, PadIndices
 from .problems import problem_of
 from .state import attention_implementation, evaluating
@@ -41,6 +42,7 @@ class Packing:
 
     passes: int  # calls of layers in one forward pass
     first_token: bool = True  # whether the last pass goes on with the first token of each text alone
+    in_tuples: bool = False  # whether layers give their output as the first of a tuple
 
 
 @dataclass
@@ -78,6 +80,7 @@ class _Pass:
     layer_input: Tensor | None = None  # (token, hidden), of the last pass where that is for first tokens alone
     last_block: AttentionBlock | None = None  # of that pass
     absorbed: list[AbsorbedProjection] = field(default_factory=list)
+    embedded: Tensor | None = None  # (text, longest, hidden), where the layers' owner was given the first text alone
 
     def indices_of(self, heads: int) -> PadIndices:
         """``heads_in_groups``, made once for each number of heads."""
@@ -96,12 +99,14 @@ def _packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each packed text, as transformers calls it; the mask of padded texts is not used.
 
     Query, key and value (1, head, token, head_dim) to contexts (1, token, head, head_dim). In a last pass for first
-    tokens there is one query a text: (1, head, text, head_dim) to (1, text, head, head_dim).
+    tokens there is one query a text: (1, head, text, head_dim) to (1, text, head, head_dim). position_bias is
+    (1, head, query, key) of the longest text.
     """
     current = _CURRENT_PASS.get()
     texts, scale = current.texts, query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -110,14 +115,32 @@ def _packed_attention(
         context = q
     elif current.layer_input is not None:
         block = cast(AttentionBlock, current.last_block)
-        context, absorbed = first_token_attention(texts, block, current.layer_input, q * scale)
+        context, absorbed = first_token_attention(texts, block, current.layer_input, q * scale, position_bias)
         current.absorbed += absorbed
     elif current.on_weights or explicit_is_faster(texts, q.device):
         on_weights = None if current.on_weights is None else partial(current.on_weights, module)
-        context = explicit_attention(q, k, v, texts, current.indices_of(q.shape[1]), scale, on_weights)
+        context = explicit_attention(q, k, v, texts, current.indices_of(q.shape[1]), scale, on_weights, position_bias)
     else:
-        context = fused_attention(q, k, v, texts, scale)
+        context = fused_attention(q, k, v, texts, scale, position_bias)
     return context[None], None
+
+
+def _own_attention(block: AttentionBlock, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    """In place of the forward of a module of ``OWN_ATTENTION``: the same for packed texts (1, token, hidden)."""
+    call = inspect.signature(type(block.module).forward).bind(block.module, hidden_states, *args, **kwargs)
+    projected = (linear(hidden_states) for linear in (block.query, block.key, block.value))
+    q, k, v = (t.unflatten(-1, (-1, block.head_dim)).transpose(1, 2) for t in projected)
+    bias = call.arguments[block.per_head]
+    return (block.output(_packed_attention(block.module, q, k, v, None, position_bias=bias)[0].flatten(2)),)
+
+
+def _first_text_alone(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook of the module that owns the layers: it makes the bias by position, the same for each text, once.
+
+    The first layer takes all texts from ``_Pass.embedded``.
+    """
+    _CURRENT_PASS.get().embedded = args[0]
+    return (args[0][:1], *args[1:])
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -168,7 +191,8 @@ def _before_layer(_: nn.Module, inputs: tuple[Any, ...], block: AttentionBlock, 
     current, hidden = _CURRENT_PASS.get(), inputs[0]
     current.calls += 1
     if current.calls == 1:
-        hidden = current.texts.unpad(hidden)  # (text, longest, hidden) -> (1, token, hidden)
+        padded = hidden if current.embedded is None else current.embedded
+        hidden = current.texts.unpad(padded)  # (text, longest, hidden) -> (1, token, hidden)
     if (layer := current.calls - 1) in current.cache.layers:
         hidden = current.cache.states.setdefault(layer, hidden)
     if current.calls == packing.passes and packing.first_token:
@@ -181,7 +205,7 @@ def _after_layer(_: nn.Module, __: Any, output: Any, packing: Packing) -> Any:
     """Forward hook of every layer: after the last pass, brings texts back to the first dimension."""
     current = _CURRENT_PASS.get()
     if current.calls < packing.passes:
-        return output
+        return (output,) if packing.in_tuples and isinstance(output, Tensor) else output  # of a skipped layer
     hidden = output[0] if isinstance(output, tuple) else output
     # (1, text, hidden) -> (text, 1, hidden), or (1, token, hidden) -> (text, longest, hidden)
     hidden = hidden.transpose(0, 1) if packing.first_token else current.texts.pad(hidden)
@@ -221,6 +245,14 @@ def packed_forward(
             hooks.callback(layer.register_forward_pre_hook(before).remove)
             hooks.callback(layer.register_forward_hook(partial(_after_layer, packing=packing)).remove)
         hooks.enter_context(attention_implementation(model, ATTENTION_NAME))
+        own = [block for block in blocks if owns_attention(block.module) and "forward" not in vars(block.module)]
+        for block in own:
+            block.module.forward = partial(_own_attention, block)
+            hooks.callback(delattr, block.module, "forward")
+        if own:
+            name = next(name for name, module in model.named_modules() if module is layers[0])
+            owner = model.get_submodule(name.rsplit(".", 2)[0])  # of the list of layers
+            hooks.callback(owner.register_forward_pre_hook(_first_text_alone).remove)
         yield forward
 
 
@@ -232,9 +264,9 @@ def packing_of(model: Any, inputs: dict[str, Tensor]) -> Packing | None:
     """
     if not packable(model):
         return None
-    calls: list[nn.Module] = []
+    outputs: list[Any] = []
     with evaluating(model), ExitStack() as hooks:
         for layer in layers_of(model):
-            hooks.callback(layer.register_forward_hook(lambda layer, *_: calls.append(layer)).remove)
+            hooks.callback(layer.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
         logits_of(model, inputs)
-    return Packing(passes=len(calls))
+    return Packing(passes=len(outputs), in_tuples=isinstance(outputs[0], tuple))

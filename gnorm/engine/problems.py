@@ -78,7 +78,8 @@ class Problem:
     used if none is named. logits, labels: their axes. whole: labels are whole numbers, those of classes. heads: what
     the class names of such models end in; the others are told by the configuration. classes: the key of the
     configuration that counts the classes. predict: logits, padding at -inf -> predictions, of the shape of the labels.
-    shifted: the logits of a token are for the next one.
+    shifted: the logits of a token are for the next one. side: what the names of the inputs begin with whose tokens have
+    logits, "decoder_" where those are not the tokens of input_ids.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Problem:
     classes: str = "num_labels"
     predict: Callable[[Tensor], Tensor] = _largest
     shifted: bool = False
+    side: str = ""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -108,7 +110,7 @@ class Problem:
     def without_padding(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Which logits are those of tokens and not of padding: bool, 1 on every axis of the logits but text and token;
         None where no logit is of padding."""
-        if self.by_text or (mask := inputs.get("attention_mask")) is None or bool(mask.all()):
+        if self.by_text or (mask := inputs.get(f"{self.side}attention_mask")) is None or bool(mask.all()):
             return None
         return mask.bool().view(
             [mask.shape[("text", "token").index(a)] if a in ("text", "token") else 1 for a in self.logits]
@@ -153,13 +155,11 @@ class Problem:
         )
 
 
-def _tokens(name: str, gives: str, heads: tuple[str, ...], metric: str, classes: str, shifted: bool = False) -> Problem:
+def _tokens(name: str, gives: str, heads: tuple[str, ...], metric: str, classes: str, **others: Any) -> Problem:
     """The row of a problem with a class for each token."""
     axes = ("text", "token")
     needs, each = "the class of each token", "the index of a class, or -100, for each token"
-    return Problem(
-        name, gives, needs, each, metric, (*axes, "class"), axes, heads=heads, classes=classes, shifted=shifted
-    )
+    return Problem(name, gives, needs, each, metric, (*axes, "class"), axes, heads=heads, classes=classes, **others)
 
 
 _ROWS = (
@@ -220,6 +220,14 @@ _ROWS = (
     ),
     _tokens("masked_lm", "masked tokens", ("ForMaskedLM",), "perplexity", "vocab_size"),
     _tokens("causal_lm", "each next token", ("ForCausalLM", "LMHeadModel"), "perplexity", "vocab_size", shifted=True),
+    _tokens(
+        "seq2seq_lm",
+        "each token of a decoder",
+        ("ForConditionalGeneration", "MTModel"),
+        "perplexity",
+        "vocab_size",
+        side="decoder_",
+    ),
 )
 
 PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
@@ -228,9 +236,13 @@ PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
 def problem_of(model: Any) -> Problem:
     """What ``model`` is asked: by the name of its class or of one that it derives from, else by its configuration."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
-    kinds = [kind.__name__ for kind in type(model).__mro__]
+    return problem_of_class(type(model), getattr(model, "config", None))
+
+
+def problem_of_class(kind: type, config: Any) -> Problem:
+    """``problem_of`` a model of this class and configuration."""
+    kinds = [each.__name__ for each in kind.__mro__]
     by_class = (row for row in _ROWS if any(name.endswith(row.heads) for name in kinds))
-    config = getattr(model, "config", None)
     alone = "regression" if getattr(config, "num_labels", None) == 1 else "single_label_classification"
     return next(by_class, PROBLEMS.get(getattr(config, "problem_type", None) or alone, PROBLEMS[alone]))
 

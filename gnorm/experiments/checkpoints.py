@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from ..journal import digest
 from ..storage.loading import quiet_library
 from .cache import made_once
 from .corpora import load_data
-from .training import Recipe, encode, loader_of, share_correct, train_classifier, untrained
+from .training import TASKS, Recipe, encode, loader_of, train_classifier, untrained
 
 RECIPE_VERSION = 4  # to be raised when a change of the code changes the checkpoint that a recipe gives
 
@@ -26,7 +25,7 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
 
     The folder lies in $GNORM_CACHE (else ~/.cache/gnorm). Its name is ``name`` and a digest of the recipe and of the
     packages' versions, so a changed recipe is trained again. It holds the model, the tokenizer, the texts
-    (``load_splits``) and training.json: accuracy on the test split (a fraction), number of texts, seconds, seed,
+    (``load_splits``) and training.json: accuracy (a fraction) or perplexity on the test split, texts, seconds, seed,
     device, versions, recipe. The folder appears whole or not at all, and two processes never train the same one.
 
     Raises ``ValueError`` for a recipe that cannot be read, ``FileNotFoundError`` for a package that is not installed,
@@ -34,7 +33,7 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
     """
     plan = Recipe.read(recipe)
     identity = {
-        "recipe": dataclasses.asdict(plan),
+        "recipe": plan.identity(),
         "versions": plan.versions(),
         "recipe_version": RECIPE_VERSION,
     }
@@ -59,13 +58,14 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
         train_classifier(name, recipe, model, encode(train, tokenizer, recipe.max_length, model), tokenizer, progress)
         held_out = encode(splits["test"], tokenizer, recipe.max_length, model)
         held_out.sort(key=lambda row: len(row["input_ids"]))
-        accuracy = share_correct(model, loader_of(held_out, tokenizer, 64))
+        task = TASKS[recipe.task]
+        value = task.measure(model, loader_of(held_out, tokenizer, 64, collate_fn=task.collate(tokenizer)))
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         splits.save_to_disk(str(folder / "data"))
     seconds = round(time.perf_counter() - started, 1)
     return {
-        "accuracy": accuracy,
+        task.measured: value,
         "n": len(held_out),
         "train_texts": len(train),
         "seconds": seconds,

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..methods import METHODS, MORE_METHODS
+from ..metrics import METRICS
 from .paired import SIDES, Repeated, differences, sides, verdict
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That a method keeps accuracy longer than others: its area less theirs is above 0.
+    """That a method keeps the metric longer than others: its area is better than theirs.
 
     A claim holds against every one of ``others``: it is supported where each comparison is, contradicted where one is,
     else open (``paired.verdict``).
@@ -130,13 +131,14 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
 CONTROLS = ("random", "matched_random", "gnorm_shuffled_weights", "importance_shuffled_labels", "oracle")
 
 
-def mean_areas(methods: pd.DataFrame) -> pd.Series:
+def mean_areas(methods: pd.DataFrame, metric: str = "accuracy") -> pd.Series:
     """The mean over models of the median area over training seeds, from a ``tables.method_table``: by method, of the
-    methods that every model was pruned by, largest first."""
+    methods that every model was pruned by, the best first."""
     wide = methods.pivot(index="method", columns="model", values="median").dropna()
-    return wide.mean(axis=1).sort_values()[::-1]
+    ranked = wide.mean(axis=1).sort_values()
+    return ranked[::-1] if METRICS[metric].higher_is_better else ranked
 
 
-def recommended(methods: pd.DataFrame) -> str:
+def recommended(methods: pd.DataFrame, metric: str = "accuracy") -> str:
     """The method to prune one's own model by: the first of ``mean_areas`` that is none of ``CONTROLS``."""
-    return next(str(name) for name in mean_areas(methods).index if name not in CONTROLS)
+    return next(str(name) for name in mean_areas(methods, metric).index if name not in CONTROLS)

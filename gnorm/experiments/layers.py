@@ -1,4 +1,4 @@
-"""Which layers an order takes its heads from, and what accuracy does meanwhile."""
+"""Which layers an order takes its heads from, and what the metric does meanwhile."""
 
 from __future__ import annotations
 
@@ -52,25 +52,26 @@ def published_layers(path: str | Path, model: str = "roberta") -> pd.DataFrame:
 
 
 def where_it_dips(runs: Mapping[str, Repeated]) -> pd.DataFrame:
-    """A row for every model and tenth of its heads: accuracy under Greedy-Gnorm, matched random and random pruning.
+    """A row for every model and tenth of its heads: the metric under Greedy-Gnorm, matched random and random pruning.
 
-    Accuracies are means over training seeds, of the states nearest to the share that each method measured. below
-    random: in how many seeds Greedy-Gnorm's accuracy is the lower one. empty: how many layers are empty, mean over
+    Values are means over training seeds, of the states nearest to the share that each method measured. below random:
+    in how many seeds Greedy-Gnorm's value is the worse one. empty: how many layers are empty, mean over
     seeds; last layer: how many heads it has left.
     """
     methods = ("greedy_gnorm", "matched_random", "random")
     rows = []
     for model, by_method in runs.items():
         greedy = by_method["greedy_gnorm"]
+        sign = 1 if greedy[0].metric.higher_is_better else -1
         for share in STEPS:
-            at = {method: np.array([_accuracy_at(run, share) for run in by_method[method]]) for method in methods}
+            at = {method: np.array([_value_at(run, share) for run in by_method[method]]) for method in methods}
             left = [_mask_at(run, share) for run in greedy]
             rows.append(
                 {
                     "model": model,
                     "share pruned": float(share),
                     **{method: float(values.mean()) for method, values in at.items()},
-                    "below random": int((at["greedy_gnorm"] < at["random"] - 1e-9).sum()),
+                    "below random": int((sign * at["greedy_gnorm"] < sign * at["random"] - 1e-9).sum()),
                     "seeds": len(greedy),
                     "empty": float(np.mean([(~mask.any(1)).sum() for mask in left])),
                     "last layer": float(np.mean([mask[-1].sum() for mask in left])),
@@ -79,10 +80,10 @@ def where_it_dips(runs: Mapping[str, Repeated]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _accuracy_at(trajectory: Trajectory, share: float) -> float:
-    accuracy = curve(trajectory)
-    heads = np.asarray(accuracy.index, dtype=float)
-    return float(accuracy.iloc[int(np.abs(heads - share * heads[-1]).argmin())])
+def _value_at(trajectory: Trajectory, share: float) -> float:
+    values = curve(trajectory)
+    heads = np.asarray(values.index, dtype=float)
+    return float(values.iloc[int(np.abs(heads - share * heads[-1]).argmin())])
 
 
 def _mask_at(trajectory: Trajectory, share: float) -> np.ndarray:

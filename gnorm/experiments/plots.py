@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
 from ..methods import find_method
-from ..metrics import Metric
+from ..metrics import METRICS, Metric
 from ..trajectory import Trajectory, area, bootstrap, curve, interval
 from .paired import Repeated, sides
 from .published import published_curve
@@ -97,7 +97,7 @@ def _note(figure: Figure, profile: str, texts: Mapping[Any, int], says: str = ""
 
 def _texts(runs: Mapping[str, Repeated]) -> dict[str, int]:
     """The number of evaluation texts of each model."""
-    return {model: next(iter(methods.values()))[0].correct.shape[1] for model, methods in runs.items()}
+    return {model: next(iter(methods.values()))[0].num_texts for model, methods in runs.items()}
 
 
 def _caption(figure: Figure, runs: Runs, says: str) -> None:
@@ -115,12 +115,12 @@ def _caption(figure: Figure, runs: Runs, says: str) -> None:
 
 def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -> None:
     """Draw the metric against pruned heads; band: with its 95 % bootstrap interval over the texts."""
-    accuracy = curve(trajectory)
-    axis.plot(accuracy.index, accuracy.to_numpy(), label=find_method(method).title, **LINES.get(method, {}))
+    values = curve(trajectory)
+    axis.plot(values.index, values.to_numpy(), label=find_method(method).title, **LINES.get(method, {}))
     if band:
         low, high = interval(bootstrap(trajectory, samples=1000))
         color = LINES.get(method, {}).get("color")
-        axis.fill_between(accuracy.index, low, high, color=color, alpha=0.13, linewidth=0)
+        axis.fill_between(values.index, low, high, color=color, alpha=0.13, linewidth=0)
 
 
 def _published(axis: Axes, model: str, methods: Iterable[str], heads: int) -> bool:
@@ -151,7 +151,7 @@ def _metric_axis(axis: Axes, metric: Metric, heads: int) -> None:
 
 
 def pruning_curves(runs: Runs) -> Figure:
-    """Accuracy against pruned heads: a panel for each model, a line for each method (the paper's PruningResults)."""
+    """The metric against pruned heads: a panel for each model, a line for each method (the paper's PruningResults)."""
     figure, axes = _grid(len(runs))
     published = False
     for axis, (model, methods) in zip(axes, runs.items(), strict=True):
@@ -159,7 +159,8 @@ def pruning_curves(runs: Runs) -> Figure:
             _curve(axis, trajectory, method)
         first = next(iter(methods.values()))
         heads = int(first.start.sum())
-        published = _published(axis, model, methods, heads) or published
+        if first.metric.name == "accuracy":
+            published = _published(axis, model, methods, heads) or published
         axis.set_title(_title(first, model), fontsize=10)
         _metric_axis(axis, first.metric, heads)
     _legend(figure, axes, columns=5)
@@ -186,10 +187,10 @@ def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -
         axis.tick_params(which="both", length=0)
         axis.set_xlabel("head")
         axis.set_ylabel("layer")
-        accuracy = curve(trajectory)
+        values = curve(trajectory)
         axis.set_title(
             f"{_title(trajectory, model)}\n{pruned[model]} of {int(trajectory.start.sum())} pruned, "
-            f"{trajectory.metric.name} {accuracy.iloc[0]:.3f} → {accuracy[pruned[model]]:.3f}",
+            f"{trajectory.metric.name} {values.iloc[0]:.3f} → {values[pruned[model]]:.3f}",
             fontsize=10,
         )
     single = {model: {"greedy_gnorm": trajectory} for model, trajectory in runs.items()}
@@ -252,10 +253,8 @@ def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
     figure, (axis,) = _grid(1, width=6.5, height=3.8)
     lines = list(LINES.values())
     for line, (model, trajectory) in zip(lines, greedy.items(), strict=False):
-        accuracy = curve(trajectory)
-        axis.plot(
-            accuracy.index / accuracy.index[-1], accuracy, label=_title(trajectory, model).replace("\n", ", "), **line
-        )
+        values = curve(trajectory)
+        axis.plot(values.index / values.index[-1], values, label=_title(trajectory, model).replace("\n", ", "), **line)
     metric = next(iter(greedy.values())).metric
     axis.set(xlabel="heads pruned", ylabel=metric.name, xlim=(0, 1))
     for side in (axis.xaxis, axis.yaxis) if metric.fraction else (axis.xaxis,):
@@ -333,14 +332,15 @@ def costs(tables: Mapping[str, pd.DataFrame], profile: str, says: str) -> Figure
 
 
 def areas(table: pd.DataFrame, profile: str, metric: str = "accuracy") -> Figure:
-    """Area under the curve of the metric with its interval: a panel for each model, methods sorted by area.
+    """Area under the curve of the metric with its interval: a panel for each model, methods sorted by area, the best on
+    top.
 
     table: as ``tables.summary_table`` returns it.
     """
     groups = dict(list(table.groupby("model", sort=False)))
     figure, axes = _grid(len(groups), width=5.2, height=0.28 * table["method"].nunique() + 0.9)
     for axis, (model, rows) in zip(axes, groups.items(), strict=True):
-        ranked = rows.sort_values("area")
+        ranked = rows.sort_values("area", ascending=METRICS[metric].higher_is_better)
         for at, row in enumerate(ranked.to_dict("records")):
             color = LINES.get(row["method"], {}).get("color", "black")
             axis.plot([row["area_low"], row["area_high"]], [at, at], color=color, linewidth=2)
@@ -361,7 +361,9 @@ MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, str]]], profile: str) -> Figure:
+def differences(
+    table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, str]]], profile: str, metric: str = "accuracy"
+) -> Figure:
     """Differences of areas with their intervals: a panel for each model, a row for each pair (method, baseline).
 
     table: as ``paired.differences`` returns it. groups: pairs by heading. Where all pairs have the same method, rows
@@ -400,11 +402,10 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
         axis.set(ylim=(at - 0.4, -0.6), xlim=(-limit, limit))
         first = rows.iloc[0]
         axis.set_title(f"{model} ({_seeds(int(first.seeds))})", fontsize=10)
-    label = (
-        f"area of {find_method(methods.pop()).title} less area of the other"
-        if len(methods) == 1
-        else "difference of areas"
-    )
+    label = "difference of areas"
+    if len(methods) == 1:
+        sides_of = [f"area of {find_method(methods.pop()).title}", "area of the other"]
+        label = " less ".join(sides_of if METRICS[metric].higher_is_better else sides_of[::-1])
     for axis in axes:
         axis.set_xlabel(label)
     handles = [
@@ -417,7 +418,7 @@ def differences(table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, st
 
 
 def repeated_curves(runs: Mapping[str, Repeated], methods: Iterable[str], profile: str) -> Figure:
-    """Accuracy against pruned heads: a panel for each model, a line for each of ``methods``, the mean over seeds."""
+    """The metric against pruned heads: a panel for each model, a line for each of ``methods``, the mean over seeds."""
     methods = list(methods)
     figure, axes = _grid(len(runs))
     for axis, (model, by_method) in zip(axes, runs.items(), strict=True):
@@ -437,7 +438,7 @@ def repeated_curves(runs: Mapping[str, Repeated], methods: Iterable[str], profil
 
 
 def seed_areas(runs: Mapping[str, Repeated], profile: str) -> Figure:
-    """Area under the accuracy curve by training seed: a panel for each model, a line for each method."""
+    """Area under the metric's curve by training seed: a panel for each model, a line for each method."""
     figure, axes = _grid(len(runs), height=2.8)
     for axis, (model, methods) in zip(axes, runs.items(), strict=True):
         for line, (method, trajectories) in zip(LINES.values(), methods.items(), strict=False):
@@ -486,18 +487,18 @@ def scoring_variants(table: pd.DataFrame, profile: str) -> Figure:
     return figure
 
 
-def cost_quality(table: pd.DataFrame, profile: str, named: Iterable[str]) -> Figure:
+def cost_quality(table: pd.DataFrame, profile: str, named: Iterable[str], metric: str = "accuracy") -> Figure:
     """Area against seconds of scoring: a panel for each model, a dot for each method with its range over seeds.
 
     table: as ``tables.method_table`` returns it. named: methods that are marked as in the other figures; the others are
-    grey. The step line is the largest area that can be had for that many seconds.
+    grey. The step line is the best area of the metric's curve that can be had for that many seconds.
     """
     groups = dict(list(table.groupby("model", sort=False)))
     figure, axes = _grid(len(groups), height=3.4)
     marks = dict(zip(named, "osD^vP*X<>", strict=False))
     for axis, (model, rows) in zip(axes, groups.items(), strict=True):
         rows = rows.assign(cost=rows["scoring seconds"].clip(lower=1e-3)).sort_values("cost")
-        best = rows["median"].cummax()
+        best = rows["median"].cummax() if METRICS[metric].higher_is_better else rows["median"].cummin()
         axis.step(rows.cost, best, where="post", color="#BBBBBB", linewidth=1)
         for row in rows.to_dict("records"):
             method = row["method"]

@@ -87,7 +87,7 @@ class ModelSpec:
     """
 
     title: str
-    budget: float  # accuracy that a final solution may lose, as a fraction
+    budget: float  # of the metric, that a final solution may lose: of accuracy, as a fraction
     scoring: Sizes
     evaluation: Sizes
     entropy: Sizes
@@ -113,6 +113,11 @@ class ModelSpec:
     def recipe(self) -> dict[str, Any]:
         """The table that ``training.Recipe`` reads."""
         return {"data": self.data, "max_length": self.max_length, **(self.training or {})}
+
+    @property
+    def task(self) -> str:
+        """What the model does with a text: the name of a problem."""
+        return str(self.recipe.get("task", "single_label_classification"))
 
     @property
     def assets(self) -> list[Asset]:
@@ -261,3 +266,15 @@ def check_models(profile: str, models: Sequence[str]) -> None:
     """``ValueError`` for an unknown profile and for a model that the profile does not have."""
     for model in models:
         model_spec(profile, model)
+
+
+def models_for(task: str, profile: str, models: Sequence[str]) -> list[str]:
+    """Those of ``models`` that do ``task``, or else all of the profile that do, the extra ones too.
+
+    Raises ``ValueError`` where there are none, and for an unknown profile or model.
+    """
+    check_models(profile, models)
+    doing = [name for name, spec in read_profile(profile).models.items() if spec.task == task]
+    if not doing:
+        raise ValueError(f"profile {profile} has no model for {task}: choose another profile.")
+    return [name for name in models if name in doing] or doing

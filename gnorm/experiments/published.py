@@ -88,7 +88,10 @@ def published_curve(model: str, method: str) -> pd.Series | None:
 
 
 def published_area(model: str, method: str, trajectory: Trajectory) -> float | None:
-    """The published area: computed from the published curve if it is known, else quoted by the profile, else None."""
+    """The published area under an accuracy curve: of the published curve if it is known, else as the profile quotes it;
+    None where there is none, and for a run by another metric."""
+    if trajectory.metric.name != "accuracy":
+        return None
     if (accuracy := published_curve(model, method)) is not None:
         return area(accuracy)
     return (trajectory.info.get("published") or {}).get("area", {}).get(method)
@@ -101,7 +104,7 @@ def published_solutions(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
     """
     rows = []
     for model, trajectory in runs.items():
-        if quoted := trajectory.info.get("published"):
+        if trajectory.metric.name == "accuracy" and (quoted := trajectory.info.get("published")):
             accuracy = curve(trajectory)
             share = quoted["heads_pruned"] / quoted["heads"]
             nearest = int(np.abs(np.asarray(accuracy.index) / accuracy.index[-1] - share).argmin())

@@ -17,11 +17,11 @@ FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads pruned: the points at wh
 
 def summary_row(trajectory: Trajectory) -> dict[str, Any]:
     """The metric at 0/25/50/75/100 % of heads pruned (the nearest state measured), area under the curve, interval."""
-    accuracy = curve(trajectory)
+    values = curve(trajectory)
     low, high = area_interval(trajectory)
-    heads = np.asarray(accuracy.index, dtype=float)
-    nearest = {f"{f:.0%}": float(accuracy.iloc[int(np.abs(heads - f * heads[-1]).argmin())]) for f in FRACTIONS}
-    return {**nearest, "area": area(accuracy), "area_low": low, "area_high": high}
+    heads = np.asarray(values.index, dtype=float)
+    nearest = {f"{f:.0%}": float(values.iloc[int(np.abs(heads - f * heads[-1]).argmin())]) for f in FRACTIONS}
+    return {**nearest, "area": area(values), "area_low": low, "area_high": high}
 
 
 def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
@@ -56,22 +56,24 @@ def closeness_table(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
 
 
 def winners(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
-    """A row for every model of ``runs[model][method]`` with several methods: the largest area and the runner-up.
+    """A row for every model of ``runs[model][method]`` with several methods: the best area and the runner-up.
 
-    difference: how much larger the area is, on the same texts; low, high: its 95 % bootstrap interval over the texts.
+    The best is the largest, or the smallest where lower values of the metric are better; its column says which.
+    difference: how much better the area is, on the same texts; low, high: its 95 % bootstrap interval over the texts.
     """
     rows = []
     for model, methods in runs.items():
         if len(methods) < 2:
             continue
         areas = {method: area(curve(trajectory)) for method, trajectory in methods.items()}
-        first, second = sorted(areas, key=lambda method: -areas[method])[:2]
+        higher = next(iter(methods.values())).metric.higher_is_better
+        first, second = sorted(areas, key=areas.__getitem__, reverse=higher)[:2]
         both = {method: [methods[method]] for method in (first, second)}
         (found,) = differences({model: both}, [[(first, second)]]).to_dict("records")
         rows.append(
             {
                 "model": model,
-                "largest area": first,
+                f"{'largest' if higher else 'smallest'} area": first,
                 "area": areas[first],
                 "runner-up": second,
                 "its area": areas[second],
@@ -82,9 +84,9 @@ def winners(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
 
 
 def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.DataFrame:
-    """A row for every model and method of repeated runs, the largest median area first.
+    """A row for every model and method of repeated runs, the best median area first.
 
-    minimum, median, maximum: of the area under the accuracy curve over training seeds. With ``seconds``, the columns
+    minimum, median, maximum: of the area under the metric's curve over training seeds. With ``seconds``, the columns
     scoring seconds and seconds: of one run, in the criterion and in all; the median over seeds, as measured.
     """
     rows = []
@@ -109,5 +111,6 @@ def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.Data
                     **took,
                 }
             )
-        rows += sorted(of_model, key=lambda row: -row["median"])
+        higher = next(iter(methods.values()))[0].metric.higher_is_better
+        rows += sorted(of_model, key=lambda row: -row["median"] if higher else row["median"])
     return pd.DataFrame(rows)

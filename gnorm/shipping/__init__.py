@@ -6,8 +6,10 @@
     gnorm.shipping.ship(own, run, "my-smaller-model", budget=0.01)
     model = gnorm.load_pruned("my-smaller-model")
 
-The texts are split at random into three: on one the heads are scored, on the next the number of heads to remove is
-chosen, and on the last, which no choice depends on, the accuracies of the card are measured. Any method of
+The model may classify texts or tokens, give a number, answer questions, choose, or be a language model; ``load`` says
+which columns its texts come in. They are split at random into three: on one the heads are scored, on the next the
+number of heads to remove is chosen, and on the last, which no choice depends on, the card's metric is measured. Any
+method of
 ``gnorm.METHODS`` and ``gnorm.MORE_METHODS`` will do; the recommended one keeps the most accuracy in docs/findings.md.
 """
 

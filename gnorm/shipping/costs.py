@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..engine.state import evaluating, is_compiled
 from ..heads import head_mask_of
-from .export import INPUTS, Exported, Inputs, export_onnx, longest_input, main_input
+from .export import Exported, Inputs, export_onnx, inputs_of, usual_lengths
 
 
 def cost(
@@ -32,7 +32,8 @@ def cost(
     """The cost of ``model`` and of an intact model of its configuration; a row for every batch size and length.
 
     The intact model has random weights, because time does not depend on weights.
-    lengths: tokens of a text (32 and 128 if None, fewer where the model takes fewer), or pixels a side of an image.
+    lengths: tokens of a text (32 and 128 if None, fewer where the model takes fewer), pixels a side of
+    an image, samples of a sound, or frames of a spectrogram.
     rounds, seconds: the models run in turns, ``rounds`` times or until ``seconds`` have passed, but at least five
     times; two more turns before are not counted.
     onnx: both models are exported too (``export_onnx``, some seconds) and run in the same turns by onnxruntime, on the
@@ -52,15 +53,14 @@ def cost(
     """
     if is_compiled(model):
         raise ValueError("the model is compiled, the intact one beside it would not be: give the one from before.")
-    name = main_input(model)
     intact = _intact(model)
     models = [intact, model]
     if onnx:
-        models += _exported(models, list(INPUTS[name](model.config, 1, 1)))
+        models += _exported(models, list(inputs_of(model, 1, 1)))
     rows = []
-    for length in lengths or _lengths(model):
+    for length in lengths or usual_lengths(model):
         for batch in batch_sizes:
-            inputs = INPUTS[name](model.config, batch, length)
+            inputs = inputs_of(model, batch, length)
             moved = {n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
             flops = _flops(intact, moved), _flops(model, moved)
             times = _times(models, moved, rounds, seconds)
@@ -104,13 +104,6 @@ def _exported(models: Sequence[nn.Module], inputs: Sequence[str]) -> list[nn.Mod
     """The models as onnxruntime runs them; their temporary files are deleted after reading."""
     with tempfile.TemporaryDirectory() as folder:
         return [Exported(export_onnx(model, Path(folder, f"{i}.onnx"), inputs)) for i, model in enumerate(models)]
-
-
-def _lengths(model: Any) -> list[int]:
-    """Usual lengths, in tokens or in pixels a side, that the model takes."""
-    if hasattr(model.config, "image_size"):
-        return [model.config.image_size]
-    return sorted({min(length, longest_input(model)) for length in (32, 128)})
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..engine.checks import longest_text
 from ..engine.packing import logits_of
+from ..engine.problems import problem_of
 from ..engine.state import attention_implementation, evaluating
 from ..heads import attention_blocks
 from ..storage.folders import free_file, free_folder, replace_files
@@ -37,7 +38,15 @@ WEIGHTS = ".data"  # the ending of the second file, for weights that do not fit 
 
 def _texts(config: Any, batch: int, length: int) -> Inputs:
     ids = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {"input_ids": _ended(config, ids, torch.full((batch, 1), length)), "attention_mask": torch.ones_like(ids)}
+
+
+def _ended(config: Any, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Token ids (text, token) of texts of ``lengths`` (text, 1). Where the model has a decoder, each ends in the token
+    that its classifiers read, and has no other of that kind."""
+    if not getattr(config, "is_encoder_decoder", False) or (end := config.eos_token_id) is None:
+        return ids
+    return ids.masked_fill(ids == end, (end + 1) % config.vocab_size).scatter(1, lengths - 1, end)
 
 
 def _images(config: Any, batch: int, length: int) -> Inputs:
@@ -45,8 +54,39 @@ def _images(config: Any, batch: int, length: int) -> Inputs:
     return {"pixel_values": torch.randn(batch, config.num_channels, length, length, generator=generator)}
 
 
-# (configuration, batch, length) -> random inputs, by the name of the main input. Length: tokens, or pixels a side.
-INPUTS: Mapping[str, Callable[[Any, int, int], Inputs]] = {"input_ids": _texts, "pixel_values": _images}
+def _sounds(config: Any, batch: int, length: int) -> Inputs:
+    bins = (config.num_mel_bins,) if hasattr(config, "num_mel_bins") else ()
+    return {"input_values": torch.randn(batch, length, *bins, generator=torch.Generator().manual_seed(0))}
+
+
+def _spectrograms(config: Any, batch: int, length: int) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    return {"input_features": torch.randn(batch, config.num_mel_bins, length, generator=generator)}
+
+
+# (configuration, batch, length) -> random inputs, by the name of the main input. Length: tokens, pixels a side, samples
+# or frames.
+INPUTS: Mapping[str, Callable[[Any, int, int], Inputs]] = {
+    "input_ids": _texts,
+    "pixel_values": _images,
+    "input_values": _sounds,
+    "input_features": _spectrograms,
+}
+
+LONGEST = 512  # tokens of a text, where no table of positions bounds it
+
+SECOND = 16_000  # samples of a sound
+
+
+def inputs_of(model: Any, batch: int, length: int) -> Inputs:
+    """Random inputs of a model; those of a decoder that generates too. A text has one choice."""
+    inputs = INPUTS[main_input(model)](model.config, batch, length)
+    if "choice" in problem_of(model).inputs:
+        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
+    if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
+        ids = inputs.get("input_ids", _texts(model.config, batch, 1)["input_ids"])
+        inputs["decoder_input_ids"] = ids.clone()
+    return inputs
 
 
 def main_input(model: Any) -> str:
@@ -58,8 +98,19 @@ def main_input(model: Any) -> str:
 
 
 def longest_input(model: Any) -> int:
-    """The most tokens of a text: as the position tables of the model allow, or its configuration if it has no table."""
-    return longest_text(model) or int(model.config.max_position_embeddings)
+    """The most tokens of a text: as the position tables of the model allow; ``LONGEST`` at most if it has no table."""
+    return longest_text(model) or min(int(getattr(model.config, "max_position_embeddings", LONGEST)), LONGEST)
+
+
+def usual_lengths(model: Any) -> list[int]:
+    """Usual lengths that the model takes: in tokens, pixels a side, samples of a sound, or frames of a spectrogram."""
+    config, name = model.config, main_input(model)
+    if name == "input_ids":
+        return sorted({min(length, longest_input(model)) for length in (32, 128)})
+    if name == "pixel_values":
+        return [config.image_size]
+    frames = 2 * config.max_source_positions if name == "input_features" else getattr(config, "max_length", SECOND)
+    return [frames if hasattr(config, "num_mel_bins") else SECOND]
 
 
 def export_onnx(
@@ -74,8 +125,9 @@ def export_onnx(
     path: the file; for an empty folder, model.onnx in it. overwrite: replace an existing file.
 
     inputs: the names of the file's inputs: input_ids, attention_mask and, for models with segments, token_type_ids,
-    each (batch, length); or pixel_values (batch, channel, height, width). If None, all that the model takes. The output
-    is logits (batch, class). Batch and length may differ between calls, the size of an image may not. tolerance: the
+    each (batch, length); or pixel_values (batch, channel, height, width), or a sound. If None, all that the model
+    takes. The output is logits (batch, ...). Batch and length of texts may differ between calls, the size of an image
+    and the length of a sound may not. tolerance: the
     largest difference allowed between a logit of the file and of the model.
 
     The file holds the weights too. Weights of more than 2 GB lie in a second file, with .data after the name. The files
@@ -102,6 +154,7 @@ def export_onnx(
     unfinished = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         with evaluating(model), torch.no_grad():
+            logits_of(model, example)  # refuses what gives no logits
             _write(model, unfinished / path.name, example)
             _check(model, unfinished / path.name, list(example), tolerance)
         weights = path.with_name(path.name + WEIGHTS)
@@ -128,25 +181,25 @@ def _require() -> None:
 
 
 def _examples(model: Any, batch: int, length: int) -> Inputs:
-    """All inputs of the model: images, or texts of growing length up to ``length``, padded at the end."""
+    """All inputs of the model: images, sounds, or texts of growing length up to ``length``, padded at the end."""
     config = model.config
     if main_input(model) == "input_ids":
         length = min(length, longest_input(model))
-        examples = _texts(config, batch, length)
+        examples = inputs_of(model, batch, length)
         position = torch.arange(length)
         lengths = (torch.arange(1, batch + 1) * length // batch).clamp(min=1)[:, None]  # (text, 1)
         mask = position < lengths  # (text, token)
-        examples["input_ids"] = examples["input_ids"].where(mask, config.pad_token_id or 0)
+        examples["input_ids"] = _ended(config, examples["input_ids"].where(mask, config.pad_token_id or 0), lengths)
         examples["attention_mask"] = mask.long()
         if (getattr(config, "type_vocab_size", None) or 0) > 1:
             examples["token_type_ids"] = (mask & (position >= lengths // 2)).long()
     else:
-        examples = _images(config, batch, config.image_size)
+        examples = inputs_of(model, batch, usual_lengths(model)[0])
     return {name: tensor.to(model.device) for name, tensor in examples.items()}
 
 
 class _Logits(nn.Module):
-    """A model whose forward pass takes its inputs as one argument and returns logits (text, class) alone."""
+    """A model whose forward pass takes its inputs as one argument and returns logits (text, ...) alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -184,7 +237,9 @@ def _quiet() -> Iterator[None]:
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "# The axis name: (batch|length) will not be used", UserWarning)
+            warnings.filterwarnings(
+                "ignore", "# The axis name: (batch|length|decoder length) will not be used", UserWarning
+            )
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield
     finally:
@@ -196,25 +251,26 @@ def _check(model: Any, path: Path, names: Sequence[str], tolerance: float) -> No
     lengths = (*CHECKED_LENGTHS, longest_input(model)) if "input_ids" in names else (0, 0, 0)  # unused for images
     examples = [_examples(model, *shape) for shape in zip(CHECKED_WITH, lengths, strict=True)]
     fed = [{name: example[name] for name in names} for example in examples]
-    expected = torch.cat([logits_of(model, inputs).cpu() for inputs in fed])
+    expected = [logits_of(model, inputs).cpu() for inputs in fed]
     try:
         exported = Exported(path)
-        logits = torch.cat([exported(**inputs) for inputs in fed])
+        logits = [exported(**inputs) for inputs in fed]
     except Exception as error:  # the errors of onnxruntime share no base class
         raise ValueError(
             f"onnxruntime cannot run {path.name} on other batch sizes and lengths than those it was exported with "
             f"({' '.join(str(error).split())}): keep the model as it is, with gnorm.save_pruned."
         ) from error
-    off = float((logits - expected).abs().max()) if logits.shape == expected.shape else math.inf
-    if not off <= tolerance:  # true for NaN too
+    pairs = list(zip(logits, expected, strict=True))
+    off = [float((a - b).abs().max()) if a.shape == b.shape else math.inf for a, b in pairs]
+    if not all(o <= tolerance for o in off):  # true for NaN too
         raise ValueError(
-            f"the logits of {path.name} are up to {off:.1e} away from the model's, more than {tolerance:.0e}: give a "
-            "larger tolerance, or keep the model as it is, with gnorm.save_pruned."
+            f"the logits of {path.name} are up to {max(off):.1e} away from the model's, more than {tolerance:.0e}: "
+            "give a larger tolerance, or keep the model as it is, with gnorm.save_pruned."
         )
 
 
 class Exported(nn.Module):
-    """An ONNX file as a module that takes the file's inputs by name and returns logits (batch, class).
+    """An ONNX file as a module that takes the file's inputs by name and returns logits (batch, ...).
 
     onnxruntime computes them on the CPU, with as many threads as torch uses.
     """

@@ -14,14 +14,9 @@ def class_names(config: Any, checkpoint: str) -> list[str]:
 
     Where one of the two only numbers the classes (LABEL_0), the names are those of the other. checkpoint: what messages
     call the model. Raises ``ValueError`` where the two disagree, where one lacks a class, gives two classes the same
-    name or holds something other than numbers, and where the model does not choose one of several classes.
+    name, and where it holds something other than numbers.
     """
     file, count = f"config.json of {checkpoint}", config.num_labels
-    if config.problem_type not in (None, "single_label_classification") or count < 2:
-        raise ValueError(
-            f"{checkpoint} does not choose one of several classes (num_labels {count}, problem_type "
-            f"{config.problem_type}): only a classifier that does can be measured by its accuracy."
-        )
     by_id, by_name = dict(config.id2label), dict(config.label2id or {})
     for i in range(count):
         if by_id.get(i) is None or not str(by_id[i]).strip():
@@ -65,12 +60,14 @@ def classes_of(
     labels: Labels | None,
     where: str,
     checkpoint: str,
+    rows: Sequence[int] | None = None,
 ) -> list[int]:
     """The class number of every label in ``cells``: all are read as names, or all as numbers.
 
     names: of the model's classes. declared: the names that a data set gives to the numbers in ``cells``, if it does.
     labels: how the column is to be read; None where only one way is possible. where, checkpoint: what messages call the
-    table and the model. Raises ``ValueError`` for a label that is no class, and for a column that can be read both ways
+    table and the model. rows: from 0, of the labels, where a row has not one label each. Raises ``ValueError`` for a
+    label that is no class, and for a column that can be read both ways
     with different results.
     """
     unnamed = all(_is_default(name, i) for i, name in enumerate(names))
@@ -96,9 +93,10 @@ def classes_of(
     if complete:
         return complete[0]
     numbers_meant = labels == "numbers" or (labels is None and set(by_name) == {None} != set(by_number))
-    row = (by_number if numbers_meant else by_name).index(None)
+    at = (by_number if numbers_meant else by_name).index(None)
     known, remedy = _known_labels(names, numbers_meant, f"config.json of {checkpoint}" if unnamed else "")
-    raise ValueError(f"row {row + 1} of {where} has the label {cells[row]!r:.60}; the model knows {known}: {remedy}.")
+    row = at if rows is None else rows[at]
+    raise ValueError(f"row {row + 1} of {where} has the label {cells[at]!r:.60}; the model knows {known}: {remedy}.")
 
 
 def _known_labels(names: Sequence[str], numbers: bool, unnamed_in: str) -> tuple[str, str]:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
 import transformers
 from torch import Tensor
 
 from ..engine.batches import prepare
 from ..engine.checks import longest_text
+from ..engine.problems import PROBLEMS, Problem, problem_of, problem_of_class
 from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
 from ..storage.errors import in_short
-from ..storage.loading import TOKENIZERS, load_checked, read_config
-from ..storage.tokenizing import batched
+from ..storage.loading import TOKENIZERS, find_class, load_checked, read_config
+from .inputs import Encoder, padding_behind
 from .labels import Labels, class_names
-from .texts import labelled, name_of
+from .readers import NEEDS, READERS, in_batches, labelled
+from .texts import name_of
+
+log = logging.getLogger(__name__)
+
+LONGEST = 512  # tokens of a text, where neither model nor tokenizer has a bound
+
+NO_BOUND = 10**9  # a tokenizer that has no bound names a larger number
 
 FEWEST = 30  # texts, a third for each purpose: an accuracy on fewer is too uncertain
 
@@ -49,27 +60,42 @@ def load(
     labels: Labels | None = None,
     model_class: Any = None,
 ) -> Own:
-    """Load a fine-tuned text classifier and split its texts by purpose.
+    """Load a fine-tuned model of texts and split its texts by purpose.
 
-    checkpoint: a folder (or a name on the hub) with model and tokenizer; the model may be pruned already.
-    texts: the path of a CSV, JSON-lines or Parquet file with columns text and label, and text_pair where the model
-    reads pairs; or a DataFrame or a ``datasets.Dataset`` with these columns. Labels are class names as in the model's
+    checkpoint: a folder (or a name on the hub) with model and tokenizer; the model may be pruned already. Its config
+    names its class, and so its task; a model of no task that is known is loaded as a sequence classifier.
+    texts: the path of a CSV, JSON-lines or Parquet file, or a DataFrame or a ``datasets.Dataset``, with the columns of
+    the task (``readers.READERS``): text and label for classes, several classes or a number, with text_pair for pairs;
+    tokens and tags; question, context, answer and answer_start; text, choices and label; text and target for an
+    encoder with a decoder; text alone for other language models. Labels are class names as in the model's
     ``config.id2label``, or class numbers. A text that occurs twice is used once. Messages count rows from 1.
     scoring: the number of texts, drawn at random, on which heads are scored; at most a third of all. Half of the others
     are to choose by, half to test on. batch: texts a batch. max_length: tokens a text (if None, what the model takes).
-    seed: of the draw. device: if None, the accelerator if there is one, else the CPU. labels: "names" or "numbers", for
-    a column that can be read both ways. model_class: the model's class, if it is one of your own.
+    seed: of the draw, and of the tokens that are masked for a masked language model. device: if None, the accelerator
+    if there is one, else the CPU. labels: "names" or "numbers", for a column that can be read both ways. model_class:
+    the model's class, if it is one of your own.
 
     Raises ``FileNotFoundError`` where a file or a checkpoint does not exist, and for a folder without a tokenizer;
     ``TypeError`` for what is neither path nor table; ``ValueError`` for a checkpoint without a classifier or damaged,
-    for numbers out of range, for too few texts; and as ``texts.labelled`` and ``prepare`` do.
+    for a tokenizer that lacks what the task needs, for numbers out of range, for too few texts; and as
+    ``readers.labelled`` and ``prepare`` do.
     """
     scoring, batch, seed = whole("scoring", scoring, 1), whole("batch", batch, 1), whole("seed", seed, 0)
     model, tokenizer = _checkpoint(checkpoint, model_class)
     if max_length is not None:
         max_length = whole("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
     head_mask_of(model)  # refuses models of unknown families before the texts are read
-    frame = labelled(texts, model.config, str(checkpoint), labels)
+    problem = problem_of(model)
+    reader = READERS[problem.name]
+    tokens = max_length or _longest(model, tokenizer)
+    with_padding = tokenizer if problem.by_text else padding_behind(tokenizer)
+    encode = Encoder(with_padding, model, tokens, torch.Generator().manual_seed(seed))
+    frame = labelled(texts, model.config, str(checkpoint), labels, problem)
+    if reader.fits is not None:
+        fits = reader.fits(encode, _rows(frame))
+        if left_out := fits.count(False):
+            log.warning("%d of %d texts are left out: their answers lie beyond %d tokens.", left_out, len(fits), tokens)
+        frame = frame[fits]
     if len(frame) < FEWEST:
         raise ValueError(
             f"{name_of(texts)} has {len(frame)} different texts; give at least {FEWEST}, better some hundreds."
@@ -77,11 +103,8 @@ def load(
     frame = frame.sample(frac=1, random_state=seed)
     first = min(scoring, len(frame) // 3)
     rest = first + (len(frame) - first) // 2
-    tokens = max_length or min(filter(None, (tokenizer.model_max_length, longest_text(model))))
-    scored, chosen, tested = (
-        batched(tokenizer, {str(name): column.tolist() for name, column in rows.items()}, batch, tokens, model)
-        for rows in (frame[:first], frame[first:rest], frame[rest:])
-    )
+    shares = (frame[:first], frame[first:rest], frame[rest:])
+    scored, chosen, tested = (in_batches(reader, encode, _rows(share), batch) for share in shares)
     model = model.to(device or default_device()).eval()
     prepare([*scored, *chosen, *tested], model)  # refuses texts that the model does not take before pruning begins
     return Own(
@@ -93,6 +116,17 @@ def load(
         checkpoint=Path(checkpoint).name,
         data=name_of(texts),
     )
+
+
+def _rows(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    return {str(name): column.tolist() for name, column in frame.items()}
+
+
+def _longest(model: Any, tokenizer: Any) -> int:
+    """The most tokens that model and tokenizer take; ``LONGEST`` where neither says."""
+    said = (tokenizer.model_max_length, longest_text(model), getattr(model.config, "max_position_embeddings", None))
+    longest = min(filter(None, said))
+    return longest if longest < NO_BOUND else LONGEST
 
 
 def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[Any, Any]:
@@ -131,12 +165,28 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
         raise ValueError(
             f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): save it anew with save_pretrained."
         ) from None
-    class_names(config, checkpoint)  # refuses models without classes before the weights are read
-    if tokenizer.pad_token is None:
-        raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
+    kind = find_class(checkpoint, config, model_class or _class_of(config), {})
+    _check_task(problem_of_class(kind, config), config, tokenizer, str(checkpoint))  # before the weights are read
     try:
-        return load_checked(checkpoint, model_class or transformers.AutoModelForSequenceClassification)[0], tokenizer
+        return load_checked(checkpoint, kind)[0], tokenizer
     except ValueError:
         if embeds:
             raise ValueError(no_classifier) from None
         raise
+
+
+def _class_of(config: Any) -> Any:
+    """None, for the class that the configuration names, where that has a task; else that of sequence classifiers."""
+    named = tuple((config.architectures or [""])[:1])
+    heads = tuple(name for problem in PROBLEMS.values() for name in problem.heads)
+    return None if any(name.endswith(heads) for name in named) else transformers.AutoModelForSequenceClassification
+
+
+def _check_task(problem: Problem, config: Any, tokenizer: Any, checkpoint: str) -> None:
+    """``ValueError`` where names of classes or the tokenizer are not what the problem needs."""
+    if problem.classes == "num_labels" and problem.logits[-1] == "class" and config.num_labels > 1:
+        class_names(config, checkpoint)
+    if problem.by_text and tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
+    if (needs := READERS[problem.name].needs) and not getattr(tokenizer, needs, None):
+        raise ValueError(f"the tokenizer of {checkpoint} has no {NEEDS[needs]}.")

@@ -12,9 +12,13 @@ import scipy
 import torch
 from huggingface_hub import ModelCardData
 
+from ..engine.problems import problem_of
 from ..heads import head_mask_of
 from ..metrics import METRICS, Metric
 from ..trajectory import interval, wilson
+from .readers import READERS
+
+SAMPLES = 1000  # of a bootstrap
 
 
 def card(*, model: Any, metric: Metric, kept: dict[str, np.ndarray], labels: np.ndarray, **about: Any) -> str:
@@ -35,16 +39,18 @@ def card(*, model: Any, metric: Metric, kept: dict[str, np.ndarray], labels: np.
         low, high = float(bounds.low), float(bounds.high)
     else:
         low, high = _bootstrapped(change, len(labels))
+    reader = READERS[problem_of(model).name]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gnorm.shipping", ""), undefined=jinja2.StrictUndefined
     )
     return environment.get_template("card.md.j2").render(
         head=ModelCardData(
             library_name="transformers",
-            pipeline_tag="text-classification",
+            pipeline_tag=reader.tag,
             tags=["attention-head-pruning", "gnorm"],
         ).to_yaml(),
-        metric=metric.name,
+        metric=metric,
+        usage=reader.usage,
         values={name: _with_interval(metric, of_model, labels) for name, of_model in kept.items()},
         change={"mean": change(np.arange(len(labels))), "low": low, "high": high},
         kept=head_mask_of(model).sum(1).tolist(),
@@ -64,8 +70,8 @@ def _with_interval(metric: Metric, kept: np.ndarray, labels: np.ndarray) -> dict
     return {"value": metric.value(kept, labels), "low": low, "high": high}
 
 
-def _bootstrapped(measure: Callable[[np.ndarray], float], texts: int, samples: int = 1000) -> tuple[float, float]:
+def _bootstrapped(measure: Callable[[np.ndarray], float], texts: int) -> tuple[float, float]:
     """The 95 % percentile interval of a function of the numbers of texts (text,), drawn with replacement."""
-    draws = np.random.default_rng(0).integers(texts, size=(samples, texts))
+    draws = np.random.default_rng(0).integers(texts, size=(SAMPLES, texts))
     low, high = interval(np.array([measure(drawn) for drawn in draws]))
     return float(low), float(high)

@@ -38,7 +38,8 @@ def ship(
     folder = free_folder(folder, overwrite)
     if not budget >= 0:
         raise ValueError(
-            f"budget={budget} is out of range: it is the {run.metric.name} that may be lost, 0.01 for a point."
+            f"budget={budget} is out of range: it is the {run.metric.name} that may be "
+            f"{'lost' if run.metric.higher_is_better else 'added'}{', 0.01 for a point' * run.metric.fraction}."
         )
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")

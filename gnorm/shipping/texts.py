@@ -1,8 +1,4 @@
-"""From a user's file or table to the columns text, text_pair (for pairs) and label, a class number.
-
-pandas reads files (CSV, JSON lines, Parquet). Labels are class names or class numbers; the whole column is read in one
-way, by labels.py.
-"""
+"""From a user's file or table to columns of cells. pandas reads files (CSV, JSON lines, Parquet)."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,6 @@ import numpy as np
 import pandas as pd
 
 from ..storage.errors import in_short
-from .labels import Labels, class_names, classes_of
-
-REQUIRED = {"text", "label"}
 
 CSV: Any = {
     "header": None,
@@ -62,71 +56,64 @@ def name_of(texts: Any) -> str:
     return Path(texts).name if isinstance(texts, str | os.PathLike) else f"a {type(texts).__name__}"
 
 
-def labelled(texts: Any, config: Any, checkpoint: str, labels: Labels | None = None) -> pd.DataFrame:
-    """The columns text, text_pair (for pairs) and label, a class number; each text once, in the given order.
+@dataclass(frozen=True)
+class Cells:
+    """Columns of a table, by name, as lists of cells; the names of classes that the table itself declares, by column;
+    and what messages call the table."""
+
+    columns: dict[str, list[Any]]
+    declared: Mapping[str, list[str]]
+    where: str
+
+    def rows(self, names: Iterable[str]) -> list[tuple[Any, ...]]:
+        """Row by row the cells of these columns."""
+        return list(zip(*(self.columns[name] for name in names), strict=True))
+
+
+Sets = Sequence[tuple[str, ...]]  # of columns, any of which will do; the first that a table has is read
+
+
+def cells_of(texts: Any, sets: Sets, optional: Sequence[str], says: str, may_be_empty: Sequence[str] = ()) -> Cells:
+    """One of the ``sets`` of columns of a table, and those that are ``optional``.
 
     texts: the path of a CSV, JSON-lines or Parquet file, a DataFrame, or anything with a ``to_pandas`` such as a
-    ``datasets.Dataset``. config: of the model, whose class numbers are used. checkpoint: what messages call the model.
-    labels: "names" or "numbers", for a column that can be read both ways.
+    ``datasets.Dataset``. says: the columns that are needed, in messages. may_be_empty: columns whose cells may be.
 
     Raises ``FileNotFoundError`` for a file that does not exist; ``TypeError`` for what is no table; ``ValueError`` for
-    a file that cannot be read, for columns that are missing or occur twice, for an empty text or label, for a text with
-    different labels, and as ``class_names`` and ``classes_of`` do.
+    a file that cannot be read, for columns that are missing or occur twice, and for an empty cell.
     """
-    if labels not in (None, "names", "numbers"):
-        raise ValueError(f'labels={labels!r} is not known: say "names" or "numbers", or leave it out.')
-    names = class_names(config, checkpoint)
     where = str(texts) if isinstance(texts, str | os.PathLike) else f"the {type(texts).__name__}"
-    table, declared = _table(texts, where)
-    cells = _cells(table, where)
-    given = [cell.item() if isinstance(cell, np.generic) else cell for cell in cells.pop("label")]
-    numbers = classes_of(given, names, declared, labels, where, checkpoint)
-    return pd.DataFrame({**cells, "label": numbers}).iloc[_first_rows(cells, given, numbers, where)]
-
-
-def _cells(table: pd.DataFrame, where: str) -> dict[str, list[Any]]:
-    """The columns text, text_pair and label as lists; ``ValueError`` for an empty cell and for a text that is none."""
-    cells = {name: list(table.iloc[:, at].astype(object)) for name, at in _positions(table.columns, where).items()}
-    for name, column in cells.items():
-        for row, cell in enumerate(column, 1):
-            if _is_empty(cell):
+    table, declared = _table(texts, where, sets, says)
+    positions = _positions(table.columns, where, sets, optional, says)
+    columns = {name: [_plain(cell) for cell in table.iloc[:, at].astype(object)] for name, at in positions.items()}
+    for name, cells in columns.items():
+        for row, cell in enumerate(cells, 1):
+            if _is_empty(cell) and name not in may_be_empty:
                 raise ValueError(f"row {row} of {where} has an empty {name}: fill it in or delete it.")
-            if name != "label" and not isinstance(cell, str):
-                raise ValueError(
-                    f"row {row} of {where} has {cell!r:.60} as {name}, which is no string: make it a column of strings."
-                )
-    return cells
+    given = {name: declared[column] for name, at in positions.items() if (column := table.columns[at]) in declared}
+    return Cells(columns, given, where)
 
 
-def _first_rows(cells: Mapping[str, list[Any]], given: Sequence[Any], numbers: Sequence[int], where: str) -> list[int]:
-    """The row in which each text occurs first; ``ValueError`` where the same text has different class numbers.
-
-    cells: the columns text and, for pairs, text_pair. given: the labels as they were written. numbers: their classes.
-    """
-    texts = list(zip(*cells.values()))
-    first: dict[tuple[str, ...], int] = {}
-    for i, text in enumerate(texts):
-        first.setdefault(text, i)
-    if contradicting := [i for i, text in enumerate(texts) if numbers[i] != numbers[first[text]]]:
-        i, n = contradicting[0], len(contradicting)
-        one = first[texts[i]]
-        raise ValueError(
-            f"rows {one + 1} and {i + 1} of {where} hold the same text with the labels {given[one]!r} and {given[i]!r} "
-            f"({n} {'row contradicts' if n == 1 else 'rows contradict'} an earlier one): keep one label for each text."
-        )
-    return list(first.values())
+def _plain(cell: Any) -> Any:
+    """A cell without types of numpy."""
+    return cell.tolist() if isinstance(cell, np.generic | np.ndarray) else cell
 
 
 def _is_empty(cell: Any) -> bool:
+    if isinstance(cell, list | dict):
+        return not cell
     return not cell.strip() if isinstance(cell, str) else pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
 
 
-def _table(texts: Any, where: str) -> tuple[pd.DataFrame, list[str] | None]:
-    """A table with any columns, and the names of its classes, in order, where the table itself declares them."""
+# A table with any columns, and the names of classes, in order, by the columns that the table declares them for.
+Table = tuple[pd.DataFrame, dict[str, list[str]]]
+
+
+def _table(texts: Any, where: str, sets: Sets, says: str) -> Table:
     if isinstance(texts, pd.DataFrame):
-        return texts, None
+        return texts, {}
     if isinstance(texts, str | os.PathLike):
-        return _of_file(Path(texts))
+        return _of_file(Path(texts), sets, says)
     if hasattr(texts, "to_pandas"):  # datasets.Dataset, polars, pyarrow
         return texts.to_pandas(), _declared(getattr(texts, "features", None))
     if isinstance(texts, Mapping) and any(hasattr(split, "to_pandas") for split in texts.values()):
@@ -139,14 +126,14 @@ def _table(texts: Any, where: str) -> tuple[pd.DataFrame, list[str] | None]:
     )
 
 
-def _of_file(path: Path) -> tuple[pd.DataFrame, list[str] | None]:
-    """The table in a file, read by the ending of its name; the rest as ``_table``."""
+def _of_file(path: Path, sets: Sets, says: str) -> Table:
+    """The table in a file, read by the ending of its name; the rest as ``cells_of``."""
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder: give a file in it, or one split of datasets.load_from_disk if that reads it."
         )
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: give a CSV file with columns text and label.")
+        raise FileNotFoundError(f"{path} is not there: give a CSV file with columns {says}.")
     if not os.access(path, os.R_OK):
         raise ValueError(f"{path} may not be read: change its permissions.")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
@@ -161,7 +148,7 @@ def _of_file(path: Path) -> tuple[pd.DataFrame, list[str] | None]:
     try:
         if kind == "Parquet":
             return _of_parquet(path)
-        table = _of_json(path) if kind == "JSON" else _of_csv(path)
+        table = _of_json(path) if kind == "JSON" else _of_csv(path, sets)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} cannot be read as UTF-8 ({error.reason}): save it as UTF-8, or give a DataFrame that pandas read "
@@ -173,14 +160,15 @@ def _of_file(path: Path) -> tuple[pd.DataFrame, list[str] | None]:
         raise ValueError(f"{path} cannot be read as {kind} ({in_short(error)}): {remedy}.") from None
     if any("\0" in str(name) for name in table.columns):
         raise ValueError(f"{path} is in UTF-16: save it as UTF-8.")
-    return table, None
+    return table, {}
 
 
-def _of_csv(path: Path) -> pd.DataFrame:
+def _of_csv(path: Path, sets: Sets) -> pd.DataFrame:
     """Separated by the character that gives the needed columns; if none does, by the one that gives most columns."""
     headers = {sep: pd.read_csv(path, sep=sep, nrows=1, **CSV).iloc[0] for sep in SEPARATORS}
-    sep = max(SEPARATORS, key=lambda sep: (set(map(_column, headers[sep])) >= REQUIRED, len(headers[sep])))
-    if not set(map(_column, headers[sep])) >= REQUIRED:  # what follows may be no table
+    complete = {sep: _first_of(sets, header) is not None for sep, header in headers.items()}
+    sep = max(SEPARATORS, key=lambda sep: (complete[sep], len(headers[sep])))
+    if not complete[sep]:  # what follows may be no table
         return pd.DataFrame(columns=list(headers[sep]))
     table = pd.read_csv(path, sep=sep, **CSV)
     if sep == "\t" and table.apply(lambda cells: cells.str.contains("\t.*\n", regex=True)).any(axis=None):
@@ -198,7 +186,7 @@ def _of_json(path: Path) -> pd.DataFrame:
         return pd.read_json(path, lines=True, **JSON)
 
 
-def _of_parquet(path: Path) -> tuple[pd.DataFrame, list[str] | None]:
+def _of_parquet(path: Path) -> Table:
     """The table, and the names of its classes: files that ``datasets`` wrote declare them."""
     import pyarrow.parquet
 
@@ -206,31 +194,47 @@ def _of_parquet(path: Path) -> tuple[pd.DataFrame, list[str] | None]:
     return pd.read_parquet(path), _declared(json.loads(metadata).get("info", {}).get("features"))
 
 
-def _declared(features: Mapping[str, Any] | None) -> list[str] | None:
-    """The class names of the column label, in order. features: of ``datasets``, as objects or as dictionaries."""
+def _declared(features: Any) -> dict[str, list[str]]:
+    """The class names of columns of classes, or of lists of them. features: of ``datasets``, as objects or as
+    dictionaries."""
+    declared = {}
     for name, feature in (features or {}).items():
-        if _column(name) == "label":
-            return feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
-    return None
+        while feature is not None and (inner := _part(feature, "feature")) is not None:  # of a list
+            feature = inner
+        if isinstance(names := _part(feature, "names"), list):
+            declared[name] = names
+    return declared
+
+
+def _part(feature: Any, name: str) -> Any:
+    if isinstance(feature, list):  # how datasets 3 writes a list
+        return feature[0] if name == "feature" else None
+    return feature.get(name) if isinstance(feature, Mapping) else getattr(feature, name, None)
 
 
 def _column(name: Any) -> str:
-    """The plain name of a column: TextPair, text-pair and ' text pair' are text_pair."""
-    plain = re.sub(r"[\s_-]", "", str(name)).casefold()
-    return "text_pair" if plain == "textpair" else plain
+    """The plain name of a column: TextPair, text-pair, ' text pair' and text_pair are the same."""
+    return re.sub(r"[\s_-]", "", str(name)).casefold()
 
 
-def _positions(columns: Iterable[Any], where: str) -> dict[str, int]:
-    """The positions of the columns text, text_pair (if there is one) and label, by name."""
+def _first_of(sets: Sets, given: Iterable[Any]) -> tuple[str, ...] | None:
+    """The first of the sets of columns that a table has all columns of; None where there is none."""
+    plain = set(map(_column, given))
+    return next((names for names in sets if set(map(_column, names)) <= plain), None)
+
+
+def _positions(columns: Iterable[Any], where: str, sets: Sets, optional: Sequence[str], says: str) -> dict[str, int]:
+    """The positions of the columns of the first set that is there, and of the optional ones that are, by name."""
     given = [str(name) for name in columns]
     plain = [_column(name) for name in given]
-    for name in ("text", "text_pair", "label"):
-        if plain.count(name) > 1:
-            twice = ", ".join(repr(other) for other, column in zip(given, plain) if column == name)
-            raise ValueError(f"{where} has the column {name!r} {plain.count(name)} times ({twice}): keep one.")
-    if missing := REQUIRED - set(plain):
+    found = _first_of(sets, given)
+    for name in (*(found or sets[0]), *optional):
+        if plain.count(_column(name)) > 1:
+            twice = ", ".join(repr(other) for other, column in zip(given, plain) if column == _column(name))
+            raise ValueError(f"{where} has the column {name!r} {plain.count(_column(name))} times ({twice}): keep one.")
+    if found is None:
+        missing = min(name for name in sets[0] if _column(name) not in plain)
         others = ", ".join(repr(name[:40]) for name in given[:10]) or "none"
-        raise ValueError(
-            f"{where} has no column {min(missing)!r}: name its columns text and label (and text_pair); it has {others}."
-        )
-    return {name: plain.index(name) for name in ("text", "text_pair", "label") if name in plain}
+        raise ValueError(f"{where} has no column {missing!r}: name its columns {says}; it has {others}.")
+    first, *rest = found
+    return {name: plain.index(_column(name)) for name in (first, *optional, *rest) if _column(name) in plain}

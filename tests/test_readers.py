@@ -1,0 +1,337 @@
+"""Every task from a file of texts to a smaller model with its card; how cells become labels; what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import gnorm
+from gnorm import shipping
+from gnorm.engine.answers import labels_in_order
+from gnorm.engine.problems import PROBLEMS, problem_of
+from gnorm.metrics import find_metric, kept_of
+from gnorm.shipping.readers import READERS, labelled
+
+WORDS = [f"w{i}" for i in range(60)]
+PIECES = {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##0", "##x"])}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+NAMES = ["red", "green", "blue"]
+CLASSES = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+SEQ2SEQ = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40, "bos_token_id": 3, "eos_token_id": 3}
+MODELS = {  # by problem: the class, and options of its configuration
+    "single_label_classification": ("BertForSequenceClassification", CLASSES),
+    "multi_label_classification": (
+        "BertForSequenceClassification",
+        CLASSES | {"problem_type": "multi_label_classification"},
+    ),
+    "regression": ("BertForSequenceClassification", {"num_labels": 1}),
+    "token_classification": ("BertForTokenClassification", CLASSES),
+    "question_answering": ("BertForQuestionAnswering", {}),
+    "multiple_choice": ("BertForMultipleChoice", {}),
+    "masked_lm": ("BertForMaskedLM", {}),
+    "causal_lm": ("GPT2LMHeadModel", GPT2),
+    "seq2seq_lm": ("T5ForConditionalGeneration", SEQ2SEQ),
+}
+
+
+def tokenizer_of(problem):
+    """Of words and pieces; those of decoders have no padding token, and end texts by [SEP]."""
+    if problem not in ("causal_lm", "seq2seq_lm"):
+        return transformers.BertTokenizer(vocab=PIECES, model_max_length=30)
+    plain = Tokenizer(models.WordLevel(PIECES, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    plain.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 3)])
+    pad = {"pad_token": "[PAD]"} if problem == "seq2seq_lm" else {}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", eos_token="[SEP]", **pad)
+
+
+def save(problem, folder="checkpoint"):
+    kind, options = MODELS[problem]
+    kind = getattr(transformers, kind)
+    sizes = {"vocab_size": len(PIECES), "max_position_embeddings": 40, **SIZES} if "Bert" in kind.__name__ else {}
+    config = kind.config_class(**{"vocab_size": len(PIECES), "pad_token_id": 0, **sizes, **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind(config).save_pretrained(folder)
+    tokenizer_of(problem).save_pretrained(folder)
+
+
+def text(i, words=6):
+    return " ".join(WORDS[(i * 7 + k * (i + 1)) % 60] for k in range(2 + i % words))
+
+
+ROWS = {
+    "single_label_classification": lambda i: {"text": text(i), "label": NAMES[i % 3]},
+    "multi_label_classification": lambda i: {"text": text(i), "label": ["red|blue", "", "green"][i % 3]},
+    "regression": lambda i: {"text": text(i), "label": i / 7},
+    "token_classification": lambda i: {
+        "tokens": text(i).split(),
+        "tags": [NAMES[(i + k) % 3] for k in range(len(text(i).split()))],
+    },
+    "question_answering": lambda i: {
+        "question": f"w{i}",
+        "context": text(i),
+        "answers": {"text": [text(i).split()[-1]], "answer_start": [text(i).rindex(text(i).split()[-1])]},
+    },
+    "multiple_choice": lambda i: {"text": text(i), "choices": [f"w{i}", f"w{i + 1}"], "label": i % 2},
+    "masked_lm": lambda i: {"text": text(i)},
+    "causal_lm": lambda i: {"text": text(i)},
+    "seq2seq_lm": lambda i: {"text": text(i), "target": text(i + 1, 3)},
+}
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
+    monkeypatch.setattr("gnorm.shipping.model_card.SAMPLES", 50)
+
+
+def write(problem, count=36):
+    """A file of texts, CSV where its cells are simple; its path."""
+    rows = [ROWS[problem](i) for i in range(count)]
+    if any(isinstance(cell, list | dict) for cell in rows[0].values()):
+        Path("texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return "texts.jsonl"
+    pd.DataFrame(rows).to_csv("texts.csv", index=False)
+    return "texts.csv"
+
+
+def test_every_problem_has_a_row_and_a_model_here():
+    assert set(READERS) == set(PROBLEMS) == set(MODELS) == set(ROWS)
+
+
+@pytest.mark.parametrize("problem", MODELS)
+def test_from_a_file_to_a_smaller_model_whose_card_tells_its_metric(problem):
+    save(problem)
+    own = shipping.load("checkpoint", write(problem), scoring=10, batch=8)
+    assert problem_of(own.model) is PROBLEMS[problem]
+    run = gnorm.prune(own.model, own.scoring, own.choosing, method=shipping.RECOMMENDED, steps=2, progress=False)
+    name, before = run.metric.name, gnorm.head_mask_of(own.model)
+    folder = shipping.ship(own, run, "smaller", budget=100.0)
+    model = gnorm.load_pruned(folder)
+    assert gnorm.head_mask_of(model).sum() == before.sum() - 2
+    card = (folder / "README.md").read_text("utf-8")
+    assert huggingface_hub.ModelCard(card).data.pipeline_tag == READERS[problem].tag
+    metric, labels = find_metric(None, model), labels_in_order(gnorm.prepare(own.testing, model), model).numpy()
+    assert f"| | n | {name} | 95 % interval |" in card
+    assert ("Lower is better" in card) == (name in ("mse", "perplexity"))
+    for which, measured in (("intact", own.model), ("pruned", model)):
+        value = metric.value(kept_of(measured, own.testing, metric).numpy(), labels)
+        (cells,) = re.findall(rf"^\| {which} \| \d+ \| (\S+) \| (\S+) to (\S+) \|$", card, re.MULTILINE)
+        assert float(cells[0]) == pytest.approx(value, abs=6e-5)
+        assert float(cells[1]) <= float(cells[0]) <= float(cells[2])
+    *lines, last = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].strip().splitlines()
+    found = {}
+    exec("\n".join(lines), found)  # noqa: S102 our own card
+    assert eval(last, found) is not None
+
+
+def labels_for(problem, table, **changes):
+    kind, options = MODELS[problem]
+    config = getattr(transformers, kind).config_class(**{**options, **changes})
+    found = labelled(table, config, "my-model", problem=PROBLEMS[problem])
+    return found.label.tolist()
+
+
+def batch_for(problem, rows):
+    """The first rows of a file as one batch, and the tokenizer; the file is filled up with others."""
+    save(problem)
+    more = [ROWS[problem](i) for i in range(36)]
+    table = pd.DataFrame(rows + more)
+    own = shipping.load("checkpoint", table, scoring=1, batch=100)
+    batches = [*own.scoring, *own.choosing, *own.testing]
+    return batches, own.tokenizer
+
+
+def test_the_first_piece_of_a_word_has_its_tag():
+    rows = [{"tokens": ["w59", "w590x", "w58"], "tags": ["red", "green", "blue"]}]
+    batches, tokenizer = batch_for("token_classification", rows)
+    ids = tokenizer(rows[0]["tokens"], is_split_into_words=True)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "w59", "w59", "##0", "##x", "w58", "[SEP]"]
+    found = [
+        labels[: len(ids)].tolist()
+        for batch in batches
+        for row, labels in zip(batch["input_ids"].tolist(), batch["labels"], strict=True)
+        if row[: len(ids)] == ids
+    ]
+    assert found == [[-100, 0, 1, -100, -100, 2, -100]]
+
+
+def test_answers_are_found_by_their_characters_and_those_cut_off_are_left_out(caplog):
+    rows = [
+        {"question": "w1", "context": "w2 w3 w4 w5", "answers": {"text": ["w3 w4"], "answer_start": [3]}},
+        {"question": "w2", "context": "w2 w3", "answers": {"text": [], "answer_start": []}},
+        {"question": "w3", "context": "w9 " * 40 + "w3", "answers": {"text": ["w3"], "answer_start": [120]}},
+        {"question": "w4 " * 40, "context": "w3", "answers": {"text": ["w3"], "answer_start": [0]}},
+    ]
+    batches, tokenizer = batch_for("question_answering", rows)
+    said = {}
+    for batch in batches:
+        for ids, first, last in zip(batch["input_ids"], batch["start_positions"], batch["end_positions"], strict=True):
+            said[tokenizer.decode(ids, skip_special_tokens=True)] = tokenizer.decode(ids[first : last + 1])
+    assert said["w1 w2 w3 w4 w5"] == "w3 w4"
+    assert said["w2 w2 w3"] == "[CLS]"
+    assert "2 of 40 texts are left out: their answers lie beyond 30 tokens" in caplog.text
+
+
+def test_what_is_masked_is_drawn_once_by_the_seed():
+    save("masked_lm")
+    path = write("masked_lm", 200)
+    one, same, other = (shipping.load("checkpoint", path, seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(one.testing, same.testing, strict=True))
+    assert not all(torch.equal(a["labels"], b["labels"]) for a, b in zip(one.testing, other.testing, strict=False))
+    batches = [*one.scoring, *one.choosing, *one.testing]
+    words = sum(int((batch["input_ids"] > 3).sum()) for batch in batches)
+    counted = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    assert 0.1 < counted / words < 0.2
+    for batch in batches:
+        assert not (batch["labels"] >= 0)[batch["attention_mask"] == 0].any()
+        assert set(batch["labels"].unique().tolist()) <= {-100, *range(5, 65)}  # no special token
+
+
+def test_texts_of_a_decoder_without_a_padding_token_are_padded_behind():
+    save("causal_lm")
+    own = shipping.load("checkpoint", write("causal_lm"), batch=100)
+    (batch,) = own.testing
+    assert own.tokenizer.pad_token is None
+    real = batch["attention_mask"] == 1
+    assert not real.all()
+    assert (batch["input_ids"][~real] == 3).all()
+    assert (batch["labels"][~real] == -100).all()
+    assert (batch["labels"][real] == batch["input_ids"][real]).all()
+    assert (batch["labels"] == 3).sum() == len(real)  # the end of a text counts
+
+
+def many(column):
+    return {"text": [f"t{i}" for i in range(len(column))], "label": column}
+
+
+HOT = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        many(["red|blue", "", "green"]),
+        many(["red; blue", "", "green"]),
+        many(["Red,Blue", None, "Green"]),
+        many([["red", "blue"], [], ["green"]]),
+        many(["0|2", "", "1"]),
+        many([[0, 2], [], [1]]),
+        many([np.array([1, 0, 1]), [0, 0, 0], [0, 1, 0]]),
+        {"text": ["a", "b", "c"], "Red": ["1", "0", "0"], "green": [0, 0, 1.0], "blue": [True, False, False]},
+    ],
+)
+def test_several_labels_are_read_in_every_way_to_write_them(table):
+    frame = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in table.items()})
+    assert labels_for("multi_label_classification", frame) == HOT
+
+
+def test_several_labels_that_a_data_set_declares_are_taken_by_their_names():
+    names = datasets.Sequence(datasets.ClassLabel(names=["blue", "red", "green"]))
+    features = datasets.Features({"text": datasets.Value("string"), "labels": names})
+    rows = {"text": ["a", "b", "c"], "labels": [[1, 0], [], [2]]}
+    dataset = datasets.Dataset.from_dict(rows, features)
+    assert labels_for("multi_label_classification", dataset) == HOT
+    dataset.to_parquet("a.parquet")
+    assert labels_for("multi_label_classification", "a.parquet") == HOT
+    tags = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": names})
+    tagged = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[1, 0]]}, tags)
+    assert labels_for("token_classification", tagged) == [[0, 2]]
+
+
+def test_numbers_come_in_a_column_each_or_in_lists():
+    Path("a.csv").write_text("text;text pair;label\na;b;0.5\nc;d;-1e2\n")
+    assert labels_for("regression", "a.csv") == [0.5, -100.0]
+    two = {"num_labels": 2, "problem_type": "regression"}
+    for names in (["label_0", "label_1"], ["LABEL 0", "LABEL 1"]):
+        table = pd.DataFrame({"text": ["a", "b"], names[0]: [1, 2], names[1]: ["3", 4.5]})
+        assert labels_for("regression", table, **two) == [[1.0, 3.0], [2.0, 4.5]]
+    named = two | {"id2label": {0: "x", 1: "y"}, "label2id": {"x": 0, "y": 1}}
+    assert labels_for("regression", pd.DataFrame({"text": ["a"], "y": [1], "x": [2]}), **named) == [[2.0, 1.0]]
+    assert labels_for("regression", pd.DataFrame({"text": ["a"], "label": [[1, 2]]}), **two) == [[1.0, 2.0]]
+
+
+def test_answers_and_choices_are_read_from_simple_columns():
+    table = pd.DataFrame({"question": ["q", "q"], "context": ["a b a", "b c"], "answer": ["a", " c"]})
+    with pytest.raises(ValueError, match="row 1 of the DataFrame has the answer 'a' 2 times: say its answer_start"):
+        labels_for("question_answering", table)
+    assert labels_for("question_answering", table.assign(answer_start=["4", 1])) == [(4, 5), (2, 3)]
+    assert labels_for("question_answering", table[1:]) == [(2, 3)]
+    columns = {"text": ["a"], "choice_0": ["b"], "choice_1": ["c"], "choice_2": ["d"], "label": ["2"]}
+    assert labels_for("multiple_choice", pd.DataFrame(columns)) == [2]
+
+
+REFUSED = [  # problem, columns, the error
+    ("regression", {"text": ["a", "b"], "label": ["1", "x"]}, "row 2 of .* has 'x' in the place of a number: write"),
+    ("regression", {"text": ["a", "a"], "label": [1, 2]}, "rows 1 and 2 of .* the same text with the labels 1 and 2"),
+    ("regression", {"text": ["a"]}, "has no column 'label': name its columns text and label, a number, or"),
+    (
+        "multi_label_classification",
+        many(["red|pink"]),
+        r"row 1 of .* has the label 'red\|pink'; the model knows red, g",
+    ),
+    ("multi_label_classification", many([["red"], ["pink"]]), "row 2 of .* has the label 'pink'; the model knows"),
+    (
+        "multi_label_classification",
+        {"text": ["a"], "red": [1], "green": [2], "blue": [0]},
+        "row 1 of .* has 2 for a class: write 1 for the classes that it has, 0 for others",
+    ),
+    (
+        "token_classification",
+        {"tokens": ["a b"], "tags": ["red red"]},
+        "has 'a b' as tokens, which is no list: write l",
+    ),
+    (
+        "token_classification",
+        {"tokens": [["a", "b"]], "tags": [["red"]]},
+        "row 1 .* has no list of 2 tags, one for",
+    ),
+    ("token_classification", {"tokens": [["a"]], "tags": [["pink"]]}, "row 1 of .* has the label 'pink'; the model"),
+    (
+        "question_answering",
+        {"question": ["q"], "context": ["b"], "answer": ["c"], "answer_start": [0]},
+        "row 1 of .* has no answer 'c' at character 0 of its context: count from 0",
+    ),
+    ("question_answering", {"question": ["q"], "context": ["b"], "answers": ["c"]}, "has 'c' as answers: write texts"),
+    ("multiple_choice", {"text": ["a"], "choices": [["b", "c"]], "label": [2]}, "has the label 2: count its 2 choices"),
+    (
+        "multiple_choice",
+        {"text": ["a", "d"], "choices": [["b", "c"], ["b"]], "label": [1, 0]},
+        "row 2 of .* has not 2 strings as choices, as the first row has",
+    ),
+    ("causal_lm", {"texts": ["a"]}, "has no column 'text': name its columns text; it has 'texts'"),
+    ("seq2seq_lm", {"text": ["a"], "target": [" "]}, "row 1 of .* has an empty target: fill it in or delete it"),
+]
+
+
+@pytest.mark.parametrize(("problem", "columns", "complaint"), REFUSED)
+def test_cells_that_will_not_do_are_named_by_row(problem, columns, complaint):
+    with pytest.raises(ValueError, match=complaint) as caught:
+        labels_for(problem, pd.DataFrame(columns))
+    assert str(caught.value).endswith(".")
+
+
+def test_lists_that_can_be_read_both_ways_are_refused():
+    two = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    with pytest.raises(ValueError, match="the lists of 0 and 1 in label may be numbers of classes, or say which class"):
+        labels_for("multi_label_classification", pd.DataFrame(many([[0, 1], [1, 0]])), **two)
+    assert labels_for("multi_label_classification", pd.DataFrame(many([[0, 1], [1, 1]])), **two)[1] == [1.0, 1.0]
+
+
+def test_a_tokenizer_that_lacks_what_the_task_needs_is_refused():
+    save("masked_lm")
+    path = Path("checkpoint/tokenizer_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mask_token": None}))
+    with pytest.raises(ValueError, match="the tokenizer of checkpoint has no mask token: set its mask_token and save"):
+        shipping.load("checkpoint", write("masked_lm"))
