@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import papermill
 import psutil
 import pytest
 from distributed import Client, LocalCluster
@@ -130,6 +131,17 @@ def test_what_follows_comes_after_what_it_follows_and_repetitions_share_a_model(
     assert pieces.before(greedy, [greedy, matched]) is None
     assert pieces.as_trained("roberta/seed2/batch8") == "roberta/seed2"
     assert pieces.as_trained("roberta/texts8/draw1") == "roberta"
+
+
+@pytest.mark.parametrize(("name", "models"), [("criteria_comparison", ["bert"]), ("decoder_pruning", ["gpt2"])])
+def test_what_a_notebook_asks_for_is_what_its_parameters_name(name, models):
+    parameters = papermill.inspect_notebook(str(paths.notebook_file(name)))
+    methods = ast.literal_eval(parameters["methods"]["default"])
+    for asked in (models, ["roberta", *models]):
+        found = pieces.asked_for("smoke", asked, [name])
+        own = asked if name == "criteria_comparison" else models
+        assert set(found) == {Piece(model, method, True) for model in own for method in methods}
+    assert pieces.asked_for("paper", ["bert"], ["decoder_pruning"]) == []  # it has no decoder
 
 
 # ---------------------------------------------------------------- what cannot be

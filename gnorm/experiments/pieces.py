@@ -23,7 +23,7 @@ from .claims import FACTORS
 from .errors import UsageError
 from .locks import is_held
 from .paths import results_folder
-from .profiles import read_profile, repetitions
+from .profiles import models_for, read_profile, repetitions
 from .tasks import Task
 
 CODE = provenance.package_code()  # as it was when this process imported it
@@ -83,6 +83,16 @@ def _both(first: Asks, second: Asks) -> Asks:
     return lambda profile, models: (piece for asks in (first, second) for piece in asks(profile, models))
 
 
+def _of_task(task: str, asks: Asks) -> Asks:
+    """The same of those models alone that have this task; of none where the profile has no such model."""
+
+    def pieces(profile: str, models: Sequence[str]) -> Iterator[Piece]:
+        if any(spec.task == task for spec in read_profile(profile).models.values()):
+            yield from asks(profile, models_for(task, profile, models))
+
+    return pieces
+
+
 # What each notebook asks for, with its parameters as they are stored. Notebooks that ask for none have no row.
 ASKED_FOR: dict[str, Asks] = {
     "greedy_pruning": _run("greedy_gnorm"),
@@ -98,6 +108,7 @@ ASKED_FOR: dict[str, Asks] = {
         *("greedy_gnorm", "gnorm_by_text", "gnorm_cross_entropy", "head_importance", "output_saliency", "hies"),
         *("attention_entropy", "weight_magnitude", "random"),
     ),
+    "decoder_pruning": _of_task("causal_lm", _run("greedy_gnorm", "head_importance", "random", "inverse_greedy_gnorm")),
     "claims": _repeated(*METHODS, *MORE_METHODS),
     "cost_quality": _repeated(*METHODS, *MORE_METHODS),
     "ablations": _repeated(
