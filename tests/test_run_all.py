@@ -53,7 +53,9 @@ def test_smoke_leaves_the_results_that_are_promised(smoke, monkeypatch):
     output, _ = smoke
     monkeypatch.setenv("GNORM_OUTPUT", str(output))
     folder = output / "experiments_results" / "smoke"
-    for model, spec in read_profile("smoke").models.items():
+    profile = read_profile("smoke")
+    for model in profile.usual_models:
+        spec = profile.models[model]
         assert results.saved_methods("smoke", model) == list(METHODS)
         random = results.load_trajectory("smoke", model, "random")
         assert random.table.trial.nunique() == spec.random.trials

@@ -166,7 +166,7 @@ def of_results() -> str:
             area_table("criteria_comparison"),
             as_list(winners("criteria_winners")),
             "## The notebooks",
-            "The last six are beyond the paper; `--only` runs them, and `--profile study` the last four.",
+            "The last seven are beyond the paper; `--only` runs them, and `--profile study` the last four.",
             notebooks_table(),
         ]
     )

@@ -41,14 +41,19 @@ def run_padded(
     ``register_hook(block, call)`` registers a hook on the block that calls ``call`` with that tensor.
     """
     masks: dict[str, Tensor | None] = {}
+    of_keys: dict[str, Tensor | None] = {}
     with ExitStack() as hooks:
         for layer, block in enumerate(attention_blocks(model)):
             if block.kept:
                 at = {"layer": layer, "sides": block.sides}
-                call = partial(lambda tensor, layer, sides: on_block(layer, tensor, *map(masks.get, sides)), **at)
+                call = partial(
+                    lambda tensor, layer, sides: on_block(layer, tensor, masks[sides[0]], of_keys[sides[1]]), **at
+                )
                 hooks.callback(register_hook(block, call).remove)
         for micro in prepared.padded:
             masks = {side: _real_tokens(micro.inputs, side) for side in ("", "decoder_")}
+            # a decoder without a mask of its own attends to padding that is not behind its texts
+            of_keys = masks if "decoder_attention_mask" in micro.inputs else {**masks, "decoder_": None}
             after_pass(micro, logits_of(model, micro.inputs))
 
 

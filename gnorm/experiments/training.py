@@ -1,5 +1,6 @@
 """Training models: recipes, vocabularies, training from scratch, fine-tuning after pruning."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -151,7 +152,11 @@ def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
 def _of_gguf(file: str, auto: Any) -> tuple[Any, Any]:
     """The model, in fp32, and the tokenizer of a GGUF file in an installed package. Texts are padded behind."""
     path = package_path(file, GGUF_BY)
-    model = auto.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    read = auto.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    config = copy.deepcopy(read.config)
+    vars(config).pop("quantization_config", None)  # transformers saves no model that was in fewer bits
+    model = auto.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
     return model, transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, padding_side="right")
 
 

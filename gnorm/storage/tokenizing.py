@@ -39,8 +39,7 @@ def encoded(tokenizer: Any, rows: Mapping[str, Sequence[Any]], model: Any, **opt
 
 
 def tells_segments_apart(model: Any) -> bool:
-    """Whether the model takes token_type_ids and has a table of more than one. GPT-2, which has none, would look them up
-    among its words."""
+    """Whether the model takes token_type_ids and has a table of several. GPT-2 would look them up among its words."""
     parameters = inspect.signature(model.forward).parameters.values()
     named = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
     takes = "token_type_ids" in named or not named  # a wrapper without named parameters passes on all
