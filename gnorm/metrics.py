@@ -108,7 +108,7 @@ def kept_of(
         prepared = prepare(batches, model, together=True)
         tally = Tally(prepared, model, metric.kept, metric.name)
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
-            for micro, cache in zip(prepared, caches or [NO_CACHE] * len(prepared), strict=True):
+            for micro, cache in zip(prepared.mine, caches or [NO_CACHE] * len(prepared.mine), strict=True):
                 tally(forward(micro, cache)[0], micro)
         return tally.result()
 

@@ -31,7 +31,7 @@ def gnorm_by_text(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tens
         for micro in prepared
         for i, index in enumerate(micro.index)
     }
-    by_text = prepare([texts[i] for i in range(len(texts))], model)
+    by_text = prepare([texts[i] for i in range(len(texts))], model).over(prepared.group)
     return gnorm_scores(model, by_text.with_observer(prepared.observer))
 
 

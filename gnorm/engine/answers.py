@@ -14,6 +14,7 @@ from .batches import MicroBatch, Prepared, labels_of
 from .checks import check_labels
 from .packing import not_finite
 from .problems import NOT_COUNTED, Problem, problem_of
+from .ranks import gather
 
 # (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> what is kept of each text
 Kept = Callable[[Problem, Tensor, Tensor], Tensor]
@@ -55,8 +56,8 @@ class Tally:
     def __init__(self, prepared: Prepared, model: nn.Module, kept: Kept = hits, purpose: str = "accuracy") -> None:
         if prepared.batches:
             check_labels(prepared.batches, model, purpose)
-        self.complete = False  # whether every text has been seen
         self._problem, self._kept, self._texts = problem_of(model), kept, prepared.num_texts
+        self._group = prepared.group
         self._texts_seen = 0
         self._seen: list[tuple[Tensor, ...]] = []
 
@@ -66,17 +67,25 @@ class Tally:
         kept = self._kept(self._problem, micro.without_padding(z, -torch.inf), labels)
         self._seen.append((micro.index, kept, _counted(self._problem, labels), finite))  # stays on the device
         self._texts_seen += len(micro.index)
-        self.complete = self._texts_seen == self._texts
+
+    @property
+    def complete(self) -> bool:
+        """Whether every text has been seen, by this rank or another."""
+        return sum(gather(self._group, self._texts_seen)) >= self._texts
 
     def result(self) -> Tensor:
         """(text, ...) in the order in which the batches were given, texts that are ``NOT_COUNTED`` left out.
 
         Texts of different widths end in ``NOT_COUNTED``. Raises ``ValueError`` for logits that are not finite.
         """
-        for index, _, _, finite in self._seen:
+        of_ranks = gather(self._group, [tuple(part.cpu() for part in share) for share in self._seen])
+        seen = [share for of_rank in of_ranks for share in of_rank]
+        if sum(len(index) for index, *_ in seen) > self._texts:  # every rank has seen every text
+            seen = of_ranks[0]
+        for index, _, _, finite in seen:
             if not bool(finite.all()):
-                raise ValueError(not_finite(f"text {int(index[~finite.cpu()].min())}"))
-        return _in_order([(index, kept.cpu(), counted.cpu()) for index, kept, counted, _ in self._seen])
+                raise ValueError(not_finite(f"text {int(index[~finite].min())}"))
+        return _in_order([(index, kept, counted) for index, kept, counted, _ in seen])
 
 
 def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:

@@ -24,6 +24,7 @@ from .known_models import ignores_padding, packable
 from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forward, packing_of
 from .padding import PackedTexts
 from .problems import LABELS, labels_in, problem_of
+from .ranks import Division
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,18 @@ class MicroBatch:
     batch_slices: tuple[BatchSlice, ...]
     packed: PackedTexts | None = None  # None where the texts go through padded
     real: Tensor | None = None  # which logits are of tokens and not of padding; None where none is of padding
+    number: int = 0  # among the micro-batches of all ranks
 
     @property
     def sequences(self) -> int:
         """How many sequences of tokens the layers see: one a text, or one for every choice of a text."""
         ids = next((self.inputs[name] for name in ("input_ids", "attention_mask") if name in self.inputs), self.index)
         return max(len(self.index), ids.shape[:-1].numel())
+
+    @property
+    def ends(self) -> bool:
+        """Whether no later micro-batch holds texts of the same batch."""
+        return all(batch_slice.last for batch_slice in self.batch_slices)
 
     def without_padding(self, logits: Tensor, value: float = 0) -> Tensor:
         """``logits`` with those of padding replaced by ``value``."""
@@ -70,7 +77,8 @@ class MicroBatch:
             on_device, longest = texts.to(device), int(self.lengths[texts].max())
             inputs = _trimmed({name: tensor[on_device] for name, tensor in self.inputs.items()}, longest)
             labels = None if self.labels is None else self.labels[on_device]
-            micro_batches.append(MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], ()))
+            found = MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], (), number=self.number)
+            micro_batches.append(found)
         return tuple(micro_batches)
 
 
@@ -81,8 +89,9 @@ OnLogits = Callable[[Tensor, MicroBatch], None]
 class Prepared(Sequence[MicroBatch]):
     """Batches cut into micro-batches and moved to the device, once; goes wherever batches go, for one model alone.
 
-    batches: as they were given. made_for: what the micro-batches depend on in the model, see ``_traits``; for another
-    model they are made anew from the batches. together: whether the texts of all batches count as one batch.
+    A sequence of all micro-batches; what computes asks for ``mine``, those of this rank in a run over several
+    processes. batches: as they were given. made_for: what the micro-batches depend on in the model, see ``_traits``;
+    for another model they are made anew from the batches. together: whether the texts of all batches count as one.
     """
 
     def __init__(
@@ -101,6 +110,7 @@ class Prepared(Sequence[MicroBatch]):
         self.together = together
         self.max_tokens = max_tokens
         self.observer: OnLogits | None = None
+        self.group: Any = None
         self.num_texts = sum(len(micro.index) for micro in micro_batches)
 
     def with_observer(self, observer: OnLogits | None) -> Prepared:
@@ -108,6 +118,26 @@ class Prepared(Sequence[MicroBatch]):
         observed = copy.copy(self)
         observed.observer = observer
         return observed
+
+    def over(self, group: Any) -> Prepared:
+        """The same micro-batches, divided over the ranks of a process group; not divided, if None."""
+        if group is self.group:
+            return self
+        divided = copy.copy(self)
+        divided.group = group
+        vars(divided).pop("_of_this_rank", None)
+        return divided
+
+    @property
+    def mine(self) -> Prepared:
+        """The micro-batches of this rank: whole batches; all of them without a group."""
+        return self if self.group is None else self._of_this_rank
+
+    @cached_property
+    def _of_this_rank(self) -> Prepared:
+        division = Division(self.group)
+        own = [micro for micro in self if division.takes(int(micro.lengths.sum()), self.together or micro.ends)]
+        return Prepared(own, self.packing, self.batches, self.made_for, self.together, self.max_tokens)
 
     def notify(self, logits: Tensor, micro: MicroBatch) -> None:
         """Call the observer, if there is one, with the logits (text, class) of a pass of the unaltered model."""
@@ -186,7 +216,7 @@ def prepare(
     micro_batches = []
     for k, share in enumerate(shares):
         ended = {batch for batch, _ in share if last[batch] == k}
-        micro_batches.append(_micro_batch(texts, lengths, share, ended, parameter, most if packing else None))
+        micro_batches.append(_micro_batch(texts, lengths, share, ended, parameter, most if packing else None, k))
     return Prepared(micro_batches, packing, checked, _traits(model), together, max_tokens)
 
 
@@ -198,7 +228,24 @@ def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
     if same and (prepared.packing is None or not prepared.batches or packable(model)):
         return prepared
     anew = prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
-    return anew.with_observer(prepared.observer)
+    return anew.with_observer(prepared.observer).over(prepared.group)
+
+
+def given_and_prepared(
+    batches: Iterable[Batch] | Prepared, model: nn.Module, group: Any, together: bool = False
+) -> tuple[Sequence[Batch], Prepared]:
+    """The batches as they were given, and prepared for ``model``, divided over the ranks of ``group``."""
+    given = batches if isinstance(batches, Prepared) else list(batches)
+    prepared = prepare(given, model, together=together).over(group)
+    return prepared.batches if isinstance(given, Prepared) else given, prepared
+
+
+def same_batches(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
+    """Whether two sequences of batches hold the same tensors."""
+    return a is b or (
+        len(a) == len(b)
+        and all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x) for x, y in zip(a, b, strict=True))
+    )
 
 
 def _traits(model: Any) -> tuple[Any, ...]:
@@ -231,7 +278,7 @@ def _untrimmed(
     batches: Sequence[Batch], parameter: Tensor, hidden: int, most: int, model: nn.Module
 ) -> list[MicroBatch]:
     """Each batch in its own width, cut into micro-batches of at most ``most`` tokens."""
-    micro_batches, before, problem = [], 0, problem_of(model)
+    micro_batches, before, problem = list[MicroBatch](), 0, problem_of(model)
     for b, batch in enumerate(batches):
         lengths, count = _lengths(batch, hidden), size_of(batch)
         step = max(1, most // int(lengths.max()))
@@ -242,7 +289,9 @@ def _untrimmed(
             inputs = {name: tensor for name, tensor in inputs.items() if name not in LABELS}
             everything, real = slice(0, len(index)), problem.without_padding(inputs)
             batch_slice = BatchSlice(b, everything, everything, texts.stop == count)
-            micro_batches.append(MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,), real=real))
+            number = len(micro_batches)
+            found = MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,), real=real, number=number)
+            micro_batches.append(found)
         before += count
     return micro_batches
 
@@ -293,6 +342,7 @@ def _micro_batch(
     ended: set[int],
     parameter: Tensor,
     most_packed: int | None,
+    number: int,
 ) -> MicroBatch:
     """The micro-batch of the texts of ``share``, on the device of ``parameter``.
 
@@ -309,7 +359,7 @@ def _micro_batch(
         overhead = PACKED_OVERHEAD_TOKENS[parameter.device.type]
         groups = _length_groups(torch.arange(len(index)), lengths, overhead, most_packed)
         packed = PackedTexts.of(tensors["attention_mask"], lengths, groups, parameter.dtype)
-    return MicroBatch(tensors, labels, index, lengths, _batch_slices(share, lengths, ended), packed)
+    return MicroBatch(tensors, labels, index, lengths, _batch_slices(share, lengths, ended), packed, number=number)
 
 
 def _batch_slices(share: Share, lengths: Tensor, ended: set[int]) -> tuple[BatchSlice, ...]:

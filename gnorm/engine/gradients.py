@@ -16,6 +16,7 @@ from .batches import BatchSlice, Forward, MicroBatch, Prepared, by_batch, forwar
 from .checks import Batch
 from .products import FasterLinear, product
 from .projections import size_of_module
+from .ranks import in_order
 from .state import evaluating
 
 QKV = ("query", "key", "value")  # the projections of the paper's score
@@ -53,14 +54,21 @@ def gradient_norms(
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     if live:
         prepared = by_batch(prepare(batches, model))
-        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-            for b, (gradients, start) in enumerate(gradients_by_batch(forward, model, prepared, cotangent, parts)):
+
+        def terms_of_batches(forward: Forward) -> Iterator[tuple[int, Tensor]]:
+            for b, gradients, start in gradients_by_batch(forward, model, prepared, cotangent, parts):
                 divisor = log_divisor(start, b)
                 if bool(divisor > -torch.inf):
                     if weighted:
                         gradients = (g * w for g, w in zip(gradients, weights, strict=True))
                     norms = torch.cat([log_norm(g.flatten(1)) for g in gradients])
-                    sums = torch.logaddexp(sums.to(norms.device), norms - divisor)
+                    term = norms - divisor
+                    yield b, term if prepared.group is None else term.cpu()
+
+        device = next(model.parameters()).device
+        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
+            for term in in_order(prepared.group, terms_of_batches(forward)):
+                sums = torch.logaddexp(sums.to(device), term.to(device))
     terms = sums.cpu().expand(sum(heads)).split(heads)
     joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
     scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
@@ -75,9 +83,9 @@ def gradients_by_batch(
     prepared: Prepared,
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
     parts: Sequence[str] = QKV,
-) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
-    """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, ...) itself,
-    logits of padding zero.
+) -> Iterator[tuple[int, Iterator[Tensor], Tensor]]:
+    """For each batch Z of this rank in turn: its number, ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and
+    Z (text, ...) itself, logits of padding zero.
 
     Each gradient is (kept head, rows of a head, other side). Of a block, the projections that share a module come
     together.
@@ -96,7 +104,7 @@ def gradients_by_batch(
     projections = [of_module for block, _ in live for of_module in block.by_module(parts).values()]
     totals: list[Tensor] = []
     starts: list[Tensor] = []
-    for micro in prepared:
+    for micro in prepared.mine:
         z, start, factors = _gradient_factors(forward, micro, live, cotangent, parts)
         prepared.notify(z, micro)
         for batch_slice in micro.batch_slices:
@@ -104,7 +112,8 @@ def gradients_by_batch(
             gradients = _weight_gradients(totals, factors, batch_slice, micro)
             if batch_slice.last:
                 pairs = zip(gradients, projections, strict=True)
-                yield (part.by_head(g) for g, of_module in pairs for part in of_module), torch.cat(starts)
+                by_head = (part.by_head(g) for g, of_module in pairs for part in of_module)
+                yield batch_slice.batch, by_head, torch.cat(starts)
                 totals, starts = [], []
             else:
                 totals = list(gradients)
@@ -255,5 +264,5 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
         raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
     prepared = prepare(batches, model)
     with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-        total = sum(torch.stack(list(g)) / z.norm() for g, z in gradients_by_batch(forward, model, prepared))
+        total = sum(torch.stack(list(g)) / z.norm() for _, g, z in gradients_by_batch(forward, model, prepared))
     return torch.as_tensor(total).flatten(1, 2).unflatten(0, (-1, 3))

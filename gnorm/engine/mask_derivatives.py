@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..heads import AttentionBlock
-from .batches import Prepared, labels_of
+from .batches import MicroBatch, Prepared, labels_of
 from .packing import logits_of
 from .problems import problem_of
 from .products import FasterLinear
@@ -19,9 +19,9 @@ from .state import evaluating
 
 def mask_derivatives(
     model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
-    (text, kept head) derivatives, by each head's mask, of the sum of the terms of each text's loss (``Problem``).
+) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
+    """For each padded micro-batch of this rank: itself, and for every block the (text, kept head) derivatives, by each
+    head's mask, of the sum of the terms of each text's loss (``Problem``).
 
     The mask is a tensor of ones, one for each text and head, that multiplies the contexts at the input of the output
     projection; passes through a shared block share it, and so do the choices of a text: their derivatives add up.
@@ -40,7 +40,7 @@ def mask_derivatives(
     with evaluating(model), ExitStack() as hooks:
         for i, block in enumerate(live):
             hooks.callback(block.output.register_forward_pre_hook(partial(multiply, i=i)).remove)
-        for micro in prepared.padded if live else ():
+        for micro in prepared.mine.padded if live else ():
             masks.clear()
             texts = len(micro.index)
             with FasterLinear():
@@ -50,7 +50,7 @@ def mask_derivatives(
             found = dict(zip(masks, gradients, strict=True))
             rows = iter([found.get(i) for i in range(len(live))])
             yield (
-                micro.index,
+                micro,
                 [_derivatives(next(rows) if block.kept else None, len(logits), block) for block in blocks],
             )
             prepared.notify(logits, micro)
