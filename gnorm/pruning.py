@@ -172,7 +172,7 @@ def _surroundings(model: nn.Module) -> dict[str, Any]:
 class _Texts:
     """Scoring and evaluation texts: the batches as they were given, and prepared for the model."""
 
-    given: tuple[Sequence[Batch], Sequence[Batch]]
+    given: tuple[Iterable[Batch], Iterable[Batch]]
     scoring: Prepared
     evaluation: Prepared  # the same object as ``scoring`` where the texts are the same
     metric: Metric

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from conftest import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
+from gnorm.engine import streams
 from gnorm.engine.batches import forwarding
 from gnorm.engine.state import evaluating
 from gnorm.heads import table_of
@@ -57,6 +58,16 @@ def whole_criterion(model, batches):
     return table_of(blocks, [sums.sum() * torch.tensor([h + 1.0 for h in block.kept]).double() for block in blocks])
 
 
+class Again:
+    """Batches that are read anew for every pass."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
 calls = []
 
 
@@ -72,7 +83,7 @@ def runs(folder, **options):
     """By name, what runs give that differ by family, method, texts and metric."""
     gnorm.MORE_METHODS["whole"] = gnorm.Method("Whole", whole_criterion, rescore_every=1)
     gnorm.MORE_METHODS["breaks_once"] = gnorm.Method("Breaks once", breaks_once, rescore_every=1)
-    found = {}
+    found, streams.WINDOW_TEXTS = {}, 9
     for family in FAMILIES:
         for method in ON_ALL_FAMILIES:
             found[f"{family} {method}"] = outcome(pruned(family, method, **options))
@@ -80,6 +91,7 @@ def runs(folder, **options):
         found[f"steps of {method}"] = outcome(pruned(method=method, steps=2, **options))
     found["the same texts"] = outcome(pruned(evaluation=None, **options))
     found["whole, the same texts"] = outcome(pruned(method="whole", evaluation=None, **options))
+    found["streams"] = outcome(pruned(scoring=Again(SCORING), evaluation=Again(EVALUATION), steps=3, **options))
     found["one batch"] = outcome(pruned(scoring=SCORING[:1], evaluation=SCORING[:1], steps=4, **options))
     found["one text"] = outcome(
         pruned(scoring=[{name: t[:1] for name, t in SCORING[0].items()}], evaluation=None, steps=4, **options)

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches, prepare
-from ..engine.checks import Batch, check_labels
+from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches, prepare, with_caches
+from ..engine.checks import Batch
 from ..engine.packing import NO_CACHE, LayerInputCache, not_finite
 from ..engine.problems import NOT_COUNTED, problem_of
 from ..engine.products import FasterLinear
 from ..engine.ranks import in_order
 from ..engine.state import copy_of, evaluating
+from ..engine.streams import batch_of_texts, remade
 from ..heads import attention_blocks, head_mask_of, masked, table_of
 from ..scoring import Criterion
 from .of_loss import loss_terms
@@ -36,7 +37,7 @@ def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
 
     def costs(caches: Sequence[LayerInputCache], observed: Prepared) -> Iterator[tuple[int, tuple[int, float]]]:
         with forwarding(model, prepared) as forward:
-            for micro, cache in zip(prepared.mine, caches, strict=True):
+            for micro, cache in with_caches(prepared.mine, caches):
                 logits = forward(micro, cache)[0]
                 labels = labels_of(micro, logits)
                 observed.notify(logits, micro)
@@ -98,12 +99,14 @@ def shuffled_labels(
     for labels of tokens, which do not fit another text.
     """
     prepared, problem = prepare(batches, model), problem_of(model)
-    given = prepared.batches
     if not problem.by_text:
         raise ValueError(f"labels cannot be dealt out anew where a model gives {problem.gives}: choose another method.")
-    check_labels(given, model, "shuffled labels")
-    labels = torch.cat([batch["labels"] for batch in given])
+    prepared.check_labels(model, "shuffled labels")
+    labels = torch.cat([batch["labels"] for batch in prepared.batches])
     dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]
-    shares = dealt.split([len(batch["labels"]) for batch in given])
-    relabelled = [{**batch, "labels": share} for batch, share in zip(given, shares, strict=True)]
-    return criterion(model, prepare(relabelled, model).over(prepared.group))
+    shares = dealt.split(batch_of_texts(prepared.batches).bincount().tolist())
+
+    def relabelled(given: Iterable[Batch]) -> Iterator[Batch]:
+        return ({**batch, "labels": share} for batch, share in zip(given, shares, strict=True))
+
+    return criterion(model, prepare(remade(prepared.batches, relabelled), model).over(prepared.group))

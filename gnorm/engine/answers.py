@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .batches import MicroBatch, Prepared, labels_of
-from .checks import check_labels
 from .packing import not_finite
-from .problems import NOT_COUNTED, Problem, problem_of
+from .problems import NOT_COUNTED, Problem, labels_in, problem_of
 from .ranks import gather
 
 # (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> what is kept of each text
@@ -55,7 +54,7 @@ class Tally:
 
     def __init__(self, prepared: Prepared, model: nn.Module, kept: Kept = hits, purpose: str = "accuracy") -> None:
         if prepared.batches:
-            check_labels(prepared.batches, model, purpose)
+            prepared.check_labels(model, purpose)
         self._problem, self._kept, self._texts = problem_of(model), kept, prepared.num_texts
         self._group = prepared.group
         self._texts_seen = 0
@@ -90,11 +89,13 @@ class Tally:
 
 def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
     """(text, ...) the labels that metrics compare predictions with, in the order of ``Tally.result``."""
-    problem, shares = problem_of(model), []
-    for micro in prepared:
-        if micro.labels is None:
-            raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
-        shares.append((micro.index, problem.targets(micro.labels).cpu(), _counted(problem, micro.labels).cpu()))
+    problem, shares, before = problem_of(model), [], 0
+    for batch in prepared.batches:
+        if (labels := labels_in(batch)) is None:
+            raise ValueError(f"text {before} has no label: give `labels` with every batch.")
+        index = torch.arange(before, before + len(labels))
+        before += len(labels)
+        shares.append((index, problem.targets(labels).cpu(), _counted(problem, labels).cpu()))
     return _in_order(shares)
 
 
