@@ -8,7 +8,7 @@ from conftest import ragged_batches, tiny_model
 import gnorm
 from gnorm.engine import streams
 from gnorm.engine.batches import layer_input_caches
-from gnorm.storage.text_sets import text_set
+from gnorm.experiments.text_sets import text_set
 
 
 class Again:

@@ -607,8 +607,8 @@ def layer_input_caches(model: nn.Module, prepared: Prepared) -> list[LayerInputC
     """An empty layer-input cache for each micro-batch.
 
     It is for all layers, or for every second, third ... where all would take more than ``CACHE_BYTES``; for none where
-    texts go through padded or layers share a block. A stream has no micro-batch to keep one for, so it gets an empty
-    list.
+    one layer would, texts go through padded, or layers share a block. A stream has no micro-batch to keep one for, so
+    it gets an empty list.
     """
     layers, parameter = len(layers_of(model)), next(model.parameters())
     if prepared.streamed:
@@ -618,6 +618,8 @@ def layer_input_caches(model: nn.Module, prepared: Prepared) -> list[LayerInputC
     tokens = sum(int(micro.lengths.sum()) for micro in prepared)
     hidden: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
     size = tokens * hidden * parameter.element_size()
+    if size > CACHE_BYTES:
+        return [NO_CACHE] * len(prepared)
     return [LayerInputCache(range(0, layers, math.ceil(size * layers / CACHE_BYTES))) for _ in prepared]
 
 
