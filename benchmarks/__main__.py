@@ -55,6 +55,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import literal
 
+from benchmarks.memory import memory
+from benchmarks.ranks import ranks
+
 FOLDER = ROOT / "benchmarks" / "results"
 
 
@@ -385,7 +388,8 @@ def pruned() -> Iterator[dict[str, Any]]:
 
 
 TABLES = {
-    f.__name__: f for f in (step, optimisations, shapes, trajectory, criteria, precision, scaling, titles, pruned)
+    f.__name__: f
+    for f in (step, optimisations, shapes, trajectory, criteria, precision, scaling, titles, pruned, memory, ranks)
 }
 
 

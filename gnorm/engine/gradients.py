@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,10 @@ from .factors import Factors, gradients_of, log_norms
 from .packing import not_finite
 from .products import FasterLinear
 from .projections import Projection, size_of_module
+from .ranks import in_order
 from .state import evaluating
+
+READ_TOGETHER = 1024  # batches whose norms leave the device together
 
 QKV = ("query", "key", "value")  # the projections of the paper's score
 
@@ -58,16 +62,22 @@ def gradient_norms(
     projections = [part for block in live for of_module in block.by_module(parts).values() for part in of_module]
     weights = [part.by_head(part.matrix) for part in projections] if weighted else []
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
-    rows: list[Tensor] = []  # of each batch, the logarithms of the norms of all heads of all projections, (head,)
-    divisors: list[Tensor] = []  # of each batch, (1,); both stay on the device until the last batch
     if live:
         prepared = by_batch(prepare(batches, model))
+
+        def rows_of_batches(forward: Forward) -> Iterator[tuple[int, Tensor]]:  # (head + 1,), on the CPU
+            found = (
+                (b, torch.cat([log_norms(partial(_weighted, gradients, weights) if weighted else gradients), divisor]))
+                for b, gradients, start in gradients_by_batch(forward, model, prepared, cotangent, parts)
+                for divisor in [log_divisor(start, b)]
+            )
+            while some := list(islice(found, READ_TOGETHER)):
+                yield from zip((b for b, _ in some), torch.stack([row for _, row in some]).cpu(), strict=True)
+
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-            for b, (gradients, start) in enumerate(gradients_by_batch(forward, model, prepared, cotangent, parts)):
-                divisors.append(log_divisor(start, b))
-                rows.append(log_norms(partial(_weighted, gradients, weights) if weighted else gradients))
-        table = torch.cat([torch.stack(rows), torch.stack(divisors)], 1).cpu()  # (batch, head + 1)
-        sums = _summed(table[:, :-1], table[:, -1:])
+            rows, before = in_order(prepared.group, rows_of_batches(forward)), 0
+            while some := list(islice(rows, READ_TOGETHER)):
+                sums, before = _added(sums, torch.stack(some), before), before + len(some)
     terms = sums.expand(sum(heads)).split(heads)
     joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
     scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
@@ -80,15 +90,17 @@ def _weighted(gradients: Callable[[], Iterable[Tensor]], weights: Sequence[Tenso
     return (g * w for g, w in zip(gradients(), weights, strict=True))
 
 
-def _summed(norms: Tensor, divisors: Tensor) -> Tensor:
-    """log sum_b exp(norms_b - divisors_b): (head,). norms (batch, head), divisors (batch, 1), added batch by batch.
+def _added(before: Tensor, rows: Tensor, first: int) -> Tensor:
+    """log(exp(before) + sum_b exp(norms_b - divisor_b)): (head,). rows (batch, head + 1): the norms and the divisor of
+    each batch, from number ``first`` on; they are added batch by batch.
 
     Raises ``ValueError``, which names the batch, where a divisor is not finite; one of -inf leaves its batch out.
     """
+    norms, divisors = rows[:, :-1], rows[:, -1:]
     damaged = (~(divisors[:, 0] < torch.inf)).nonzero()
     if len(damaged):
-        raise ValueError(not_finite(f"batch {int(damaged[0])}"))
-    return reduce(torch.logaddexp, torch.where(divisors > -torch.inf, norms - divisors, -torch.inf).unbind())
+        raise ValueError(not_finite(f"batch {first + int(damaged[0])}"))
+    return reduce(torch.logaddexp, torch.where(divisors > -torch.inf, norms - divisors, -torch.inf).unbind(), before)
 
 
 def gradients_by_batch(
@@ -97,9 +109,9 @@ def gradients_by_batch(
     prepared: Prepared,
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
     parts: Sequence[str] = QKV,
-) -> Iterator[tuple[Callable[[], Iterator[Tensor]], Tensor]]:
-    """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, ...) itself,
-    logits of padding zero.
+) -> Iterator[tuple[int, Callable[[], Iterator[Tensor]], Tensor]]:
+    """For each batch Z of this rank in turn: its number, ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and
+    Z (text, ...) itself, logits of padding zero.
 
     Each gradient is (kept head, rows of a head, other side). Of a block, the projections that share a module come
     together.
@@ -118,7 +130,7 @@ def gradients_by_batch(
     projections = [of_module for block in live for of_module in block.by_module(parts).values()]
     totals: list[Tensor] = []
     starts: list[Tensor] = []
-    for micro in prepared:
+    for micro in prepared.mine:
         z, start, factors = _gradient_factors(forward, micro, live, cotangent, parts)
         prepared.notify(z, micro)
         of_slice = gradients_of(factors, micro)
@@ -128,7 +140,7 @@ def gradients_by_batch(
                 totals = list(of_slice(batch_slice, totals))
             if batch_slice.last:
                 gradients = partial(iter, totals) if totals else partial(of_slice, batch_slice)
-                yield partial(_by_head, gradients, projections), torch.cat(starts)
+                yield batch_slice.batch, partial(_by_head, gradients, projections), torch.cat(starts)
                 totals, starts = [], []
 
 
@@ -254,5 +266,5 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
         raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
     prepared = prepare(batches, model)
     with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-        total = sum(torch.stack(list(g())) / z.norm() for g, z in gradients_by_batch(forward, model, prepared))
+        total = sum(torch.stack(list(g())) / z.norm() for _, g, z in gradients_by_batch(forward, model, prepared))
     return torch.as_tensor(total).flatten(1, 2).unflatten(0, (-1, 3))
