@@ -1,7 +1,7 @@
 """Run the notebooks in order and regenerate every table and figure of a profile.
 
 python run_all.py [--profile auto|paper|local|study|smoke] [--only NAME,...] [--models NAME,...] [--device ...]
-                  [--fresh] [--list] [--report] [--published DIR] [--strict]
+                  [--fresh] [--list] [--report] [--published DIR] [--strict] [--jobs N | --dask ADDRESS]
 
 Exit codes: 0 done; 1 a notebook failed; 2 wrong usage, missing assets, or with --strict assets not as accurate as
 published; 130 and 143 interrupted, to be taken up by the same command.
@@ -75,6 +75,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--strict", action="store_true", help="stop where an intact model is not as accurate as was published"
     )
+    side_by_side = parser.add_mutually_exclusive_group()
+    side_by_side.add_argument(
+        "--jobs", type=int, metavar="N", help="make trajectories on N workers of this machine first"
+    )
+    side_by_side.add_argument("--dask", metavar="ADDRESS", help="the same on the workers of this Dask scheduler")
     return parser.parse_args(arguments)
 
 
@@ -100,6 +105,8 @@ def run(asked: argparse.Namespace) -> None:
         published=asked.published,
         fresh=asked.fresh,
         strict=asked.strict,
+        jobs=asked.jobs,
+        dask=asked.dask,
     )
     if asked.list:
         for name, finished in pipeline.done(plan).items():

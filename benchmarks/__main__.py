@@ -12,6 +12,13 @@ turns, and of every turn the fastest counts.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:  # first, as the other tables need packages that it does not
+    from benchmarks import gpu
+
+    sys.exit(gpu.main(sys.argv[2:]))
+
 import contextlib
 import copy
 import dataclasses
@@ -19,7 +26,6 @@ import itertools
 import json
 import platform
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +54,9 @@ from gnorm.storage.files import write
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import literal
+
+from benchmarks.memory import memory
+from benchmarks.ranks import ranks
 
 FOLDER = ROOT / "benchmarks" / "results"
 
@@ -379,7 +388,8 @@ def pruned() -> Iterator[dict[str, Any]]:
 
 
 TABLES = {
-    f.__name__: f for f in (step, optimisations, shapes, trajectory, criteria, precision, scaling, titles, pruned)
+    f.__name__: f
+    for f in (step, optimisations, shapes, trajectory, criteria, precision, scaling, titles, pruned, memory, ranks)
 }
 
 

@@ -14,6 +14,7 @@ from .shipping.costs import cost
 from .shipping.export import export_onnx
 from .storage.loading import load_pruned
 from .storage.saving import save_pruned
+from .storage.text_sets import TextSet
 from .surgery import remove_heads
 from .trajectory import Trajectory
 
@@ -24,6 +25,7 @@ __all__ = [
     "AttentionBlock",
     "Method",
     "Metric",
+    "TextSet",
     "Trajectory",
     "accuracy",
     "activation_energy",

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .engine.answers import Kept, Tally, hits, labels_in_order, losses, predictions, token_hits
-from .engine.batches import Prepared, forwarding, prepare
+from .engine.batches import Prepared, forwarding, prepare, with_caches
 from .engine.checks import Batch
 from .engine.measures import Measure, by_scipy, by_sklearn, perplexity, ratio, share_of_hits, span_f1
-from .engine.packing import NO_CACHE, LayerInputCache
+from .engine.packing import LayerInputCache
 from .engine.problems import PROBLEMS, problem_of
 from .engine.products import FasterLinear
 from .engine.state import evaluating, in_use
@@ -108,7 +108,7 @@ def kept_of(
         prepared = prepare(batches, model, together=True)
         tally = Tally(prepared, model, metric.kept, metric.name)
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
-            for micro, cache in zip(prepared, caches or [NO_CACHE] * len(prepared), strict=True):
+            for micro, cache in with_caches(prepared.mine, caches or []):
                 tally(forward(micro, cache)[0], micro)
         return tally.result()
 

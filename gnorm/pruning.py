@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .engine.answers import Tally, as_json, from_json, labels_in_order
-from .engine.batches import Prepared, layer_input_caches, prepare
+from .engine.batches import Prepared, given_and_prepared, layer_input_caches, same_batches
 from .engine.checks import Batch, check_labels
+from .engine.ranks import check_equal, gather, raising_together, rank_of
 from .engine.state import copy_of, in_use
 from .heads import attention_blocks, head_mask_of, refuse_removal
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
@@ -29,6 +30,7 @@ from .surgery import remove_heads, try_removal
 from .trajectory import NEAR_TIE, Trajectory
 
 
+@raising_together
 @torch.inference_mode(False)  # copies and what is made of them can be differentiated, whatever mode is on outside
 def prune(
     model: nn.Module,
@@ -44,6 +46,8 @@ def prune(
     progress: bool | str = True,
     rescore_every: int | None = None,
     layers: Sequence[int] | None = None,
+    *,
+    process_group: Any = None,
 ) -> Trajectory:
     """Prune ``model`` head by head and measure it after every step; the model itself is left as it was.
 
@@ -62,6 +66,8 @@ def prune(
     model. As the method's row says, if None.
     layers: the layer that each head goes from, in turn, such as those of another run's order; the method then chooses
     within that layer. Any layer, if None. A method whose row follows another prunes by that one first, for its layers.
+    process_group: of torch.distributed, or True for all processes: each computes some batches, all return the same, the
+    first one writes the journal and shows the bar. A criterion that knows of no ranks is computed whole on each.
 
     Raises ``ValueError`` for an unknown method or metric, a metric that is not for the model's problem, numbers out of
     range, layers that have not the heads, batches that ``prepare`` refuses, labels that the model's problem does not
@@ -74,18 +80,12 @@ def prune(
     counts = _checked_counts(method, int(start.sum()), seed, trials, steps, heads_per_step)
     rescore_every = whole("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
     metric = find_metric(metric, model)
-    texts = _Texts.of(model, scoring, evaluation, metric)
-    try_removal(model, texts.evaluation[0].padded[0].inputs)
+    texts = _Texts.of(model, scoring, evaluation, metric, process_group)
+    try_removal(model, next(iter(texts.evaluation)).padded[0].inputs)
     if layers is None and row.follows:
+        options = {"progress": progress, "process_group": process_group}
         leader = prune(
-            model,
-            texts.scoring,
-            texts.evaluation,
-            row.follows,
-            metric,
-            steps=counts["steps"],
-            heads_per_step=heads_per_step,
-            progress=progress,
+            model, texts.scoring, texts.evaluation, row.follows, metric, counts["steps"], heads_per_step, **options
         )
         layers = [layer for layer, _head in leader.order()]
     info = {"method": method, **counts, "rescore_every": rescore_every, **_surroundings(model)}
@@ -94,14 +94,17 @@ def prune(
         info["layers"] = layers
     if metric is not METRICS["accuracy"]:  # whose journals are as they were when there was no other metric
         info["metric"] = metric.name
-    header = {**info, **texts.hashes(model)} if journal is not None else {}
+    header = {**info, **texts.hashes(model)} if journal is not None or process_group else {}
+    check_equal(process_group, header)
+    if rank_of(process_group):
+        journal, progress = None, False
     label, finished = f"{progress}: " * isinstance(progress, str) + f"{row.title}, {metric.name}", list[_Step]()
     measured: dict[bytes, _Measured] = {}  # by head mask: trials meet at the intact and at the bare model
     with (
         Journal(journal, header) as log,
         tqdm(total=counts["trials"] * counts["steps"], desc=label, unit="step", disable=not progress) as bar,
     ):
-        lines = iter(log.steps)
+        lines = iter(gather(process_group, log.steps)[0])
         for trial in range(counts["trials"]):
             worker = _Worker(row, model, start, texts, measured, counts["seed"], trial, rescore_every, layers)
             for number in range(counts["steps"] + 1):
@@ -170,7 +173,7 @@ def _surroundings(model: nn.Module) -> dict[str, Any]:
 class _Texts:
     """Scoring and evaluation texts: the batches as they were given, and prepared for the model."""
 
-    given: tuple[Sequence[Batch], Sequence[Batch]]
+    given: tuple[Iterable[Batch], Iterable[Batch]]
     scoring: Prepared
     evaluation: Prepared  # the same object as ``scoring`` where the texts are the same
     metric: Metric
@@ -183,12 +186,15 @@ class _Texts:
         scoring: Iterable[Batch] | Prepared,
         evaluation: Iterable[Batch] | Prepared | None,
         metric: Metric,
+        group: Any,
     ) -> _Texts:
         """The texts, checked. Raises as ``prepare`` and ``check_labels`` do."""
-        given, score_on = _prepared(scoring, model)
-        held_out, evaluate_on = (given, score_on) if evaluation is None else _prepared(evaluation, model, together=True)
+        given, score_on = given_and_prepared(scoring, model, group)
+        held_out, evaluate_on = given, score_on
+        if evaluation is not None:
+            held_out, evaluate_on = given_and_prepared(evaluation, model, group, together=True)
         check_labels(held_out, model, metric.name, "evaluation batch", not_counted=False)
-        measure_on = score_on if _same(given, held_out) else evaluate_on
+        measure_on = score_on if same_batches(given, held_out) else evaluate_on
         labels = labels_in_order(measure_on, model).numpy()
         return cls((given, held_out), score_on, measure_on, metric, labels)
 
@@ -264,7 +270,7 @@ class _Worker:
         self.row, self.intact, self.texts, self.measured = row, model, texts, measured
         self.seed, self.trial, self.rescore_every, self.layers = seed, trial, rescore_every, layers
         self.model, self.mask, self.start = copy_of(model), start.clone(), start
-        self.layer_inputs = layer_input_caches(self.model, texts.evaluation)
+        self.layer_inputs = layer_input_caches(self.model, texts.evaluation.mine)
         self.steps = 0  # done so far
         self.scores: Tensor | None = None  # that the next step chooses by; None where they are to be taken
         self.scored = start.clone()  # the mask of the model that they are taken of
@@ -296,6 +302,7 @@ class _Worker:
                 remove_heads(model := copy_of(self.intact), self.scored)
         began = time.perf_counter()
         scores = self.row.scores(model, batches, _generator(self.seed, self.trial))
+        scores = gather(batches.group, scores)[0]  # those of the first rank, whatever the others computed
         self.scoring_seconds += time.perf_counter() - began
         return scores
 
@@ -406,20 +413,3 @@ def _choose(
         gap = 0.0 if last == following else abs(last - following)
     width = mask.shape[1]
     return [(int(left[i]) // width, int(left[i]) % width, float(values[i])) for i in chosen], gap
-
-
-def _prepared(
-    batches: Iterable[Batch] | Prepared, model: nn.Module, together: bool = False
-) -> tuple[Sequence[Batch], Prepared]:
-    """The batches as they were given, and prepared for ``model``."""
-    given = batches if isinstance(batches, Prepared) else list(batches)
-    prepared = prepare(given, model, together=together)
-    return prepared.batches if isinstance(given, Prepared) else given, prepared
-
-
-def _same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
-    """Whether two sequences of batches hold the same tensors."""
-    return a is b or (
-        len(a) == len(b)
-        and all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x) for x, y in zip(a, b, strict=True))
-    )

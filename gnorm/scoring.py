@@ -13,13 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from .engine.batches import MicroBatch, Prepared, prepare
 from .engine.checks import Batch
-from .engine.gradients import QKV, gradient_norms
+from .engine.gradients import QKV, gradient_norms, log_norm_of
 from .engine.known_models import plain_attention
 from .engine.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
-from .engine.packing import not_finite
 from .engine.state import attention_implementation, in_use
 from .heads import AttentionBlock, attention_blocks, head_mask_of
-from .norms import log_norm
 
 
 class Criterion(Protocol):
@@ -84,15 +82,9 @@ def gnorm_scores(
         classes = micro.real.expand_as(z).sum(-1, keepdim=True).clamp(min=1)  # of question answering: tokens
         return micro.without_padding(z - z.sum(-1, keepdim=True) / classes)
 
-    def log_norm_of_logits(z: Tensor, batch: int) -> Tensor:
-        log_z = log_norm(z.reshape(1, -1))
-        if not bool(log_z < torch.inf):
-            raise ValueError(not_finite(f"batch {batch}"))
-        return log_z
-
     # Taking the mean away is a projection, so that of the logits starts the backward pass of their norm.
     return gradient_norms(
-        model, batches, log_norm_of_logits, objective, parts=parts, combine=COMBINATIONS[combine], weighted=weighted
+        model, batches, log_norm_of, objective, parts=parts, combine=COMBINATIONS[combine], weighted=weighted
     )
 
 

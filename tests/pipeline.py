@@ -51,3 +51,10 @@ def alter(root, name, change):
     for cell in notebook.cells:
         change(cell)
     nbformat.write(notebook, path)
+
+
+def trajectories_of(stamp, what):
+    """The trajectories among the files that a notebook has "written" or "read", such as "bert/random"."""
+    folder = "experiments_results/smoke/"
+    names = [path.removeprefix(folder) for path in stamp[what] if path.startswith(folder)]
+    return {name.removesuffix(".npz") for name in names if name.endswith(".npz")}

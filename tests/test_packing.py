@@ -132,8 +132,9 @@ def test_derivatives_by_masks_of_packed_texts_are_those_of_padded_ones(model, ma
 
 def in_order(derivatives):
     """[(text, kept head)] of each layer, texts in the order in which they were given."""
-    index, of_layers = zip(*derivatives, strict=True)
-    return [torch.cat(of_layer)[torch.cat(index).argsort()] for of_layer in zip(*of_layers, strict=True)]
+    micro_batches, of_layers = zip(*derivatives, strict=True)
+    index = torch.cat([micro.index for micro in micro_batches])
+    return [torch.cat(of_layer)[index.argsort()] for of_layer in zip(*of_layers, strict=True)]
 
 
 @pytest.mark.parametrize("explicit_tokens", [128, 0])

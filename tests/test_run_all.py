@@ -8,12 +8,12 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from pipeline import ROOT, alter, call, in_process
+from pipeline import ROOT, alter, call, in_process, trajectories_of
 
 import gnorm
 import run_all
 from gnorm import METHODS
-from gnorm.experiments import execution, pipeline, results, stamps
+from gnorm.experiments import execution, pieces, pipeline, results, stamps
 from gnorm.experiments.errors import NotebookError, RunError, UsageError
 from gnorm.experiments.paths import run_folder, stamp_file
 from gnorm.experiments.profiles import read_profile
@@ -52,7 +52,9 @@ def test_smoke_leaves_the_results_that_are_promised(smoke, monkeypatch):
     output, _ = smoke
     monkeypatch.setenv("GNORM_OUTPUT", str(output))
     folder = output / "experiments_results" / "smoke"
-    for model, spec in read_profile("smoke").models.items():
+    profile = read_profile("smoke")
+    for model in profile.usual_models:
+        spec = profile.models[model]
         assert results.saved_methods("smoke", model) == list(METHODS)
         random = results.load_trajectory("smoke", model, "random")
         assert random.table.trial.nunique() == spec.random.trials
@@ -94,6 +96,28 @@ def test_a_second_run_does_nothing_again(smoke, monkeypatch, capsys):
     assert in_process(output, monkeypatch, "--profile", "smoke") == 0
     assert capsys.readouterr().out.count("unchanged, not run again") == len(run_all.NOTEBOOKS)
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
+
+
+def test_two_workers_leave_the_tables_that_one_process_leaves(smoke, tmp_path, monkeypatch, capsys):
+    only = ("--only", "show_pruning_result", "--jobs", "2")
+    assert in_process(tmp_path, monkeypatch, "--profile", "smoke", *only) == 0
+    assert "20 trajectories: " in capsys.readouterr().out
+    expected, found = (output / "experiments_results" / "smoke" for output in (smoke[0], tmp_path))
+    made = [path.relative_to(found) for path in [*found.glob("*/*.csv"), *found.glob("*/*.npz")]]
+    assert len(made) == 20 + 1 + 20
+    for name in [*made, *(Path("tables") / f"pruning_results.{suffix}" for suffix in ("md", "tex"))]:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    stamp = json.loads(stamp_file("smoke", "show_pruning_result").read_text())
+    assert not trajectories_of(stamp, "written")  # the notebook finds them
+
+
+@pytest.mark.parametrize("name", run_all.NOTEBOOKS)
+def test_the_pieces_of_a_notebook_are_those_that_it_asks_for(name, smoke, monkeypatch):
+    monkeypatch.setenv("GNORM_OUTPUT", str(smoke[0]))
+    stamp = json.loads(stamp_file("smoke", name).read_text())
+    asked = pieces.asked_for("smoke", list(read_profile("smoke").models), [name])
+    assert trajectories_of(stamp, "written") == {str(piece) for piece in asked if piece.afresh}
+    assert trajectories_of(stamp, "read") == {str(piece) for piece in asked if not piece.afresh}
 
 
 def test_missing_and_altered_files_are_made_again_with_the_same_bytes(smoke, monkeypatch):
@@ -138,7 +162,7 @@ def test_fresh_leaves_the_journals_of_models_that_are_not_run(tmp_path, monkeypa
     run = run_folder("smoke")
     bert, albert = (write(run / "journals" / name / "greedy_gnorm-0.jsonl", "") for name in ("bert", "albert"))
     plan = pipeline.make_plan(run_all.NOTEBOOKS, ["data_processing"], "smoke", ["bert"], "cpu", fresh=True)
-    pipeline.run_notebooks(plan, {"data_processing": ""}, {})
+    pipeline.run_notebooks(plan, {"data_processing": ""}, {}, {})
     assert albert.exists()
     assert not bert.exists()
 
@@ -301,6 +325,9 @@ def test_notebooks_beyond_the_paper_run_by_name(smoke, tmp_path, monkeypatch):
     shutil.copytree(smoke[0], tmp_path, dirs_exist_ok=True)
     names = "criteria_comparison,prune_your_model"  # tests/test_study.py has the others
     assert in_process(tmp_path, monkeypatch, "--profile", "smoke", "--models", "bert", "--only", names) == 0
+    stamp = json.loads(stamp_file("smoke", "criteria_comparison").read_text())
+    asked = pieces.asked_for("smoke", ["bert"], names.split(","))
+    assert trajectories_of(stamp, "written") == {str(piece) for piece in asked if piece.afresh}
     folder = tmp_path / "experiments_results" / "smoke"
     table = pd.read_csv(folder / "tables" / "criteria_comparison.csv")
     assert {"greedy_gnorm", "head_importance", "hies", "random"} <= set(table["method"])

@@ -1,5 +1,6 @@
 """The study, small, through the real run_all.py: every method, two training seeds, and what is made of them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,10 +11,11 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from pipeline import ROOT, call, in_process
+from pipeline import ROOT, call, in_process, trajectories_of
 
-from gnorm.experiments import claims, results
+from gnorm.experiments import claims, pieces, results
 from gnorm.experiments.layers import published_layers
+from gnorm.experiments.paths import stamp_file
 from gnorm.experiments.profiles import read_profile, repetitions
 from gnorm.methods import METHODS, MORE_METHODS
 from gnorm.trajectory import area, curve
@@ -51,6 +53,13 @@ def test_every_method_pruned_every_training(folder):
             run = results.load_trajectory("smoke", name, method)
             assert run.table.pruned_heads.max() == 4
             assert run.info["weights"]["recipe"]["seed"] == int(name[-1])
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_pieces_of_a_notebook_are_those_that_it_asks_for(name, folder):
+    stamp = json.loads(stamp_file("smoke", name).read_text())
+    asked = {str(piece) for piece in pieces.asked_for("smoke", ["albert"], [name])}
+    assert trajectories_of(stamp, "written") | trajectories_of(stamp, "read") == asked
 
 
 def test_matched_random_takes_the_layers_of_greedy_gnorm(folder):

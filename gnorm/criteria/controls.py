@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches, prepare
-from ..engine.checks import Batch, check_labels
+from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches, prepare, with_caches
+from ..engine.checks import Batch
 from ..engine.packing import NO_CACHE, LayerInputCache, not_finite
 from ..engine.problems import NOT_COUNTED, problem_of
 from ..engine.products import FasterLinear
+from ..engine.ranks import in_order
 from ..engine.state import copy_of, evaluating
+from ..engine.streams import batch_of_texts, remade
 from ..heads import attention_blocks, head_mask_of, masked, table_of
 from ..scoring import Criterion
 from .of_loss import loss_terms
@@ -33,22 +35,26 @@ def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     prepared = prepare(batches, model)
     problem, texts = problem_of(model), int(loss_terms(prepared, model, "the oracle").sum())
 
-    def cost(caches: Sequence[LayerInputCache], observed: Prepared) -> float:
-        wrong, loss = 0, 0.0
+    def costs(caches: Sequence[LayerInputCache], observed: Prepared) -> Iterator[tuple[int, tuple[int, float]]]:
         with forwarding(model, prepared) as forward:
-            for micro, cache in zip(prepared, caches, strict=True):
+            for micro, cache in with_caches(prepared.mine, caches):
                 logits = forward(micro, cache)[0]
                 labels = labels_of(micro, logits)
                 observed.notify(logits, micro)
-                if problem.labels == ("text",):
-                    wrong += int((logits.argmax(-1) != labels)[labels != NOT_COUNTED].sum())
-                loss += problem.loss_sum(logits.double(), labels).item()
+                right_or_wrong = problem.labels == ("text",)
+                wrong = int((logits.argmax(-1) != labels)[labels != NOT_COUNTED].sum()) if right_or_wrong else 0
+                yield micro.number, (wrong, problem.loss_sum(logits.double(), labels).item())
+
+    def cost(caches: Sequence[LayerInputCache], observed: Prepared) -> float:
+        wrong, loss = 0, 0.0
+        for wrong_texts, part in in_order(prepared.group, costs(caches, observed)):
+            wrong, loss = wrong + wrong_texts, loss + part
         if not math.isfinite(loss):
             raise ValueError(not_finite("a text"))
         mean = loss / texts
         return wrong + mean / (1 + mean)
 
-    caches = layer_input_caches(model, prepared)
+    caches = layer_input_caches(model, prepared.mine)
     scores = []
     with evaluating(model), FasterLinear(), torch.inference_mode():
         cost(caches, prepared)  # the intact model: fills the caches, and shows its logits
@@ -92,11 +98,15 @@ def shuffled_labels(
     ``shuffled_weights``, for criteria that look at labels. Raises as ``criterion`` does, for texts without labels, and
     for labels of tokens, which do not fit another text.
     """
-    given, problem = prepare(batches, model).batches, problem_of(model)
+    prepared, problem = prepare(batches, model), problem_of(model)
     if not problem.by_text:
         raise ValueError(f"labels cannot be dealt out anew where a model gives {problem.gives}: choose another method.")
-    check_labels(given, model, "shuffled labels")
-    labels = torch.cat([batch["labels"] for batch in given])
+    prepared.check_labels(model, "shuffled labels")
+    labels = torch.cat([batch["labels"] for batch in prepared.batches])
     dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]
-    shares = dealt.split([len(batch["labels"]) for batch in given])
-    return criterion(model, [{**batch, "labels": share} for batch, share in zip(given, shares, strict=True)])
+    shares = dealt.split(batch_of_texts(prepared.batches).bincount().tolist())
+
+    def relabelled(given: Iterable[Batch]) -> Iterator[Batch]:
+        return ({**batch, "labels": share} for batch, share in zip(given, shares, strict=True))
+
+    return criterion(model, prepare(remade(prepared.batches, relabelled), model).over(prepared.group))

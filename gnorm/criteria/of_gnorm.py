@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ..engine.batches import MicroBatch, Prepared, labels_of, prepare
-from ..engine.checks import Batch
+from ..engine.checks import Batch, size_of
 from ..engine.gradients import gradient_norms
 from ..engine.packing import not_finite
 from ..engine.problems import problem_of
+from ..engine.streams import batch_of_texts, remade
 from ..scoring import gnorm_scores
 from .of_loss import loss_terms
 
@@ -25,13 +26,11 @@ def gnorm_by_text(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tens
     texts share a batch, since gradients of the same batch cancel; this one does not. Raises as ``gnorm_scores``.
     """
     prepared = prepare(batches, model)
-    texts = {
-        int(index): {name: tensor[i : i + 1] for name, tensor in micro.inputs.items()}
-        | ({} if micro.labels is None else {"labels": micro.labels[i : i + 1]})
-        for micro in prepared
-        for i, index in enumerate(micro.index)
-    }
-    by_text = prepare([texts[i] for i in range(len(texts))], model)
+
+    def texts(given: Iterable[Batch]) -> Iterator[Batch]:
+        return ({name: t[i : i + 1] for name, t in batch.items()} for batch in given for i in range(size_of(batch)))
+
+    by_text = prepare(remade(prepared.batches, texts), model).over(prepared.group)
     return gnorm_scores(model, by_text.with_observer(prepared.observer))
 
 
@@ -53,10 +52,8 @@ def gnorm_cross_entropy(model: nn.Module, batches: Iterable[Batch] | Prepared) -
 
 def _log_sizes(prepared: Prepared, counts: Tensor) -> Callable[[Tensor, int], Tensor]:
     """What ``gradient_norms`` divides by: the logarithm of the sum over a batch's texts of ``counts`` (text,)."""
-    sizes: list[int] = [0] * (1 + max(batch_slice.batch for micro in prepared for batch_slice in micro.batch_slices))
-    for micro in prepared:
-        for batch_slice in micro.batch_slices:
-            sizes[batch_slice.batch] += int(counts[micro.index[batch_slice.texts]].sum())
+    batch_of = batch_of_texts(prepared.batches)
+    sizes = counts.new_zeros(int(batch_of.max()) + 1).index_add(0, batch_of, counts).tolist()
 
     def log_size(start: Tensor, batch: int) -> Tensor:
         size = math.log(sizes[batch]) if sizes[batch] else -math.inf

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ..engine.batches import Prepared, by_batch, prepare
-from ..engine.checks import Batch, check_labels
+from ..engine.checks import Batch
 from ..engine.mask_derivatives import mask_derivatives
 from ..engine.problems import labels_in, problem_of
+from ..engine.ranks import gather, in_order
+from ..engine.streams import batch_of_texts
 from ..heads import attention_blocks, table_of
 from ..scoring import attention_entropy
 
@@ -47,9 +49,14 @@ def _sum_over_texts(model: nn.Module, prepared: Prepared, terms: Tensor, of: Cal
     """
     blocks = attention_blocks(model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    for index, derivatives in mask_derivatives(model, blocks, prepared):
-        each = terms[index].clamp(min=1)[:, None]
-        sums = [total + of(d / each).sum(0) for total, d in zip(sums, derivatives, strict=True)]
+
+    def summands() -> Iterator[tuple[int, list[Tensor]]]:
+        for micro, derivatives in mask_derivatives(model, blocks, prepared):
+            each = terms[micro.index].clamp(min=1)[:, None]
+            yield micro.number, [of(d / each).sum(0) for d in derivatives]
+
+    for of_blocks in in_order(prepared.group, summands()):
+        sums = [total + one for total, one in zip(sums, of_blocks, strict=True)]
     return table_of(blocks, sums)
 
 
@@ -66,15 +73,13 @@ def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
     blocks = attention_blocks(model)
     prepared = by_batch(prepare(batches, model))
     terms = loss_terms(prepared, model, "output saliency")
-    batch_of = torch.empty(prepared.num_texts, dtype=torch.long)
-    for micro in prepared:
-        for batch_slice in micro.batch_slices:
-            batch_of[micro.index[batch_slice.texts]] = batch_slice.batch
+    batch_of = batch_of_texts(prepared.batches)
     sizes = torch.zeros(int(batch_of.max()) + 1, dtype=torch.long).index_add(0, batch_of, terms)
     sizes = sizes.clamp(min=1)[:, None]  # (batch, 1)
     sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
-    for index, derivatives in mask_derivatives(model, blocks, prepared):
-        sums = [total.index_add(0, batch_of[index], d) for total, d in zip(sums, derivatives, strict=True)]
+    for micro, derivatives in mask_derivatives(model, blocks, prepared):
+        sums = [total.index_add(0, batch_of[micro.index], d) for total, d in zip(sums, derivatives, strict=True)]
+    sums = [torch.stack(of_ranks).sum(0) for of_ranks in zip(*gather(prepared.group, sums), strict=True)]  # 0 elsewhere
     return table_of(blocks, [(total / sizes).abs().sum(0) / (terms > 0).sum() for total in sums])
 
 
@@ -109,6 +114,11 @@ def _rescaled(scores: Tensor) -> Tensor:
 
 def loss_terms(prepared: Prepared, model: nn.Module, purpose: str) -> Tensor:
     """(text,) int64: how many terms the loss of each text has; all labels are checked."""
-    check_labels(prepared.batches, model, purpose)
-    found = (labels_in(batch) for batch in prepared.batches)
-    return torch.cat([problem_of(model).terms_of(labels).cpu() for labels in found if labels is not None])
+    prepared.check_labels(model, purpose)
+    problem = problem_of(model)
+
+    def terms() -> Tensor:
+        found = (labels_in(batch) for batch in prepared.batches)
+        return torch.cat([problem.terms_of(labels).cpu() for labels in found if labels is not None])
+
+    return prepared.once(("terms", problem), terms)

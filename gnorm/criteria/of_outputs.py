@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..engine.batches import Prepared, prepare
 from ..engine.checks import Batch
-from ..engine.observation import mean_over_texts, observe_contexts, run_padded
+from ..engine.observation import mean_over_texts, run_padded, sums_over_contexts
 from ..heads import AttentionBlock, attention_blocks, table_of
 from ..norms import log_norm
 
@@ -66,15 +66,15 @@ def flap(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """
     blocks = attention_blocks(model)
     widths = [len(block.kept) * block.context_dim for block in blocks]
-    moments = [torch.zeros(3, width, dtype=torch.float64) for width in widths]  # 1, c, c^2
+    zeros = [torch.zeros(3, width, dtype=torch.float64) for width in widths]
 
-    def on_block(layer: int, context: Tensor, mask: Tensor | None) -> None:
+    def moments(context: Tensor, mask: Tensor | None) -> Tensor:  # sums of 1, c, c^2
         tokens = (context.flatten(0, 1) if mask is None else context[mask]).double()  # (token, kept * context_dim)
-        moments[layer] += torch.stack([torch.ones_like(tokens), tokens, tokens.square()]).sum(1).cpu()
+        return torch.stack([torch.ones_like(tokens), tokens, tokens.square()]).sum(1)
 
-    observe_contexts(model, prepare(batches, model), on_block)
+    sums = sums_over_contexts(model, prepare(batches, model), moments, zeros)
     scores = []
-    for block, (count, total, squares) in zip(blocks, moments, strict=True):
+    for block, (count, total, squares) in zip(blocks, sums, strict=True):
         variance = (squares - total.square() / count.clamp(min=1)) / (count - 1).clamp(min=1)
         columns = block.projection("output").matrix.double().cpu().square().sum(0)
         by_head = (variance * columns).unflatten(0, (len(block.kept), block.context_dim)).sum(1)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .batches import MicroBatch, Prepared, labels_of
-from .checks import check_labels
 from .packing import not_finite
-from .problems import NOT_COUNTED, Problem, problem_of
+from .problems import NOT_COUNTED, Problem, labels_in, problem_of
+from .ranks import gather
 
 # (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> what is kept of each text
 Kept = Callable[[Problem, Tensor, Tensor], Tensor]
@@ -54,9 +54,9 @@ class Tally:
 
     def __init__(self, prepared: Prepared, model: nn.Module, kept: Kept = hits, purpose: str = "accuracy") -> None:
         if prepared.batches:
-            check_labels(prepared.batches, model, purpose)
-        self.complete = False  # whether every text has been seen
+            prepared.check_labels(model, purpose)
         self._problem, self._kept, self._texts = problem_of(model), kept, prepared.num_texts
+        self._group = prepared.group
         self._texts_seen = 0
         self._seen: list[tuple[Tensor, ...]] = []
 
@@ -66,26 +66,39 @@ class Tally:
         kept = self._kept(self._problem, micro.without_padding(z, -torch.inf), labels)
         self._seen.append((micro.index, kept, _counted(self._problem, labels), finite))  # stays on the device
         self._texts_seen += len(micro.index)
-        self.complete = self._texts_seen == self._texts
+
+    @property
+    def complete(self) -> bool:
+        """Whether every text has been seen, by this rank or another."""
+        return sum(gather(self._group, self._texts_seen)) >= self._texts
 
     def result(self) -> Tensor:
         """(text, ...) in the order in which the batches were given, texts that are ``NOT_COUNTED`` left out.
 
         Texts of different widths end in ``NOT_COUNTED``. Raises ``ValueError`` for logits that are not finite.
         """
-        for index, _, _, finite in self._seen:
-            if not bool(finite.all()):
-                raise ValueError(not_finite(f"text {int(index[~finite.cpu()].min())}"))
-        return _in_order([(index, kept.cpu(), counted.cpu()) for index, kept, counted, _ in self._seen])
+        of_ranks = gather(self._group, self._seen if self._group is None else self._on_cpu())
+        seen = [share for of_rank in of_ranks for share in of_rank]
+        if sum(len(index) for index, *_ in seen) > self._texts:  # every rank has seen every text
+            seen = of_ranks[0]
+        finite = torch.cat([finite for *_, finite in seen]).cpu()
+        if not bool(finite.all()):
+            raise ValueError(not_finite(f"text {int(torch.cat([index for index, *_ in seen])[~finite].min())}"))
+        return _in_order([share[:3] for share in seen])
+
+    def _on_cpu(self) -> list[tuple[Tensor, ...]]:
+        return [tuple(part.cpu() for part in share) for share in self._seen]
 
 
 def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
     """(text, ...) the labels that metrics compare predictions with, in the order of ``Tally.result``."""
-    problem, shares = problem_of(model), []
-    for micro in prepared:
-        if micro.labels is None:
-            raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
-        shares.append((micro.index, problem.targets(micro.labels).cpu(), _counted(problem, micro.labels).cpu()))
+    problem, shares, before = problem_of(model), [], 0
+    for batch in prepared.batches:
+        if (labels := labels_in(batch)) is None:
+            raise ValueError(f"text {before} has no label: give `labels` with every batch.")
+        index = torch.arange(before, before + len(labels))
+        before += len(labels)
+        shares.append((index, problem.targets(labels).cpu(), _counted(problem, labels).cpu()))
     return _in_order(shares)
 
 
@@ -95,13 +108,13 @@ def _counted(problem: Problem, labels: Tensor) -> Tensor:
     return by_text != NOT_COUNTED
 
 
-def _in_order(shares: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """(text, ...) from shares of texts: their positions (text,), values (text, ...), and whether they count (text,)."""
-    index, counted = (torch.cat([share[i] for share in shares]) for i in (0, 2))
+def _in_order(shares: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """(text, ...) on the CPU, from shares of texts: their positions (text,), values (text, ...), and whether they count
+    (text,). Values and flags are joined before they leave the device."""
     if shares[0][1].dim() > 1:
         width = max(values.shape[1] for _, values, _ in shares)
         shares = [(i, pad(v, (0, width - v.shape[1]), value=NOT_COUNTED), c) for i, v, c in shares]
-    values = torch.cat([values for _, values, _ in shares])
+    index, values, counted = (torch.cat([share[i] for share in shares]).cpu() for i in range(3))
     order = index.argsort()
     return values[order][counted[order]]
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,17 @@ from torch.nn.functional import pad
 
 from ..heads import layers_of
 from .attention import AbsorbedProjection
-from .checks import PER_TEXT, PER_TOKEN, Batch, checked_batches, parameter_of, size_of, tables_of
+from .checks import PER_TEXT, PER_TOKEN, Batch, check_labels, checked, parameter_of, size_of, tables_of
 from .families import FAMILIES
 from .known_models import ignores_padding, packable
 from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forward, packing_of
 from .padding import PackedTexts
-from .problems import LABELS, labels_in, problem_of
+from .problems import LABELS, Problem, labels_in, problem_of
+from .ranks import Division
 from .rows import try_row
+from .streams import Stream, is_stream
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,18 @@ class MicroBatch:
     batch_slices: tuple[BatchSlice, ...]
     packed: PackedTexts | None = None  # None where the texts go through padded
     real: Tensor | None = None  # which logits are of tokens and not of padding; None where none is of padding
+    number: int = 0  # among the micro-batches of all ranks
 
     @property
     def sequences(self) -> int:
         """How many sequences of tokens the layers see: one a text, or one for every choice of a text."""
         ids = next((self.inputs[name] for name in ("input_ids", "attention_mask") if name in self.inputs), self.index)
         return max(len(self.index), ids.shape[:-1].numel())
+
+    @property
+    def ends(self) -> bool:
+        """Whether no later micro-batch holds texts of the same batch."""
+        return all(batch_slice.last for batch_slice in self.batch_slices)
 
     def without_padding(self, logits: Tensor, value: float = 0) -> Tensor:
         """``logits`` with those of padding replaced by ``value``."""
@@ -72,7 +82,8 @@ class MicroBatch:
             on_device, longest = texts.to(device), int(self.lengths[texts].max())
             inputs = _trimmed({name: tensor[on_device] for name, tensor in self.inputs.items()}, longest)
             labels = None if self.labels is None else self.labels[on_device]
-            micro_batches.append(MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], ()))
+            found = MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], (), number=self.number)
+            micro_batches.append(found)
         return tuple(micro_batches)
 
 
@@ -83,15 +94,16 @@ OnLogits = Callable[[Tensor, MicroBatch], None]
 class Prepared(Sequence[MicroBatch]):
     """Batches cut into micro-batches and moved to the device, once; goes wherever batches go, for one model alone.
 
-    batches: as they were given. made_for: what the micro-batches depend on in the model, see ``_traits``; for another
-    model they are made anew from the batches. together: whether the texts of all batches count as one batch.
+    A sequence of all micro-batches; what computes asks for ``mine``, those of this rank in a run over several
+    processes. batches: as they were given. made_for: what the micro-batches depend on in the model, see ``_traits``;
+    for another model they are made anew from the batches. together: whether the texts of all batches count as one.
     """
 
     def __init__(
         self,
         micro_batches: Sequence[MicroBatch],
         packing: Packing | None,
-        batches: Sequence[Batch] = (),
+        batches: Sequence[Batch] | Stream = (),
         made_for: tuple[Any, ...] = (),
         together: bool = False,
         max_tokens: int | None = None,
@@ -103,13 +115,51 @@ class Prepared(Sequence[MicroBatch]):
         self.together = together
         self.max_tokens = max_tokens
         self.observer: OnLogits | None = None
-        self.num_texts = sum(len(micro.index) for micro in micro_batches)
+        self.group: Any = None
+        if isinstance(batches, Stream):
+            self.num_texts = batches.num_texts
+        else:
+            self.num_texts = sum(len(micro.index) for micro in micro_batches)
+        self._known: dict[Any, Any] = {}
 
     def with_observer(self, observer: OnLogits | None) -> Prepared:
         """The same micro-batches; ``observer`` is called with the logits of every pass of the unaltered model."""
         observed = copy.copy(self)
         observed.observer = observer
         return observed
+
+    def once(self, what: Any, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once for all passes over these texts. what: a name for it."""
+        if what not in self._known:
+            self._known[what] = make()
+        return cast(T, self._known[what])
+
+    def check_labels(self, model: nn.Module, purpose: str) -> None:
+        """``checks.check_labels`` of the batches, once for a problem and purpose."""
+        self.once((purpose, problem_of(model)), lambda: check_labels(self.batches, model, purpose))
+
+    def over(self, group: Any) -> Prepared:
+        """The same micro-batches, divided over the ranks of a process group; not divided, if None."""
+        if group is self.group:
+            return self
+        divided = copy.copy(self)
+        divided.group = group
+        vars(divided).pop("_of_this_rank", None)
+        return divided
+
+    @property
+    def mine(self) -> Prepared:
+        """The micro-batches of this rank: whole batches; all of them without a group."""
+        return self if self.group is None else self._of_this_rank
+
+    @cached_property
+    def _of_this_rank(self) -> Prepared:
+        if isinstance(self._micro_batches, _Windows):
+            own: Sequence[MicroBatch] = self._micro_batches.over(self.group)
+        else:
+            takes = Division(self.group).takes
+            own = [micro for micro in self if takes(int(micro.lengths.sum()), self.together or micro.ends)]
+        return Prepared(own, self.packing, self.batches, self.made_for, self.together, self.max_tokens)
 
     def notify(self, logits: Tensor, micro: MicroBatch) -> None:
         """Call the observer, if there is one, with the logits (text, class) of a pass of the unaltered model."""
@@ -119,13 +169,45 @@ class Prepared(Sequence[MicroBatch]):
     def __getitem__(self, i: Any) -> Any:
         return self._micro_batches[i]
 
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self._micro_batches)
+
     def __len__(self) -> int:
         return len(self._micro_batches)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether micro-batches are made anew for every pass, none of them kept."""
+        return isinstance(self._micro_batches, _Windows)
 
     @property
     def padded(self) -> Iterator[MicroBatch]:
         """All texts as padded micro-batches of like length: for hooks that need padded tensors."""
         return (padded for micro in self for padded in micro.padded)
+
+
+class _Windows(Sequence[MicroBatch]):
+    """The micro-batches of a stream: made window by window, anew by every iteration.
+
+    group: of which this rank's micro-batches are made alone.
+    """
+
+    def __init__(self, stream: Stream, cut: _Cutting, group: Any = None) -> None:
+        self._stream, self._cut, self._group = stream, cut, group
+
+    def over(self, group: Any) -> _Windows:
+        return _Windows(self._stream, self._cut, group)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        takes, number = Division(self._group).takes, 0
+        for batch, text, window in self._stream.windows():
+            number = yield from self._cut(window, batch, text, number, takes)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, i: Any) -> Any:
+        return list(self)[i]
 
 
 # What one more length group costs, in tokens. A padded group costs a forward pass of its own, a group of packed texts a
@@ -171,27 +253,96 @@ def prepare(
     """
     if isinstance(batches, Prepared):
         return _prepared_for(model, batches)
-    parameter, checked = parameter_of(model), checked_batches(list(batches), model)
-    try_row(model, {name: t.to(parameter.device) for name, t in checked[0].items() if name not in LABELS})
-    hidden = getattr(model.config, "hidden_size", 1)
-    if not _may_trim(model, checked):
-        most = max_tokens or MAX_TOKENS[parameter.device.type]
-        micro_batches = _untrimmed(checked, parameter, hidden, most, model)
-        return Prepared(micro_batches, None, checked, _traits(model), together, max_tokens)
-    texts = _joined(checked, getattr(model.config, "pad_token_id", None) or 0)
-    lengths = _lengths(texts, hidden)
-    packing = _packing(model, texts, lengths, parameter.device)
-    limits = PACKED_MAX_TOKENS if packing else MAX_TOKENS
-    most = max_tokens or limits[parameter.device.type]
-    sizes = [size_of(batch) for batch in checked]
-    given = torch.arange(sum(sizes)).split(sum(sizes) if together else sizes)
-    shares = _packed_shares(given, lengths, most) if packing else _padded_shares(given, lengths, most, parameter.device)
-    last = {batch: k for k, share in enumerate(shares) for batch, _ in share}  # the last micro-batch of each batch
-    micro_batches = []
-    for k, share in enumerate(shares):
-        ended = {batch for batch, _ in share if last[batch] == k}
-        micro_batches.append(_micro_batch(texts, lengths, share, ended, parameter, most if packing else None))
-    return Prepared(micro_batches, packing, checked, _traits(model), together, max_tokens)
+    parameter = parameter_of(model)
+    if is_stream(batches):
+        stream = Stream(batches, model, _trims(model))
+        _, _, first = next(stream.windows())
+        try_row(model, _inputs_on(parameter.device, first[0]))
+        cut = _Cutting.of(first, model, stream.alike, together, max_tokens)
+        return Prepared(_Windows(stream, cut), cut.packing, stream, _traits(model), together, max_tokens)
+    found = list(checked(batches, model))
+    try_row(model, _inputs_on(parameter.device, found[0]))
+    cut = _Cutting.of(found, model, all(map(_trims(model), found)), together, max_tokens)
+    return Prepared(list(cut(found)), cut.packing, found, _traits(model), together, max_tokens)
+
+
+def _inputs_on(device: torch.device, batch: Batch) -> dict[str, Tensor]:
+    """What the model's forward takes of a batch."""
+    return {name: tensor.to(device) for name, tensor in batch.items() if name not in LABELS}
+
+
+@dataclass(frozen=True)
+class _Cutting:
+    """How batches are cut into micro-batches for a model."""
+
+    trim: bool  # whether texts may leave their batches and lose their padding
+    packing: Packing | None
+    most: int  # tokens of a micro-batch
+    together: bool
+    like: Tensor  # empty, of the model's device and dtype
+    hidden: int
+    pad_token: int
+    problem: Problem
+
+    @classmethod
+    def of(
+        cls, batches: Sequence[Batch], model: nn.Module, trim: bool, together: bool, max_tokens: int | None
+    ) -> _Cutting:
+        """The cutting for ``model``; packing is tried on the shortest text of ``batches``."""
+        config: Any = model.config
+        like, hidden = parameter_of(model).detach().new_empty(0), getattr(config, "hidden_size", 1)
+        pad_token, packing = getattr(config, "pad_token_id", None) or 0, None
+        if trim:
+            texts = _joined(batches, pad_token)
+            packing = _packing(model, texts, _lengths(texts, hidden), like.device)
+        most = max_tokens or (PACKED_MAX_TOKENS if packing else MAX_TOKENS)[like.device.type]
+        return cls(trim, packing, most, together, like, hidden, pad_token, problem_of(model))
+
+    @torch.inference_mode(False)  # the tensors serve passes with gradients, whatever mode is on outside
+    def __call__(
+        self,
+        batches: Sequence[Batch],
+        batch: int = 0,
+        text: int = 0,
+        number: int = 0,
+        takes: Callable[[int, bool], bool] = lambda tokens, ends: True,
+    ) -> Generator[MicroBatch, None, int]:
+        """The micro-batches; returns the number of the next one.
+
+        batch, text, number: the numbers of the first batch, text and micro-batch. takes: whether a micro-batch is made,
+        by its tokens and whether no later one shares a batch with it.
+        """
+        if not self.trim:
+            for micro in _untrimmed(batches, self.like, self.hidden, self.most, self.problem, batch, text, number):
+                number += 1
+                if takes(int(micro.lengths.sum()), self.together or micro.ends):
+                    yield micro
+            return number
+        texts = _joined(batches, self.pad_token)
+        lengths = _lengths(texts, self.hidden)
+        sizes = [size_of(one) for one in batches]
+        given = torch.arange(sum(sizes)).split(sum(sizes) if self.together else sizes)
+        device = self.like.device
+        shares = (
+            _packed_shares(given, lengths, self.most)
+            if self.packing
+            else _padded_shares(given, lengths, self.most, device)
+        )
+        last = {b: k for k, share in enumerate(shares) for b, _ in share}  # the last micro-batch of each batch
+        for k, share in enumerate(shares):
+            ended = {b for b, _ in share if last[b] == k}
+            tokens = sum(int(lengths[of_batch].sum()) for _, of_batch in share)
+            if takes(tokens, self.together or len(ended) == len(share)):
+                most_packed = self.most if self.packing else None
+                micro = _micro_batch(texts, lengths, share, ended, self.like, most_packed, number + k)
+                yield micro if not text else _moved(micro, 0 if self.together else batch, text)
+        return number + len(shares)
+
+
+def _moved(micro: MicroBatch, batch: int, text: int) -> MicroBatch:
+    """``micro`` of later texts: its first batch and text have these numbers."""
+    slices = tuple(replace(one, batch=one.batch + batch) for one in micro.batch_slices)
+    return replace(micro, index=micro.index + text, batch_slices=slices)
 
 
 def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
@@ -202,7 +353,26 @@ def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
     if same and (prepared.packing is None or not prepared.batches or packable(model)):
         return prepared
     anew = prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
-    return anew.with_observer(prepared.observer)
+    return anew.with_observer(prepared.observer).over(prepared.group)
+
+
+def given_and_prepared(
+    batches: Iterable[Batch] | Prepared, model: nn.Module, group: Any, together: bool = False
+) -> tuple[Iterable[Batch], Prepared]:
+    """The batches as they were given, and prepared for ``model``, divided over the ranks of ``group``."""
+    given = batches if isinstance(batches, Prepared) or is_stream(batches) else list(batches)
+    prepared = prepare(given, model, together=together).over(group)
+    return prepared.batches if isinstance(given, Prepared) else given, prepared
+
+
+def same_batches(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
+    """Whether two lists of batches hold the same tensors; whether two streams are one and the same."""
+    return a is b or (
+        isinstance(a, Sequence)
+        and isinstance(b, Sequence)
+        and len(a) == len(b)
+        and all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x) for x, y in zip(a, b, strict=True))
+    )
 
 
 def _traits(model: Any) -> tuple[Any, ...]:
@@ -213,43 +383,48 @@ def _traits(model: Any) -> tuple[Any, ...]:
     return type(model), parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
 
 
-def _may_trim(model: nn.Module, batches: Sequence[Batch]) -> bool:
-    """Whether texts may leave their batches and lose their padding.
+def _trims(model: nn.Module) -> Callable[[Batch], bool]:
+    """Whether texts of a batch may leave it and lose their padding; all texts, if so for every batch.
 
     Texts of a known family whose row names no classifier may not: it may read the last token, or count tokens.
     """
     known = FAMILIES.get(getattr(model.config, "model_type", ""))
-    if known is not None and not known.classifier and any(name in PER_TOKEN for batch in batches for name in batch):
-        return False
-    if any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for batch in batches for name in batch):
-        return False
-    if problem_of(model).heads:
-        return False
-    masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
-    if not masks or packable(model):  # without a mask no padding is known, so none is cut
-        return True
-    return ignores_padding(model) and all(bool(mask[:, 0].all()) for mask in masks)
+    of_padding, by_text = known is None or bool(known.classifier), not problem_of(model).heads
+    packs, ignores = packable(model), ignores_padding(model)
+
+    def trims(batch: Batch) -> bool:
+        if not by_text or any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for name in batch):
+            return False
+        if not of_padding and any(name in PER_TOKEN for name in batch):
+            return False
+        mask = batch.get("attention_mask")  # without one no padding is known, so none is cut
+        return mask is None or packs or (ignores and bool(mask[:, 0].all()))
+
+    return trims
 
 
 def _untrimmed(
-    batches: Sequence[Batch], parameter: Tensor, hidden: int, most: int, model: nn.Module
-) -> list[MicroBatch]:
-    """Each batch in its own width, cut into micro-batches of at most ``most`` tokens."""
-    micro_batches, before, problem = [], 0, problem_of(model)
-    for b, batch in enumerate(batches):
+    batches: Sequence[Batch], like: Tensor, hidden: int, most: int, problem: Problem, first: int, text: int, number: int
+) -> Iterator[MicroBatch]:
+    """Each batch in its own width, cut into micro-batches of at most ``most`` tokens.
+
+    like: of the device that they go to. first, text, number: those of the first batch, text and micro-batch.
+    """
+    before = text
+    for b, batch in enumerate(batches, start=first):
         lengths, count = _lengths(batch, hidden), size_of(batch)
         decoder = batch.get("decoder_attention_mask")
         step = max(1, most // max(int(lengths.max()), 0 if decoder is None else decoder.shape[-1]))
         for start in range(0, count, step):
             texts = slice(start, min(start + step, count))
-            inputs = {name: t[texts].contiguous().to(parameter.device) for name, t in batch.items()}
+            inputs = {name: t[texts].contiguous().to(like.device) for name, t in batch.items()}
             labels, index = labels_in(inputs), torch.arange(before + start, before + texts.stop)
             inputs = {name: tensor for name, tensor in inputs.items() if name not in LABELS}
             everything, real = slice(0, len(index)), problem.without_padding(inputs)
             batch_slice = BatchSlice(b, everything, everything, texts.stop == count)
-            micro_batches.append(MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,), real=real))
+            yield MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,), real=real, number=number)
+            number += 1
         before += count
-    return micro_batches
 
 
 def _packing(model: nn.Module, texts: dict[str, Tensor], lengths: Tensor, device: torch.device) -> Packing | None:
@@ -298,6 +473,7 @@ def _micro_batch(
     ended: set[int],
     parameter: Tensor,
     most_packed: int | None,
+    number: int,
 ) -> MicroBatch:
     """The micro-batch of the texts of ``share``, on the device of ``parameter``.
 
@@ -307,14 +483,14 @@ def _micro_batch(
     index = torch.cat([of_batch for _, of_batch in share])
     lengths = lengths[index]
     tensors = _trimmed({name: t[index.to(t.device)] for name, t in texts.items()}, int(lengths.max()))
-    tensors = {name: t.contiguous().to(parameter.device) for name, t in tensors.items()}
-    labels = tensors.pop("labels", None)
     packed = None
     if most_packed is not None:
         overhead = PACKED_OVERHEAD_TOKENS[parameter.device.type]
         groups = _length_groups(torch.arange(len(index)), lengths, overhead, most_packed)
-        packed = PackedTexts.of(tensors["attention_mask"], lengths, groups, parameter.dtype)
-    return MicroBatch(tensors, labels, index, lengths, _batch_slices(share, lengths, ended), packed)
+        packed = PackedTexts.of(tensors["attention_mask"].cpu(), lengths, groups, parameter.dtype).to(parameter.device)
+    tensors = {name: t.contiguous().to(parameter.device) for name, t in tensors.items()}
+    labels = tensors.pop("labels", None)
+    return MicroBatch(tensors, labels, index, lengths, _batch_slices(share, lengths, ended), packed, number=number)
 
 
 def _batch_slices(share: Share, lengths: Tensor, ended: set[int]) -> tuple[BatchSlice, ...]:
@@ -443,12 +619,24 @@ def layer_input_caches(model: nn.Module, prepared: Prepared) -> list[LayerInputC
     """An empty layer-input cache for each micro-batch.
 
     It is for all layers, or for every second, third ... where all would take more than ``CACHE_BYTES``; for none where
-    texts go through padded or layers share a block.
+    one layer would, texts go through padded, or layers share a block. A stream has no micro-batch to keep one for, so
+    it gets an empty list.
     """
     layers, parameter = len(layers_of(model)), next(model.parameters())
+    if prepared.streamed:
+        return []
     if prepared.packing is None or prepared.packing.passes != layers:
         return [NO_CACHE] * len(prepared)
     tokens = sum(int(micro.lengths.sum()) for micro in prepared)
     hidden: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
     size = tokens * hidden * parameter.element_size()
+    if size > CACHE_BYTES:
+        return [NO_CACHE] * len(prepared)
     return [LayerInputCache(range(0, layers, math.ceil(size * layers / CACHE_BYTES))) for _ in prepared]
+
+
+def with_caches(prepared: Prepared, caches: Sequence[LayerInputCache]) -> Iterator[tuple[MicroBatch, LayerInputCache]]:
+    """Each micro-batch with its cache; where there are no caches, with none."""
+    if not caches:
+        return ((micro, NO_CACHE) for micro in prepared)
+    return zip(prepared, caches, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -99,21 +99,21 @@ def tables_of(model: Any) -> dict[str, int | None]:
     return {"input_ids": words, **sizes, "longest": longest_text(model)}
 
 
-def checked_batches(batches: Sequence[Any], model: Any) -> list[Batch]:
-    """The batches, row numbers and classes as int64. Raises what ``prepare`` raises before any pass."""
+def checked(batches: Iterable[Any], model: Any) -> Iterator[Batch]:
+    """The batches one by one, row numbers and classes as int64. Raises what ``prepare`` raises before any pass."""
     tables, takes = tables_of(model), inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     names, problem = None if anything else (*takes, "labels"), problem_of(model)
-    checked = [_checked(batch, i, tables, names, problem.inputs) for i, batch in enumerate(batches)]
-    if problem.side:
-        checked = [_with_decoder(batch, i, tables, model) for i, batch in enumerate(checked)]
-    if not checked:
+    first: dict[str, None] | None = None
+    for i, batch in enumerate(batches):
+        one = _checked(batch, i, tables, names, problem.inputs)
+        one = _with_decoder(one, i, tables, model) if problem.side else one
+        first = first or dict.fromkeys(one)
+        if one.keys() - set(LABELS) != first.keys() - set(LABELS):
+            raise ValueError(f"batch {i} holds {', '.join(one)}, batch 0 {', '.join(first)}: give all the same.")
+        yield one
+    if first is None:
         raise ValueError("there are no batches: give at least one mapping of tensors such as a tokenizer returns.")
-    inputs = [batch.keys() - set(LABELS) for batch in checked]
-    for i, batch in enumerate(checked):
-        if inputs[i] != inputs[0]:
-            raise ValueError(f"batch {i} holds {', '.join(batch)}, batch 0 {', '.join(checked[0])}: give all the same.")
-    return checked
 
 
 def _checked(
@@ -127,6 +127,11 @@ def _checked(
     for name, rows in ((name, tables[name]) for name in TABLES if name in batch):
         _check_numbers(batch, i, name, rows, axes)
     _check_width(batch, i, tables["longest"], axes)
+    return usable(batch)
+
+
+def usable(batch: Batch) -> Batch:
+    """The batch outside inference mode, row numbers and classes as int64."""
     return {name: _usable(name, tensor) for name, tensor in batch.items()}
 
 
@@ -256,7 +261,7 @@ def _usable(name: str, tensor: Tensor) -> Tensor:
 
 
 def check_labels(
-    batches: Sequence[Batch], model: Any, purpose: str, what: str = "batch", not_counted: bool = True
+    batches: Iterable[Batch], model: Any, purpose: str, what: str = "batch", not_counted: bool = True
 ) -> None:
     """Check that each text has labels as the model's problem needs them; ``ValueError`` if not.
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
-from typing import NamedTuple, cast
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..heads import AttentionBlock, attention_blocks, head_mask_of, table_of
 from ..norms import log_norm
-from .batches import BatchSlice, Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
+from .batches import Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
 from .checks import Batch
-from .products import FasterLinear, product
-from .projections import size_of_module
+from .factors import Factors, gradients_of, log_norms
+from .packing import not_finite
+from .products import FasterLinear
+from .projections import Projection, size_of_module
+from .ranks import in_order
 from .state import evaluating
+
+READ_TOGETHER = 1024  # batches whose norms leave the device together
 
 QKV = ("query", "key", "value")  # the projections of the paper's score
 
@@ -24,6 +30,11 @@ QKV = ("query", "key", "value")  # the projections of the paper's score
 def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
     """The cotangent of the norm of the logits, times that norm: the logits, those of padding zero."""
     return micro.without_padding(logits)
+
+
+def log_norm_of(cotangent: Tensor, _: int) -> Tensor:
+    """The logarithm of the norm of a batch's logits, (1,) float64: what their gradient is divided by."""
+    return log_norm(cotangent.reshape(1, -1))
 
 
 def gradient_norms(
@@ -53,20 +64,43 @@ def gradient_norms(
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     if live:
         prepared = by_batch(prepare(batches, model))
+
+        def rows_of_batches(forward: Forward) -> Iterator[tuple[int, Tensor]]:  # (head + 1,), on the CPU
+            found = (
+                (b, torch.cat([log_norms(partial(_weighted, gradients, weights) if weighted else gradients), divisor]))
+                for b, gradients, start in gradients_by_batch(forward, model, prepared, cotangent, parts)
+                for divisor in [log_divisor(start, b)]
+            )
+            while some := list(islice(found, READ_TOGETHER)):
+                yield from zip((b for b, _ in some), torch.stack([row for _, row in some]).cpu(), strict=True)
+
         with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-            for b, (gradients, start) in enumerate(gradients_by_batch(forward, model, prepared, cotangent, parts)):
-                divisor = log_divisor(start, b)
-                if bool(divisor > -torch.inf):
-                    if weighted:
-                        gradients = (g * w for g, w in zip(gradients, weights, strict=True))
-                    norms = torch.cat([log_norm(g.flatten(1)) for g in gradients])
-                    sums = torch.logaddexp(sums.to(norms.device), norms - divisor)
-    terms = sums.cpu().expand(sum(heads)).split(heads)
+            rows, before = in_order(prepared.group, rows_of_batches(forward)), 0
+            while some := list(islice(rows, READ_TOGETHER)):
+                sums, before = _added(sums, torch.stack(some), before), before + len(some)
+    terms = sums.expand(sum(heads)).split(heads)
     joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
     scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
     if not bool((scores < torch.inf).all()):
         raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
     return scores
+
+
+def _weighted(gradients: Callable[[], Iterable[Tensor]], weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    return (g * w for g, w in zip(gradients(), weights, strict=True))
+
+
+def _added(before: Tensor, rows: Tensor, first: int) -> Tensor:
+    """log(exp(before) + sum_b exp(norms_b - divisor_b)): (head,). rows (batch, head + 1): the norms and the divisor of
+    each batch, from number ``first`` on; they are added batch by batch.
+
+    Raises ``ValueError``, which names the batch, where a divisor is not finite; one of -inf leaves its batch out.
+    """
+    norms, divisors = rows[:, :-1], rows[:, -1:]
+    damaged = (~(divisors[:, 0] < torch.inf)).nonzero()
+    if len(damaged):
+        raise ValueError(not_finite(f"batch {first + int(damaged[0])}"))
+    return reduce(torch.logaddexp, torch.where(divisors > -torch.inf, norms - divisors, -torch.inf).unbind(), before)
 
 
 def gradients_by_batch(
@@ -75,9 +109,9 @@ def gradients_by_batch(
     prepared: Prepared,
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
     parts: Sequence[str] = QKV,
-) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
-    """For each batch Z in turn: ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and Z (text, ...) itself,
-    logits of padding zero.
+) -> Iterator[tuple[int, Callable[[], Iterator[Tensor]], Tensor]]:
+    """For each batch Z of this rank in turn: its number, ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and
+    Z (text, ...) itself, logits of padding zero.
 
     Each gradient is (kept head, rows of a head, other side). Of a block, the projections that share a module come
     together.
@@ -87,58 +121,35 @@ def gradients_by_batch(
     its output, and the product is taken over the tokens of one batch at a time. Autograd is never asked for the
     gradient of a weight.
 
-    The gradients come from an iterator: take them before the next batch. ``cotangent`` (logits, micro-batch)
-    -> (text, ...) starts the backward pass of another objective, whose gradient is summed over a batch's texts; it
-    comes in the place of Z.
+    The gradients come from a function: call it before the next batch, as often as they are needed. ``cotangent``
+    (logits, micro-batch) -> (text, ...) starts the backward pass of another objective, whose gradient is summed over a
+    batch's texts; it comes in the place of Z.
     ``parts`` names other projections than Q, K and V.
     """
     live = [block for block in attention_blocks(model) if block.kept]
     projections = [of_module for block in live for of_module in block.by_module(parts).values()]
     totals: list[Tensor] = []
     starts: list[Tensor] = []
-    for micro in prepared:
+    for micro in prepared.mine:
         z, start, factors = _gradient_factors(forward, micro, live, cotangent, parts)
         prepared.notify(z, micro)
+        of_slice = gradients_of(factors, micro)
         for batch_slice in micro.batch_slices:
             starts.append(start[batch_slice.texts])
-            gradients = _weight_gradients(totals, factors, batch_slice, micro)
+            if totals or not batch_slice.last:
+                totals = list(of_slice(batch_slice, totals))
             if batch_slice.last:
-                pairs = zip(gradients, projections, strict=True)
-                yield (part.by_head(g) for g, of_module in pairs for part in of_module), torch.cat(starts)
+                gradients = partial(iter, totals) if totals else partial(of_slice, batch_slice)
+                yield batch_slice.batch, partial(_by_head, gradients, projections), torch.cat(starts)
                 totals, starts = [], []
-            else:
-                totals = list(gradients)
 
 
-def _weight_gradients(
-    totals: list[Tensor], factors: list[list[Factors]], batch_slice: BatchSlice, micro: MicroBatch
+def _by_head(
+    gradients: Callable[[], Iterator[Tensor]], projections: Sequence[Sequence[Projection]]
 ) -> Iterator[Tensor]:
-    """The gradient (out, in) of each weight over the tokens of one batch, added to ``totals``.
-
-    They come one at a time: each is used while it is in the processor's cache.
-    """
-    for k, of_projection in enumerate(factors):
-        total = totals[k] if totals else None
-        for x, dy in of_projection:
-            x, dy = _of_slice(batch_slice, micro, x, dy)
-            absorbed = x.dim() == 3  # (text, head, hidden) and (text, head, head_dim)
-            more = torch.einsum("tho,thi->hoi", dy, x).flatten(0, 1) if absorbed else product(dy.T, x.T)  # (out, in)
-            total = more if total is None else total.add_(more)
-        yield cast(Tensor, total)
-
-
-def _of_slice(batch_slice: BatchSlice, micro: MicroBatch, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` and ``dy`` of one batch alone. Their first dimension is the token, or the text in a last pass for first
-    tokens."""
-    if len(micro.batch_slices) == 1:
-        return x, dy
-    chosen = batch_slice.texts if len(dy) == len(micro.index) else batch_slice.tokens
-    return x[chosen], dy[chosen]
-
-
-# The factors of a weight's gradient dW = dy.T @ x: x (token, in), the input of the projection, and dy (token, out), the
-# gradient of its output. Of an absorbed projection: x (text, head, hidden) and dy (text, head, head_dim).
-Factors = tuple[Tensor, Tensor]
+    """Of each projection, what is each head's of the gradient of its module."""
+    pairs = zip(gradients(), projections, strict=True)
+    return (part.by_head(gradient) for gradient, of_module in pairs for part in of_module)
 
 
 class _Call(NamedTuple):
@@ -233,7 +244,7 @@ def _output_gradients(
     scale = 2.0**16 if z.dtype == torch.float16 else 1.0
     while True:
         gradients = torch.autograd.grad(z, outputs, start * scale, retain_graph=scale > 1, allow_unused=True)
-        if scale <= 1 or all(bool(g.isfinite().all()) for g in gradients if g is not None):
+        if scale <= 1 or bool(torch.stack([g.isfinite().all() for g in gradients if g is not None]).all()):
             break
         scale /= 16
     wide = (None if g is None else g.to(dtype) for g in gradients)
@@ -255,5 +266,5 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
         raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
     prepared = prepare(batches, model)
     with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-        total = sum(torch.stack(list(g)) / z.norm() for g, z in gradients_by_batch(forward, model, prepared))
+        total = sum(torch.stack(list(g())) / z.norm() for _, g, z in gradients_by_batch(forward, model, prepared))
     return torch.as_tensor(total).flatten(1, 2).unflatten(0, (-1, 3))

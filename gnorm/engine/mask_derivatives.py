@@ -18,9 +18,9 @@ from .state import evaluating
 
 def mask_derivatives(
     model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """For some texts at a time, their positions (text,) in the batches as they were given, and for every block the
-    (text, kept head) derivatives, by each head's mask, of the sum of the terms of each text's loss (``Problem``).
+) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
+    """For each micro-batch of this rank: itself, and for every block the (text, kept head) derivatives, by each
+    head's mask, of the sum of the terms of each text's loss (``Problem``).
 
     The mask m_h, at 1, multiplies the context c_h at the input of the output projection. So no mask is needed:
     dL / dm_h = sum over tokens of <c_h, dL / dc_h>. Passes through a shared block share its mask, and so do the choices
@@ -35,7 +35,7 @@ def mask_derivatives(
     with evaluating(model), forwarding(model, prepared) as forward, ExitStack() as hooks:
         for i in live:
             hooks.callback(blocks[i].output.register_forward_pre_hook(partial(record, i=i)).remove)
-        for micro in prepared if live else ():
+        for micro in prepared.mine if live else ():
             calls.clear()
             with FasterLinear():
                 logits = forward(micro)[0]  # (text, ...)
@@ -47,7 +47,7 @@ def mask_derivatives(
             for (i, context), gradient in zip(calls, gradients, strict=True):
                 if gradient is not None:
                     found[i] += _by_text(context.detach(), gradient, blocks[i], micro).cpu()
-            yield micro.index, found
+            yield micro, found
             prepared.notify(logits, micro)
 
 

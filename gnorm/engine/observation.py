@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from .batches import MicroBatch, Prepared
 from .packing import NO_CACHE, logits_of, not_finite, packed_forward
 from .padding import LengthGroup
 from .products import FasterLinear
+from .ranks import OrderedSums, gather
 from .state import evaluating
 
 # Called with the layer, a tensor of its block (text, ...), and which tokens are real (text, token), None for all: of
@@ -41,14 +42,19 @@ def run_padded(
     ``register_hook(block, call)`` registers a hook on the block that calls ``call`` with that tensor.
     """
     masks: dict[str, Tensor | None] = {}
+    of_keys: dict[str, Tensor | None] = {}
     with ExitStack() as hooks:
         for layer, block in enumerate(attention_blocks(model)):
             if block.kept:
                 at = {"layer": layer, "sides": block.sides}
-                call = partial(lambda tensor, layer, sides: on_block(layer, tensor, *map(masks.get, sides)), **at)
+                call = partial(
+                    lambda tensor, layer, sides: on_block(layer, tensor, masks[sides[0]], of_keys[sides[1]]), **at
+                )
                 hooks.callback(register_hook(block, call).remove)
         for micro in prepared.padded:
             masks = {side: _real_tokens(micro.inputs, side) for side in ("", "decoder_")}
+            # a decoder without a mask of its own attends to padding that is not behind its texts
+            of_keys = masks if "decoder_attention_mask" in micro.inputs else {**masks, "decoder_": None}
             after_pass(micro, logits_of(model, micro.inputs))
 
 
@@ -108,53 +114,65 @@ def mean_over_texts(
 
     Raises ``ValueError`` where logits are not finite.
     """
-    blocks = attention_blocks(model)
-    sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
 
-    def on_block(layer: int, tensor: Tensor, mask: Tensor | None, of_keys: Tensor | None) -> None:
+    def sum_over_texts(tensor: Tensor, mask: Tensor | None, of_keys: Tensor | None) -> Tensor:
         per_token = values(tensor, of_keys).double()  # (text, head, token)
         _check_tokens(mask, per_token.shape[2])
         real = torch.ones_like(per_token[:, 0]) if mask is None else mask.double()  # (text, token)
         means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)  # (text, head)
-        sums[layer] += means.sum(0).cpu()
+        return means.sum(0)
 
-    _observe(model, prepared, run, on_block)
-    return table_of(blocks, [total / sum(micro.sequences for micro in prepared) for total in sums])
+    blocks = attention_blocks(model)
+    zeros = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
+    sums, sequences = _observe(model, prepared, run, sum_over_texts, zeros)
+    return table_of(blocks, [total / sequences for total in sums])
 
 
-def observe_contexts(
-    model: nn.Module, prepared: Prepared, on_context: Callable[[int, Tensor, Tensor | None], None]
-) -> None:
-    """Call ``on_context`` for each pass through a block: with its layer, its contexts (text, token,
-    kept * context_dim), and which tokens are real (text, token), None for all.
+def sums_over_contexts(
+    model: nn.Module, prepared: Prepared, values: Callable[[Tensor, Tensor | None], Tensor], zeros: Sequence[Tensor]
+) -> list[Tensor]:
+    """For every block, the sum of ``values`` of its contexts (text, token, kept * context_dim), of every pass through
+    it, and of which tokens are real (text, token), None for all. zeros: what each sum starts from.
 
     Raises ``ValueError`` where logits are not finite.
     """
 
-    def checked(layer: int, context: Tensor, mask: Tensor | None, _: Tensor | None) -> None:
+    def checked(context: Tensor, mask: Tensor | None, _: Tensor | None) -> Tensor:
         _check_tokens(mask, context.shape[1])
-        on_context(layer, context, mask)
+        return values(context, mask)
 
-    _observe(model, prepared, run_on_contexts, checked)
+    return _observe(model, prepared, run_on_contexts, checked, zeros)[0]
 
 
 def _observe(
     model: nn.Module,
     prepared: Prepared,
     run: Callable[[nn.Module, Prepared, OnBlock, AfterPass], None],
-    on_block: OnBlock,
-) -> None:
-    """``run`` with ``on_block``, in inference mode. Raises ``ValueError`` where logits are not finite."""
+    values: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
+    zeros: Sequence[Tensor],
+) -> tuple[list[Tensor], int]:
+    """``run`` in inference mode: the sum of ``values`` for every block, on the CPU, and how many sequences passed.
+
+    Raises ``ValueError`` where logits are not finite.
+    """
+    sums, sequences = OrderedSums(zeros, prepared.group), 0
     finite: list[Tensor] = []  # a flag for each micro-batch, on the device; logits of padding do not count
 
+    def on_block(layer: int, tensor: Tensor, mask: Tensor | None, of_keys: Tensor | None) -> None:
+        sums.add(layer, values(tensor, mask, of_keys).cpu())
+
     def after_pass(micro: MicroBatch, logits: Tensor) -> None:
+        nonlocal sequences
+        sums.finish(micro.number)
+        sequences += micro.sequences
         finite.append(micro.without_padding(logits).isfinite().all())
         prepared.notify(logits, micro)
 
     with evaluating(model), FasterLinear(), torch.inference_mode():
-        run(model, prepared, on_block, after_pass)
-    if not bool(torch.stack(finite).all()):
+        run(model, prepared.mine, on_block, after_pass)
+    if finite and not bool(torch.stack(finite).all()):
         raise ValueError(not_finite("a text"))
+    return sums.result(), sum(gather(prepared.group, sequences))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ The same tokens come in three layouts:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class LengthGroup:
             return cls(texts, width, None)
         bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
         return cls(texts, width, bias[:, None, None, :])
+
+    def to(self, device: torch.device) -> LengthGroup:
+        """The same group on another device."""
+        return self if self.bias is None else replace(self, bias=self.bias.to(device))
 
 
 class _IndexSelect(torch.autograd.Function):
@@ -70,6 +74,10 @@ class PadIndices:
         identity = torch.equal(item_of, torch.arange(len(slot_of)).to(item_of))
         return cls(item_of, slot_of, (~real).nonzero()[:, 0], identity)
 
+    def to(self, device: torch.device) -> PadIndices:
+        """The same indices on another device."""
+        return PadIndices(self.item_of.to(device), self.slot_of.to(device), self.padding.to(device), self.identity)
+
     def pad(self, x: Tensor) -> Tensor:
         """(item, ...) -> (slot, ...). Padding slots hold garbage: mask them before a sum. Their gradient is dropped."""
         return x if self.identity else _IndexSelect.apply(x, self.item_of, self.slot_of, None)
@@ -89,13 +97,16 @@ class PackedTexts:
     padded_shape: tuple[int, int]  # (text, longest)
     texts_in_groups: PadIndices  # texts in the order of the length groups
     tokens_in_groups: PadIndices  # tokens in the slots of the length groups
+    positions: Tensor  # (slot,) the position of each slot of a length group in its text
+    widths: Tensor  # (slot,) the width of the length group of each slot
 
     @classmethod
     def of(cls, attention_mask: Tensor, lengths: Tensor, groups: Sequence[Tensor], dtype: torch.dtype) -> PackedTexts:
         """Pack the texts of ``attention_mask`` (text, longest), of ``lengths`` (text,) tokens, in length groups.
 
         groups: of each group, the numbers of its texts (text,). dtype: of the attention bias. A token that is masked
-        within its text is packed too, and no token attends to it.
+        within its text is packed too, and no token attends to it. Reads values of the mask: give it on the CPU, and
+        move what comes of it.
         """
         device, longest = attention_mask.device, attention_mask.shape[1]
         real = torch.arange(longest, device=device) < lengths.to(device)[:, None]  # (text, longest)
@@ -113,7 +124,16 @@ class PackedTexts:
             tokens_in_groups=PadIndices.of(
                 torch.cat([number[cut].flatten() for cut in cuts]), torch.cat([real[cut].flatten() for cut in cuts])
             ),
+            positions=torch.cat([torch.arange(w, device=device).repeat(len(g)) for g, w in zip(groups, widths)]),
+            widths=torch.cat([order.new_full((len(g) * w,), w) for g, w in zip(groups, widths)]),
         )
+
+    def to(self, device: torch.device) -> PackedTexts:
+        """The same texts on another device."""
+        moved: dict[str, Any] = {
+            name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor | PadIndices)
+        }
+        return replace(self, length_groups=tuple(group.to(device) for group in self.length_groups), **moved)
 
     def unpad(self, hidden: Tensor) -> Tensor:
         """Padded texts to packed tokens, as one long text: (text, longest, hidden) -> (1, token, hidden)."""
@@ -135,11 +155,13 @@ class PackedTexts:
 
         Token t of head h has the number t * heads + h. The slots of a group are (text, head, width).
         """
-        tokens = self.tokens_in_groups
-        real = torch.ones_like(tokens.item_of, dtype=torch.bool).index_fill_(0, tokens.padding, False)
-        head = torch.arange(heads, device=real.device)[:, None]  # (head, 1)
-        item_of, real_by_head = [], []
-        for _, (token_of, real_of_group) in self.by_group(tokens.item_of, real):  # both (text, width)
-            item_of.append((token_of[:, None] * heads + head).flatten())  # (text, head, width), flat
-            real_by_head.append(real_of_group[:, None].expand(-1, heads, -1).flatten())
-        return PadIndices.of(torch.cat(item_of), torch.cat(real_by_head))
+        tokens, head = self.tokens_in_groups, torch.arange(heads, device=self.widths.device)  # (head,)
+        first = torch.arange(len(self.widths), device=head.device) * heads - self.positions * (heads - 1)
+        slots = first[:, None] + head * self.widths[:, None]  # (slot, head)
+        items = tokens.item_of[:, None] * heads + head  # (slot, head)
+        return PadIndices(
+            item_of=torch.empty_like(items.flatten()).index_copy(0, slots.flatten(), items.flatten()),
+            slot_of=slots[tokens.slot_of].flatten(),
+            padding=slots[tokens.padding].flatten(),
+            identity=tokens.identity and (heads == 1 or all(group.width == 1 for group in self.length_groups)),
+        )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from ..storage.files import UNFINISHED, write_json
+from ..storage.files import RECORD, UNFINISHED, recorded, write_json
 from . import paths
 from .errors import NotebookError, UsageError
 from .paths import shown
-from .stamps import digest_of, written_since
+from .stamps import digest_of
 
 KERNEL_LOG = "GNORM_KERNEL_LOG"  # the file that kernels' own log goes to
 # Run in a kernel before its first cell. While packages are imported, Python's garbage collector searches all objects
@@ -58,19 +59,36 @@ def execute(notebook: str, parameters: dict[str, Any], label: str, fingerprint: 
     profile = parameters["profile"]
     copy = paths.executed_file(profile, notebook)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    began, clock = time.time() - 0.1, time.perf_counter()  # clocks of disks are coarse
-    _run_cells(notebook, parameters, label, copy)
+    clock = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="gnorm-") as folder:
+        os.environ[RECORD] = str(record := Path(folder) / "record")
+        try:
+            _run_cells(notebook, parameters, label, copy)
+        finally:
+            del os.environ[RECORD]
+        written, read = (_digests(profile, recorded(what, record)) for what in ("written", "read"))
     stamp = {
         "fingerprint": fingerprint,
         "parameters": parameters,
         "seconds": round(time.perf_counter() - clock, 1),
-        "written": {
-            path.relative_to(paths.root()).as_posix(): digest_of(path)
-            for path in [*written_since(profile, began), copy]
-        },
+        "written": {**written, copy.relative_to(paths.root()).as_posix(): digest_of(copy)},
+        "read": {path: content for path, content in read.items() if path not in written},
     }
     write_json(paths.stamp_file(profile, notebook), stamp)
     return stamp
+
+
+def _digests(profile: str, files: Sequence[Path]) -> dict[str, str]:
+    """``digest_of`` those files that are among the profile's results and figures, by their path from the root."""
+    folders = (paths.results_folder(profile).absolute(), paths.figures_folder(profile).absolute())
+    kept_apart = paths.run_folder(profile).absolute()
+    return {
+        path.relative_to(paths.root().absolute()).as_posix(): digest_of(path)
+        for path in files
+        if any(path.is_relative_to(folder) for folder in folders)
+        and not path.is_relative_to(kept_apart)
+        and path.exists()  # another run may write it anew at this moment
+    }
 
 
 def _run_cells(notebook: str, parameters: dict[str, Any], label: str, copy: Path) -> None:

@@ -102,6 +102,6 @@ def kernel_log(profile: str) -> Path:
     return run_folder(profile) / "kernel.log"
 
 
-def lock_file(profile: str) -> Path:
-    """Held by the run that is at work on a profile."""
-    return run_folder(profile) / "run.lock"
+def lock_file(profile: str, what: str, name: str) -> Path:
+    """Held by the process that makes a piece, runs a notebook or writes the report; see ``locks``."""
+    return run_folder(profile) / "locks" / what / f"{name}.lock"

@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import filelock
 
 from ..engine.state import default_device
-from ..storage.files import UNFINISHED, write_json
-from . import execution, hub, paths, preflight, provenance, report
+from ..storage.files import delete_unfinished, write_json
+from . import execution, hub, paths, pieces, preflight, provenance, report, workers
 from .assets import Asset, AssetState
 from .errors import RunError, UsageError
+from .locks import held
 from .paths import shown
 from .profiles import Profile, check_models, read_profile
 from .published import published_curves
@@ -32,6 +34,7 @@ class Plan:
 
     notebooks: those to run, in order. order: all that there are. published: the folder of the authors' result files,
     "" for none. fresh: run finished work again. strict: stop where an intact model is not as accurate as published.
+    jobs, dask: how many workers, or which scheduler's, make trajectories before the notebooks run; none, if neither.
     """
 
     profile: Profile
@@ -42,6 +45,8 @@ class Plan:
     published: str = ""
     fresh: bool = False
     strict: bool = False
+    jobs: int | None = None
+    dask: str | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -63,15 +68,18 @@ def make_plan(
     fresh: bool = False,
     strict: bool = False,
     default: Sequence[str] = (),
+    jobs: int | None = None,
+    dask: str | None = None,
 ) -> Plan:
     """The plan that these names and flags ask for; for the profile "auto", the first line printed says which it is.
 
     notebooks: those that the profile names, if None, or else ``default``. models: all of the profile but the extra
-    ones, if None. device: the first accelerator, else the CPU, if None.
+    ones, if None. device: the first accelerator, else the CPU, if None. The others are those of ``Plan``.
 
     Raises ``UsageError`` for a name that is not known, a device that is not there, published results that cannot be
-    read, and a notebook that does not declare its parameters.
+    read, a notebook that does not declare its parameters, and workers without Dask.
     """
+    workers.check(jobs, dask)
     device = device or default_device()
     preflight.check_device(device)
     name = preflight.choose_profile(profile, device)
@@ -88,7 +96,7 @@ def make_plan(
     except ValueError as error:
         raise UsageError(str(error)) from error
     chosen = [notebook for notebook in order if notebook in notebooks]
-    plan = Plan(known, models, chosen, order, device, folder, fresh, strict)
+    plan = Plan(known, models, chosen, order, device, folder, fresh, strict, jobs, dask)
     for notebook in chosen:
         execution.check_parameters(notebook, plan.parameters)
     return plan
@@ -118,23 +126,19 @@ def fingerprints(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
 def run(plan: Plan) -> None:
     """Fetch what the plan needs, run what is not done yet, and write the manifest and the report.
 
-    Raises ``UsageError`` where an asset is missing, another run is at work on the profile, or a strict plan finds an
-    intact model not as published; ``NotebookError`` where a notebook fails; ``RunError`` where a file cannot be read or
-    written, or an intact model not measured; ``KeyboardInterrupt`` where a person interrupts it.
+    Raises ``UsageError`` where an asset is missing, another run is at work on the same notebook and model, a worker
+    cannot take part, or a strict plan finds an intact model not as published; ``NotebookError`` where a notebook fails;
+    ``RunError`` where a piece fails, a file cannot be read or written, or an intact model not measured;
+    ``KeyboardInterrupt`` where a person interrupts it.
     """
-    profile = plan.profile.name
     assets = preflight.bring_assets(plan.profile, plan.models, plan.assets(plan.notebooks), plan.device)
     wanted = fingerprints(plan, assets)
     _tell_kernels(plan, assets)
     try:
-        paths.run_folder(profile).mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(paths.lock_file(profile), timeout=0):
+        with _held_alone(plan):
             verdicts = preflight.compare_with_published(plan.profile, plan.models, plan.device, plan.fresh, plan.strict)
             records = [each.record() for each in assets]
-            run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts})
-    except filelock.Timeout as error:
-        where = shown(paths.results_folder(profile))
-        raise UsageError(f"another run is at work in {where}; wait for it or stop it.") from error
+            run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts}, _surroundings(plan, assets))
     except OSError as error:
         raise RunError(
             f"run_all.py: a file in {paths.root()} could not be read or written ({error}); what is finished is kept: "
@@ -142,46 +146,82 @@ def run(plan: Plan) -> None:
         ) from error
 
 
-def _tell_kernels(plan: Plan, assets: Sequence[AssetState]) -> None:
-    """Set the environment that notebooks' kernels inherit: they read the hub's cache, and ask nobody."""
-    os.environ |= {
+@contextmanager
+def _held_alone(plan: Plan) -> Iterator[None]:
+    """Hold the locks of every notebook of the plan with every model of the plan, against other runs of the same."""
+    profile = plan.profile.name
+    with ExitStack() as locks:
+        for model in plan.models:
+            for notebook in plan.notebooks:
+                try:
+                    locks.enter_context(held(profile, "runs", f"{model}/{notebook}", wait=False))
+                except filelock.Timeout as error:
+                    raise UsageError(
+                        f"another run is at work in {shown(paths.results_folder(profile))} on {notebook} with {model}; "
+                        "wait for it or stop it."
+                    ) from error
+        yield
+
+
+def _surroundings(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
+    """Variables for processes that work for a run: what to read and write, and that the hub is not to be asked."""
+    return {
+        "GNORM_OUTPUT": str(paths.root().absolute()),
+        "GNORM_CACHE": str(paths.cache_folder().absolute()),
         "GNORM_DEVICE": plan.device,
-        "GNORM_PUBLISHED": plan.published,
         "HF_HUB_OFFLINE": "1",
         hub.CHECKED: ",".join(each.commit for each in assets),
+    }
+
+
+def _tell_kernels(plan: Plan, assets: Sequence[AssetState]) -> None:
+    """Set the environment that notebooks' kernels inherit."""
+    os.environ |= {
+        **_surroundings(plan, assets),
+        "GNORM_PUBLISHED": plan.published,
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         execution.KERNEL_LOG: str(paths.kernel_log(plan.profile.name)),
     }
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
 
 
-def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any]) -> None:
+def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], environment: Mapping[str, str]) -> None:
     """Run the notebooks whose stamp has not the ``wanted`` fingerprint; then write the manifest and the report.
 
-    about: what the manifest says of the run beside what is known here. Raises as ``execution.execute`` does.
+    With workers, these first make the trajectories that the notebooks ask for. about: what the manifest says of the run
+    beside what is known here. environment: variables that workers need. Raises as ``workers.make_pieces`` and
+    ``execution.execute`` do.
     """
     profile, clock, ran = plan.profile.name, time.perf_counter(), 0
     _clear(plan)
     print(f"profile {profile}, models {', '.join(plan.models)}, device {plan.device}", flush=True)
+    if plan.jobs or plan.dask:
+        to_do = [name for name in plan.notebooks if read_stamp(profile, name).get("fingerprint") != wanted[name]]
+        asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
+        if asked_for:
+            workers.make_pieces(asked_for, profile, plan.device, environment, plan.jobs, plan.dask)
+            print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
     for k, name in enumerate(plan.notebooks, start=1):
         label = f"[{k}/{len(plan.notebooks)}] {name}"
-        if read_stamp(profile, name).get("fingerprint") == wanted[name]:
-            print(f"{label}: unchanged, not run again", flush=True)
-        else:
-            stamp, ran = execution.execute(name, plan.parameters, label, wanted[name]), ran + 1
-            print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
+        with held(profile, "notebooks", name):
+            if read_stamp(profile, name).get("fingerprint") == wanted[name]:
+                print(f"{label}: unchanged, not run again", flush=True)
+            else:
+                stamp, ran = execution.execute(name, plan.parameters, label, wanted[name]), ran + 1
+                print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
     if ran or not paths.report_page(profile).exists():
-        _write_report(plan, round(time.perf_counter() - clock, 1), about)
+        with held(profile, "notebooks", "report"):
+            _write_report(plan, round(time.perf_counter() - clock, 1), about)
     print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {shown(paths.report_page(profile))}")
 
 
 def _clear(plan: Plan) -> None:
-    """Delete what a killed run was writing and, for a fresh run, what says that its work is done."""
+    """Delete what killed runs were writing and, for a fresh run, what says that its work is done."""
     profile = plan.profile.name
-    for path in paths.results_folder(profile).rglob(f"*{UNFINISHED}*"):
-        path.unlink()
+    delete_unfinished(paths.results_folder(profile))
+    delete_unfinished(paths.figures_folder(profile))
     if plan.fresh:
-        of_models = [
+        finished = [
             path
             for model in plan.models
             for folder, kind in (
@@ -191,8 +231,20 @@ def _clear(plan: Plan) -> None:
             )
             for path in folder.glob(kind)
         ]
-        for path in [*of_models, *(paths.stamp_file(profile, name) for name in plan.notebooks)]:
-            path.unlink(missing_ok=True)
+        for path in [*finished, *(paths.stamp_file(profile, name) for name in plan.notebooks)]:
+            with _not_in_use(profile, path):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _not_in_use(profile: str, path: Path) -> Iterator[None]:
+    """Hold the lock of the piece whose journal or trajectory this is; none for other files."""
+    above = {".jsonl": paths.journals_folder(profile, ""), ".csv": paths.results_folder(profile)}
+    with ExitStack() as lock:
+        if folder := above.get(path.suffix):
+            method = path.stem.rpartition("-")[0] or path.stem  # journals have a hash behind
+            lock.enter_context(held(profile, "pieces", f"{path.parent.relative_to(folder).as_posix()}/{method}"))
+        yield
 
 
 def _write_report(plan: Plan, seconds: float, about: dict[str, Any]) -> None:

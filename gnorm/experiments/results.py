@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..methods import METHODS
 from ..metrics import METRICS, Metric
-from ..storage.files import as_json, write, write_together
+from ..storage.files import as_json, record, write, write_together
 from ..trajectory import Trajectory
 from .paths import figures_folder, results_folder, shown, tables_folder
 
@@ -124,6 +124,7 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
         or not np.allclose(_values(row, predictions, labels), table[metric])
     ):
         raise ValueError(f"{shown(path)} does not match the files beside it: delete them and run again.")
+    record("read", [path, path.with_suffix(".json"), path.with_suffix(".npz")])
     return Trajectory(table, predictions, start, info, row, labels)
 
 

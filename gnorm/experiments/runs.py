@@ -14,6 +14,7 @@ from ..pruning import prune
 from ..storage.files import write_json
 from ..trajectory import Trajectory
 from . import tasks
+from .locks import held
 from .paths import intact_file, journals_folder
 from .profiles import check_models, model_spec, repetitions
 from .provenance import commit
@@ -55,10 +56,17 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
     """Prune ``task``'s model by ``method`` to the last head and save the trajectory among the results of its profile.
 
     Finished steps go to a journal named after everything the run depends on, so a run that was cut off goes on, a
-    finished one is read and not run again, and a change of model, data, sizes or engine starts anew.
+    finished one is read and not run again, and a change of model, data, sizes or engine starts anew. Where another
+    process is at work on the same run, this waits for it.
 
     Raises ``ValueError`` for an unknown method and whatever ``prune`` raises.
     """
+    find_method(method)
+    with held(task.profile, "pieces", f"{task.name}/{method}"):
+        return _run(task, method, progress)
+
+
+def _run(task: Task, method: str, progress: bool) -> Trajectory:
     row = find_method(method)
     folder = journals_folder(task.profile, task.name)
     journal = folder / f"{method}-{task.hash}.jsonl"

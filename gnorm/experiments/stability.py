@@ -31,16 +31,8 @@ def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.
     for model in models:
         name = repetitions(profile, model)[0]
         task = tasks.load(profile, name)
-        most = max(extent.texts)
-        of_texts = [
-            ("texts", number, draw, f"{name}/texts{number}" + (f"/draw{draw}" if draw else ""))
-            for number in extent.texts
-            for draw in (range(1, extent.draws + 1) if number < most else (0,))
-        ]
-        of_batch = [("batch", number, 0, f"{name}/batch{number}") for number in extent.batches]
-        reference = {"texts": _scores(task, f"{name}/texts{most}"), "batch": _scores(task, name)}
-        for varied, number, draw, variant in of_texts + of_batch:
-            variant = name if varied == "batch" and number == task.spec.scoring.batch else variant
+        reference = {"texts": _scores(task, f"{name}/texts{max(extent.texts)}"), "batch": _scores(task, name)}
+        for varied, number, draw, variant in variants(profile, model, extent):
             rho = spearmanr(_scores(task, variant), reference[varied]).statistic
             row = {"model": model, "varied": varied, "number": number, "draw": draw, "rank correlation": float(rho)}
             if model in extent.varied:
@@ -48,6 +40,20 @@ def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.
                 row["area"] = area(curve(found))
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def variants(profile: str, model: str, extent: Extent) -> list[tuple[str, int, int, str]]:
+    """What is varied of the first training seed of a model ("texts" or "batch"), the number, the draw, and the name of
+    the variant. Where a batch size is the profile's own, the name is that of the repetition itself."""
+    name, most = repetitions(profile, model)[0], max(extent.texts)
+    own = model_spec(profile, name).scoring.batch
+    of_texts = [
+        ("texts", number, draw, f"{name}/texts{number}" + (f"/draw{draw}" if draw else ""))
+        for number in extent.texts
+        for draw in (range(1, extent.draws + 1) if number < most else (0,))
+    ]
+    of_batch = [("batch", number, 0, name if number == own else f"{name}/batch{number}") for number in extent.batches]
+    return of_texts + of_batch
 
 
 def _scores(task: Task, variant: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is done and need not run again: a notebook's stamp holds what it depended on and which files it wrote."""
+"""What is done and need not run again: a notebook's stamp holds what it depended on and which files it used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..journal import digest
-from ..storage.files import UNFINISHED
 from . import paths, provenance
 from .profiles import read_profile
 
@@ -39,11 +38,13 @@ def fingerprint(notebook: str, parameters: Mapping[str, Any], device: str, other
 def read_stamp(profile: str, notebook: str) -> dict[str, Any]:
     """The stamp of the notebook's last finished run.
 
-    Empty where the notebook never finished, or where a file that it wrote is gone or was altered since.
+    Empty where the notebook never finished, or where a file that it wrote or a trajectory that it read is gone or was
+    altered since.
     """
     try:
         stamp = json.loads(paths.stamp_file(profile, notebook).read_text("utf-8"))
-        intact = all(digest_of(paths.root() / path) == content for path, content in stamp["written"].items())
+        used = {**stamp.get("read", {}), **stamp["written"]}
+        intact = all(digest_of(paths.root() / path) == content for path, content in used.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return stamp if intact else {}
@@ -66,17 +67,3 @@ def digest_of(path: Path) -> str:
     """SHA-256, 16 digits, of a file; empty for JSON, whose seconds and commit differ where the results do not."""
     with path.open("rb") as file:
         return "" if path.suffix == ".json" else hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def written_since(profile: str, moment: float) -> list[Path]:
-    """Files under the profile's results and figures that were written after ``moment``, in seconds since the epoch."""
-    folders = (paths.results_folder(profile), paths.figures_folder(profile))
-    return sorted(
-        path
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix != UNFINISHED
-        and paths.run_folder(profile) not in path.parents
-        and path.stat().st_mtime >= moment
-    )

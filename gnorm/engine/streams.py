@@ -1,0 +1,106 @@
+"""Batches that are read anew for every pass, in place of a list of them: as many texts as a disk holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import Batch, checked, size_of, usable
+
+WINDOW_TEXTS = 4096  # texts that are sorted by length and packed together, at least
+
+
+def is_stream(batches: Any) -> bool:
+    """Whether batches are read anew for every pass: they can be iterated over again, and are no sequence.
+
+    An iterator, such as a generator, gives its batches once: it is made a list. ``TypeError`` for a data set whose
+    texts are in no batches.
+    """
+    if hasattr(batches, "column_names"):
+        raise TypeError(
+            f"this {type(batches).__name__} holds texts, not batches: give gnorm.TextSet(data_set, batch_size)."
+        )
+    return not isinstance(batches, Sequence) and isinstance(batches, Iterable) and not isinstance(batches, Iterator)
+
+
+class Stream:
+    """Checked batches, read from ``source`` anew by every iteration; in the first one all are checked.
+
+    alike: whether ``test`` holds for every batch. Raises as ``checked`` does, and ``ValueError`` where a later
+    iteration gives other batches.
+    """
+
+    def __init__(self, source: Iterable[Any], model: Any, test: Callable[[Batch], bool]) -> None:
+        self._source, self._sums, self.alike = source, list[float](), True
+        self.sizes: list[int] = []  # texts of each batch
+        last: list[Any] = []  # the batch that is being checked, as it was given
+
+        def noted() -> Iterator[Any]:
+            for given in source:
+                last[:] = [given]
+                yield given
+
+        for batch in checked(noted(), model):
+            if added := batch.keys() - last[0].keys():
+                missing = " and ".join(sorted(added))
+                raise ValueError(f"batches that are read anew must hold {missing} as well: add them to each batch.")
+            self.alike = self.alike and test(batch)
+            self.sizes.append(size_of(batch))
+            self._sums.append(_sum(batch))
+        self.num_texts = sum(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = 0
+        for number, batch in enumerate(self._source, start=1):
+            if number > len(self.sizes) or _sum(batch) != self._sums[number - 1]:
+                raise ValueError(f"batch {number - 1} differs from pass to pass: give batches that are not shuffled.")
+            yield usable(batch)
+        if number < len(self.sizes):
+            raise ValueError(f"a second pass gives {number} batches, the first gave {len(self.sizes)}: give a list.")
+
+    def windows(self) -> Iterator[tuple[int, int, list[Batch]]]:
+        """Consecutive batches of ``WINDOW_TEXTS`` texts or more: the numbers of the first batch and text, the batches.
+
+        The last window may be smaller.
+        """
+        window, batch, text, texts = list[Batch](), 0, 0, 0
+        for one in self:
+            window.append(one)
+            texts += size_of(one)
+            if texts >= WINDOW_TEXTS:
+                yield batch, text, window
+                window, batch, text, texts = [], batch + len(window), text + texts, 0
+        if window:
+            yield batch, text, window
+
+
+def _sum(batch: Batch) -> float:
+    """Of all numbers of a batch: it tells batches apart, nearly always."""
+    return sum(float(tensor.sum()) for tensor in batch.values())
+
+
+class _Remade:
+    """What ``make`` gives of batches, made anew by every iteration."""
+
+    def __init__(self, batches: Iterable[Batch], make: Callable[[Iterable[Batch]], Iterator[Batch]]) -> None:
+        self._batches, self._make = batches, make
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._make(self._batches)
+
+
+def remade(batches: Iterable[Batch], make: Callable[[Iterable[Batch]], Iterator[Batch]]) -> Iterable[Batch]:
+    """The batches that ``make`` gives of ``batches``: a list of a sequence, a stream of a stream."""
+    return list(make(batches)) if isinstance(batches, Sequence) else _Remade(batches, make)
+
+
+def batch_of_texts(batches: Iterable[Batch]) -> Tensor:
+    """(text,) int64: the number of the batch that each text is in."""
+    sizes = batches.sizes if isinstance(batches, Stream) else [size_of(batch) for batch in batches]
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
