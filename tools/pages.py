@@ -162,7 +162,7 @@ def of_results() -> str:
             area_table("criteria_comparison"),
             as_list(winners("criteria_winners")),
             "## The notebooks",
-            f"The last {len(run_all.OPTIONAL)} are beyond the paper; `--only` runs them, and `--profile study` the last four.",
+            f"The last {len(OPTIONAL)} are beyond the paper: `--only` runs them, and `--profile study` the last four.",
             notebooks_table(),
         ]
     )
