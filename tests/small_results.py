@@ -40,9 +40,8 @@ def write_results():
     results.save_table(tables.summary_table(runs), "smoke", "pruning_results")
     results.save_table(tables.winners(runs), "smoke", "winners")
     results.save_figure(plots.pruning_curves(runs), "smoke", "pruning_results")
-    written = {
-        path.relative_to(paths.root()).as_posix(): stamps.digest_of(path) for path in stamps.written_since("smoke", 0)
-    }
+    files = [path for path in paths.root().rglob("*") if path.is_file() and ".run" not in path.parts]
+    written = {path.relative_to(paths.root()).as_posix(): stamps.digest_of(path) for path in files}
     stamp = {"fingerprint": "f", "parameters": {"profile": "smoke", "models": list(runs)}, "seconds": 2.0}
     return {
         "profile": "smoke",

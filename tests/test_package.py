@@ -67,13 +67,13 @@ def test_what_is_imported_is_declared():
     package = ROOT / "gnorm"
     core = imported(package, deep=False) | imported(*(package / name for name in ("engine", "storage", "shipping")))
     assert core <= names(CORE)
-    assert imported(package / "experiments") <= names(CORE + EXTRAS["experiments"])
+    assert imported(package / "experiments") <= names(CORE + EXTRAS["experiments"] + EXTRAS["dask"])
 
 
 def test_the_pinned_versions_are_those_that_are_declared():
     lines = re.findall(r"^[\w.-]+==[\w.]+", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE)
     pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-    for line in CORE + EXTRAS["experiments"] + EXTRAS["onnx"]:
+    for line in CORE + EXTRAS["experiments"] + EXTRAS["onnx"] + EXTRAS["dask"] + EXTRAS["train"]:
         declared = Requirement(line)
         assert declared.specifier.contains(pinned[canonicalize_name(declared.name)]), line
 

@@ -1,14 +1,17 @@
 """One run over several processes gives what one process gives: see two_ranks.py for the runs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import two_ranks
 
 import gnorm
+from gnorm.engine import streams
 from gnorm.engine.ranks import Division
 
 
@@ -18,8 +21,12 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*start, two_ranks.__file__, str(folder)]
-    with subprocess.Popen(command, cwd=Path(gnorm.__file__).parents[1], stderr=subprocess.PIPE, text=True) as torchrun:
-        alone = two_ranks.runs(folder)
+    root = str(Path(gnorm.__file__).parents[1])
+    found = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    options = {"cwd": root, "env": os.environ | {"PYTHONPATH": found}, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options) as torchrun:
+        with mock.patch.dict(gnorm.MORE_METHODS), mock.patch.object(streams, "WINDOW_TEXTS"):  # put back afterwards
+            alone = two_ranks.runs(folder)
         _, errors = torchrun.communicate(timeout=240)
     assert torchrun.returncode == 0, errors[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)], alone

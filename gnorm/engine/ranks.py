@@ -7,7 +7,8 @@ last bit and every rank goes on with the same numbers.
 
 from __future__ import annotations
 
-import pickle
+import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -94,11 +95,12 @@ def raising_together(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _portable(error: Exception) -> Any:
-    """The error as another process can read it."""
-    try:
-        return pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - of a class that cannot be made again from its arguments
-        return RuntimeError(f"{type(error).__name__}: {error}")
+    """The error as another process can read it: itself, where its class is found by name and made of its arguments."""
+    kind = type(error)
+    with suppress(Exception):
+        if getattr(sys.modules[kind.__module__], kind.__qualname__) is kind:
+            return copy.copy(error)
+    return RuntimeError(f"{kind.__name__}: {error}")
 
 
 def check_equal(group: Any, what: Mapping[str, Any]) -> None:

@@ -54,13 +54,14 @@ OUTDATED, FOREIGN = "out of date", "of another run"  # what ``standing`` says of
 
 
 def standing(path: Path, stamps: Mapping[str, Mapping[str, Any]], stale: Collection[str]) -> str:
-    """How a file stands to the last runs of the notebooks: "" where one that is not in ``stale`` wrote it.
+    """How a file stands to the last runs of the notebooks: "" where one that is not in ``stale`` wrote or read it.
 
-    ``OUTDATED`` where only notebooks in ``stale`` wrote it; ``FOREIGN`` where none wrote it as it is.
+    ``OUTDATED`` where only notebooks in ``stale`` did; ``FOREIGN`` where none wrote or read it as it is.
     """
     name, content = path.relative_to(paths.root()).as_posix(), digest_of(path)
-    writers = {notebook for notebook, stamp in stamps.items() if stamp["written"].get(name) == content}
-    return FOREIGN if not writers else OUTDATED if writers <= set(stale) else ""
+    used = {notebook: {**stamp.get("read", {}), **stamp["written"]} for notebook, stamp in stamps.items()}
+    users = {notebook for notebook, files in used.items() if files.get(name) == content}
+    return FOREIGN if not users else OUTDATED if users <= set(stale) else ""
 
 
 def digest_of(path: Path) -> str:
