@@ -77,7 +77,8 @@ def make_pieces(
 @contextmanager
 def _client(jobs: int | None, address: str | None) -> Iterator[Client]:
     """A client of the scheduler at ``address``, or of one that is started here with ``jobs`` workers and ends here."""
-    from distributed import Client, LocalCluster
+    import dask
+    from distributed import Client, LocalCluster, utils
 
     if address:
         try:
@@ -90,17 +91,20 @@ def _client(jobs: int | None, address: str | None) -> Iterator[Client]:
         with client:
             yield client
     else:
-        with (
-            LocalCluster(
-                n_workers=jobs,
-                threads_per_worker=1,
-                memory_limit=None,  # Dask would halt workers, and cannot put their models aside
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
+        # Workers are forked from a process that has imported everything and computed nothing: imports take longest.
+        with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+            utils.get_mp_context().set_forkserver_preload(["__main__", "gnorm.experiments.pieces"])
+            with (
+                LocalCluster(
+                    n_workers=jobs,
+                    threads_per_worker=1,
+                    memory_limit=None,  # Dask would halt workers, and cannot put their models aside
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                ) as cluster,
+                Client(cluster) as client,
+            ):
+                yield client
 
 
 def _gpus() -> tuple[str, ...]:
