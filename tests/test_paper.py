@@ -607,6 +607,7 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
     assert len(server.log) == asked
 
 
+@pytest.mark.soak
 def test_the_other_notebooks_run_on_checkpoints_and_data_of_the_hub(server, home, tmp_path, monkeypatch):
     """In this process, one after the other, from a cache that is filled, as kernels find it."""
     with_fewer_trials(tmp_path)
