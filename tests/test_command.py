@@ -53,7 +53,7 @@ def test_prune_does_what_the_functions_do_and_says_it_in_five_lines(home, capsys
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     title = find_method(shipping.RECOMMENDED).title
-    clause = "as many went as keep the accuracy there within 0.05 of the intact model's"
+    clause = "as many went as keep the accuracy on the texts to choose by within 0.05 of the intact model's"
     assert lines[0] == f"ck: {pruned} of 8 heads removed by {title}; {clause}."
     assert lines[1].startswith(
         f"accuracy on 67 texts that nothing was chosen by: {before:.4f} before, {after:.4f} after"

@@ -134,7 +134,10 @@ class Budget:
 _FEW = "as few went as bring the {} down to {{budget:.4g}} of the intact model's"
 
 BUDGETS: dict[str, Budget] = {
-    "metric": Budget(_by_metric, "as many went as keep the {metric} there within {budget:.4g} of the intact model's"),
+    "metric": Budget(
+        _by_metric,
+        "as many went as keep the {metric} on the texts to choose by within {budget:.4g} of the intact model's",
+    ),
     "heads": Budget(_by_number, "that number was given, {budget:g}"),
     "parameters": Budget(partial(_by_cost, "parameters"), _FEW.format("parameters")),
     "operations": Budget(partial(_by_cost, "operations"), _FEW.format("operations of a forward pass")),
