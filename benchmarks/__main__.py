@@ -22,6 +22,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:  # first, as the other t
 import contextlib
 import copy
 import dataclasses
+import io
 import itertools
 import json
 import platform
@@ -78,6 +79,7 @@ SIX = Case(6, 384, 12, batch=32, texts=64)
 TWELVE = Case(12, 768, 12, batch=32, texts=32)
 TWENTY_FOUR = Case(24, 1024, 16, batch=4, texts=8)
 SMALL_BATCHES = Case(6, 384, 12, batch=4, texts=128)  # as RoBERTa is scored in the paper, four texts at a time
+MANY_TEXTS = Case(6, 384, 12, batch=32, texts=128, shortest=10, longest=60)
 TITLES = Case(12, 768, 12, batch=32, texts=2329)  # the paper's BERT and its 2,329 news titles
 GPU = default_device() == "cuda"
 
@@ -308,6 +310,61 @@ def criteria() -> Iterator[dict[str, Any]]:
         yield {**about(SIX), "criterion": name, "s": s, "forward passes": s / spent["a forward pass"]}
 
 
+def others() -> Iterator[dict[str, Any]]:
+    """One scoring of all heads by their importance, as other people compute it: TextPruner, which sums weights times
+    gradients, in batches and text by text, and Michel's own way, a mask for each head and a pass for each text."""
+    import textpruner
+
+    model, found = make(MANY_TEXTS)
+    prepared, copied = batches.prepare(found, model), copy.deepcopy(model)
+    texts = [
+        {
+            name: t[i : i + 1, : int(batch["attention_mask"][i].sum())] if t.dim() > 1 else t[i : i + 1]
+            for name, t in batch.items()
+        }
+        for batch in found
+        for i in range(len(batch["labels"]))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        options = textpruner.GeneralConfig(use_device=default_device(), output_dir=folder)
+        pruner = textpruner.TransformerPruner(copied, general_config=options)
+        actions = {
+            "gnorm: head importance": partial(gnorm.MORE_METHODS["head_importance"].scores, model, prepared, None),
+            "gnorm: G-norm": partial(gnorm.gnorm_scores, model, prepared),
+            "TextPruner, batches of 32": partial(quiet, pruner.get_importance_score, found),
+            "TextPruner, text by text": partial(quiet, pruner.get_importance_score, texts),
+            "Michel, text by text": partial(one_text_a_pass, copy.deepcopy(model), texts),
+        }
+        spent = fastest(actions, 3)
+    ours = spent["gnorm: head importance"]
+    for name, s in spent.items():
+        yield {**about(MANY_TEXTS), "scored by": name, "s": s, "times ours": s / ours}
+
+
+def quiet(action: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``action`` gives, without its progress bar."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return action(*arguments)
+
+
+def one_text_a_pass(model: Any, texts: list[dict[str, Tensor]]) -> Tensor:
+    """(layer, head) the mean over texts of |dL / dm|, with a mask m that multiplies contexts; plain autograd."""
+    blocks, hooks = gnorm.attention_blocks(model), contextlib.ExitStack()
+    mask = torch.ones(len(blocks), blocks[0].num_heads, device=model.device, requires_grad=True)
+    total = torch.zeros_like(mask)
+    with hooks:
+        for row, block in zip(mask, blocks):
+            by_head = row.repeat_interleave(block.head_dim)
+            hook = block.output.register_forward_pre_hook(lambda _, inputs, by_head=by_head: (inputs[0] * by_head,))
+            hooks.callback(hook.remove)
+        for text in texts:
+            model(**text).loss.backward(retain_graph=True)
+            total += mask.grad.abs()
+            mask.grad = None
+            model.zero_grad(set_to_none=True)
+    return total / len(texts)
+
+
 def precision() -> Iterator[dict[str, Any]]:
     """Half precision against fp32: time, and whether the order of the heads holds."""
     case = SIX
@@ -389,7 +446,20 @@ def pruned() -> Iterator[dict[str, Any]]:
 
 TABLES = {
     f.__name__: f
-    for f in (step, optimisations, shapes, trajectory, criteria, precision, scaling, titles, pruned, memory, ranks)
+    for f in (
+        step,
+        optimisations,
+        shapes,
+        trajectory,
+        criteria,
+        others,
+        precision,
+        scaling,
+        titles,
+        pruned,
+        memory,
+        ranks,
+    )
 }
 
 

@@ -71,6 +71,11 @@ thirds of the products, stay.""",
     "criteria": """## Criteria
 
 Every criterion's scoring, counted in forward passes over the same texts that compute every token of every layer.""",
+    "others": """## Beside other people's code
+
+One scoring of all heads of the same model on the same texts, in fp32. TextPruner's importance and Michel's are the
+same number text by text; TextPruner sums weights times gradients, Michel's way is plain autograd with a mask for each
+head, one text a pass. In batches TextPruner takes the absolute value of a batch's sum.""",
     "precision": """## Lower precision
 
 Against fp32, on the same weights. The second row is `torch.set_float32_matmul_precision("high")`, which lets products
