@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 LOCK := --universal --generate-hashes --python-version 3.11 --no-header --quiet
 
-.PHONY: setup reproduce study test soak bench bench-gpu lint lock readme
+.PHONY: setup reproduce study test soak release bench bench-gpu lint lock readme
 .DEFAULT_GOAL := setup
 
 setup: $(DONE)
@@ -39,6 +39,10 @@ test: lint
 # Too long for every change: kills, full disks, 20,000 fuzz draws, every notebook alone, every family as ONNX.
 soak: setup
 	$(BIN)/python -m pytest -m soak
+
+# What has to hold before a release: the wheel builds, installs where nothing is, and prunes there. Minutes.
+release: setup
+	$(BIN)/python tools/release.py
 
 # What pip install --require-hashes takes: every package that requirements*.txt bring, with the hashes of its files.
 lock: setup

@@ -195,8 +195,10 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
     profile, clock, ran = plan.profile.name, time.perf_counter(), 0
     _clear(plan)
     print(f"profile {profile}, models {', '.join(plan.models)}, device {plan.device}", flush=True)
+    to_do = [name for name in plan.notebooks if read_stamp(profile, name).get("fingerprint") != wanted[name]]
+    if to_do:
+        print(_outlook(profile, to_do), flush=True)
     if plan.jobs or plan.dask:
-        to_do = [name for name in plan.notebooks if read_stamp(profile, name).get("fingerprint") != wanted[name]]
         asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
         if asked_for:
             workers.make_pieces(asked_for, profile, plan.device, environment, plan.jobs, plan.dask)
@@ -213,6 +215,17 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
         with held(profile, "notebooks", "report"):
             _write_report(plan, round(time.perf_counter() - clock, 1), about)
     print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {shown(paths.report_page(profile))}")
+
+
+def _outlook(profile: str, notebooks: Sequence[str]) -> str:
+    """What a run is going to do, and how long that took last time, in a sentence or two."""
+    says = f"{len(notebooks)} notebook{'s' if len(notebooks) > 1 else ''} to run; stopped, the same command goes on."
+    try:
+        last = json.loads(paths.manifest_file(profile).read_text("utf-8"))
+        seconds = sum(last["notebooks"][name]["seconds"] for name in notebooks)
+    except (OSError, ValueError, KeyError, TypeError):
+        return says  # they never ran, or nobody can read how long
+    return f"{says} Last time they took {max(1, round(seconds / 60))} min (device {last.get('device')})."
 
 
 def _clear(plan: Plan) -> None:
