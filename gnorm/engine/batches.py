@@ -223,7 +223,7 @@ OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
 PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 256, "mps": 256}
 
 
-# The most tokens of a micro-batch: padding included, and of packed texts.
+# The most tokens of a micro-batch: padding included, as for logits of tokens always; and of packed texts.
 MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
 
 
@@ -300,8 +300,9 @@ class _Cutting:
         if trim:
             texts = _joined(batches, pad_token, _per_token(problem_of(model)))
             packing = _packing(model, texts, _lengths(texts, hidden), like.device)
-        most = max_tokens or (PACKED_MAX_TOKENS if packing else MAX_TOKENS)[like.device.type]
-        return cls(trim, packing, most, together, like, hidden, pad_token, problem_of(model))
+        problem = problem_of(model)
+        most = max_tokens or (PACKED_MAX_TOKENS if packing and problem.by_text else MAX_TOKENS)[like.device.type]
+        return cls(trim, packing, most, together, like, hidden, pad_token, problem)
 
     @torch.inference_mode(False)  # the tensors serve passes with gradients, whatever mode is on outside
     def __call__(
