@@ -200,6 +200,26 @@ def test_what_may_differ_goes_the_plain_way(case):
     assert [micro.inputs["input_ids"].shape for micro in prepared] == [b["input_ids"].shape for b in batches()]
 
 
+def test_texts_prepared_for_a_wide_window_are_prepared_anew_for_a_narrow_one():
+    narrow, batches = make("mistral", sliding_window=6), texts()
+    prepared = prepare(batches, make("mistral"))
+    assert prepared.packing is not None
+    assert torch.equal(gnorm.gnorm_scores(narrow, prepared), gnorm.gnorm_scores(narrow, batches))
+
+
+class Anew:
+    """Batches that are read anew for every pass."""
+
+    def __iter__(self):
+        return iter(texts())
+
+
+def test_a_stream_goes_packed_too():
+    model = make("llama")
+    assert prepare(Anew(), model).packing is not None
+    torch.testing.assert_close(head_importance(model, Anew()), head_importance(model, texts()), **EXACTLY)
+
+
 def test_texts_without_a_mask_and_models_that_were_altered_go_the_plain_way():
     model, batches = make("llama"), texts()
     bare = [{"input_ids": batch["input_ids"]} for batch in batches]

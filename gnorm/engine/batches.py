@@ -385,7 +385,8 @@ def _traits(model: Any) -> tuple[Any, ...]:
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     parameter = next(model.parameters())
     modules = tuple((type(module).__module__, type(module).__qualname__) for module in model.modules())
-    return type(model), parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
+    of_module = parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
+    return type(model), *of_module, attention_window(model)
 
 
 def _trims(model: nn.Module) -> Callable[[Batch], bool]:

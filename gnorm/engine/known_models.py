@@ -79,7 +79,8 @@ def causal(model: Any) -> bool:
 
 def attention_window(model: Any) -> float:
     """How many tokens a text may have so that every token sees all tokens before it; infinite where any number."""
-    return getattr(model.config, "sliding_window", None) or math.inf
+    window = getattr(model.config, "sliding_window", None)
+    return math.inf if window is None else window
 
 
 def _as_written(model: Any, row: str) -> bool:
