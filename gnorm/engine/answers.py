@@ -64,6 +64,8 @@ class Tally:
         z, labels = micro.without_padding(logits.detach()), labels_of(micro, logits)
         finite = z.flatten(1).isfinite().all(1)
         kept = self._kept(self._problem, micro.without_padding(z, -torch.inf), labels)
+        if self._kept is predictions and micro.width:  # as wide as the labels that they are held against
+            kept = pad(kept, (0, micro.width - logits.shape[1]), value=NOT_COUNTED)
         self._seen.append((micro.index, kept, _counted(self._problem, labels), finite))  # stays on the device
         self._texts_seen += len(micro.index)
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -21,10 +21,10 @@ from ..heads import layers_of
 from .attention import AbsorbedProjection
 from .checks import PER_TEXT, PER_TOKEN, Batch, check_labels, checked, parameter_of, size_of, tables_of
 from .families import FAMILIES
-from .known_models import ignores_padding, packable
+from .known_models import attention_window, causal, ignores_padding, packable
 from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forward, packing_of
 from .padding import PackedTexts
-from .problems import LABELS, Problem, labels_in, problem_of
+from .problems import LABELS, NOT_COUNTED, Problem, labels_in, problem_of
 from .ranks import Division
 from .rows import try_row
 from .streams import Stream, is_stream
@@ -54,6 +54,8 @@ class MicroBatch:
     packed: PackedTexts | None = None  # None where the texts go through padded
     real: Tensor | None = None  # which logits are of tokens and not of padding; None where none is of padding
     number: int = 0  # among the micro-batches of all ranks
+    problem: Problem | None = None  # where texts may have lost padding and their logits are of tokens
+    width: int = 0  # of the texts as they were given, there
 
     @property
     def sequences(self) -> int:
@@ -80,9 +82,12 @@ class MicroBatch:
         all_texts = torch.arange(len(self.index))
         for texts in _length_groups(all_texts, self.lengths, OVERHEAD_TOKENS[device.type], MAX_TOKENS[device.type]):
             on_device, longest = texts.to(device), int(self.lengths[texts].max())
-            inputs = _trimmed({name: tensor[on_device] for name, tensor in self.inputs.items()}, longest)
-            labels = None if self.labels is None else self.labels[on_device]
-            found = MicroBatch(inputs, labels, self.index[texts], self.lengths[texts], (), number=self.number)
+            tensors = self.inputs if self.labels is None else {**self.inputs, "labels": self.labels}
+            inputs = _trimmed({name: t[on_device] for name, t in tensors.items()}, longest, _per_token(self.problem))
+            labels = inputs.pop("labels", None)
+            real = self.problem.without_padding(inputs) if self.problem else None
+            of_texts = self.index[texts], self.lengths[texts]
+            found = MicroBatch(inputs, labels, *of_texts, (), None, real, self.number, self.problem, self.width)
             micro_batches.append(found)
         return tuple(micro_batches)
 
@@ -218,7 +223,7 @@ OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
 PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 256, "mps": 256}
 
 
-# The most tokens of a micro-batch: padding included, and of packed texts.
+# The most tokens of a micro-batch: padding included, as for logits of tokens always; and of packed texts.
 MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
 
 
@@ -293,10 +298,11 @@ class _Cutting:
         like, hidden = parameter_of(model).detach().new_empty(0), getattr(config, "hidden_size", 1)
         pad_token, packing = getattr(config, "pad_token_id", None) or 0, None
         if trim:
-            texts = _joined(batches, pad_token)
+            texts = _joined(batches, pad_token, _per_token(problem_of(model)))
             packing = _packing(model, texts, _lengths(texts, hidden), like.device)
-        most = max_tokens or (PACKED_MAX_TOKENS if packing else MAX_TOKENS)[like.device.type]
-        return cls(trim, packing, most, together, like, hidden, pad_token, problem_of(model))
+        problem = problem_of(model)
+        most = max_tokens or (PACKED_MAX_TOKENS if packing and problem.by_text else MAX_TOKENS)[like.device.type]
+        return cls(trim, packing, most, together, like, hidden, pad_token, problem)
 
     @torch.inference_mode(False)  # the tensors serve passes with gradients, whatever mode is on outside
     def __call__(
@@ -318,23 +324,22 @@ class _Cutting:
                 if takes(int(micro.lengths.sum()), self.together or micro.ends):
                     yield micro
             return number
-        texts = _joined(batches, self.pad_token)
+        texts = _joined(batches, self.pad_token, _per_token(self.problem))
         lengths = _lengths(texts, self.hidden)
         sizes = [size_of(one) for one in batches]
         given = torch.arange(sum(sizes)).split(sum(sizes) if self.together else sizes)
         device = self.like.device
-        shares = (
-            _packed_shares(given, lengths, self.most)
-            if self.packing
-            else _padded_shares(given, lengths, self.most, device)
-        )
+        if self.packing is None:
+            shares = _padded_shares(given, lengths, self.most, device)
+        else:
+            shares = (_packed_shares if self.problem.by_text else _shares_of_padded)(given, lengths, self.most)
         last = {b: k for k, share in enumerate(shares) for b, _ in share}  # the last micro-batch of each batch
         for k, share in enumerate(shares):
             ended = {b for b, _ in share if last[b] == k}
             tokens = sum(int(lengths[of_batch].sum()) for _, of_batch in share)
             if takes(tokens, self.together or len(ended) == len(share)):
                 most_packed = self.most if self.packing else None
-                micro = _micro_batch(texts, lengths, share, ended, self.like, most_packed, number + k)
+                micro = _micro_batch(texts, lengths, share, ended, self.like, most_packed, number + k, self.problem)
                 yield micro if not text else _moved(micro, 0 if self.together else batch, text)
         return number + len(shares)
 
@@ -380,7 +385,8 @@ def _traits(model: Any) -> tuple[Any, ...]:
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     parameter = next(model.parameters())
     modules = tuple((type(module).__module__, type(module).__qualname__) for module in model.modules())
-    return type(model), parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
+    of_module = parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
+    return type(model), *of_module, attention_window(model)
 
 
 def _trims(model: nn.Module) -> Callable[[Batch], bool]:
@@ -391,6 +397,8 @@ def _trims(model: nn.Module) -> Callable[[Batch], bool]:
     known = FAMILIES.get(getattr(model.config, "model_type", ""))
     of_padding, by_text = known is None or bool(known.classifier), not problem_of(model).heads
     packs, ignores = packable(model), ignores_padding(model)
+    if packs and causal(model):
+        return partial(_trims_tokens, attention_window(model))
 
     def trims(batch: Batch) -> bool:
         if not by_text or any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for name in batch):
@@ -401,6 +409,23 @@ def _trims(model: nn.Module) -> Callable[[Batch], bool]:
         return mask is None or packs or (ignores and bool(mask[:, 0].all()))
 
     return trims
+
+
+def _trims_tokens(window: float, batch: Batch) -> bool:
+    """``_trims`` of a model with logits of tokens: where padding is known, lies behind texts of at most ``window``
+    tokens, and is labelled ``NOT_COUNTED``."""
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    if mask is None or any(name not in (*PER_TOKEN, "labels") for name in batch):
+        return False
+    if mask.shape[1] > window or not bool(mask[:, 0].all()):
+        return False
+    behind = mask.flip(1).cummax(1).values.flip(1) == 0  # (text, token)
+    return labels is None or (labels.shape == mask.shape and bool((labels[behind] == NOT_COUNTED).all()))
+
+
+def _per_token(problem: Problem | None) -> tuple[str, ...]:
+    """Of what a batch holds, what has an entry for each token."""
+    return (*PER_TOKEN, "labels") if problem and "token" in problem.labels else PER_TOKEN
 
 
 def _untrimmed(
@@ -433,7 +458,7 @@ def _packing(model: nn.Module, texts: dict[str, Tensor], lengths: Tensor, device
         return None
     shortest = int(lengths.argmin())
     one = {name: t[shortest : shortest + 1].to(device) for name, t in texts.items() if name != "labels"}
-    return packing_of(model, _trimmed(one, int(lengths[shortest])))
+    return packing_of(model, _trimmed(one, int(lengths[shortest]), PER_TOKEN))
 
 
 Share = list[tuple[int, Tensor]]  # the texts of a micro-batch: of each batch in it, its number and its texts (text,)
@@ -466,6 +491,24 @@ def _packed_shares(batches: Sequence[Tensor], lengths: Tensor, most: int) -> lis
     return shares
 
 
+def _shares_of_padded(batches: Sequence[Tensor], lengths: Tensor, most: int) -> list[Share]:
+    """As ``_packed_shares``, where ``most`` counts padding too: their logits are padded."""
+    shares: list[Share] = []
+    count = longest = 0  # of the texts in the last share
+    for batch, texts in enumerate(batches):
+        texts = _longest_first(texts, lengths)
+        while len(texts):
+            width = int(lengths[texts[0]])
+            fitting = texts[: max(1, most // width)]
+            texts = texts[len(fitting) :]
+            count, longest = count + len(fitting), max(longest, width)
+            if not shares or count * longest > most:
+                shares.append([])
+                count, longest = len(fitting), width
+            shares[-1].append((batch, fitting))
+    return shares
+
+
 def _micro_batch(
     texts: dict[str, Tensor],
     lengths: Tensor,
@@ -474,6 +517,7 @@ def _micro_batch(
     parameter: Tensor,
     most_packed: int | None,
     number: int,
+    problem: Problem,
 ) -> MicroBatch:
     """The micro-batch of the texts of ``share``, on the device of ``parameter``.
 
@@ -482,15 +526,19 @@ def _micro_batch(
     """
     index = torch.cat([of_batch for _, of_batch in share])
     lengths = lengths[index]
-    tensors = _trimmed({name: t[index.to(t.device)] for name, t in texts.items()}, int(lengths.max()))
+    longest, per_token = int(lengths.max()), _per_token(problem)
+    tensors = _trimmed({name: t[index.to(t.device)] for name, t in texts.items()}, longest, per_token)
     packed = None
     if most_packed is not None:
         overhead = PACKED_OVERHEAD_TOKENS[parameter.device.type]
         groups = _length_groups(torch.arange(len(index)), lengths, overhead, most_packed)
         packed = PackedTexts.of(tensors["attention_mask"].cpu(), lengths, groups, parameter.dtype).to(parameter.device)
     tensors = {name: t.contiguous().to(parameter.device) for name, t in tensors.items()}
-    labels = tensors.pop("labels", None)
-    return MicroBatch(tensors, labels, index, lengths, _batch_slices(share, lengths, ended), packed, number=number)
+    labels, slices = tensors.pop("labels", None), _batch_slices(share, lengths, ended)
+    if problem.by_text:
+        return MicroBatch(tensors, labels, index, lengths, slices, packed, number=number)
+    real, width = problem.without_padding(tensors), texts["attention_mask"].shape[1]
+    return MicroBatch(tensors, labels, index, lengths, slices, packed, real, number, problem, width)
 
 
 def _batch_slices(share: Share, lengths: Tensor, ended: set[int]) -> tuple[BatchSlice, ...]:
@@ -535,18 +583,22 @@ def by_batch(prepared: Prepared) -> Prepared:
     return prepared
 
 
-def _joined(batches: Sequence[Batch], pad_token: int) -> dict[str, Tensor]:
+def _joined(batches: Sequence[Batch], pad_token: int, per_token: Sequence[str]) -> dict[str, Tensor]:
     """All batches as one, padded to the longest; without labels where these cannot be joined."""
-    joined = {}
+    joined, values = {}, {"input_ids": pad_token, "labels": NOT_COUNTED}
+
+    def padded(name: str, tensors: list[Tensor]) -> list[Tensor]:
+        if "attention_mask" not in batches[0] or name not in per_token:
+            return tensors
+        width, value = max(t.shape[1] for t in tensors), values.get(name, 0)
+        return [pad(t, (0, 0) * (t.dim() - 2) + (0, width - t.shape[1]), value=value) for t in tensors]
+
     for name in (name for name in batches[0] if name != "labels"):
-        tensors = [batch[name] for batch in batches]
-        if "attention_mask" in batches[0] and name in PER_TOKEN:
-            width, value = max(t.shape[1] for t in tensors), pad_token if name == "input_ids" else 0
-            tensors = [pad(t, (0, 0) * (t.dim() - 2) + (0, width - t.shape[1]), value=value) for t in tensors]
+        tensors = padded(name, [batch[name] for batch in batches])
         if len({t.shape[1:] for t in tensors}) > 1:
             raise ValueError(f"{name} differs in shape from batch to batch: give an attention_mask with every batch.")
         joined[name] = torch.cat(tensors)
-    labels = [batch["labels"] for batch in batches if "labels" in batch]
+    labels = padded("labels", [batch["labels"] for batch in batches if "labels" in batch])
     if len(labels) == len(batches) and len({(t.shape[1:], t.dtype) for t in labels}) == 1:
         joined["labels"] = torch.cat(labels)
     return joined
@@ -568,11 +620,11 @@ def _lengths(batch: Batch, hidden: int) -> Tensor:
     return ends.reshape(len(ends), -1).sum(1).cpu()
 
 
-def _trimmed(tensors: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
+def _trimmed(tensors: dict[str, Tensor], longest: int, per_token: Sequence[str]) -> dict[str, Tensor]:
     """Texts cut to ``longest`` tokens; without an attention mask, as they are."""
     if "attention_mask" not in tensors:
         return tensors
-    return {name: t[:, :longest] if name in PER_TOKEN else t for name, t in tensors.items()}
+    return {name: t[:, :longest] if name in per_token else t for name, t in tensors.items()}
 
 
 def _group_sizes(lengths: list[int], overhead: int, most: int) -> list[int]:

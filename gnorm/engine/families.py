@@ -29,6 +29,9 @@ class Family:
     norm: (from each block) the normalisation of the residual sum, for a skippable module that itself ends in one.
     classifier: the class of transformers that reads the first token of each text alone, so that padding behind a text
     changes nothing.
+    causal: the causal language model of transformers whose layers take each token on its own, but for softmax attention
+    to the tokens before it by transformers' own functions. Positions come with the embeddings, or as
+    ``position_embeddings`` (cos, sin) of rotary attention. So its texts may be packed.
     """
 
     blocks: str | tuple[str, ...]
@@ -42,6 +45,7 @@ class Family:
     skippable: bool = False
     norm: str = ""
     classifier: str = ""
+    causal: str = ""
     together: bool = False
     shared_bias: tuple[str, ...] = ()
 
@@ -158,7 +162,16 @@ FAMILIES: dict[str, Family] = {
     "audio-spectrogram-transformer": _VIT_LIKE,
     "wav2vec2": _WAV2VEC2_LIKE,
     "hubert": _WAV2VEC2_LIKE,
-    "gpt2": Family("h.*.attn", "c_attn", "c_attn", "c_attn", "c_proj", "h.*.mlp.c_proj", skippable=True),
+    "gpt2": Family(
+        "h.*.attn",
+        "c_attn",
+        "c_attn",
+        "c_attn",
+        "c_proj",
+        "h.*.mlp.c_proj",
+        skippable=True,
+        causal="GPT2LMHeadModel",
+    ),
     "gpt_neox": Family(
         "layers.*.attention",
         "query_key_value",
@@ -168,24 +181,25 @@ FAMILIES: dict[str, Family] = {
         "layers.*.mlp.dense_4h_to_h",
         skippable=True,
         together=True,
+        causal="GPTNeoXForCausalLM",
     ),
     "gptj": _GPTJ_LIKE,
     "gpt_neo": replace(_GPTJ_LIKE, blocks="h.*.attn.attention", feed_forward="h.*.mlp.c_proj"),
-    "opt": _OPT_LIKE,
-    "llama": _LLAMA_LIKE,
-    "mistral": _LLAMA_LIKE,
+    "opt": replace(_OPT_LIKE, causal="OPTForCausalLM"),
+    "llama": replace(_LLAMA_LIKE, causal="LlamaForCausalLM"),
+    "mistral": replace(_LLAMA_LIKE, causal="MistralForCausalLM"),
     "mixtral": replace(_LLAMA_LIKE, feed_forward=""),  # its experts are no modules
-    "qwen2": _LLAMA_LIKE,
-    "qwen3": _LLAMA_LIKE,
+    "qwen2": replace(_LLAMA_LIKE, causal="Qwen2ForCausalLM"),
+    "qwen3": replace(_LLAMA_LIKE, causal="Qwen3ForCausalLM"),
     "qwen3_moe": replace(_LLAMA_LIKE, feed_forward=""),
-    "gemma": _LLAMA_LIKE,
+    "gemma": replace(_LLAMA_LIKE, causal="GemmaForCausalLM"),
     "gemma2": _LLAMA_LIKE,
     "gemma3_text": _LLAMA_LIKE,
-    "smollm3": _LLAMA_LIKE,
-    "granite": _LLAMA_LIKE,
-    "cohere": _LLAMA_LIKE,
-    "starcoder2": replace(_LLAMA_LIKE, feed_forward="layers.*.mlp.c_proj"),
-    "phi": replace(_LLAMA_LIKE, output="dense", feed_forward="layers.*.mlp.fc2"),
+    "smollm3": replace(_LLAMA_LIKE, causal="SmolLM3ForCausalLM"),
+    "granite": replace(_LLAMA_LIKE, causal="GraniteForCausalLM"),
+    "cohere": replace(_LLAMA_LIKE, causal="CohereForCausalLM"),
+    "starcoder2": replace(_LLAMA_LIKE, feed_forward="layers.*.mlp.c_proj", causal="Starcoder2ForCausalLM"),
+    "phi": replace(_LLAMA_LIKE, output="dense", feed_forward="layers.*.mlp.fc2", causal="PhiForCausalLM"),
     "eurobert": _LLAMA_LIKE,
     "nomic_bert": _LLAMA_LIKE,
     "modernbert": Family("layers.*.attn", "Wqkv", "Wqkv", "Wqkv", "Wo", "layers.*.mlp.Wo", skippable=True),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..heads import AttentionBlock, attention_blocks, head_mask_of, table_of
 from ..norms import log_norm
@@ -140,8 +141,16 @@ def gradients_by_batch(
                 totals = list(of_slice(batch_slice, totals))
             if batch_slice.last:
                 gradients = partial(iter, totals) if totals else partial(of_slice, batch_slice)
-                yield batch_slice.batch, partial(_by_head, gradients, projections), torch.cat(starts)
+                yield batch_slice.batch, partial(_by_head, gradients, projections), _joined(starts)
                 totals, starts = [], []
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Logits of the texts of a batch (text, ...), as wide as the widest of ``parts``; the padding is zero."""
+    if len({part.shape[1:] for part in parts}) > 1:  # each micro-batch has a width of its own
+        width = max(part.shape[1] for part in parts)
+        parts = [pad(part, (0, 0) * (part.dim() - 2) + (0, width - part.shape[1])) for part in parts]
+    return torch.cat(parts)
 
 
 def _by_head(

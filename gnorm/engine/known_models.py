@@ -1,11 +1,13 @@
 """Which models may lose their padding: known by the classes of their modules, never by trial.
 
-``ignores_padding``: padding behind a text changes nothing. ``packable``: beyond that, packed texts give the same as
-padded ones. A model that is neither goes through padded, as its batches are.
+``ignores_padding``: padding behind a text changes no result of a classifier. ``causal``: it changes no logit of a token
+in a causal language model. ``packable``: beyond that, packed texts give the same as padded ones. A model that is none
+of these goes through padded, as its batches are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +16,22 @@ from torch import nn
 from .families import FAMILIES
 
 # Modules that compute each token on its own, in any order.
-TOKENWISE = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.ModuleList, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU)
+TOKENWISE = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.Dropout,
+    nn.Embedding,
+    nn.ModuleList,
+    nn.Tanh,
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+)
+
+
+# Rotary positions whose frequencies do not depend on how long the longest text of a pass is.
+ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 # Modules of known models that ignore padding, but would mix neighbouring texts if these were packed.
@@ -40,18 +57,50 @@ def ignores_padding(model: Any) -> bool:
     transformers wrote for that model, or in ``TOKENWISE`` or ``MODULES_OF_PADDED``; no forward or hook comes from
     outside ``WRITTEN_BY``; and attention is transformers' own softmax attention, not causal.
     """
+    causal_too = any(getattr(model.config, name, False) for name in ("is_causal", "is_decoder"))
+    return _as_written(model, "classifier") and not causal_too
+
+
+def causal(model: Any) -> bool:
+    """Whether padding behind texts is known to change no logit of a token, where no text begins with a masked token.
+
+    It is known where the model is the causal language model that its row names, its modules are as in
+    ``ignores_padding``, all attention is causal, and rotary positions are in ``ROTARY``. Texts must not be longer than
+    ``attention_window``.
+    """
+    if not _as_written(model, "causal"):
+        return False
+    modules = list(model.modules())
+    kinds = [getattr(module, "rope_type", "default") for module in modules]
+    return all(kind in ROTARY for kind in kinds) and not any(
+        getattr(owner, "is_causal", True) is False for owner in (model.config, *modules)
+    )
+
+
+def attention_window(model: Any) -> float:
+    """How many tokens a text may have so that every token sees all tokens before it; infinite where any number."""
+    window = getattr(model.config, "sliding_window", None)
+    return math.inf if window is None else window
+
+
+def _as_written(model: Any, row: str) -> bool:
+    """Whether the model is the one that its family calls ``row``, and nothing in it has been exchanged for what may mix
+    tokens."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     kind, family = type(model), FAMILIES.get(getattr(model.config, "model_type", ""))
-    if family is None or kind.__name__ != family.classifier or not kind.__module__.startswith("transformers.models."):
+    if (
+        family is None
+        or kind.__name__ != getattr(family, row)
+        or not kind.__module__.startswith("transformers.models.")
+    ):
         return False
     kinds = {type(module) for module in model.modules()}
-    own = (kind.__module__, "transformers.activations")
+    own = (kind.__module__, "transformers.activations", "transformers.pytorch_utils")
     return (
         all(k in TOKENWISE or k in MODULES_OF_PADDED or k.__module__ in own for k in kinds)
         and all(_known(k.forward) for k in kinds)
         and all(_known(function) for module in model.modules() for function in _added_to(module))
         and plain_attention(model)
-        and not any(getattr(model.config, name, False) for name in ("is_causal", "is_decoder"))
     )
 
 
@@ -63,7 +112,8 @@ def packable(model: Any) -> bool:
     """
     if not getattr(model, "_supports_attention_backend", False) and not any(map(owns_attention, model.modules())):
         return False
-    return ignores_padding(model) and not any(isinstance(module, MODULES_OF_PADDED) for module in model.modules())
+    known = ignores_padding(model) or causal(model)
+    return known and not any(isinstance(module, MODULES_OF_PADDED) for module in model.modules())
 
 
 def owns_attention(module: nn.Module) -> bool:

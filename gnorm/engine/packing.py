@@ -28,7 +28,7 @@ from .attention import (
     first_token_attention,
     fused_attention,
 )
-from .known_models import owns_attention, packable
+from .known_models import causal, owns_attention, packable
 from .padding import LengthGroup, PackedTexts, PadIndices
 from .problems import problem_of
 from .state import attention_implementation, evaluating
@@ -43,6 +43,7 @@ class Packing:
     passes: int  # calls of layers in one forward pass
     first_token: bool = True  # whether the last pass goes on with the first token of each text alone
     in_tuples: bool = False  # whether layers give their output as the first of a tuple
+    causal: bool = False  # whether a token attends to those before it in its text, and to itself, alone
 
 
 @dataclass
@@ -81,12 +82,22 @@ class _Pass:
     last_block: AttentionBlock | None = None  # of that pass
     absorbed: list[AbsorbedProjection] = field(default_factory=list)
     embedded: Tensor | None = None  # (text, longest, hidden), where the layers' owner was given the first text alone
+    causal_bias: Tensor | None = None  # (1, 1, longest, longest): 0 for a key up to the query, -inf for a later one
+    rotations: tuple[Any, tuple[Tensor, ...]] = (None, ())  # cos and sin as layers were given them, and packed
 
     def indices_of(self, heads: int) -> PadIndices:
         """``heads_in_groups``, made once for each number of heads."""
         if heads not in self.indices:
             self.indices[heads] = self.texts.heads_in_groups(heads)
         return self.indices[heads]
+
+    def packed_rotations(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """cos and sin (text or 1, longest, dim) of rotary attention -> (1, token, dim); made once for all layers."""
+        if self.rotations[0] is not given:
+            texts = self.texts.padded_shape[0]
+            packed = tuple(self.texts.unpad(t.expand(texts, -1, -1)) for t in given)
+            self.rotations = given, packed
+        return self.rotations[1]
 
 
 _CURRENT_PASS: ContextVar[_Pass] = ContextVar("the forward pass of packed texts that this thread is in")
@@ -106,11 +117,15 @@ def _packed_attention(
 
     Query, key and value (1, head, token, head_dim) to contexts (1, token, head, head_dim). In a last pass for first
     tokens there is one query a text: (1, head, text, head_dim) to (1, text, head, head_dim). position_bias is
-    (1, head, query, key) of the longest text.
+    (1, head, query, key) of the longest text. Key and value may have fewer heads than query (grouped queries).
     """
     current = _CURRENT_PASS.get()
     texts, scale = current.texts, query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))  # (token or text, head, head_dim)
+    if k.shape[1] < q.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    if current.causal_bias is not None:
+        position_bias = current.causal_bias
     if not q.shape[1]:  # no head is left
         context = q
     elif current.layer_input is not None:
@@ -191,7 +206,9 @@ def _skipped(layers: list[nn.Module]) -> Iterator[None]:
                 layer.forward = own
 
 
-def _before_layer(_: nn.Module, inputs: tuple[Any, ...], block: AttentionBlock, packing: Packing) -> tuple[Any, ...]:
+def _before_layer(
+    _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], block: AttentionBlock, packing: Packing
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook of every layer: unpads before the first, uses and fills the cache, cuts the last pass short."""
     current, hidden = _CURRENT_PASS.get(), inputs[0]
     current.calls += 1
@@ -203,7 +220,9 @@ def _before_layer(_: nn.Module, inputs: tuple[Any, ...], block: AttentionBlock, 
     if current.calls == packing.passes and packing.first_token:
         current.layer_input, current.last_block = hidden[0], block
         hidden = hidden.index_select(1, current.texts.first_tokens)  # (1, text, hidden)
-    return (hidden, *inputs[1:])
+    if (rotations := named.get("position_embeddings")) is not None:
+        named = {**named, "position_embeddings": current.packed_rotations(rotations)}
+    return (hidden, *inputs[1:]), named
 
 
 def _after_layer(_: nn.Module, __: Any, output: Any, packing: Packing) -> Any:
@@ -215,6 +234,20 @@ def _after_layer(_: nn.Module, __: Any, output: Any, packing: Packing) -> Any:
     # (1, text, hidden) -> (text, 1, hidden), or (1, token, hidden) -> (text, longest, hidden)
     hidden = hidden.transpose(0, 1) if packing.first_token else current.texts.pad(hidden)
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _causal_bias(tokens: int, like: Tensor) -> Tensor:
+    """What is added to the attention scores of a text of so many tokens: (1, 1, query, key)."""
+    return torch.full((1, 1, tokens, tokens), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+def _unpad(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Forward pre-hook of the projection that gives the logits of tokens: it computes none of padding."""
+    return _CURRENT_PASS.get().texts.unpad(inputs[0])
+
+
+def _pad(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
+    return _CURRENT_PASS.get().texts.pad(logits)  # (1, token, class) -> (text, longest, class)
 
 
 @contextmanager
@@ -232,11 +265,15 @@ def packed_forward(
 
     AttentionInterface.register(ATTENTION_NAME, _packed_attention)
     blocks, layers = attention_blocks(model), layers_of(model)
+    like = next(model.parameters()).detach()
 
     def forward(
         inputs: dict[str, Tensor], texts: PackedTexts, cache: LayerInputCache
     ) -> tuple[Tensor, list[AbsorbedProjection]]:
         current = _Pass(texts, cache, on_weights)
+        if packing.causal:
+            current.causal_bias = _causal_bias(texts.padded_shape[1], like)
+            inputs = {**inputs, "use_cache": cast(Any, False)}  # of keys and values
         token = _CURRENT_PASS.set(current)
         try:
             with _skipped(layers[: max(cache.states, default=0)]):
@@ -247,7 +284,7 @@ def packed_forward(
     with ExitStack() as hooks:
         for layer, block in zip(layers, blocks, strict=True):
             before = partial(_before_layer, block=block, packing=packing)
-            hooks.callback(layer.register_forward_pre_hook(before).remove)
+            hooks.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(layer.register_forward_hook(partial(_after_layer, packing=packing)).remove)
         hooks.enter_context(attention_implementation(model, ATTENTION_NAME))
         own = [block for block in blocks if owns_attention(block.module) and "forward" not in vars(block.module)]
@@ -258,6 +295,10 @@ def packed_forward(
             name = next(name for name, module in model.named_modules() if module is layers[0])
             owner = model.get_submodule(name.rsplit(".", 2)[0])  # of the list of layers
             hooks.callback(owner.register_forward_pre_hook(_first_text_alone).remove)
+        if packing.causal:
+            head: Any = model.get_output_embeddings()  # type: ignore[operator]
+            hooks.callback(head.register_forward_pre_hook(_unpad).remove)
+            hooks.callback(head.register_forward_hook(_pad).remove)
         yield forward
 
 
@@ -274,4 +315,5 @@ def packing_of(model: Any, inputs: dict[str, Tensor]) -> Packing | None:
         for layer in layers_of(model):
             hooks.callback(layer.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
         logits_of(model, inputs)
-    return Packing(passes=len(outputs), in_tuples=isinstance(outputs[0], tuple))
+    of_tokens = causal(model)
+    return Packing(len(outputs), not of_tokens, isinstance(outputs[0], tuple), of_tokens)

@@ -1,0 +1,236 @@
+"""Causal language models go packed, with the numbers of the plain way, which all else goes."""
+
+import pandas as pd
+import pytest
+import torch
+from conftest import SIZES, ragged_batches
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import gnorm
+from gnorm.criteria import gnorm_by_text, gnorm_cross_entropy, gnorm_margin, head_importance, oracle
+from gnorm.engine.batches import forwarding, layer_input_caches, prepare
+from gnorm.engine.packing import Packing
+from gnorm.heads import FAMILIES
+
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+CONFIGS = {
+    "gpt2": {"n_inner": 48, "scale_attn_by_inverse_layer_idx": True},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
+    "llama": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 40},
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "gemma": GROUPED,
+    "smollm3": GROUPED,
+    "granite": GROUPED | {"logits_scaling": 2.0},
+    "cohere": {"num_key_value_heads": 2},
+    "starcoder2": {"num_key_value_heads": 2},
+    "phi": {},
+}
+UNEQUAL = [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]]
+EXACTLY = {"atol": 1e-9, "rtol": 1e-9}
+
+
+def make(name, auto=AutoModelForCausalLM, **options):
+    """A tiny model in float64. Its norms are torch's: those of transformers round to float32 in between."""
+    config = AutoConfig.for_model(name, **{**SIZES, "bos_token_id": 2, "eos_token_id": 2, **CONFIGS[name], **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = auto.from_config(config).double().eval()
+        for path, module in list(model.named_modules()):
+            if type(module).__name__.endswith("RMSNorm"):
+                eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+                model.set_submodule(path, nn.RMSNorm(len(module.weight), eps=eps, dtype=torch.float64))
+        for path, parameter in model.named_parameters():
+            if path.endswith("bias") or "norm" in path or "ln_" in path:
+                nn.init.normal_(parameter, path.endswith("weight"), 0.1)
+    return model
+
+
+def texts(hole=True, **options):
+    """Batches whose labels are their ids. hole: a token within one text is masked."""
+    batches = ragged_batches(**options)
+    batches[1]["attention_mask"][0, 1] -= int(hole)
+    return [{**b, "labels": b["input_ids"].masked_fill(b["attention_mask"] == 0, -100)} for b in batches]
+
+
+def ways(model, batches, **options):
+    """The batches prepared packed, and in their own width."""
+    packed = prepare(batches, model, **options)
+    model._supports_attention_backend = False
+    padded = prepare(batches, model, **options)
+    del model._supports_attention_backend
+    assert packed.packing == Packing(passes=3, first_token=False, causal=True)
+    assert padded.packing is None
+    return packed, padded
+
+
+def cut(model, mask):
+    if mask:
+        heads = gnorm.head_mask_of(model).shape[1]
+        gnorm.remove_heads(model, [row[:heads] for row in mask])
+    return model
+
+
+def test_the_rows_that_say_so_are_those_that_are_tried_here():
+    assert {name for name, family in FAMILIES.items() if family.causal} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_texts_give_what_padded_ones_give(name):
+    model = cut(make(name), UNEQUAL)
+    packed, padded = ways(model, texts())
+    assert len(packed) < len(padded)
+    for scores in (gnorm.gnorm_scores, head_importance):
+        expected = scores(model, padded)
+        assert expected.isfinite().any()
+        torch.testing.assert_close(scores(model, packed), expected, **EXACTLY)
+
+
+@pytest.mark.parametrize("explicit_tokens", [128, 0])
+@pytest.mark.parametrize("mask", [None, UNEQUAL, torch.zeros(3, 4).tolist()])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_whatever_looks_at_a_model_sees_the_same(name, mask, explicit_tokens, monkeypatch):
+    monkeypatch.setattr(gnorm.engine.attention, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
+    model = cut(make(name), mask)
+    packed, padded = ways(model, texts(), max_tokens=40)  # batches are cut, in parts of unequal width
+    for scores in (gnorm.gnorm_scores, gnorm_cross_entropy, gnorm_margin, gnorm_by_text, oracle):
+        torch.testing.assert_close(scores(model, packed), scores(model, padded), **EXACTLY)
+    torch.testing.assert_close(gnorm.activation_energy(model, packed), gnorm.activation_energy(model, padded))
+    # transformers' own weights are rounded to float32
+    torch.testing.assert_close(
+        gnorm.attention_entropy(model, packed), gnorm.attention_entropy(model, padded), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_scores_are_those_of_plain_autograd(name):
+    model, batches = make(name), texts()
+    blocks = gnorm.attention_blocks(model)
+    parts = [[block.projection(part) for part in ("query", "key", "value")] for block in blocks]
+    sums = torch.zeros(3, len(blocks), blocks[0].num_heads, dtype=torch.float64)
+    for batch in batches:
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        norm = logits[batch["attention_mask"] == 1].norm()
+        weights = [part.module.weight for of_block in parts for part in of_block]
+        gradients = iter(torch.autograd.grad(norm, weights, allow_unused=True, materialize_grads=True))
+        for layer, of_block in enumerate(parts):
+            for i, part in enumerate(of_block):
+                gradient = next(gradients)
+                whole = gradient.T if name == "gpt2" else gradient
+                sums[i, layer] += part.by_head(whole).flatten(1).norm(dim=1)
+    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), sums.log().sum(0), **EXACTLY)
+
+
+def test_a_pass_starts_at_the_layer_that_changed():
+    model = make("llama")
+    prepared = prepare(texts(), model, together=True)
+    caches, ran = layer_input_caches(model, prepared), []
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.act_fn.register_forward_hook(lambda *_, number=number: ran.append(number))
+    with forwarding(model, prepared) as forward, torch.no_grad():
+        whole = [forward(micro, cache)[0] for micro, cache in zip(prepared, caches, strict=True)]
+        for cache in caches:
+            cache.forget(above=1)
+        ran.clear()
+        again = [forward(micro, cache)[0] for micro, cache in zip(prepared, caches, strict=True)]
+    assert ran == [1, 2] * len(prepared)
+    assert all(map(torch.equal, whole, again))
+
+
+@pytest.mark.parametrize("method", ["greedy_gnorm", "head_importance"])
+def test_a_trajectory_takes_the_same_heads_in_the_same_order(method):
+    model, batches, held_out = make("gpt2"), texts(), texts(hole=False, seed=7)
+    packed = gnorm.prune(model, batches, held_out, method=method, progress=False).table
+    model._supports_attention_backend = False
+    padded = gnorm.prune(model, batches, held_out, method=method, progress=False).table
+    assert len(packed) == 13
+    pd.testing.assert_frame_equal(packed, padded, rtol=1e-9)
+
+
+def test_a_function_of_ones_own_gets_predictions_as_wide_as_the_labels():
+    model, batches = make("llama"), texts(hole=False)
+    wide = [
+        {
+            name: nn.functional.pad(t, (0, 30 - t.shape[1]), value={"labels": -100, "input_ids": 1}.get(name, 0))
+            for name, t in batch.items()
+        }
+        for batch in batches
+    ]
+    seen = []
+
+    def rate(predictions, labels):
+        seen.append((predictions, labels))
+        return (predictions == labels)[labels != -100].mean()
+
+    for prepared in ways(model, wide, together=True):
+        gnorm.measure(model, prepared, rate)
+    for (predictions, labels), width in zip(seen, (29, 29), strict=True):
+        assert predictions.shape == labels.shape == (13, width)
+    assert (seen[0][0] == seen[1][0]).all()
+
+
+def altered(**values):
+    return lambda: [{**batch, **{name: make(batch) for name, make in values.items()}} for batch in texts()]
+
+
+LEFT = altered(
+    attention_mask=lambda batch: batch["attention_mask"].flip(1),
+    input_ids=lambda batch: batch["input_ids"].flip(1),
+    labels=lambda batch: batch["labels"].flip(1),
+)
+PLAIN = {
+    "padding on the left": ({}, LEFT),
+    "labels of padding": ({}, altered(labels=lambda batch: batch["input_ids"])),
+    "a window": ({"sliding_window": 10}, texts),
+    "frequencies by length": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}, "sliding_window": None},
+        texts,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_what_may_differ_goes_the_plain_way(case):
+    options, batches = PLAIN[case]
+    prepared = prepare(batches(), make("mistral", **options))
+    assert prepared.packing is None
+    assert [micro.inputs["input_ids"].shape for micro in prepared] == [b["input_ids"].shape for b in batches()]
+
+
+def test_texts_prepared_for_a_wide_window_are_prepared_anew_for_a_narrow_one():
+    narrow, batches = make("mistral", sliding_window=6), texts()
+    prepared = prepare(batches, make("mistral"))
+    assert prepared.packing is not None
+    assert torch.equal(gnorm.gnorm_scores(narrow, prepared), gnorm.gnorm_scores(narrow, batches))
+
+
+class Anew:
+    """Batches that are read anew for every pass."""
+
+    def __iter__(self):
+        return iter(texts())
+
+
+def test_a_stream_goes_packed_too():
+    model = make("llama")
+    assert prepare(Anew(), model).packing is not None
+    torch.testing.assert_close(head_importance(model, Anew()), head_importance(model, texts()), **EXACTLY)
+
+
+def test_texts_without_a_mask_and_models_that_were_altered_go_the_plain_way():
+    model, batches = make("llama"), texts()
+    bare = [{"input_ids": batch["input_ids"]} for batch in batches]
+    assert prepare(bare, model).packing is None
+    hook = model.model.layers[1].register_forward_hook(lambda _, __, hidden: hidden.flip(1))
+    assert prepare(batches, model).packing is None
+    hook.remove()
+    assert prepare(batches, model).packing is not None
+    model.model.layers[0].self_attn.is_causal = False
+    assert prepare(batches, model).packing is None
+    del model.model.layers[0].self_attn.is_causal
+    model.lm_head = nn.Sequential(model.lm_head)
+    assert prepare(batches, model).packing is None
+    assert prepare(ragged_batches(), make("llama", AutoModelForSequenceClassification)).packing is None
