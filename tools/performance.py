@@ -26,7 +26,8 @@ What makes the engine fast, none of it at the cost of a different result:
   padding. Attention is computed for texts of like length together, whatever batches they belong to
   (`gnorm/engine/packing.py`). Several batches share a pass: the gradient of a batch is the product of the input and
   the output gradient of a projection, over the tokens of that batch (`gnorm/engine/gradients.py`). Only models whose
-  classes are known to ignore padding go packed (`gnorm/engine/known_models.py`); all others go as they were given.
+  classes are known to ignore padding go packed (`gnorm/engine/known_models.py`), classifiers and causal language
+  models; all others go as they were given.
 - **Products of fp32 go to oneDNN**, on a CPU (`gnorm/engine/products.py`). PyTorch has it on board and asks it for
   lower precisions only; the BLAS that it asks for fp32 does not use AVX-512 on every processor that has it. The
   precision is the same, the order of the terms of a sum is another.
