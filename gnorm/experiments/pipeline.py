@@ -105,7 +105,12 @@ def make_plan(
 def done(plan: Plan) -> dict[str, bool]:
     """Whether each notebook of the plan is done, by name; nothing is fetched and nothing is run."""
     wanted = fingerprints(plan, [hub.in_cache(asset) for asset in plan.assets(plan.notebooks)])
-    return {name: read_stamp(plan.profile.name, name).get("fingerprint") == wanted[name] for name in plan.notebooks}
+    return {name: _is_done(plan.profile.name, name, wanted) for name in plan.notebooks}
+
+
+def _is_done(profile: str, notebook: str, wanted: Mapping[str, str]) -> bool:
+    """Whether the notebook's stamp has the ``wanted`` fingerprint; reads every file that the stamp names."""
+    return read_stamp(profile, notebook).get("fingerprint") == wanted[notebook]
 
 
 def fingerprints(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
@@ -193,23 +198,25 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
     ``execution.execute`` do.
     """
     profile, clock, ran = plan.profile.name, time.perf_counter(), 0
+    altered = False  # whether this run may have written what a notebook that was done reads
     _clear(plan)
     print(f"profile {profile}, models {', '.join(plan.models)}, device {plan.device}", flush=True)
-    to_do = [name for name in plan.notebooks if read_stamp(profile, name).get("fingerprint") != wanted[name]]
+    to_do = [name for name in plan.notebooks if not _is_done(profile, name, wanted)]
     if to_do:
         print(_outlook(profile, to_do), flush=True)
     if plan.jobs or plan.dask:
         asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
         if asked_for:
+            altered = True
             workers.make_pieces(asked_for, profile, plan.device, environment, plan.jobs, plan.dask)
             print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
     for k, name in enumerate(plan.notebooks, start=1):
         label = f"[{k}/{len(plan.notebooks)}] {name}"
         with held(profile, "notebooks", name):
-            if read_stamp(profile, name).get("fingerprint") == wanted[name]:
+            if (name not in to_do and not altered) or _is_done(profile, name, wanted):
                 print(f"{label}: unchanged, not run again", flush=True)
             else:
-                stamp, ran = execution.execute(name, plan.parameters, label, wanted[name]), ran + 1
+                stamp, ran, altered = execution.execute(name, plan.parameters, label, wanted[name]), ran + 1, True
                 print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
     if ran or not paths.report_page(profile).exists():
         with held(profile, "notebooks", "report"):

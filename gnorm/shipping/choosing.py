@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pandas as pd
 from torch import nn
 
 from ..engine.batches import prepare
+from ..engine.state import copy_of
 from ..surgery import remove_heads
 from ..trajectory import Trajectory, curve, solution
 from .costs import flops_of, intact_of, num_parameters, seconds_of
@@ -68,7 +68,7 @@ class Costs:
 
 def smaller(own: Own, run: Trajectory, pruned: int) -> Any:
     """A copy of ``own.model`` without the first ``pruned`` heads of the run."""
-    model = copy.deepcopy(own.model)
+    model = copy_of(own.model)
     remove_heads(model, run.mask(pruned))
     return model
 
