@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import importlib.util
 import itertools
 import json
@@ -102,10 +103,16 @@ def narrow(case: Case) -> Case:
     return replace(case, config=config, texts=10, batch=4, evaluated=min(case.evaluated, 6), longest=case.shortest + 6)
 
 
+_DRAWN: dict[str, Any] = {}  # models by case: drawing the weights of a large one takes seconds
+
+
 def model_of(case: Case) -> Any:
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(case.model_type, **case.config)
-    return transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    """The model of a case, the same at every call; its weights are drawn once."""
+    if (of := repr(case)) not in _DRAWN:
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(case.model_type, **case.config)
+        _DRAWN[of] = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    return copy.deepcopy(_DRAWN[of])
 
 
 def texts_of(case: Case, texts: int, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -163,6 +170,7 @@ def as_on_a_gpu() -> Iterator[None]:
         patches.enter_context(mock.patch.object(packing, "explicit_is_faster", return_value=False))
         patches.enter_context(mock.patch.object(factors, "stacking_is_faster", return_value=True))
         patches.enter_context(mock.patch.object(cpu_products, "SMALLEST", float("inf")))
+        patches.enter_context(mock.patch.object(cpu_products, "_FasterLinear", contextlib.nullcontext))
         for module in (norms, factors):
             patches.enter_context(mock.patch.object(module, "cheap_in_fp32", return_value=False))
         yield
@@ -321,10 +329,9 @@ def measured(case: Case, device: str, name: str, rate: float) -> dict[str, Any]:
             if run.left > 2:
                 run.step()  # the first one at new shapes does not count
                 spent.append(min(seconds(run.step, device) for _ in range(2)))
+            if share == 1:
+                counted = counts(run, device)
         peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-        run = Run(case, device, dtype)
-        share = run.operations() / spent[0] / rate
-        counted = counts(run, device)
     trajectory = steps * sum((a + b) / 2 for a, b in itertools.pairwise(spent)) / max(1, len(spent) - 1)
     return {
         "model": case.name,
@@ -335,7 +342,7 @@ def measured(case: Case, device: str, name: str, rate: float) -> dict[str, Any]:
         "at the end": spent[-1],
         "s a trajectory, extrapolated": trajectory if len(spent) > 1 else steps * spent[0],
         "TFLOP a step": run.operations() / 1e12,
-        "of the product's rate": share,
+        "of the product's rate": run.operations() / spent[0] / rate,
         "peak GiB": peak,
         **counted,
     }
@@ -387,6 +394,18 @@ def trajectory(case: Case, device: str, name: str) -> dict[str, Any]:
     return {"model": case.name, "precision": name, "steps": steps, "s": spent, "s a step": spent / steps}
 
 
+def whole_trajectories(
+    cases: Sequence[Case], device: str, name: str, models: Sequence[dict[str, Any]], clock: Clock
+) -> Iterator[dict[str, Any]]:
+    """``trajectory`` of every case for which there is time. models: what ``measured`` gave."""
+    expected = {(row["model"], row["precision"]): row["s a trajectory, extrapolated"] for row in models}
+    for case in cases:
+        needs = 1.2 * expected.get((case.name, name), BUDGET)
+        with clock.part(f"a whole trajectory of {case.name} in {name}", needs) as enough:
+            if enough:
+                yield trajectory(case, device, name)
+
+
 def settings(case: Case, device: str) -> Iterator[dict[str, Any]]:
     """Seconds of one scoring by the tokens of a pass and by what a length group is taken to cost."""
     with precision("TF32") as dtype:
@@ -433,14 +452,11 @@ def results(device: str, small: bool, budget: float) -> dict[str, Any]:
                 if enough and name in found["rates"]:
                     found["models"].append(measured(case, device, name, found["rates"][name]))
                     print(json.dumps(found["models"][-1], default=float), flush=True)
-        if name != "bf16":
-            first = next((row for row in found["models"] if row["precision"] == name), None)
-            expected = first["s a trajectory, extrapolated"] if first else BUDGET
-            with clock.part(f"a whole trajectory of {cases[0].name} in {name}", 1.2 * expected) as enough:
-                if enough:
-                    found["trajectories"].append(trajectory(cases[0], device, name))
+        if name == "TF32":
+            found["trajectories"] += whole_trajectories(cases, device, name, found["models"], clock)
     with clock.part("the tokens of a pass", 1 if small else 20) as enough:
         found["settings"] = list(settings(cases[0], device)) if enough else []
+    found["trajectories"] += whole_trajectories(cases, device, "fp32", found["models"], clock)
     if found["settings"]:
         best = min(found["settings"], key=lambda row: row["s"])
         found["best settings"] = {"tokens of a pass": best["tokens of a pass"], "overhead": best["overhead"]}

@@ -16,7 +16,7 @@ from .engine.checks import Batch
 from .engine.measures import Measure, by_scipy, by_sklearn, perplexity, ratio, share_of_hits, span_f1
 from .engine.packing import LayerInputCache
 from .engine.problems import PROBLEMS, problem_of
-from .engine.products import FasterLinear
+from .engine.products import faster_products
 from .engine.state import evaluating, in_use
 from .heads import config_of
 
@@ -107,7 +107,7 @@ def kept_of(
     with in_use(model):
         prepared = prepare(batches, model, together=True)
         tally = Tally(prepared, model, metric.kept, metric.name)
-        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
+        with evaluating(model), faster_products(model), forwarding(model, prepared) as forward, torch.inference_mode():
             for micro, cache in with_caches(prepared.mine, caches or []):
                 tally(forward(micro, cache)[0], micro)
         return tally.result()

@@ -25,6 +25,6 @@ def log_norm(x: Tensor) -> Tensor:
         largest = rows.abs().amax(1, keepdim=True) if rows.numel() else rows.new_ones(len(rows), 1)
         scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
         return torch.linalg.vector_norm(rows / scale, dim=1).log() + scale[:, 0].log()
-    if cheap_in_fp32(rows) and safe_in_fp32(norms := torch.linalg.vector_norm(rows, dim=1)):
+    if cheap_in_fp32(rows) and bool(safe_in_fp32(norms := torch.linalg.vector_norm(rows, dim=1)).all()):
         return norms.double().log()
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).log()

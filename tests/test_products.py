@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_linear(counted, shape, bias):
     cotangent = torch.randn(*shape[:-1], 6)
     wanted = torch.autograd.grad(expected, [x, weight, *([b] if bias else [])], cotangent.double())
     mine = [None if t is None else t.clone().requires_grad_() for t in inputs]
-    with products.FasterLinear():
+    with products._FasterLinear():
         found = linear(*mine)
     assert bool(counted) == (0 not in shape)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
@@ -85,7 +85,7 @@ def test_what_is_not_fp32_on_a_cpu_is_left_to_linear(counted, prepare, within):
     x, weight, bias = (prepare(torch.randn(*shape)) for shape in ((7, 20), (6, 20), (6,)))
     with within():
         expected = linear(x, weight, bias)
-        with products.FasterLinear():
+        with products._FasterLinear():
             found = linear(x, weight, bias)
     assert counted == []
     assert found.dtype == expected.dtype
@@ -101,7 +101,7 @@ def test_weights_of_a_kind_of_their_own_are_left_to_it(counted):
             return function(*args, **(kwargs or {}))
 
     x, weight = torch.randn(7, 20), torch.randn(6, 20)
-    with products.FasterLinear():
+    with products._FasterLinear():
         found = linear(x, weight.as_subclass(Doubled), None)
     torch.testing.assert_close(found, 2 * x @ weight.T)
 
@@ -136,7 +136,7 @@ def test_no_criterion_gives_other_scores(counted, family, method):
 
 @HERE
 def test_a_mode_left_by_an_error_is_gone(counted):
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), products.FasterLinear():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), products._FasterLinear():
         linear(torch.randn(3, 4), torch.randn(5, 6), None)
     assert torch.equal(linear(torch.ones(3, 4), torch.ones(5, 4), None), torch.full((3, 5), 4.0))
     assert counted == []

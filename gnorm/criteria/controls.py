@@ -12,7 +12,7 @@ from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches
 from ..engine.checks import Batch
 from ..engine.packing import NO_CACHE, LayerInputCache, not_finite
 from ..engine.problems import NOT_COUNTED, problem_of
-from ..engine.products import FasterLinear
+from ..engine.products import faster_products
 from ..engine.ranks import in_order
 from ..engine.state import copy_of, evaluating
 from ..engine.streams import batch_of_texts, remade
@@ -56,7 +56,7 @@ def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
 
     caches = layer_input_caches(model, prepared.mine)
     scores = []
-    with evaluating(model), FasterLinear(), torch.inference_mode():
+    with evaluating(model), faster_products(model), torch.inference_mode():
         cost(caches, prepared)  # the intact model: fills the caches, and shows its logits
         for layer, block in enumerate(blocks):
             below = [

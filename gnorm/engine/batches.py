@@ -220,7 +220,7 @@ class _Windows(Sequence[MicroBatch]):
 OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
 
 
-PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 256, "mps": 256}
+PACKED_OVERHEAD_TOKENS = {"cpu": 24, "cuda": 4096, "mps": 256}
 
 
 # The most tokens of a micro-batch: padding included, as for logits of tokens always; and of packed texts.

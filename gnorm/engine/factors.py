@@ -6,6 +6,7 @@ the processor's cache. Elsewhere a launch costs more than such a product: weight
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol, cast
@@ -95,21 +96,41 @@ def _together(
     return iter(cast("list[Tensor]", found))
 
 
-def log_norms(gradients: Callable[[], Iterable[Tensor]]) -> Tensor:
+def log_norms(gradients: Callable[[], Iterable[Tensor]], in_float64: bool = False) -> Tensor:
     """``log_norm`` of the rows of all gradients (kept head, ...), one after the other; calls ``gradients`` again where
-    fp32 does not hold the squares."""
+    fp32 does not hold the squares.
+
+    On a GPU, which would have to be waited for to see that, such norms are NaN instead, unless ``in_float64`` asks for
+    norms that any gradient has.
+    """
     first: list[Tensor] = []  # norms in fp32, or the gradients themselves
     for gradient in gradients():
         rows = gradient.flatten(1)
         first.append(torch.linalg.vector_norm(rows, dim=1) if cheap_in_fp32(rows) else rows)
     if first[0].dim() == 1:
         norms = torch.cat(first)
-        return norms.double().log() if safe_in_fp32(norms) else torch.cat([log_norm(g.flatten(1)) for g in gradients()])
-    by_width: dict[int, list[Tensor]] = {rows.shape[1]: [] for rows in first}
-    for rows in first:
-        by_width[rows.shape[1]].append(rows)
-    found = {
-        width: iter(log_norm(torch.cat(alike)).split([len(rows) for rows in alike]))
-        for width, alike in by_width.items()
-    }
-    return torch.cat([next(found[rows.shape[1]]) for rows in first])
+        return (
+            norms.double().log()
+            if bool(safe_in_fp32(norms).all())
+            else torch.cat([log_norm(g.flatten(1)) for g in gradients()])
+        )
+    precise = in_float64 or first[0].dtype == torch.float64
+    norm = log_norm if precise else partial(torch.linalg.vector_norm, dim=1)
+    stacks: dict[tuple[int, int], list[int]] = {}  # the numbers of gradients by width and by the memory that they share
+    for k, rows in enumerate(first):
+        stacks.setdefault((rows.shape[1], rows.untyped_storage().data_ptr()), []).append(k)
+    found: dict[int, Tensor] = {}
+    for numbers in stacks.values():
+        alike = [first[k] for k in numbers]
+        found |= zip(numbers, norm(_side_by_side(alike)).split([len(rows) for rows in alike]), strict=True)
+    norms = torch.cat([found[k] for k in range(len(first))])
+    return norms if precise else torch.where(safe_in_fp32(norms), norms.double().log(), torch.nan)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all ``parts`` (row, width), one part after the other: a view where they lie so in one memory."""
+    first, begin = parts[0], parts[0].storage_offset()
+    begins = itertools.accumulate((part.numel() for part in parts), initial=begin)
+    if all(part.is_contiguous() and part.storage_offset() == begin for part, begin in zip(parts, begins, strict=False)):
+        return first.as_strided((sum(len(part) for part in parts), first.shape[1]), first.stride())
+    return torch.cat(list(parts))

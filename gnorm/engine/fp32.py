@@ -11,6 +11,6 @@ def cheap_in_fp32(rows: Tensor) -> bool:
     return rows.dtype == torch.float32 and rows.device.type == "cpu"
 
 
-def safe_in_fp32(norms: Tensor) -> bool:
-    """Whether norms in fp32 are as exact as in float64, as the squares stayed in range. Reads from the device."""
-    return bool(((norms > 1e-12) & (norms < 1e18)).all())
+def safe_in_fp32(norms: Tensor) -> Tensor:
+    """Whether each of the norms in fp32 is as exact as in float64, as the squares stayed in range."""
+    return (norms > 1e-12) & (norms < 1e18)

@@ -18,7 +18,7 @@ from .batches import Forward, MicroBatch, Prepared, by_batch, forwarding, prepar
 from .checks import Batch
 from .factors import Factors, gradients_of, log_norms
 from .packing import not_finite
-from .products import FasterLinear
+from .products import faster_products
 from .projections import Projection, size_of_module
 from .ranks import in_order
 from .state import evaluating
@@ -66,19 +66,19 @@ def gradient_norms(
     if live:
         prepared = by_batch(prepare(batches, model))
 
-        def rows_of_batches(forward: Forward) -> Iterator[tuple[int, Tensor]]:  # (head + 1,), on the CPU
+        def rows_of_batches(forward: Forward, in_float64: bool) -> Iterator[tuple[int, Tensor]]:
+            of_batches = gradients_by_batch(forward, model, prepared, cotangent, parts)
             found = (
-                (b, torch.cat([log_norms(partial(_weighted, gradients, weights) if weighted else gradients), divisor]))
-                for b, gradients, start in gradients_by_batch(forward, model, prepared, cotangent, parts)
-                for divisor in [log_divisor(start, b)]
+                (b, _row(gradients, weights, log_divisor(start, b), in_float64)) for b, gradients, start in of_batches
             )
             while some := list(islice(found, READ_TOGETHER)):
                 yield from zip((b for b, _ in some), torch.stack([row for _, row in some]).cpu(), strict=True)
 
-        with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
-            rows, before = in_order(prepared.group, rows_of_batches(forward)), 0
-            while some := list(islice(rows, READ_TOGETHER)):
-                sums, before = _added(sums, torch.stack(some), before), before + len(some)
+        with evaluating(model), faster_products(model), forwarding(model, prepared) as forward:
+            sums = _sum_over_batches(in_order(prepared.group, rows_of_batches(forward, in_float64=False)))
+            if bool(sums.isnan().any()):  # too small or too large for fp32
+                prepared = prepared.with_observer(None)  # which has seen everything
+                sums = _sum_over_batches(in_order(prepared.group, rows_of_batches(forward, in_float64=True)))
     terms = sums.expand(sum(heads)).split(heads)
     joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
     scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
@@ -87,8 +87,25 @@ def gradient_norms(
     return scores
 
 
+def _row(
+    gradients: Callable[[], Iterable[Tensor]], weights: Sequence[Tensor], divisor: Tensor, in_float64: bool
+) -> Tensor:
+    """(head + 1,) float64: ``log_norms`` of the gradients of a batch, times ``weights`` if there are any, and its
+    divisor."""
+    times_weights = partial(_weighted, gradients, weights) if weights else gradients
+    return torch.cat([log_norms(times_weights, in_float64), divisor])
+
+
 def _weighted(gradients: Callable[[], Iterable[Tensor]], weights: Sequence[Tensor]) -> Iterator[Tensor]:
     return (g * w for g, w in zip(gradients(), weights, strict=True))
+
+
+def _sum_over_batches(rows: Iterator[Tensor]) -> Tensor:
+    """The sum over all batches, as ``_added`` takes it, of their rows (head + 1,) on the CPU."""
+    sums, before = torch.tensor(-torch.inf, dtype=torch.float64), 0
+    while some := list(islice(rows, READ_TOGETHER)):
+        sums, before = _added(sums, torch.stack(some), before), before + len(some)
+    return sums
 
 
 def _added(before: Tensor, rows: Tensor, first: int) -> Tensor:
@@ -274,6 +291,6 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     if (queries := attention_blocks(model)[0].queries_per_head) > 1:
         raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
     prepared = prepare(batches, model)
-    with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward:
+    with evaluating(model), faster_products(model), forwarding(model, prepared) as forward:
         total = sum(torch.stack(list(g())) / z.norm() for _, g, z in gradients_by_batch(forward, model, prepared))
     return torch.as_tensor(total).flatten(1, 2).unflatten(0, (-1, 3))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..heads import AttentionBlock
 from .batches import MicroBatch, Prepared, forwarding, labels_of
 from .problems import problem_of
-from .products import FasterLinear
+from .products import faster_products
 from .state import evaluating
 
 
@@ -37,7 +37,7 @@ def mask_derivatives(
             hooks.callback(blocks[i].output.register_forward_pre_hook(partial(record, i=i)).remove)
         for micro in prepared.mine if live else ():
             calls.clear()
-            with FasterLinear():
+            with faster_products(model):
                 logits = forward(micro)[0]  # (text, ...)
                 loss = problem.loss_sum(logits, labels_of(micro, logits))
             contexts = [context for _, context in calls]

@@ -17,7 +17,7 @@ from ..heads import AttentionBlock, attention_blocks, table_of
 from .batches import MicroBatch, Prepared
 from .packing import NO_CACHE, logits_of, not_finite, packed_forward
 from .padding import LengthGroup
-from .products import FasterLinear
+from .products import faster_products
 from .ranks import OrderedSums, gather
 from .state import evaluating
 
@@ -168,7 +168,7 @@ def _observe(
         finite.append(micro.without_padding(logits).isfinite().all())
         prepared.notify(logits, micro)
 
-    with evaluating(model), FasterLinear(), torch.inference_mode():
+    with evaluating(model), faster_products(model), torch.inference_mode():
         run(model, prepared.mine, on_block, after_pass)
     if finite and not bool(torch.stack(finite).all()):
         raise ValueError(not_finite("a text"))

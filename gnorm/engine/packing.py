@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..heads import AttentionBlock, attention_blocks, layers_of
 from .attention import (
@@ -34,6 +35,9 @@ from .problems import problem_of
 from .state import attention_implementation, evaluating
 
 ATTENTION_NAME = "gnorm_packed"  # under which transformers knows ``_packed_attention``
+
+# Not cuDNN's, which takes up to seconds to plan for a shape: every step of pruning makes new ones.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -287,6 +291,7 @@ def packed_forward(
             hooks.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(layer.register_forward_hook(partial(_after_layer, packing=packing)).remove)
         hooks.enter_context(attention_implementation(model, ATTENTION_NAME))
+        hooks.enter_context(sdpa_kernel(KERNELS))
         own = [block for block in blocks if owns_attention(block.module) and "forward" not in vars(block.module)]
         for block in own:
             block.module.forward = partial(_own_attention, block)

@@ -10,10 +10,11 @@ torch.compile puts it in the place of linear layers on a CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
@@ -64,12 +65,18 @@ class _Linear(torch.autograd.Function):
         )
 
 
-class FasterLinear(TorchFunctionMode):
-    """Within a ``with`` block, ``torch.nn.functional.linear`` and every ``torch.nn.Linear`` use ``product``.
+def faster_products(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within a ``with`` block, ``torch.nn.functional.linear`` and every ``torch.nn.Linear`` use ``product`` where the
+    model's weights are in fp32 on a CPU.
 
-    Gradients can be taken, second derivatives cannot.
+    Gradients can be taken, second derivatives cannot. Elsewhere nothing changes: the mode would only cost Python's time
+    at every operation, for which a GPU waits.
     """
+    weight = next(model.parameters())
+    return _FasterLinear() if weight.device.type == "cpu" and weight.dtype == torch.float32 else nullcontext()
 
+
+class _FasterLinear(TorchFunctionMode):
     def __torch_function__(
         self,
         function: Callable[..., Any],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..engine.batches import forwarding, prepare
 from ..engine.checks import Batch
-from ..engine.products import FasterLinear
+from ..engine.products import faster_products
 from ..engine.state import evaluating
 from ..heads import masked
 from ..journal import digest
@@ -35,7 +35,7 @@ def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     """(text, class) float64, in the order in which the batches were given."""
     prepared = prepare(batches, model, together=True)
     index, logits = [], []
-    with evaluating(model), FasterLinear(), forwarding(model, prepared) as forward, torch.inference_mode():
+    with evaluating(model), faster_products(model), forwarding(model, prepared) as forward, torch.inference_mode():
         for micro in prepared:
             index.append(micro.index)
             logits.append(forward(micro)[0].double().cpu())

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..engine.products import FasterLinear
+from ..engine.products import faster_products
 from ..storage.tokenizing import encoded
 from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown
 from .parts import Parts, unpacked, version_of
@@ -189,7 +189,7 @@ def train_classifier(
     batches = itertools.chain.from_iterable(itertools.repeat(loader, recipe.epochs))
     with tqdm(batches, f"training {name}", steps, disable=not progress) as bar:
         for batch in bar:
-            with FasterLinear():
+            with faster_products(model):
                 loss = model(**batch).loss
             optimizer.zero_grad()
             loss.backward()
