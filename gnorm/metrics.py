@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import Tensor, nn
 
@@ -53,8 +52,8 @@ _ROWS = (
     Metric("f1_macro", by_sklearn("f1_score", average="macro", zero_division=0.0), _LABELS, fraction=True),
     Metric("f1_micro", by_sklearn("f1_score", average="micro", zero_division=0.0), _LABELS, fraction=True),
     Metric("matthews", by_sklearn("matthews_corrcoef"), _CLASSES),
-    Metric("pearson", by_scipy(scipy.stats.pearsonr), ("regression",)),
-    Metric("spearman", by_scipy(scipy.stats.spearmanr), ("regression",)),
+    Metric("pearson", by_scipy("pearsonr"), ("regression",)),
+    Metric("spearman", by_scipy("spearmanr"), ("regression",)),
     Metric("r2", by_sklearn("r2_score"), ("regression",)),
     Metric("mse", by_sklearn("mean_squared_error"), ("regression",), higher_is_better=False),
     Metric("token_accuracy", ratio, ("token_classification", *_LANGUAGE), token_hits, fraction=True),

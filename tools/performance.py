@@ -104,8 +104,8 @@ The paper's models at the paper's sizes, random weights, texts of assumed length
 half of them and few; a trajectory extrapolated from these. `of the product's rate` is the step's operations, by the
 formula of the roof, at the rate of a large matrix product in the same precision in the same run. It is above 1 where
 texts are evaluated apart: their passes start at the layer that changed, and the formula counts them whole.""",
-    "trajectories": """Whole trajectories of greedy pruning, every step taken. The paper has five methods; the inverse of greedy
-pruning costs as much, the others cost less.""",
+    "trajectories": """Whole trajectories of greedy pruning, every step taken. The paper has five methods; the inverse
+of greedy pruning costs as much, the others cost less.""",
     "order": "The order of the heads of a small model beside that in fp32 on a CPU: in how many places it is the same.",
     "settings": "One scoring by the most tokens of a pass and by what a length group is taken to cost.",
 }

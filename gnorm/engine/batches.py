@@ -216,8 +216,8 @@ class _Windows(Sequence[MicroBatch]):
 
 
 # What one more length group costs, in tokens. A padded group costs a forward pass of its own, a group of packed texts a
-# call of the attention kernel. On a GPU that is some ten launches a layer; padding, which only attention computes, costs
-# less. Measured on a CPU; for packed texts on CUDA chosen by the profile of a step; else assumed.
+# call of the attention kernel. On a GPU that is some ten launches a layer; padding, which only attention computes, is
+# cheaper. Measured on a CPU; for packed texts on CUDA chosen by the profile of a step; else assumed.
 OVERHEAD_TOKENS = {"cpu": 48, "cuda": 2048, "mps": 1024}
 
 

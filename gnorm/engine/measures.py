@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy  # which loads its parts when they are first used
 
 Measure = Callable[[np.ndarray, np.ndarray], float]
 
@@ -26,10 +27,12 @@ def by_sklearn(name: str, **options: Any) -> Measure:
     return measure
 
 
-def by_scipy(correlation: Callable[..., Any]) -> Measure:
-    """A correlation of two (text,); of (text, number) the mean over numbers; 0 where one of the two is constant."""
+def by_scipy(name: str) -> Measure:
+    """A correlation of two (text,), by its name in scipy.stats; of (text, number) the mean over numbers; 0 where one of
+    the two is constant."""
 
     def measure(predictions: np.ndarray, labels: np.ndarray) -> float:
+        correlation = getattr(scipy.stats, name)
         pairs = zip(np.atleast_2d(predictions.T), np.atleast_2d(labels.T), strict=True)
         return float(np.mean([correlation(a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0 for a, b in pairs]))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy
 
 from ..metrics import Metric
 from ..trajectory import Trajectory, area, bootstrap, curve, interval, text_areas

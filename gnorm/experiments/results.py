@@ -6,18 +6,21 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Image
-from matplotlib.figure import Figure
 
 from ..methods import METHODS
 from ..metrics import METRICS, Metric
 from ..storage.files import as_json, record, write, write_together
 from ..trajectory import Trajectory
 from .paths import figures_folder, results_folder, shown, tables_folder
+
+if TYPE_CHECKING:  # half a second that run_all.py does without
+    from matplotlib.figure import Figure
 
 
 def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:

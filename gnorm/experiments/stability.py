@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import pandas as pd
+import scipy
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..scoring import gnorm_scores
@@ -33,7 +33,7 @@ def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.
         task = tasks.load(profile, name)
         reference = {"texts": _scores(task, f"{name}/texts{max(extent.texts)}"), "batch": _scores(task, name)}
         for varied, number, draw, variant in variants(profile, model, extent):
-            rho = spearmanr(_scores(task, variant), reference[varied]).statistic
+            rho = scipy.stats.spearmanr(_scores(task, variant), reference[varied]).statistic
             row = {"model": model, "varied": varied, "number": number, "draw": draw, "rank correlation": float(rho)}
             if model in extent.varied:
                 found = runs.trajectories(profile, [variant], [METHOD])[variant][METHOD]
