@@ -13,12 +13,14 @@ from pipeline import call
 from test_cut_off import launch, trajectories
 
 TWO_NOTEBOOKS = ("--profile", "smoke", "--models", "bert", "--only", "greedy_pruning,random_pruning")
+COUNT = 50  # runs that are killed, and as many that run out of room
+
+pytestmark = pytest.mark.soak  # tests/test_cut_off.py has one of each kind for every run
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.soak)])
-def test_runs_that_were_killed_or_ran_out_of_room_end_in_the_same_tables(count, tmp_path):
+def test_runs_that_were_killed_or_ran_out_of_room_end_in_the_same_tables(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("survivor.py")), str(tmp_path), str(count), "0"],
+        [sys.executable, str(Path(__file__).with_name("survivor.py")), str(tmp_path), str(COUNT), "0"],
         capture_output=True,
         text=True,
         check=False,
@@ -28,7 +30,7 @@ def test_runs_that_were_killed_or_ran_out_of_room_end_in_the_same_tables(count, 
     whole = {report["method"]: report["steps"] for report in reports if report["how"] == "whole"}
     killed = [report for report in reports if report["how"] == "killed"]
     full = [report for report in reports if report["how"] == "full"]
-    assert len(killed) == len(full) == count
+    assert len(killed) == len(full) == COUNT
     for report in killed + full:
         assert report["left"], report  # no result, or the right one
         assert report["steps"] <= whole[report["method"]]
@@ -44,7 +46,6 @@ def test_runs_that_were_killed_or_ran_out_of_room_end_in_the_same_tables(count, 
         assert any(0 < report["steps"] < whole[report["method"]] for report in reports)
 
 
-@pytest.mark.soak
 def test_pipelines_that_were_killed_end_in_the_same_tables(tmp_path):
     clock = time.monotonic()
     assert call(*TWO_NOTEBOOKS, output=tmp_path / "whole").returncode == 0

@@ -321,6 +321,7 @@ def test_methods_that_the_results_name_exist():
     assert set(results.saved_methods("smoke", "bert")) <= set(METHODS)
 
 
+@pytest.mark.soak
 def test_notebooks_beyond_the_paper_run_by_name(smoke, tmp_path, monkeypatch):
     """criteria_comparison takes up the trajectories that are there; prune_your_model ends in a folder with a card."""
     shutil.copytree(smoke[0], tmp_path, dirs_exist_ok=True)

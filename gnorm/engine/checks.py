@@ -70,14 +70,22 @@ def longest_text(model: Any) -> int | None:
     Tables with a padding row (RoBERTa's) number positions from the row after it, those with an offset (BART's) from
     there.
     """
-    tables = [table for name in POSITION_TABLES for table in _embeddings(model, name)]
-    before = [getattr(t, "offset", 0) if t.padding_idx is None else t.padding_idx + 1 for t in tables]
-    return min((table.num_embeddings - rows for table, rows in zip(tables, before, strict=True)), default=None)
+    return _longest(_embeddings(model))
 
 
-def _embeddings(model: nn.Module, name: str) -> list[nn.Embedding]:
-    """The embedding tables of the model whose module has this name."""
-    return [m for n, m in model.named_modules() if n.rpartition(".")[2] == name and isinstance(m, nn.Embedding)]
+def _longest(tables: Mapping[str, Sequence[nn.Embedding]]) -> int | None:
+    of_positions = [table for name in POSITION_TABLES for table in tables.get(name, ())]
+    before = [getattr(t, "offset", 0) if t.padding_idx is None else t.padding_idx + 1 for t in of_positions]
+    return min((table.num_embeddings - rows for table, rows in zip(of_positions, before, strict=True)), default=None)
+
+
+def _embeddings(model: nn.Module) -> dict[str, list[nn.Embedding]]:
+    """The embedding tables of the model, by the last part of their modules' names."""
+    found: dict[str, list[nn.Embedding]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            found.setdefault(name.rpartition(".")[2], []).append(module)
+    return found
 
 
 def tables_of(model: Any) -> dict[str, int | None]:
@@ -89,14 +97,14 @@ def tables_of(model: Any) -> dict[str, int | None]:
         words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
     except NotImplementedError:  # of a model that takes no words, such as Wav2Vec2's
         words = None
+    tables = _embeddings(model)
     sizes = {
         name: min(
-            (table.num_embeddings for table in _embeddings(model, f"{name.removesuffix('_ids')}_embeddings")),
-            default=None,
+            (table.num_embeddings for table in tables.get(f"{name.removesuffix('_ids')}_embeddings", ())), default=None
         )
         for name in ("token_type_ids", "position_ids")
     }
-    return {"input_ids": words, **sizes, "longest": longest_text(model)}
+    return {"input_ids": words, **sizes, "longest": _longest(tables)}
 
 
 def checked(batches: Iterable[Any], model: Any) -> Iterator[Batch]:

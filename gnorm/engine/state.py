@@ -147,9 +147,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             )
 
     with in_use(model), uncompiled(model), torch.inference_mode(False), torch.enable_grad():
-        training = [module for module in model.modules() if module.training]
+        modules = list(model.modules())
+        training = [module for module in modules if module.training]
         wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        chunks = [(m, m.chunk_size_feed_forward) for m in model.modules() if vars(m).get("chunk_size_feed_forward")]
+        chunks = [(m, m.chunk_size_feed_forward) for m in modules if vars(m).get("chunk_size_feed_forward")]
         hook = model.register_forward_pre_hook(refuse_others)
         try:
             model.eval()

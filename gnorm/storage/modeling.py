@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import transformers
+from transformers.models.auto import modeling_auto
 
 from ..engine import fewer_heads, projections
 from ..engine.families import FAMILIES
@@ -40,8 +41,8 @@ def auto_map(kind: Any, config: Any) -> dict[str, str]:
     if known is not kind:
         return {}
     autos = []
-    for name in sorted(name for name in dir(transformers) if name.startswith("AutoModel")):
-        mapping = getattr(getattr(transformers, name), "_model_mapping", {})
+    for name in sorted(name for name in vars(modeling_auto) if name.startswith("AutoModel")):
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", {})
         given = mapping.get(type(config), None)
         if kind in (given if isinstance(given, list | tuple) else [given]):
             autos.append(name)
