@@ -21,8 +21,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import sentencepiece
 import torch
-from conftest import FAMILIES, SIZES
 from safetensors.torch import save
+from tiny import FAMILIES, SIZES
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForSequenceClassification
 

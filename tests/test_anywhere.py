@@ -11,9 +11,9 @@ import test_encoders
 import test_families
 import torch
 import transformers
-from conftest import ragged_batches, tiny_model
 from hub import Hub
 from test_families import SEVERAL, random_masks
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.families import FAMILIES

@@ -6,10 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
-import conftest
 import pytest
+import tiny
 import torch
-from conftest import ragged_batches
+from tiny import ragged_batches
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -35,7 +35,7 @@ PROFILES = profiles.PROFILES
 
 
 def model(family="bert", **overrides):
-    MADE.append(conftest.tiny_model(family, **overrides))
+    MADE.append(tiny.tiny_model(family, **overrides))
     return MADE[-1]
 
 
@@ -82,7 +82,7 @@ def decoder():
 
 
 def built_as(auto, **overrides):
-    MADE.append(auto.from_config(AutoConfig.for_model("bert", **conftest.SIZES, **overrides)).eval())
+    MADE.append(auto.from_config(AutoConfig.for_model("bert", **tiny.SIZES, **overrides)).eval())
     return MADE[-1]
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_model
+from tiny import tiny_model
 
 import gnorm
 from gnorm import shipping

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from conftest import tiny_model
 from pipeline import ROOT, in_process
+from tiny import tiny_model
 
 import gnorm
 import run_all

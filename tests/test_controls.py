@@ -6,7 +6,7 @@ import math
 import literal
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 from torch.nn.functional import cross_entropy
 
 import gnorm

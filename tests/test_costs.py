@@ -5,8 +5,8 @@ import copy
 import pytest
 import test_families
 import torch
-from conftest import tiny_model
 from test_encoders import make, masks
+from tiny import tiny_model
 
 import gnorm
 from gnorm.shipping.costs import seconds_of

@@ -7,8 +7,8 @@ import literal
 import pytest
 import textpruner
 import torch
-from conftest import ragged_batches, tiny_model
 from literal import texts
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm import criteria

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import SIZES, ragged_batches
+from tiny import SIZES, ragged_batches
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 

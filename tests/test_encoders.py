@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SIZES, ragged_batches
+from tiny import SIZES, ragged_batches
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import gnorm

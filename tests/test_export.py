@@ -6,8 +6,8 @@ import sys
 import pytest
 import test_families
 import torch
-from conftest import tiny_model
 from test_encoders import MODELS, batches_of, make
+from tiny import tiny_model
 
 import gnorm
 from gnorm.engine.state import evaluating

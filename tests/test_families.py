@@ -6,7 +6,7 @@ import layouts
 import pytest
 import test_encoders
 import torch
-from conftest import ragged_batches
+from tiny import ragged_batches
 from transformers import (
     AutoConfig,
     AutoModelForAudioClassification,

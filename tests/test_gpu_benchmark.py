@@ -7,8 +7,8 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
 from pipeline import ROOT
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from benchmarks import gpu

@@ -6,7 +6,7 @@ import literal
 import pytest
 import textpruner
 import torch
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 from transformers import BloomConfig, BloomForCausalLM
 
 import gnorm

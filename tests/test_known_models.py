@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SIZES, ragged_batches, tiny_model
+from tiny import SIZES, ragged_batches, tiny_model
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, BertModel, BertPreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS

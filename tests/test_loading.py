@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ragged_batches, tiny_model
 from safetensors.torch import load_file, save_file
 from test_encoders import make
 from test_heads import logits
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm import shipping

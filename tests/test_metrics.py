@@ -9,8 +9,8 @@ import pytest
 import sklearn.metrics
 import torch
 import transformers
-from conftest import SIZES, ragged_batches, tiny_model
 from literal import projections
+from tiny import SIZES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm import criteria

@@ -7,7 +7,7 @@ import literal
 import pandas as pd
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.batches import Prepared, forwarding, layer_input_caches, prepare

@@ -15,10 +15,10 @@ import datasets
 import pytest
 import torch
 import transformers
-from conftest import tiny_model
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pipeline import ROOT
+from tiny import tiny_model
 
 from gnorm.experiments import parts
 from gnorm.experiments.checkpoints import checkpoint

@@ -7,7 +7,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 from torch.nn.functional import linear
 
 import gnorm

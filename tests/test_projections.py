@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.journal import Journal

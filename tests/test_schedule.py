@@ -6,7 +6,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.methods import find_method

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.batches import PACKED_MAX_TOKENS, prepare

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm import shipping

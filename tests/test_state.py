@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 import gnorm

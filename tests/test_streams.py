@@ -3,7 +3,7 @@
 import datasets
 import pytest
 import torch
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine import streams

@@ -8,9 +8,9 @@ import datasets
 import pytest
 import torch
 import transformers
-from conftest import ragged_batches, tiny_model
 from test_encoders import make, masks
 from test_heads import BATCH, logits, random_mask
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 

@@ -7,7 +7,7 @@ import published_tokenizers as published
 import pytest
 import torch
 import transformers
-from conftest import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -42,18 +43,24 @@ def _file_of(module: str) -> Path | None:
 def _imported_by(module: str, path: Path, source: str) -> Iterator[str]:
     """The modules of this package that a source imports, within functions too; packages on the way as well."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for name in _names_imported(package, source):
+        parts = name.split(".")
+        if parts[0] == PACKAGE.name:  # whose own __init__ imports everything, and decides nothing
+            yield from filter(_file_of, (".".join(parts[:i]) for i in range(2, len(parts) + 1)))
+
+
+@functools.cache  # reading all sources takes a quarter of a second, and every task asks
+def _names_imported(package: str, source: str) -> tuple[str, ...]:
+    """The names of modules, and of what may be modules, that a source in ``package`` imports."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.rsplit(".", node.level - 1)[0] + "." if node.level else ""
             base = f"{above}{node.module or ''}".rstrip(".")
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == PACKAGE.name:  # whose own __init__ imports everything, and decides nothing
-                yield from filter(_file_of, (".".join(parts[:i]) for i in range(2, len(parts) + 1)))
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(found)
 
 
 def package_code() -> str:
