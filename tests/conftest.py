@@ -45,7 +45,7 @@ def copied(tmp_path):
     return root
 
 
-LONGEST = ("test_run_all.py", "test_paper.py", "test_cut_off.py")
+LONGEST = ("test_run_all.py", "test_study.py", "test_cut_off.py", "test_paper.py", "test_ranks.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -98,6 +98,7 @@ def test_a_second_run_does_nothing_again(smoke, monkeypatch, capsys):
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
 
 
+@pytest.mark.soak
 def test_two_workers_leave_the_tables_that_one_process_leaves(smoke, tmp_path, monkeypatch, capsys):
     only = ("--only", "show_pruning_result", "--jobs", "2")
     assert in_process(tmp_path, monkeypatch, "--profile", "smoke", *only) == 0
