@@ -234,3 +234,34 @@ def test_texts_without_a_mask_and_models_that_were_altered_go_the_plain_way():
     model.lm_head = nn.Sequential(model.lm_head)
     assert prepare(batches, model).packing is None
     assert prepare(ragged_batches(), make("llama", AutoModelForSequenceClassification)).packing is None
+
+
+def padded_in_front(batch):
+    """The batch with each text moved to the end of its row, as tokenizers of decoders pad."""
+    moved = {name: tensor.clone() for name, tensor in batch.items()}
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        for tensor in moved.values():
+            tensor[row] = tensor[row].roll(tensor.shape[1] - length)
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("method", "metric"),
+    [("greedy_gnorm", "perplexity"), ("greedy_gnorm", "token_accuracy"), ("head_importance", "perplexity")],
+)
+def test_padding_in_front_changes_nothing_where_positions_are_relative(method, metric):
+    """The first token of a text is foreseen by nothing, wherever it stands."""
+    model, behind = make("llama"), texts(hole=False)
+    in_front = [padded_in_front(batch) for batch in behind]
+    of_both = [
+        gnorm.prune(model, batches, method=method, metric=metric, steps=3, progress=False).table
+        for batches in (behind, in_front)
+    ]
+    pd.testing.assert_frame_equal(*of_both, rtol=1e-6)
+
+
+def test_a_token_behind_one_that_is_masked_is_not_counted():
+    model, batches = make("gpt2"), texts()
+    without = [{**batch, "labels": batch["labels"].clone()} for batch in batches]
+    without[1]["labels"][0, 2] = -100
+    assert gnorm.measure(model, batches) == gnorm.measure(model, without) > 1

@@ -98,6 +98,7 @@ def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
     for batch in prepared.batches:
         if (labels := labels_in(batch)) is None:
             raise ValueError(f"text {before} has no label: give `labels` with every batch.")
+        labels = problem.foreseen(labels, problem.without_padding(batch))
         index = torch.arange(before, before + len(labels))
         before += len(labels)
         shares.append((index, problem.targets(labels).cpu(), _counted(problem, labels).cpu()))

@@ -448,7 +448,7 @@ def _untrimmed(
             inputs = {name: tensor for name, tensor in inputs.items() if name not in LABELS}
             everything, real = slice(0, len(index)), problem.without_padding(inputs)
             batch_slice = BatchSlice(b, everything, everything, texts.stop == count)
-            yield MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,), real=real, number=number)
+            yield MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,), None, real, number, problem)
             number += 1
         before += count
 
@@ -564,7 +564,7 @@ def _length_groups(texts: Tensor, lengths: Tensor, overhead: int, most: int) -> 
 
 
 def labels_of(micro: MicroBatch, logits: Tensor) -> Tensor:
-    """(text, ...) the labels of a micro-batch, ``NOT_COUNTED`` among them.
+    """(text, ...) the labels of a micro-batch, ``NOT_COUNTED`` among them and for tokens that padding is to foresee.
 
     Raises ``ValueError`` where there are none, and where they name classes and the logits (text, class) have one alone.
     """
@@ -572,7 +572,7 @@ def labels_of(micro: MicroBatch, logits: Tensor) -> Tensor:
         raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
     if logits.shape[1:] == (1,) and not micro.labels.is_floating_point():
         raise ValueError("the model gives one number a text, so there is no class to compare a label with.")
-    return micro.labels
+    return micro.labels if micro.problem is None else micro.problem.foreseen(micro.labels, micro.real)
 
 
 def by_batch(prepared: Prepared) -> Prepared:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot, pad
 
 # The label of a text, or of a token, that metrics and losses leave out, as torch.nn.functional.cross_entropy does.
 NOT_COUNTED = -100
@@ -115,6 +115,13 @@ class Problem:
         return mask.bool().view(
             [mask.shape[("text", "token").index(a)] if a in ("text", "token") else 1 for a in self.logits]
         )
+
+    def foreseen(self, labels: Tensor, real: Tensor | None) -> Tensor:
+        """The labels, ``NOT_COUNTED`` where the logits that are for a token are those of padding: the first token of a
+        text with padding before it. real: what ``without_padding`` says of the text."""
+        if not self.shifted or real is None:
+            return labels
+        return labels.masked_fill(pad(~real[:, :-1, 0], (1, 0)), NOT_COUNTED)
 
     def answers(self, logits: Tensor) -> Tensor:
         """A view of the logits: those that labels are held against, entry by entry."""
