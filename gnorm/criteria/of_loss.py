@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..engine.batches import Prepared, by_batch, prepare
 from ..engine.checks import Batch
 from ..engine.mask_derivatives import mask_derivatives
-from ..engine.problems import labels_in, problem_of
+from ..engine.problems import problem_of
 from ..engine.ranks import gather, in_order
 from ..engine.streams import batch_of_texts
 from ..heads import attention_blocks, table_of
@@ -118,7 +118,7 @@ def loss_terms(prepared: Prepared, model: nn.Module, purpose: str) -> Tensor:
     problem = problem_of(model)
 
     def terms() -> Tensor:
-        found = (labels_in(batch) for batch in prepared.batches)
+        found = map(problem.foreseen_in, prepared.batches)
         return torch.cat([problem.terms_of(labels).cpu() for labels in found if labels is not None])
 
     return prepared.once(("terms", problem), terms)

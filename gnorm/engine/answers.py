@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from .batches import MicroBatch, Prepared, labels_of
 from .packing import not_finite
-from .problems import NOT_COUNTED, Problem, labels_in, problem_of
+from .problems import NOT_COUNTED, Problem, problem_of
 from .ranks import gather
 
 # (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> what is kept of each text
@@ -96,9 +96,8 @@ def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
     """(text, ...) the labels that metrics compare predictions with, in the order of ``Tally.result``."""
     problem, shares, before = problem_of(model), [], 0
     for batch in prepared.batches:
-        if (labels := labels_in(batch)) is None:
+        if (labels := problem.foreseen_in(batch)) is None:
             raise ValueError(f"text {before} has no label: give `labels` with every batch.")
-        labels = problem.foreseen(labels, problem.without_padding(batch))
         index = torch.arange(before, before + len(labels))
         before += len(labels)
         shares.append((index, problem.targets(labels).cpu(), _counted(problem, labels).cpu()))

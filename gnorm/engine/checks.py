@@ -291,7 +291,7 @@ def check_labels(
             counted += len(labels)
             continue
         real = labels[labels != NOT_COUNTED] if not_counted or problem.labels == ("text", "token") else labels
-        counted += int(problem.terms_of(labels).sum())
+        counted += int(problem.terms_of(problem.foreseen(labels, problem.without_padding(batch))).sum())
         classes = _classes(batch, problem, model)
         if classes is not None and len(real) and not 0 <= int(real.min()) <= int(real.max()) < classes:
             raise ValueError(

@@ -123,6 +123,11 @@ class Problem:
             return labels
         return labels.masked_fill(pad(~real[:, :-1, 0], (1, 0)), NOT_COUNTED)
 
+    def foreseen_in(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """``foreseen`` of the labels of a batch; None where it has none."""
+        labels = labels_in(batch)
+        return labels if labels is None else self.foreseen(labels, self.without_padding(batch))
+
     def answers(self, logits: Tensor) -> Tensor:
         """A view of the logits: those that labels are held against, entry by entry."""
         return logits[:, :-1] if self.shifted else logits.squeeze(1) if self.name == "regression" else logits
