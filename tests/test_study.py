@@ -179,7 +179,7 @@ def files(output):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("written", [1, 25, 70, 82])
+@pytest.mark.parametrize("written", [1, 25, 70, 80])  # claims makes 78, stability 3 more
 def test_a_killed_study_goes_on_to_the_same_files(written, study, tmp_path):
     """Killed, with its kernel, when so many trajectories are there: at the first, among seeds, in another notebook."""
     command = [sys.executable, str(ROOT / "run_all.py"), *ARGUMENTS]
