@@ -15,8 +15,8 @@ from gnorm.shipping.export import Exported, inputs_of, longest_input, usual_leng
 
 # Two layers, one head of four gone and then all, so that layers are unequal and one is empty; or no head left at all.
 UNEQUAL, NONE = ((1, 0, 1, 1), (0, 0, 0, 0)), ((0, 0, 0, 0), (0, 0, 0, 0))
-# Exporting takes seconds. One of each kind of attention and of positions (and BERT, below) is exported every time, the
-# others, whose modules are much the same, by `make soak`.
+# Exporting takes seconds. Some kinds of attention and of positions (and BERT, below) are exported every time, the
+# others by `make soak`.
 ALWAYS = [
     ("roberta", UNEQUAL),
     ("deberta-v2/relative", UNEQUAL),
