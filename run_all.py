@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 gc.set_threshold(700, 10, 1000)  # not 10: imports make much and no garbage, and searching it all takes a second
 
 try:
-    from gnorm.experiments import pipeline
-    from gnorm.experiments.errors import RunError, UsageError
-    from gnorm.experiments.paths import shown
-    from gnorm.experiments.profiles import profile_names
+    from experiments.data.profiles import profile_names
+    from experiments.files.errors import RunError, UsageError
+    from experiments.files.paths import shown
+    from experiments.pipeline import runner
 except ModuleNotFoundError as missing:
     print(
         f"run_all.py needs the package {missing.name}: run `make setup`, then .venv/bin/python run_all.py",
@@ -95,7 +95,7 @@ def names_in(flag: str, text: str) -> list[str]:
 
 def run(asked: argparse.Namespace) -> None:
     """Do what the command line asks for; raises ``UsageError`` and ``RunError``."""
-    plan = pipeline.make_plan(
+    plan = runner.make_plan(
         order=NOTEBOOKS + OPTIONAL,
         notebooks=None if asked.only is None else names_in("--only", asked.only),
         default=NOTEBOOKS,
@@ -109,12 +109,12 @@ def run(asked: argparse.Namespace) -> None:
         dask=asked.dask,
     )
     if asked.list:
-        for name, finished in pipeline.done(plan).items():
+        for name, finished in runner.done(plan).items():
             print(f"{name:32} {'done' if finished else 'to do'}")
     elif asked.report:
-        print(f"written: {shown(pipeline.write_report_again(plan))}")
+        print(f"written: {shown(runner.write_report_again(plan))}")
     else:
-        pipeline.run(plan)
+        runner.run(plan)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -43,12 +43,12 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 import gnorm
+from experiments.files import provenance
 from gnorm.engine import batches
 from gnorm.engine.answers import Tally
 from gnorm.engine.packing import NO_CACHE
 from gnorm.engine.products import product
 from gnorm.engine.state import default_device
-from gnorm.experiments import provenance
 from gnorm.metrics import correct_texts
 from gnorm.storage.files import write
 

@@ -9,7 +9,7 @@ from unittest import mock
 import nbformat
 
 import run_all
-from gnorm.experiments import paths
+from experiments.files import paths
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gnorm.experiments import paths, plots, provenance, results, stamps, tables
+from experiments.analysis import plots, tables
+from experiments.files import paths, provenance
+from experiments.runs import results, stamps
 from gnorm.trajectory import Trajectory
 
 TEXTS = 20

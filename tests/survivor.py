@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from gnorm.experiments import results, tasks
-from gnorm.experiments.paths import results_folder
-from gnorm.experiments.runs import run
+from experiments.data import tasks
+from experiments.files.paths import results_folder
+from experiments.runs import results, run
 
 METHODS = ("greedy_gnorm", "random")
 

@@ -22,11 +22,13 @@ from transformers import (
 
 import gnorm
 import run_all
-from gnorm.experiments import profiles, results, runs, tasks
-from gnorm.experiments.checkpoints import checkpoint
-from gnorm.experiments.errors import UsageError
-from gnorm.experiments.execution import check_parameters
-from gnorm.experiments.profiles import read_profile
+from experiments import runs
+from experiments.data import profiles, tasks
+from experiments.data.checkpoints import checkpoint
+from experiments.data.profiles import read_profile
+from experiments.files.errors import UsageError
+from experiments.pipeline.execution import check_parameters
+from experiments.runs import results
 from gnorm.journal import Journal
 from gnorm.methods import METHODS, Method
 

@@ -5,7 +5,8 @@ import shutil
 import pytest
 import small_results
 
-from gnorm.experiments import paths, report
+from experiments.files import paths
+from experiments.report import rendering
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is here: `apt-get install chromium`")
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
         table = paths.tables_folder("smoke") / "pruning_results.csv"
         wide = table.read_text("utf-8").replace("greedy_gnorm", "a_long_name_" * 20)
         (paths.tables_folder("smoke") / "wide.csv").write_text(wide, "utf-8")
-        return report.write_report("smoke", "Small models", manifest, {}, ["show_pruning_result"]).parent
+        return rendering.write_report("smoke", "Small models", manifest, {}, ["show_pruning_result"]).parent
 
 
 @pytest.fixture(scope="module")

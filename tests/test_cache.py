@@ -21,8 +21,8 @@ from huggingface_hub import constants
 from safetensors.torch import load, save
 
 import run_all
-from gnorm.experiments import hub, hub_cache, pipeline, reading, tasks
-from gnorm.experiments.profiles import read_profile
+from experiments.data import hub, hub_cache, reading, tasks
+from experiments.data.profiles import read_profile
 
 PAPER = read_profile("paper")
 BERT, ALBERT, ROBERTA, XLM = (model.checkpoint for model in PAPER.models.values())
@@ -112,7 +112,7 @@ def cache(filled, tmp_path, monkeypatch):
     aim(monkeypatch, tmp_path / "hf", "")
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path / "results"))
     monkeypatch.delenv(hub.CHECKED, raising=False)
-    monkeypatch.setattr(pipeline, "run_notebooks", lambda *_: 0)  # the preflight is what is asked here
+    monkeypatch.setattr(runner, "run_notebooks", lambda *_: 0)  # the preflight is what is asked here
     monkeypatch.setattr(tasks, "estimate", lambda *_: 0)
     yield Cache(tmp_path / "hf", monkeypatch)
     huggingface_hub.utils.close_session()

@@ -12,8 +12,8 @@ import torch
 from tiny import tiny_model
 
 import gnorm
+from experiments.data import tasks
 from gnorm import shipping
-from gnorm.experiments import tasks
 from gnorm.methods import find_method
 from gnorm.shipping.command import main
 

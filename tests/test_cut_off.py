@@ -10,8 +10,8 @@ import psutil
 import pytest
 from pipeline import ROOT, alter, in_process
 
-from gnorm.experiments import tasks
-from gnorm.experiments.runs import run
+from experiments.data import tasks
+from experiments.runs import run
 
 
 def test_a_notebook_without_the_parameter_is_refused_before_anything_runs(copied, monkeypatch, capsys):

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from gnorm.experiments import checkpoints
-from gnorm.experiments.checkpoints import checkpoint
-from gnorm.experiments.corpora import DATASETS, LOCALES, SOURCE_PACKAGES, load_data, package_path, splits_of
-from gnorm.experiments.grammar import Phrase, Sentence
-from gnorm.experiments.training import Recipe, untrained
+from experiments.data import checkpoints
+from experiments.data.checkpoints import checkpoint
+from experiments.data.corpora import DATASETS, LOCALES, SOURCE_PACKAGES, load_data, package_path, splits_of
+from experiments.data.grammar import Phrase, Sentence
+from experiments.data.training import Recipe, untrained
 
 SOURCES = {
     "rotten_tomatoes": {"train": 300},

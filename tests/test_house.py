@@ -8,35 +8,36 @@ from pathlib import Path
 
 import pytest
 
+import experiments
 import gnorm
 
-PACKAGE = Path(gnorm.__file__).parent
-WINGS = {"engine", "storage", "experiments", "shipping"}
+ROOT = Path(gnorm.__file__).parents[1]
 ENGINE_USES = {"gnorm.heads", "gnorm.norms"}  # of the core
-# The wings that the modules of each room may import; "core" is the files at the top of gnorm/.
+# The rooms of gnorm/ that the modules of each room may import; "core" is the files at the top.
 MAY_IMPORT = {
     "core": {"core", "engine"},
     "engine": {"engine", "core"},
     "storage": {"storage", "core", "engine"},
     "shipping": {"shipping", "storage", "core", "engine"},
-    "experiments": {"experiments", "storage", "core", "engine", "public"},
 }
 
 
 def module_of(path):
-    names = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    names = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(names[:-1] if names[-1] == "__init__" else names)
 
 
-MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {module_of(path): path for name in ("gnorm", "experiments") for path in sorted((ROOT / name).rglob("*.py"))}
+TOOL = [name for name in MODULES if name.startswith("gnorm.")]
+PAPER = [name for name in MODULES if name.startswith("experiments.")]
 
 
 def room_of(module):
-    """The wing of a module, "core", or "public" for the package itself, whose names are its public interface."""
+    """The room of a module; of gnorm also "core", or "public" for the package, whose names are its interface."""
     if module == "gnorm":
         return "public"
-    wing = module.split(".")[1]
-    return wing if wing in WINGS else "core"
+    room = module.split(".")[1]
+    return room if module.startswith("experiments") or room in MAY_IMPORT else "core"
 
 
 def at_import(tree):
@@ -66,43 +67,74 @@ def tree_of(module):
     return ast.parse(MODULES[module].read_text("utf-8"))
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "gnorm"])
-def test_imports_run_downwards_only(module):
+@pytest.mark.parametrize("module", TOOL)
+def test_imports_of_the_tool_run_downwards_only(module):
     room = room_of(module)
     for other in imported_by(module, ast.walk(tree_of(module))):
+        assert not other.startswith("experiments"), f"{module} imports {other}"
         assert room_of(other) in MAY_IMPORT[room], f"{module} imports {other}"
         if (room, room_of(other)) == ("engine", "core"):
             assert other in ENGINE_USES, f"{module} imports {other}"
 
 
-def test_the_public_interface_imports_no_experiments():
-    rooms = {room_of(other) for other in imported_by("gnorm", ast.walk(tree_of("gnorm")))}
-    assert rooms == {"core", "engine", "storage", "shipping"}
+@pytest.mark.parametrize("module", PAPER)
+def test_imports_of_the_experiments_run_downwards_only(module):
+    below = experiments.ROOMS[: experiments.ROOMS.index(room_of(module)) + 1]
+    for other in imported_by(module, ast.walk(tree_of(module))):
+        assert other == "experiments" or other.startswith("gnorm") or room_of(other) in below, f"{module}: {other}"
+
+
+def test_a_room_of_the_experiments_is_found_by_the_name_of_its_module():
+    found = {name.split(".")[2]: name for name in PAPER if name.count(".") == 2}
+    assert len(found) == sum(name.count(".") == 2 for name in PAPER)  # no name twice
+    for name, module in found.items():
+        assert getattr(experiments, name).__name__ == module
+    with pytest.raises(AttributeError, match="has no attribute 'heads'"):
+        _ = experiments.heads
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    """Every import counts that runs when a module is imported; ``gnorm`` itself is imported before all others."""
-    graph = {module: set(imported_by(module, at_import(tree_of(module)))) - {"gnorm"} for module in MODULES}
-    del graph["gnorm"]
-    assert set(graphlib.TopologicalSorter(graph).static_order()) == MODULES.keys() - {"gnorm"}
+    """Every import counts that runs when a module is imported; the packages themselves are imported before."""
+    doors = {"gnorm", "experiments"}
+    graph = {module: set(imported_by(module, at_import(tree_of(module)))) - doors for module in MODULES}
+    for door in doors:
+        del graph[door]
+    assert set(graphlib.TopologicalSorter(graph).static_order()) == MODULES.keys() - doors
 
 
 def test_the_import_reader_sees_every_way_to_import():
     source = "import gnorm.norms, os\nfrom . import release\nfrom .. import heads\nfrom ..engine.state import in_use\n"
-    source += "def f():\n    from ..experiments.plots import areas\n"
+    source += "def f():\n    from experiments.analysis.plots import areas\n"
     tree = ast.parse(source)
     below = ["gnorm.norms", "gnorm.shipping.release", "gnorm.heads", "gnorm.engine.state"]
     assert list(imported_by("gnorm.shipping.texts", at_import(tree))) == below
-    assert list(imported_by("gnorm.shipping", ast.walk(tree))) == [*below, "gnorm.experiments.plots"]
+    assert list(imported_by("gnorm.shipping", ast.walk(tree))) == [*below, "experiments.analysis.plots"]
 
 
 def test_the_core_is_thin():
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in PACKAGE.glob("*.py")) < 1900
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in (ROOT / "gnorm").glob("*.py")) < 1900
+
+
+def loaded_by(code):
+    """The modules that are there once ``code`` has run in a process of its own."""
+    code += "; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
 def test_the_tool_loads_nothing_of_the_experiments():
     """The package is imported without matplotlib, IPython, datasets and Faker."""
-    heavy = {"matplotlib", "IPython", "datasets", "faker", "gnorm.experiments"}
-    code = f"import sys, gnorm, gnorm.shipping; print(sorted({heavy!r} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert not {"matplotlib", "IPython", "datasets", "faker", "onnx", "experiments"} & loaded_by(
+        "import gnorm, gnorm.shipping"
+    )
+
+
+def test_what_lies_above_the_method_is_loaded_when_it_is_used():
+    above = {"gnorm.storage", "gnorm.shipping"}
+    assert not above & loaded_by("import gnorm")
+    assert above <= loaded_by("import gnorm; gnorm.cost; gnorm.save_pruned")
+    assert set(gnorm.__all__) <= set(dir(gnorm))
+    for name in gnorm.__all__:
+        assert getattr(gnorm, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'prunes'"):
+        _ = gnorm.prunes

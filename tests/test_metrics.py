@@ -13,9 +13,10 @@ from literal import projections
 from tiny import SIZES, ragged_batches, tiny_model
 
 import gnorm
+from experiments.analysis import tables
+from experiments.runs import results
 from gnorm import criteria
 from gnorm.engine.problems import PROBLEMS, problem_of
-from gnorm.experiments import results, tables
 from gnorm.metrics import correct_texts
 from gnorm.trajectory import area_interval, bootstrap, curve, solution
 

@@ -11,11 +11,12 @@ import torch
 from pipeline import ROOT, execute
 
 import run_all
+from experiments import runs
+from experiments.data.profiles import models_for
+from experiments.files import paths
+from experiments.files.paths import results_folder
+from experiments.runs import results, trajectories
 from gnorm import METHODS, heads
-from gnorm.experiments import paths, results, runs
-from gnorm.experiments.paths import results_folder
-from gnorm.experiments.profiles import models_for
-from gnorm.experiments.runs import trajectories
 
 MODEL = "bert"
 

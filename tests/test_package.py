@@ -32,7 +32,6 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import gnorm
 import gnorm.shipping
-import gnorm.experiments
 
 assert gnorm.__file__.startswith({folder!r}), gnorm.__file__
 config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
@@ -50,24 +49,23 @@ def names(requirements):
     return {canonicalize_name(Requirement(line).name) for line in requirements}
 
 
-def imported(*folders, deep=True):
-    """The packages that the modules of some folders import, at the top of a file or later."""
+def imported(folder):
+    """The packages that the modules of a folder import, at the top of a file or later."""
     found = set()
-    for path in (path for folder in folders for path in folder.glob("**/*.py" if deep else "*.py")):
+    for path in folder.glob("**/*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {name.name.partition(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.partition(".")[0])
-    others = found - set(sys.stdlib_module_names) - {"gnorm"}
+    others = found - set(sys.stdlib_module_names) - {"gnorm", "experiments"}
     return {canonicalize_name(PACKAGES.get(name, name)) for name in others}
 
 
 def test_what_is_imported_is_declared():
     package = ROOT / "gnorm"
-    core = imported(package, deep=False) | imported(*(package / name for name in ("engine", "storage", "shipping")))
-    assert core <= names(CORE)
-    assert imported(package / "experiments") <= names(CORE + EXTRAS["experiments"] + EXTRAS["dask"])
+    assert imported(package) <= names(CORE)
+    assert imported(ROOT / "experiments") <= names(CORE + EXTRAS["experiments"] + EXTRAS["dask"])
 
 
 def test_the_pinned_versions_are_those_that_are_declared():
@@ -106,7 +104,7 @@ def test_the_wheel_holds_everything_that_is_not_code(installed):
     held = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.suffix != ".py"}
     wanted = [*ROOT.glob("gnorm/**/*.toml"), *ROOT.glob("gnorm/**/*.j2"), ROOT / "gnorm" / "py.typed"]
     assert {path.relative_to(ROOT).as_posix() for path in wanted} <= held
-    assert not [name for name in held if name.startswith(("tests", "benchmarks", "tools"))]
+    assert not [name for name in held if name.startswith(("tests", "benchmarks", "tools", "experiments"))]
 
 
 def test_the_wheel_works_and_loads_nothing_of_the_extras(installed, tmp_path):

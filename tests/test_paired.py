@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gnorm.experiments import claims, paired, plots, tables
+from experiments.analysis import claims, paired, plots, tables
 from gnorm.metrics import METRICS
 from gnorm.trajectory import Trajectory, area, area_interval, curve, text_areas
 

@@ -36,12 +36,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import gnorm
 import run_all
+from experiments.analysis.published import against_published
+from experiments.data import assets, hub, profiles, reading, tasks
+from experiments.data.profiles import PROFILES, read_profile
+from experiments.files import paths
+from experiments.files.paths import figures_folder, results_folder, run_folder, tables_folder
+from experiments.pipeline import preflight
+from experiments.report import rendering
+from experiments.runs import intact, results
 from gnorm import heads
-from gnorm.experiments import assets, hub, paths, pipeline, preflight, profiles, reading, report, results, tasks
-from gnorm.experiments.paths import figures_folder, results_folder, run_folder, tables_folder
-from gnorm.experiments.profiles import PROFILES, read_profile
-from gnorm.experiments.published import against_published
-from gnorm.experiments.runs import intact
 from gnorm.shipping.costs import memory_mb, num_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -653,12 +656,12 @@ def quoting(accuracy, monkeypatch):
     spec = PAPER.models["bert"]
     published = dataclasses.replace(spec.published, accuracy=[accuracy, 0.1])
     models = PAPER.models | {"bert": dataclasses.replace(spec, published=published)}
-    for module in (profiles, pipeline):
+    for module in (profiles, runner):
         monkeypatch.setattr(module, "read_profile", lambda _: dataclasses.replace(PAPER, models=models))
 
 
 def test_strict_ends_before_anything_is_pruned_where_a_model_is_not_as_published(server, home, capsys, monkeypatch):
-    monkeypatch.setattr(pipeline, "run_notebooks", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(runner, "run_notebooks", lambda *_: pytest.fail("it ran"))
     printed = refused(capsys, *RUN, "--device", "cpu", "--strict")
     measured = tasks.load("paper", "bert", device="cpu").accuracy
     said = against_published(measured, 45, dataclasses.asdict(PAPER.models["bert"].published))
@@ -673,7 +676,7 @@ def test_strict_ends_before_anything_is_pruned_where_a_model_is_not_as_published
 @pytest.mark.parametrize("strict", [[], ["--strict"]])
 def test_a_model_as_published_runs_and_one_that_is_not_runs_unless_strict(strict, server, home, capsys, monkeypatch):
     given = []
-    monkeypatch.setattr(pipeline, "run_notebooks", lambda *arguments: given.append(arguments) or 0)
+    monkeypatch.setattr(runner, "run_notebooks", lambda *arguments: given.append(arguments) or 0)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     measured = tasks.load("paper", "bert", device="cpu").accuracy
     quoting(measured, monkeypatch)
@@ -714,8 +717,8 @@ def test_the_report_begins_with_what_is_not_as_published(tmp_path, monkeypatch):
     environment = {"machine": "", "packages": {}, "python": "", "threads": 1}
     manifest = {"environment": environment, "notebooks": {}}
     verdicts = {"bert": "as published: 0.97", "albert": "not as published: 0.33 on 9 texts"}
-    page = report.write_report("paper", "", manifest | {"intact_accuracy": verdicts}, {}).read_text()
+    page = rendering.write_report("paper", "", manifest | {"intact_accuracy": verdicts}, {}).read_text()
     assert page.count('class="warning"') == 1
     assert "<strong>albert</strong>: its intact accuracy is not as published: 0.33 on 9 texts." in page
     assert page.index("albert") < page.index("What was asked")
-    assert 'class="warning"' not in report.write_report("paper", "", manifest, {}).read_text()
+    assert 'class="warning"' not in rendering.write_report("paper", "", manifest, {}).read_text()

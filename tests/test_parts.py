@@ -20,10 +20,10 @@ from packaging.utils import canonicalize_name
 from pipeline import ROOT
 from tiny import tiny_model
 
-from gnorm.experiments import parts
-from gnorm.experiments.checkpoints import checkpoint
-from gnorm.experiments.parts import Parts, unpacked
-from gnorm.experiments.training import Recipe, untrained
+from experiments.data import parts
+from experiments.data.checkpoints import checkpoint
+from experiments.data.parts import Parts, unpacked
+from experiments.data.training import Recipe, untrained
 
 WORDS = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "the", "cat", "sat", "##s"]
 PIECES = [f"tiny-checkpoint-part_00{i}/input/tiny.zip.00{i}" for i in (1, 2, 3)]
@@ -251,7 +251,7 @@ def test_a_zip_writes_nothing_outside_its_folder(cache, install, tmp_path):
 
 KILLED = """
 import os, shutil, signal, sys
-from gnorm.experiments import parts
+from experiments.data import parts
 
 def copy(source, target, copy=shutil.copyfileobj):
     copy(source, target)
@@ -286,7 +286,7 @@ def test_a_start_is_read_strictly():
 
 
 def test_the_pieces_of_mpnet_are_in_the_packages_that_its_requirements_pin():
-    profile = tomllib.loads((ROOT / "gnorm/experiments/profiles/study.toml").read_text("utf-8"))
+    profile = tomllib.loads((ROOT / "experiments/profiles/study.toml").read_text("utf-8"))
     start = profile["models"]["mpnet"]["training"]["start"]
     lines = (ROOT / start["requirements"]).read_text("utf-8").splitlines()
     pinned = [canonicalize_name(Requirement(line).name) for line in lines if not line.startswith("#")]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import run_all
-from gnorm.experiments import profiles, runs, tasks
-from gnorm.experiments.profiles import RandomSizes, model_spec, profile_names, read_profile, repetitions
+from experiments import runs
+from experiments.data import profiles, tasks
+from experiments.data.profiles import RandomSizes, model_spec, profile_names, read_profile, repetitions
 from gnorm.methods import METHODS, MORE_METHODS
 
 BELOW = """

@@ -5,9 +5,9 @@ import pytest
 from test_results import trajectory
 
 import run_all
-from gnorm.experiments import plots
-from gnorm.experiments.published import published_curve, published_curves, published_solutions
-from gnorm.experiments.tables import summary_table
+from experiments.analysis import plots
+from experiments.analysis.published import published_curve, published_curves, published_solutions
+from experiments.analysis.tables import summary_table
 
 GREEDY = "pruned_heads_accuracy(BERT)basedonGreedyGnorm.csv"
 ALBERT = "pruned_heads_accuracy(ALBERT)basedonAEinverse.csv"

@@ -9,8 +9,8 @@ import pytest
 from pipeline import ROOT
 
 import gnorm
+from experiments.analysis import claims
 from gnorm import shipping
-from gnorm.experiments import claims
 from gnorm.heads import FAMILIES
 
 sys.path.insert(0, str(ROOT / "tools"))

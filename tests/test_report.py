@@ -14,8 +14,11 @@ import pytest
 import small_results
 from pipeline import ROOT
 
-from gnorm.experiments import answers, claims, contents, explore, paths, report, results, stamps
-from gnorm.experiments.contents import ROWS
+from experiments.analysis import claims
+from experiments.files import paths
+from experiments.report import answers, contents, explore, rendering
+from experiments.report.contents import ROWS
+from experiments.runs import results, stamps
 from gnorm.storage.files import write
 
 
@@ -37,7 +40,7 @@ def manifest(made, tmp_path, monkeypatch):
 
 
 def page_of(manifest, **options):
-    return report.write_report("smoke", "Small models", manifest, {}, **options).read_text("utf-8")
+    return rendering.write_report("smoke", "Small models", manifest, {}, **options).read_text("utf-8")
 
 
 def plain(page):
@@ -164,7 +167,7 @@ def test_what_notebooks_write_has_a_row():
         for path in ROOT.glob(pattern)
     }
     assert there <= ROWS.keys()
-    assert {texts for texts in (row.texts for row in ROWS.values()) if texts} == report.TEXTS.keys()
+    assert {texts for texts in (row.texts for row in ROWS.values()) if texts} == rendering.TEXTS.keys()
 
 
 def test_known_columns_are_those_of_tables():

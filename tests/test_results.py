@@ -9,8 +9,9 @@ import torch
 from tiny import ragged_batches, tiny_model
 
 import gnorm
-from gnorm.experiments import results, tables
-from gnorm.experiments.tables import summary_row
+from experiments.analysis import tables
+from experiments.analysis.tables import summary_row
+from experiments.runs import results
 from gnorm.storage.files import write
 from gnorm.trajectory import Trajectory, area, bootstrap, curve, interval, solution
 

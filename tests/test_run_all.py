@@ -12,11 +12,12 @@ from pipeline import ROOT, alter, call, in_process, trajectories_of
 
 import gnorm
 import run_all
+from experiments.data.profiles import read_profile
+from experiments.files.errors import NotebookError, RunError, UsageError
+from experiments.files.paths import run_folder, stamp_file
+from experiments.pipeline import execution, pieces, runner
+from experiments.runs import results, stamps
 from gnorm import METHODS
-from gnorm.experiments import execution, pieces, pipeline, results, stamps
-from gnorm.experiments.errors import NotebookError, RunError, UsageError
-from gnorm.experiments.paths import run_folder, stamp_file
-from gnorm.experiments.profiles import read_profile
 from gnorm.storage.files import write, write_json
 
 TABLES = (
@@ -162,8 +163,8 @@ def test_fresh_leaves_the_journals_of_models_that_are_not_run(tmp_path, monkeypa
     monkeypatch.setattr(execution, "execute", lambda *_: {"seconds": 0.0})
     run = run_folder("smoke")
     bert, albert = (write(run / "journals" / name / "greedy_gnorm-0.jsonl", "") for name in ("bert", "albert"))
-    plan = pipeline.make_plan(run_all.NOTEBOOKS, ["data_processing"], "smoke", ["bert"], "cpu", fresh=True)
-    pipeline.run_notebooks(plan, {"data_processing": ""}, {}, {})
+    plan = runner.make_plan(run_all.NOTEBOOKS, ["data_processing"], "smoke", ["bert"], "cpu", fresh=True)
+    runner.run_notebooks(plan, {"data_processing": ""}, {}, {})
     assert albert.exists()
     assert not bert.exists()
 
@@ -191,7 +192,7 @@ def test_each_kind_of_error_has_its_exit_code(error, code, said, monkeypatch, ca
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(pipeline, "run", fail)
+    monkeypatch.setattr(runner, "run", fail)
     with pytest.raises(SystemExit) as stopped:
         run_all.main(["--profile", "smoke", "--only", "greedy_pruning"])
     assert stopped.value.code == code
@@ -261,7 +262,7 @@ def test_the_report_is_written_again_and_nothing_runs(smoke, tmp_path, monkeypat
     folder = tmp_path / "experiments_results" / "smoke"
     before = (folder / "report" / "index.html").read_text("utf-8")
     manifest = (folder / "manifest.json").read_bytes()
-    monkeypatch.setattr(pipeline.execution, "execute", None)
+    monkeypatch.setattr(runner.execution, "execute", None)
     shutil.rmtree(folder / "report")
     assert in_process(tmp_path, monkeypatch, "--profile", "smoke", "--report") == 0
     assert capsys.readouterr().out == "written: experiments_results/smoke/report/index.html\n"
@@ -269,7 +270,7 @@ def test_the_report_is_written_again_and_nothing_runs(smoke, tmp_path, monkeypat
     assert (folder / "manifest.json").read_bytes() == manifest
     # As in a clone, where the records of the run are not; and after a change of what a notebook depends on.
     shutil.rmtree(folder / ".run")
-    monkeypatch.setattr(pipeline, "fingerprint", lambda name, *_: name)
+    monkeypatch.setattr(runner, "fingerprint", lambda name, *_: name)
     assert in_process(tmp_path, monkeypatch, "--profile", "smoke", "--report") == 0
     index = Page(folder / "report" / "index.html")
     assert index.text.count("(no executed copy is here)") == len(run_all.NOTEBOOKS)

@@ -13,8 +13,12 @@ import torch
 from papermill.translators import PythonTranslator
 
 import gnorm
-from gnorm.experiments import provenance, report, results, runs, tasks
-from gnorm.experiments.paths import figures_folder
+from experiments import runs
+from experiments.data import tasks
+from experiments.files import provenance
+from experiments.files.paths import figures_folder
+from experiments.report import rendering
+from experiments.runs import results
 from gnorm.storage.files import write
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +102,7 @@ def test_the_report_escapes_what_it_shows(tmp_path, monkeypatch):
     write(figures_folder("smoke") / "a&b'c.png", b"\x89PNG")
     environment = {**provenance.environment(), "commit": attack, "machine": attack}
     manifest = {"finished": attack, "device": attack, "environment": environment, "notebooks": {}}
-    page = report.write_report("smoke", attack, manifest, {}).read_text("utf-8")
+    page = rendering.write_report("smoke", attack, manifest, {}).read_text("utf-8")
     assert attack not in page
     assert page.count("&lt;script&gt;alert(1)") >= 6
     assert "a&b'c" not in page

@@ -18,9 +18,9 @@ import transformers
 from tiny import ragged_batches, tiny_model
 
 import gnorm
+from experiments.data import tasks
+from experiments.data.training import finetune
 from gnorm import shipping
-from gnorm.experiments import tasks
-from gnorm.experiments.training import finetune
 from gnorm.methods import find_method
 from gnorm.trajectory import solution
 

@@ -6,9 +6,9 @@ import torch
 from tiny import ragged_batches, tiny_model
 
 import gnorm
+from experiments.data.text_sets import text_set
 from gnorm.engine import streams
 from gnorm.engine.batches import layer_input_caches
-from gnorm.experiments.text_sets import text_set
 
 
 class Again:

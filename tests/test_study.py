@@ -13,10 +13,12 @@ import psutil
 import pytest
 from pipeline import ROOT, call, in_process, trajectories_of
 
-from gnorm.experiments import claims, pieces, results
-from gnorm.experiments.layers import published_layers
-from gnorm.experiments.paths import stamp_file
-from gnorm.experiments.profiles import read_profile, repetitions
+from experiments.analysis import claims
+from experiments.analysis.layers import published_layers
+from experiments.data.profiles import read_profile, repetitions
+from experiments.files.paths import stamp_file
+from experiments.pipeline import pieces
+from experiments.runs import results
 from gnorm.methods import METHODS, MORE_METHODS
 from gnorm.trajectory import area, curve
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import gnorm
-from gnorm.experiments import pipeline, profiles, provenance, tasks
-from gnorm.experiments.profiles import profile_names, read_profile
+from experiments.data import profiles, tasks
+from experiments.data.profiles import profile_names, read_profile
+from experiments.files import provenance
+from experiments.pipeline import runner
 
 
 @pytest.fixture
@@ -60,10 +62,10 @@ def test_of_the_base_model_no_method_is_scored_often_but_the_papers():
 
 
 def test_extra_models_are_taken_by_name_alone():
-    usual = pipeline.make_plan((), [], profile="study", device="cpu")
+    usual = runner.make_plan((), [], profile="study", device="cpu")
     assert "mpnet" in read_profile("study").models
     assert usual.models == ["bert", "albert", "roberta", "xlm-roberta"]
-    asked = pipeline.make_plan((), [], profile="study", models=["mpnet", "bert"], device="cpu")
+    asked = runner.make_plan((), [], profile="study", models=["mpnet", "bert"], device="cpu")
     assert asked.models == ["mpnet", "bert"]
 
 
@@ -96,46 +98,47 @@ def test_a_model_that_is_not_accurate_enough_is_not_pruned(monkeypatch):
 
 # ---------------------------------------------------------------- what a change makes stale
 
-PACKAGE = provenance.PACKAGE
-LOADER = "/".join(tasks.load_checked.__module__.split(".")[1:]) + ".py"
-# A file of the package, and whether finished trajectories are thrown away when it changes. Notebooks run again always.
+LOADER = tasks.load_checked.__module__.replace(".", "/") + ".py"
+# A file of the packages, and whether finished trajectories are thrown away when it changes. Notebooks run again always.
 CHANGES = {
-    "pruning.py": True,
-    "norms.py": True,
-    "criteria/of_loss.py": True,
-    "engine/products.py": True,
-    "engine/__init__.py": True,
+    "gnorm/pruning.py": True,
+    "gnorm/norms.py": True,
+    "gnorm/criteria/of_loss.py": True,
+    "gnorm/engine/products.py": True,
+    "gnorm/engine/__init__.py": True,
     LOADER: True,
-    "storage/files.py": False,
-    "experiments/tasks.py": True,
-    "experiments/corpora.py": True,
-    "experiments/training.py": True,
-    "experiments/reading.py": True,
-    "experiments/plots.py": False,
-    "experiments/tables.py": False,
-    "experiments/report.py": False,
-    "experiments/report.html.j2": False,
-    "experiments/pipeline.py": False,
-    "experiments/preflight.py": False,
-    "experiments/execution.py": False,
-    "experiments/stamps.py": False,
-    "shipping/export.py": False,
-    "shipping/card.md.j2": False,
+    "gnorm/storage/files.py": False,
+    "experiments/data/tasks.py": True,
+    "experiments/data/corpora.py": True,
+    "experiments/data/training.py": True,
+    "experiments/data/reading.py": True,
+    "experiments/files/locks.py": False,
+    "experiments/runs/results.py": False,
+    "experiments/analysis/plots.py": False,
+    "experiments/analysis/tables.py": False,
+    "experiments/report/rendering.py": False,
+    "experiments/report/report.html.j2": False,
+    "experiments/pipeline/runner.py": False,
+    "experiments/pipeline/preflight.py": False,
+    "experiments/pipeline/execution.py": False,
+    "experiments/runs/stamps.py": False,
+    "gnorm/shipping/export.py": False,
+    "gnorm/shipping/card.md.j2": False,
 }
 
 
 def digests():
     """What journals and stamps hold of the package's code."""
-    return provenance.code_of("gnorm.pruning", "gnorm.experiments.tasks"), provenance.package_code()
+    return provenance.code_of("gnorm.pruning", "experiments.data.tasks"), provenance.package_code()
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A copy of the package whose files may change."""
-    copy = tmp_path / PACKAGE.name
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "PACKAGE", copy)
-    return copy
+    """A copy of the packages whose files may change."""
+    for name in provenance.CODE:
+        shutil.copytree(provenance.REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
+    return tmp_path
 
 
 def test_a_change_makes_stale_what_depends_on_it(package):
@@ -150,8 +153,8 @@ def test_a_change_makes_stale_what_depends_on_it(package):
         path.write_bytes(before)
     assert stale == CHANGES
     assert digests() == (journals, stamps)
-    wings = {path.relative_to(package).parent.as_posix() for path in package.rglob("*.py")}
-    assert wings == {name.rpartition("/")[0] or "." for name in CHANGES}
+    rooms = {path.relative_to(package).parent.as_posix() for path in package.rglob("*.py")}
+    assert rooms - {"experiments"} == {name.rpartition("/")[0] for name in CHANGES}
 
 
 def test_the_code_of_a_task_is_part_of_its_hash(monkeypatch):
@@ -160,4 +163,4 @@ def test_the_code_of_a_task_is_part_of_its_hash(monkeypatch):
     asked = []
     monkeypatch.setattr(tasks, "code_of", lambda *modules: asked.append(modules) or "another")
     assert tasks.load("smoke", "bert", device="cpu", progress=False).hash != before
-    assert asked == [("gnorm.pruning", "gnorm.experiments.tasks")]
+    assert asked == [("gnorm.pruning", "experiments.data.tasks")]

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import gnorm
-from gnorm.experiments import tokenizers
+from experiments.data import tokenizers
 from gnorm.storage.tokenizing import batched
 
 WORDS = ("no", "dogs", "ran", "some", "moved")

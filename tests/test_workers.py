@@ -18,10 +18,13 @@ from filelock import Timeout
 from pipeline import ROOT, in_process
 
 import run_all
-from gnorm.experiments import locks, paths, pieces, pipeline, runs, tasks, workers
-from gnorm.experiments.errors import RunError, UsageError
-from gnorm.experiments.locks import held, is_held
-from gnorm.experiments.pieces import Piece
+from experiments import runs
+from experiments.data import tasks
+from experiments.files import locks, paths
+from experiments.files.errors import RunError, UsageError
+from experiments.files.locks import held, is_held
+from experiments.pipeline import pieces, runner, workers
+from experiments.pipeline.pieces import Piece
 from gnorm.storage import files
 
 METHODS = ("greedy_gnorm", "random", "matched_random")
@@ -227,22 +230,22 @@ def test_a_piece_that_another_has_is_waited_for_and_made_once(output, capfd, mon
 
 
 def plan(notebooks, models, **options):
-    return pipeline.make_plan(run_all.NOTEBOOKS, notebooks, "smoke", models, "cpu", **options)
+    return runner.make_plan(run_all.NOTEBOOKS, notebooks, "smoke", models, "cpu", **options)
 
 
 def test_runs_of_other_models_or_notebooks_go_side_by_side_and_the_same_is_refused(output):
-    with pipeline._held_alone(plan(["greedy_pruning", "ae_pruning"], ["bert", "albert"])):
+    with runner._held_alone(plan(["greedy_pruning", "ae_pruning"], ["bert", "albert"])):
         for notebooks, models in ((["greedy_pruning"], ["roberta"]), (["random_pruning"], ["bert", "albert"])):
-            with pipeline._held_alone(plan(notebooks, models)):
+            with runner._held_alone(plan(notebooks, models)):
                 assert is_held("smoke", "runs", f"{models[0]}/{notebooks[0]}")
         with pytest.raises(UsageError, match="another run is at work in .*smoke on ae_pruning with albert; wait"):
-            with pipeline._held_alone(plan(["random_pruning", "ae_pruning"], ["albert", "roberta"])):
+            with runner._held_alone(plan(["random_pruning", "ae_pruning"], ["albert", "roberta"])):
                 pass
         assert not is_held("smoke", "runs", "albert/random_pruning")  # which the refused run had taken
 
 
 def test_the_lock_of_a_killed_process_blocks_nobody(output):
-    code = "import time; from gnorm.experiments.locks import held\n"
+    code = "import time; from experiments.files.locks import held\n"
     code += "with held('smoke', 'pieces', 'a/b'): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
@@ -261,7 +264,7 @@ def test_a_fresh_run_takes_no_journal_from_a_run_that_is_at_work(output, monkeyp
     table = files.write(paths.results_folder("smoke") / "bert" / "seed0" / "random.csv", "")
     seen = []
     monkeypatch.setattr(locks, "lock_file", lambda *which: seen.append(which) or paths.lock_file(*which))
-    pipeline._clear(plan(["greedy_pruning"], ["bert"], fresh=True))
+    runner._clear(plan(["greedy_pruning"], ["bert"], fresh=True))
     assert seen == [("smoke", "pieces", f"bert/seed0/{method}") for method in ("greedy_gnorm", "random")]
     assert not journal.exists()
     assert not table.exists()

@@ -10,9 +10,9 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from gnorm.experiments import claims, paired
-from gnorm.experiments.answers import evidence, in_words, listed, recommendation, sides, title, verdict_of
-from gnorm.experiments.claims import CLAIMS, FACTORS, QUESTIONS, Claim
+from experiments.analysis import claims, paired
+from experiments.analysis.claims import CLAIMS, FACTORS, QUESTIONS, Claim
+from experiments.report.answers import evidence, in_words, listed, recommendation, sides, title, verdict_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments_results" / "study"
 

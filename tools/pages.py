@@ -19,8 +19,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import findings
 
+from experiments.report import answers
 from gnorm import METHODS
-from gnorm.experiments import answers
 from gnorm.methods import find_method
 from gnorm.storage.files import write
 from run_all import NOTEBOOKS, OPTIONAL

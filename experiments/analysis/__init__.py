@@ -1,0 +1,1 @@
+"""Trajectories compared: paired differences, claims, tables, figures."""

@@ -1,0 +1,117 @@
+"""Tables made from trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gnorm.trajectory import NEAR_TIE, Trajectory, area, area_interval, curve
+
+from .paired import Repeated, differences
+from .published import published_area
+
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads pruned: the points at which the paper's tables read the curves
+
+
+def summary_row(trajectory: Trajectory) -> dict[str, Any]:
+    """The metric at 0/25/50/75/100 % of heads pruned (the nearest state measured), area under the curve, interval."""
+    values = curve(trajectory)
+    low, high = area_interval(trajectory)
+    heads = np.asarray(values.index, dtype=float)
+    nearest = {f"{f:.0%}": float(values.iloc[int(np.abs(heads - f * heads[-1]).argmin())]) for f in FRACTIONS}
+    return {**nearest, "area": area(values), "area_low": low, "area_high": high}
+
+
+def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
+    """A row for every model and method in ``runs[model][method]``: ``summary_row``, and the published area if any.
+
+    Columns model, method, texts, those of ``summary_row``, and, where an area was published, published and difference.
+    """
+    rows: list[dict[str, Any]] = []
+    for model, methods in runs.items():
+        for method, trajectory in methods.items():
+            row = {"model": model, "method": method, "texts": trajectory.num_texts, **summary_row(trajectory)}
+            if (published := published_area(model, method, trajectory)) is not None:
+                row |= {"published": published, "difference": row["area"] - published}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def closeness_table(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
+    """A row for every model: how close the scores of removed and kept heads came, see ``Trajectory.info``."""
+    return pd.DataFrame(
+        [
+            {
+                "model": model,
+                "steps": trajectory.info["steps"],
+                "smallest gap": trajectory.info["smallest_gap"],
+                f"near-ties (gap below {NEAR_TIE:g})": trajectory.info["near_ties"],
+                "ties": trajectory.info["ties"],
+            }
+            for model, trajectory in runs.items()
+        ]
+    )
+
+
+def winners(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
+    """A row for every model of ``runs[model][method]`` with several methods: the best area and the runner-up.
+
+    The best is the largest, or the smallest where lower values of the metric are better; its column says which.
+    difference: how much better the area is, on the same texts; low, high: its 95 % bootstrap interval over the texts.
+    """
+    rows = []
+    for model, methods in runs.items():
+        if len(methods) < 2:
+            continue
+        areas = {method: area(curve(trajectory)) for method, trajectory in methods.items()}
+        higher = next(iter(methods.values())).metric.higher_is_better
+        first, second = sorted(areas, key=areas.__getitem__, reverse=higher)[:2]
+        both = {method: [methods[method]] for method in (first, second)}
+        (found,) = differences({model: both}, [[(first, second)]]).to_dict("records")
+        rows.append(
+            {
+                "model": model,
+                f"{'largest' if higher else 'smallest'} area": first,
+                "area": areas[first],
+                "runner-up": second,
+                "its area": areas[second],
+                **{name: found[name] for name in ("difference", "low", "high")},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.DataFrame:
+    """A row for every model and method of repeated runs, the best median area first.
+
+    minimum, median, maximum: of the area under the metric's curve over training seeds. With ``seconds``, the columns
+    scoring seconds and seconds: of one run, in the criterion and in all; the median over seeds, as measured.
+    """
+    rows = []
+    for model, methods in runs.items():
+        of_model = []
+        for method, trajectories in methods.items():
+            areas = [area(curve(trajectory)) for trajectory in trajectories]
+            took = {
+                name.replace("_", " "): float(np.median([trajectory.info[name] for trajectory in trajectories]))
+                for name in (("scoring_seconds", "seconds") if seconds else ())
+            }
+            of_model.append(
+                {
+                    "model": model,
+                    "method": method,
+                    "minimum": min(areas),
+                    "median": float(np.median(areas)),
+                    "maximum": max(areas),
+                    "seeds": len(areas),
+                    "texts": trajectories[0].num_texts,
+                    "trials": trajectories[0].info["trials"],
+                    **took,
+                }
+            )
+        higher = next(iter(methods.values()))[0].metric.higher_is_better
+        rows += sorted(of_model, key=lambda row: -row["median"] if higher else row["median"])
+    return pd.DataFrame(rows)

@@ -1,0 +1,121 @@
+"""A checkpoint that comes in parts: installed packages hold the pieces of a zip, which is joined and unpacked once."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import shutil
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from gnorm.journal import digest
+from gnorm.storage.errors import in_short
+
+from ..files.cache import made_once
+from .corpora import install, not_installed, package_path
+
+# The files of a checkpoint's folder that are unpacked: configuration, weights, tokenizer.
+NEEDED = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+
+# What zipfile raises where a zip is damaged; of OSErrors only EINVAL, for an offset outside the file.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A zip in pieces that holds a checkpoint's folder.
+
+    requirements: the file that names the packages, for pip. pieces: the pieces in order, each in an installed package,
+    such as "some_package_part_001/input/model.zip.001".
+    """
+
+    requirements: str
+    pieces: list[str]
+
+    def __post_init__(self) -> None:
+        if not self.pieces:
+            raise ValueError("pieces is empty; name the pieces of a zip")
+
+    @property
+    def packages(self) -> list[str]:
+        """The package of each piece."""
+        return [piece.partition("/")[0] for piece in self.pieces]
+
+    def versions(self) -> dict[str, str]:
+        """The version of each package; ``FileNotFoundError``, with the remedy, where one is not installed."""
+        return {package: version_of(package, self.requirements) for package in self.packages}
+
+
+def version_of(package: str, requirements: str) -> str:
+    """The version of an installed package; ``FileNotFoundError`` where it is missing and ``requirements`` brings it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise not_installed(package, requirements) from None
+
+
+def unpacked(parts: Parts) -> Path:
+    """The folder of the checkpoint in ``parts``; the pieces are joined and unpacked now unless an earlier call did so.
+
+    The folder lies in the cache folder. Its name holds a digest of the pieces and of their packages' versions, and it
+    appears whole or not at all.
+
+    Raises ``FileNotFoundError`` where a piece is missing, and ``OSError`` where the pieces are damaged or the folder
+    cannot be written.
+    """
+    pieces = [package_path(piece, parts.requirements) for piece in parts.pieces]
+    name = pieces[0].name.partition(".")[0]
+    return made_once(
+        f"{name}-{digest([parts.pieces, parts.versions()])}",
+        lambda folder: _unpack(pieces, folder, parts.requirements),
+    )
+
+
+def _unpack(pieces: Sequence[Path], folder: Path, requirements: str) -> None:
+    """Join the pieces in ``folder``, unpack the checkpoint there, and delete the zip."""
+    whole = folder / "joined.zip"
+    with whole.open("wb") as target:
+        for piece in pieces:
+            with piece.open("rb") as source:
+                shutil.copyfileobj(source, target)
+    try:
+        with zipfile.ZipFile(whole) as archive:
+            for member in _checkpoint_in(archive):
+                # Only the last part of a name counts, so nothing is written outside the folder.
+                path = folder / PurePosixPath(member.filename).name
+                with archive.open(member) as content, path.open("wb") as target:
+                    shutil.copyfileobj(content, target)  # at the end of the file zipfile compares the checksum
+    except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # such as a full disk
+        raise OSError(
+            f"the zip that the pieces {pieces[0].name} to {pieces[-1].name} make is damaged ({in_short(error)}): "
+            f"{install(requirements, again=True)}"
+        ) from error
+    whole.unlink()
+
+
+def _checkpoint_in(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files to unpack: those that are ``NEEDED`` beside the outermost config.json."""
+    files = [(PurePosixPath(member.filename), member) for member in archive.infolist() if not member.is_dir()]
+    configs = [path for path, _ in files if path.name == "config.json"]
+    if not configs:
+        raise zipfile.BadZipFile("it holds no config.json")
+    folder = min(configs, key=lambda path: len(path.parts)).parent
+    return [
+        member
+        for path, member in files
+        if path.parent == folder and any(fnmatch(path.name, pattern) for pattern in NEEDED)
+    ]

@@ -1,0 +1,277 @@
+"""Reading what the hub brought: a checkpoint's configuration, model and tokenizer; a data set's splits and labels."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pickle import UnpicklingError
+from typing import Any
+
+import datasets
+import pandas as pd
+import torch
+import transformers
+from datasets.data_files import get_data_patterns
+from transformers import AutoModelForSequenceClassification
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from gnorm.engine.checks import longest_text
+from gnorm.storage.loading import TOKENIZERS, MisfitError, load_checked, quiet_library
+
+from .assets import AssetState, Checkpoint, DataSet, matching
+from .hub import check, find, small_file, was_checked
+from .hub_cache import NO_ANSWER, AssetError, DamagedError, reason, refusal
+from .tokenizers import load_published
+
+NO_CLASS = -100  # the label of a text that no class of the model fits: scored, never evaluated
+
+
+@contextlib.contextmanager
+def _reading(state: AssetState, what: str) -> Iterator[None]:
+    """Turns what a library raises into an ``AssetError``: of a damaged file, if there is one, else of ``what``."""
+    try:
+        yield
+    except (AssetError, MisfitError):
+        raise
+    except Exception as error:
+        check(state)
+        cause = error.__context__ or error  # what the library said, where a loader says it in its own words
+        where = f"{what} of {state.name} at {state.commit[:12]}"
+        if isinstance(cause, UnpicklingError) or "weights_only" in str(cause):
+            raise AssetError(
+                f"{where} are a pickle that holds more than tensors, which torch's weights-only loader does not read: "
+                "take a revision with model.safetensors, or convert the file where you trust it."
+            ) from error
+        raise AssetError(f"{where} cannot be read: {reason(cause)}.") from error
+
+
+def load_config(state: AssetState) -> Any:
+    """The configuration of a checkpoint, which may not have been fetched yet; ``AssetError`` where it does not fit."""
+    asset = state.asset
+    assert isinstance(asset, Checkpoint)
+    name = f"config.json of {state.name}"
+    if state.status == "reachable":
+        try:
+            small_file(asset, "config.json", state.commit)
+        except DamagedError:
+            raise
+        except NO_ANSWER as error:
+            raise AssetError(f"{name} could not be fetched: {refusal(error)}.") from None
+    try:
+        if not was_checked(state):
+            check(AssetState(asset, "cached", state.commit, {"config.json": None}))
+        about = json.loads((state.path / "config.json").read_text("utf-8-sig"))
+        kind = about.get("model_type") if isinstance(about, dict) else None
+        if kind not in CONFIG_MAPPING:
+            raise AssetError(
+                f"{name} has the model_type {kind!r}, which transformers {transformers.__version__} does not know; "
+                "code of the repository is not run."
+            )
+        _check_classes(name, about)
+        config = CONFIG_MAPPING[kind].from_pretrained(state.path)
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise AssetError(f"{name} has the model_type {kind!r}, of which transformers has no sequence classifier.")
+        if config.num_labels != asset.classes:
+            raise AssetError(f"{state.name} has {config.num_labels} classes, {asset.classes} are expected.")
+        with torch.device("meta"):
+            AutoModelForSequenceClassification.from_config(config)
+    except AssetError:
+        raise
+    except Exception as error:  # of types, of values, of what a model makes of them
+        raise AssetError(f"{name} describes no model: {reason(error)}.") from error
+    return config
+
+
+def _check_classes(name: str, about: dict[str, Any]) -> None:
+    """Raise ``AssetError`` where id2label does not number distinct names from 0, or label2id contradicts it."""
+    classes = about.get("id2label")
+    if classes is None:
+        return
+    names = list(classes.values()) if isinstance(classes, dict) else []
+    if not names or sorted(map(str, classes)) != sorted(map(str, range(len(names)))):
+        raise AssetError(f"{name} does not number its classes from 0 in id2label ({classes}): mend it there.")
+    if odd := [each for each in names if not isinstance(each, str) or names.count(each) > 1]:
+        raise AssetError(f"{name} names the class {odd[0]!r} in id2label, which is no name, or there twice: mend it.")
+    numbers = about.get("label2id")
+    if isinstance(numbers, dict) and set(numbers) == set(names):
+        for i, each in classes.items():
+            if str(numbers[each]) != str(i):
+                raise AssetError(f"{name} calls {each!r} {i} in id2label and {numbers[each]} in label2id: mend one.")
+
+
+def load_checkpoint(state: AssetState) -> tuple[Any, Any]:
+    """The model, in fp32, and its tokenizer.
+
+    Raises ``AssetError`` where a file cannot be read, a weight is missing, left over, not finite or of the wrong shape
+    (nothing is left at random), the tokenizer has no vocabulary, or the number of classes is not the profile's.
+    """
+    config = load_config(state)
+    where = f"{state.name} at {state.commit[:12]}"
+    model = _load_model(state, config)
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise AssetError(
+                f"the weights of {where} hold a number that is not finite in {name}: take another revision."
+            )
+    files = ", ".join(matching(state.files, (*TOKENIZERS, "merges.txt", "tokenizer_config.json")))
+    with _reading(state, f"the tokenizer ({files})"), quiet_library():
+        about = state.path / "tokenizer_config.json"
+        if about.is_file() and "AutoTokenizer" in json.loads(about.read_bytes()).get("auto_map", ()):
+            raise AssetError(f"the tokenizer of {where} is code of the repository, which is not run.")
+        tokenizer = load_published(state.path)
+        tokenizer("a \N{SNOWMAN}")  # to see whether it can do a word that it does not know
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise AssetError(
+            f"the tokenizer of {where} has no vocabulary: its files are not those that {type(tokenizer).__name__} "
+            "reads."
+        )
+    return model, tokenizer
+
+
+def _load_model(state: AssetState, config: Any) -> Any:
+    """The model of a checkpoint, in fp32, every weight of it from the file; raises ``AssetError``."""
+    try:
+        with _reading(state, "the weights"):
+            model, report = load_checked(
+                state.path, AutoModelForSequenceClassification, config=config, dtype=torch.float32
+            )
+    except MisfitError as error:
+        model, report, why = None, dict(error.report), str(error)
+    # What a classifier does not use, such as a pooler, is left over; layers that config.json does not count are not.
+    beyond = [name for name in report["unexpected_keys"] if re.search(r"\.layers?\.\d+\.", name)]
+    where = f"{state.name} at {state.commit[:12]}"
+    for what, keys in (
+        ("lack", report["missing_keys"]),
+        ("do not fit config.json in", [name for name, *_ in report["mismatched_keys"]]),
+        ("go beyond config.json in", beyond),
+    ):
+        if keys:
+            names = ", ".join(sorted(keys)[:3])
+            raise AssetError(f"the weights of {where} {what} {names}: weights and config.json are of different models.")
+    if model is None:
+        raise AssetError(why)
+    return model
+
+
+def max_length(model: Any, tokenizer: Any) -> int:
+    """The most tokens that both the model and the tokenizer take."""
+    return min(filter(None, (longest_text(model), int(tokenizer.model_max_length))))
+
+
+def load_splits(state: AssetState, splits: Iterable[str] | None = None) -> datasets.DatasetDict:
+    """The data set as it is on the hub: every split, or those named.
+
+    Raises ``AssetError`` where a file cannot be read, or a split or a column is not there.
+    """
+    asset = state.asset
+    assert isinstance(asset, DataSet)
+    card = state.path / "README.md" if "README.md" in state.files else None
+    with _reading(state, "the layout"):
+        files = {} if asset.folder else asset.data_files(card)
+        files = files or get_data_patterns(str(state.path / asset.folder))
+    chosen = list(splits if splits is not None else files)
+    if lacking := [split for split in chosen if split not in files]:
+        raise AssetError(f"{state.name} has no split {lacking[0]!r}; it has {', '.join(map(str, files))}.")
+    loaded = {}
+    for split in chosen:
+        # Each by itself, since another's columns or types would be forced upon it; in memory, so that nothing but a
+        # temporary folder has to be writable.
+        with _reading(state, f"the split {split}"), quiet_library(), tempfile.TemporaryDirectory() as folder:
+            rows = datasets.load_dataset(
+                str(state.path), data_dir=asset.folder or None, data_files={split: files[split]}, split=split,
+                features=asset.features(state.path), verification_mode="no_checks", cache_dir=folder,
+                keep_in_memory=True,
+            )  # fmt: skip
+        columns = rows.column_names
+        if absent := [name for name in (*asset.text, asset.label) if name not in columns]:
+            apart = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), "")
+            hint = f": its columns are set apart by {apart!r}, not by commas" if apart else ""
+            raise AssetError(f"{split} of {state.name} has no column {absent[0]!r}; it has {', '.join(columns)}{hint}.")
+        loaded[split] = rows
+    return datasets.DatasetDict(loaded)
+
+
+def described(asset: DataSet) -> str:
+    """A data set that is only looked at, in words: the labels and first rows of each split; or why it is missing."""
+    try:
+        loaded = load_splits(find(asset))
+    except AssetError as error:
+        return f"{asset.repo} is only looked at, and not here: {error}"
+    lines = []
+    for split, rows in loaded.items():
+        labels = pd.Series(rows[asset.label]).value_counts().sort_index().to_dict()
+        lines += [f"{asset.repo} ({asset.folder}), {split}: {len(rows)} texts, labels {labels}"]
+        lines += [pd.DataFrame(rows[:3]).to_string(max_colwidth=60)]
+    return "\n".join(lines)
+
+
+def labelled(rows: datasets.Dataset, asset: DataSet, config: Any, split: str = "") -> datasets.Dataset:
+    """The columns text, text_pair (of pairs) and label: the class by the checkpoint's own numbering, or ``NO_CLASS``.
+
+    A label finds its class by name (the profile's, else its own) in ``config.id2label``, upper and lower case alike.
+    Numbers without names, and checkpoints that only number their classes (LABEL_0), are taken as they are.
+
+    Raises ``AssetError`` for a label that is missing or no class of the checkpoint, or where a text is empty or not
+    text; it names the row, counted from 0, of ``split``.
+    """
+    of = f"of {asset.repo}{f', split {split},' if split else ''}"
+    columns: dict[str, list[Any]] = {}
+    for target, name in zip(("text", "text_pair"), asset.text, strict=False):
+        columns[target] = list(rows[name])
+        odd = [i for i, text in enumerate(columns[target]) if not isinstance(text, str) or not text.strip()]
+        if odd:
+            value = columns[target][odd[0]]
+            what = f": it holds {value!r}" if value is not None else ": it is empty, or reads as missing (NA, null)"
+            raise AssetError(f"row {odd[0]} {of} has no text in column {name!r}{what}.")
+    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in rows[asset.label]]
+    empty = [
+        i
+        for i, v in enumerate(values)
+        if v is None or (isinstance(v, float) and math.isnan(v)) or (isinstance(v, str) and not v.strip())
+    ]
+    if empty:
+        cut = "; the file may end too early" if empty[0] == len(values) - 1 else ""
+        raise AssetError(
+            f"row {empty[0]} {of} has no label in column {asset.label!r} ({len(empty)} of {len(values)} rows have "
+            f"none{cut}): fill it in or take the row out."
+        )
+    number = _numbering(rows.features[asset.label], asset, config)
+    known = {value: number(value) for value in dict.fromkeys(values)}
+    if unknown := [value for value, label in known.items() if label is None]:
+        classes = ", ".join(str(config.id2label[i]) for i in range(config.num_labels))
+        raise AssetError(
+            f"row {values.index(unknown[0])} {of} has the label {unknown[0]!r} in column {asset.label!r}, the "
+            f"checkpoint's classes are {classes}: say what it stands for in the profile's `labels`."
+        )
+    if set(known.values()) == {NO_CLASS}:
+        raise AssetError(f"no row {of} has a label that stands for a class: mend the profile's `labels`.")
+    return datasets.Dataset.from_dict({**columns, "label": [known[value] for value in values]})
+
+
+def _numbering(feature: Any, asset: DataSet, config: Any) -> Callable[[Any], int | None]:
+    """The function from a label to its class."""
+    classes = {str(label).casefold(): int(i) for i, label in config.id2label.items()}
+    unnamed = all(re.fullmatch(r"label_\d+|\d+", label) for label in classes)
+    if unnamed and asset.labels:
+        classes = {label.casefold(): i for i, label in enumerate(filter(None, dict.fromkeys(asset.labels.values())))}
+    names = getattr(feature, "names", None)
+
+    def number(value: Any) -> int | None:
+        numeric = re.fullmatch(r"\d+", str(value)) is not None
+        name = names[value] if names and numeric and int(value) < len(names) else str(value)
+        if str(value) in asset.labels or name in asset.labels:
+            target = asset.labels.get(str(value), asset.labels.get(name, ""))
+            return classes.get(target.casefold()) if target else NO_CLASS
+        if name.casefold() in classes:
+            return classes[name.casefold()]
+        speaking = names and not all(re.fullmatch(r"label_\d+|\d+", str(each).casefold()) for each in names)
+        if asset.labels or not numeric or (speaking and not unnamed):
+            return None
+        return int(value) if int(value) < config.num_labels else None
+
+    return number

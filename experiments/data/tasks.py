@@ -1,0 +1,233 @@
+"""A model of a profile with its texts tokenised and batched."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import timeit
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from gnorm.engine.checks import num_texts
+from gnorm.engine.problems import NOT_COUNTED, problem_of
+from gnorm.engine.state import default_device
+from gnorm.heads import head_mask_of
+from gnorm.journal import digest, hash_of_model
+from gnorm.metrics import accuracy, measure
+from gnorm.scoring import gnorm_scores
+from gnorm.storage.loading import load_checked
+from gnorm.storage.tokenizing import batched, encoded
+
+from ..files.provenance import code_of
+from . import checkpoints, hub, reading
+from .hub_cache import AssetError
+from .profiles import ModelSpec, Sizes, model_spec
+from .training import TASKS, Recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model ready to be pruned, with its texts tokenised and batched."""
+
+    profile: str
+    name: str
+    spec: ModelSpec
+    model: Any
+    tokenizer: Any
+    splits: datasets.DatasetDict
+    source: dict[str, Any]  # where the weights come from and how they were made
+
+    def batches(self, sizes: str) -> list[dict[str, Tensor]]:
+        """The batches of "scoring", "evaluation" or "entropy", in data-set order, each padded to its longest text."""
+        return self._batches[sizes]
+
+    @cached_property
+    def _batches(self) -> dict[str, list[dict[str, Tensor]]]:
+        return {name: self._tokenised(name) for name in ("scoring", "evaluation", "entropy")}
+
+    def part(self, split: str, start: int = 0, stop: int | None = None, batch: int = 32) -> list[dict[str, Tensor]]:
+        """The texts from ``start`` to ``stop`` of a split with their labels, or to its end, as batches."""
+        return batched(self.tokenizer, self.splits[split][start:stop], batch, self.max_length, self.model)
+
+    def num_texts(self, sizes: str) -> int:
+        """How many texts the batches of "scoring", "evaluation" or "entropy" hold."""
+        return num_texts(self.batches(sizes))
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens that a text is cut to."""
+        return self.spec.max_length or reading.max_length(self.model, self.tokenizer)
+
+    def _tokenised(self, name: str) -> list[dict[str, Tensor]]:
+        sizes: Sizes = getattr(self.spec, name)
+        if sizes.split not in self.splits:
+            raise ValueError(f"{self.name}: there is no split {sizes.split!r}; there are {', '.join(self.splits)}.")
+        split = self.splits[sizes.split]
+        if name == "evaluation":  # texts that no class of the model fits are scored, not evaluated
+            split = split.select([i for i, label in enumerate(split["label"]) if label != reading.NO_CLASS])
+        if sizes.overlong == "leave out":
+            whole = encoded(self.tokenizer, split[:], self.model, truncation=False, verbose=False)
+            lengths = [len(ids) for ids in whole["input_ids"]]
+            split = split.select([i for i, length in enumerate(lengths) if length <= self.max_length])
+        if sizes.draw:
+            split = split.shuffle(seed=sizes.draw)
+        count = len(split) if sizes.texts == "all" else sizes.texts
+        if self.spec.dataset:  # a data set of the hub is what it is; how many there were is recorded
+            count = min(count, len(split))
+        if len(split) < count or not count:
+            raise ValueError(f"{self.name}: split {sizes.split} has {len(split)} texts, {count} are asked for.")
+        batches = batched(self.tokenizer, split[:count], sizes.batch, self.max_length, self.model)
+        if problem_of(self.model).shifted:  # texts are their own labels
+            batches = [batch | {"labels": next_tokens(batch)} for batch in batches]
+        largest = max(int(batch["input_ids"].max()) for batch in batches)
+        if largest >= self.model.config.vocab_size:
+            raise AssetError(
+                f"{self.name}: its tokenizer gives token {largest}, its model knows {self.model.config.vocab_size}."
+            )
+        return batches
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Accuracy of the intact model on the evaluation texts."""
+        return accuracy(self.model, self.batches("evaluation"))
+
+    def measured(self) -> float:
+        """The metric of the model's problem on the evaluation texts, as the model is now."""
+        return measure(self.model, self.batches("evaluation"))
+
+    @cached_property
+    def hash(self) -> str:
+        """What finished runs of this task depend on, beside the method: its sizes, its weights, the code."""
+        weights = hash_of_model(self.model)  # trained again on another machine, a recipe gives others
+        return digest(
+            [
+                dataclasses.asdict(self.spec),
+                self.source,
+                weights,
+                str(self.model.device),
+                code_of("gnorm.pruning", __name__),
+            ]
+        )
+
+
+def next_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """(text, token) the labels of a causal language model: the tokens themselves, padding not counted."""
+    return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, NOT_COUNTED)
+
+
+def load(profile: str, model: str, device: str | None = None, progress: bool = True) -> Task:
+    """The task ``model`` of ``profile``: weights made by a recipe are trained, those of the hub fetched, each once.
+
+    device: where the model goes; the accelerator if there is one, else the CPU, if None.
+
+    Raises ``ValueError`` for an unknown profile or model, ``AssetError`` where something of the hub is missing or
+    not what the profile says, ``RuntimeError`` where the model is less accurate on its evaluation texts than the
+    profile demands or was damaged since it was trained, and ``OSError`` where trained models cannot be kept.
+    """
+    spec = model_spec(profile, model)
+    classifier, tokenizer, splits, source = _from_hub(spec) if spec.checkpoint else _made(profile, model, progress)
+    task = Task(
+        profile=profile,
+        name=model,
+        spec=spec,
+        model=classifier.to(device or default_device()).eval(),
+        tokenizer=tokenizer,
+        splits=splits,
+        source=source,
+    )
+    if spec.min_accuracy and task.accuracy < spec.min_accuracy:
+        raise RuntimeError(
+            f"{model} of profile {profile} classifies {task.accuracy:.4f} of its {task.num_texts('evaluation')} "
+            f"evaluation texts correctly, {spec.min_accuracy} are demanded before anything is pruned: change its "
+            f"training in experiments/profiles/{profile}.toml."
+        )
+    return task
+
+
+Origin = tuple[Any, Any, datasets.DatasetDict, dict[str, Any]]  # model, tokenizer, splits, and how they came about
+
+
+def _made(profile: str, model: str, progress: bool) -> Origin:
+    """What the packages bring, trained by the profile's recipe."""
+    spec = model_spec(profile, model)
+    name, *variants = model.split("/")
+    trained = "-".join([profile, name, *(variant for variant in variants if variant.startswith("seed"))])
+    folder = checkpoints.checkpoint(trained, spec.recipe, progress=progress)
+    try:
+        for name in ("tokenizer.json", "training.json"):
+            if not (folder / name).is_file():  # for want of one the library would make up an empty tokenizer
+                raise FileNotFoundError(f"it has no {name}")
+        auto = TASKS[Recipe.read(spec.recipe).task].auto
+        classifier, _ = load_checked(folder, auto, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        source = _stable(json.loads((folder / "training.json").read_text("utf-8")))
+        return classifier, tokenizer, checkpoints.load_splits(folder), source
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise RuntimeError(
+            f"the trained model in {folder} is damaged ({str(error).rstrip('.')}): delete the folder, and it is "
+            "trained anew."
+        ) from error
+
+
+def _from_hub(spec: ModelSpec) -> Origin:
+    """A checkpoint and a data set of the hub, with the columns text, text_pair for pairs, and label: the class by the
+    checkpoint's numbering."""
+    assert spec.checkpoint
+    assert spec.dataset
+    checkpoint, dataset = (hub.fetch(state) for state in hub.look_up([spec.checkpoint, spec.dataset]))
+    classifier, tokenizer = reading.load_checkpoint(checkpoint)
+    wanted = dict.fromkeys(sizes.split for sizes in (spec.scoring, spec.evaluation, spec.entropy))
+    loaded = reading.load_splits(dataset, wanted)
+    splits = datasets.DatasetDict(
+        {split: reading.labelled(rows, spec.dataset, classifier.config, split) for split, rows in loaded.items()}
+    )
+    source = {"checkpoint": checkpoint.record(), "dataset": dataset.record()}
+    source["dataset"]["rows"] = {split: len(rows) for split, rows in splits.items()}
+    return classifier, tokenizer, splits, source
+
+
+ASSUMED_TOKENS = 40  # of a text, for an estimate made before there is any
+
+
+def estimate(spec: ModelSpec, config: Any, device: str) -> float:
+    """Seconds that the five methods take on a checkpoint with this configuration.
+
+    From a forward and a backward pass of its first layer, random weights, on texts of ``ASSUMED_TOKENS`` tokens: an
+    upper bound for those, since heads that are gone save time.
+    """
+    with torch.device("meta"):
+        heads = head_mask_of(AutoModelForSequenceClassification.from_config(config)).numel()
+    layer = copy.deepcopy(config)
+    layer.num_hidden_layers, layer.vocab_size = 1, min(config.vocab_size, 1000)
+    model = AutoModelForSequenceClassification.from_config(layer).to(device).eval()
+    tokens = min(ASSUMED_TOKENS, config.max_position_embeddings // 2)
+    ids = torch.randint(5, layer.vocab_size, (spec.scoring.batch, tokens), generator=torch.Generator().manual_seed(0))
+    batches = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(len(ids), dtype=torch.long)}
+    ]
+    step, forward = (
+        min(timeit.repeat(partial(measured, model, batches), number=1, repeat=3)) * config.num_hidden_layers / len(ids)
+        for measured in (gnorm_scores, accuracy)
+    )
+    rows = {
+        name: spec.published_rows.get(sizes.split, 0) if sizes.texts == "all" else sizes.texts
+        for name, sizes in (("scoring", spec.scoring), ("evaluation", spec.evaluation), ("entropy", spec.entropy))
+    }
+    evaluation = 0 if spec.scoring == spec.evaluation else rows["evaluation"] * forward  # read off the scoring pass
+    greedy = heads * (rows["scoring"] * step + evaluation)
+    once = rows["entropy"] * forward + heads * rows["evaluation"] * forward
+    random = spec.random.trials * -(-heads // spec.random.heads_per_step) * rows["evaluation"] * forward
+    return 2 * greedy + 2 * once + random
+
+
+def _stable(training: Mapping[str, Any]) -> dict[str, Any]:
+    """How the weights were made, without how long it took."""
+    return {name: value for name, value in training.items() if name != "seconds"}

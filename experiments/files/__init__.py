@@ -1,0 +1,1 @@
+"""Where files lie, locks, the cache, and what results were made with."""

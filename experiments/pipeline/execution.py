@@ -1,0 +1,178 @@
+"""One notebook in a kernel of its own: its parameters checked, its progress shown, its executed copy kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+# jsonschema, which checks notebooks, would spend most of a second on the grammar of a kind of address that none holds.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+import papermill
+from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from gnorm.storage.files import RECORD, UNFINISHED, recorded, write_json
+
+from ..files import paths
+from ..files.errors import NotebookError, UsageError
+from ..files.paths import shown
+from ..runs.stamps import digest_of
+
+KERNEL_LOG = "GNORM_KERNEL_LOG"  # the file that kernels' own log goes to
+# Run in a kernel before its first cell. While packages are imported, Python's garbage collector searches all objects
+# several times and finds no garbage: one second of the six that a kernel computes in a short notebook. Old objects are
+# searched a hundred times more rarely, young ones as ever.
+FEWER_COLLECTIONS = "__import__('gc').set_threshold(700, 10, 1000)"
+
+
+def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` for parameters that the notebook's cell tagged `parameters` does not declare with this type.
+
+    papermill only warns of the one and writes whatever it is given. The values are names that the profile knows.
+    """
+    declared = papermill.inspect_notebook(str(paths.notebook_file(notebook)))
+    for parameter, value in parameters.items():
+        if parameter not in declared:
+            raise UsageError(
+                f"notebook {notebook} has no parameter {parameter!r}: name it in the cell tagged `parameters`."
+            )
+        kind = declared[parameter]["inferred_type_name"].partition("[")[0]
+        if kind != type(value).__name__:
+            raise UsageError(
+                f"notebook {notebook} declares {parameter!r} as {kind}, it is given a {type(value).__name__}: mend one."
+            )
+
+
+def execute(notebook: str, parameters: dict[str, Any], label: str, fingerprint: str) -> dict[str, Any]:
+    """Run one notebook, keep the executed copy, and return the stamp that says it is done, which is written too.
+
+    parameters: hold the ``profile``. label: the notebook's place in the order, which begins every line of progress.
+
+    Raises ``NotebookError`` where a cell fails, the kernel dies or there is none, ``KeyboardInterrupt`` where a person
+    interrupts it.
+    """
+    profile = parameters["profile"]
+    copy = paths.executed_file(profile, notebook)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    clock = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="gnorm-") as folder:
+        os.environ[RECORD] = str(record := Path(folder) / "record")
+        try:
+            _run_cells(notebook, parameters, label, copy)
+        finally:
+            del os.environ[RECORD]
+        written, read = (_digests(profile, recorded(what, record)) for what in ("written", "read"))
+    stamp = {
+        "fingerprint": fingerprint,
+        "parameters": parameters,
+        "seconds": round(time.perf_counter() - clock, 1),
+        "written": {**written, copy.relative_to(paths.root()).as_posix(): digest_of(copy)},
+        "read": {path: content for path, content in read.items() if path not in written},
+    }
+    write_json(paths.stamp_file(profile, notebook), stamp)
+    return stamp
+
+
+def _digests(profile: str, files: Sequence[Path]) -> dict[str, str]:
+    """``digest_of`` those files that are among the profile's results and figures, by their path from the root."""
+    folders = (paths.results_folder(profile).absolute(), paths.figures_folder(profile).absolute())
+    kept_apart = paths.run_folder(profile).absolute()
+    return {
+        path.relative_to(paths.root().absolute()).as_posix(): digest_of(path)
+        for path in files
+        if any(path.is_relative_to(folder) for folder in folders)
+        and not path.is_relative_to(kept_apart)
+        and path.exists()  # another run may write it anew at this moment
+    }
+
+
+def _run_cells(notebook: str, parameters: dict[str, Any], label: str, copy: Path) -> None:
+    """Run the cells of a notebook; ``copy``, whole or where a cell failed, is what papermill makes of it."""
+    unfinished = copy.with_name(f"{notebook}{UNFINISHED}.ipynb")  # papermill wants the suffix
+    with closing(Terminal(label)) as terminal, _failures(label, parameters["profile"], unfinished, copy):
+        papermill.execute_notebook(
+            paths.notebook_file(notebook),
+            unfinished,
+            parameters,
+            cwd=paths.REPOSITORY,
+            progress_bar=False,
+            stderr_file=terminal,
+            coalesce_streams=True,  # a progress bar leaves one line in the executed copy
+            kernel_manager_class=QuietKernelManager,
+            shutdown_kernel="immediate",  # its work is done and on disk; taking Python down by the book takes a second
+        )
+        os.replace(unfinished, copy)
+
+
+@contextmanager
+def _failures(label: str, profile: str, unfinished: Path, copy: Path) -> Iterator[None]:
+    """Turns what papermill raises into ``NotebookError``; the executed copy of a cell that failed is kept."""
+    try:
+        yield
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
+        os.replace(unfinished, copy)
+        raise NotebookError(
+            f"{label} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
+            f"the executed copy, with the traceback, is {shown(copy)}; finished steps are kept, and once the cause "
+            "is mended the same command goes on from them"
+        ) from error
+    except DeadKernelError as error:
+        raise NotebookError(
+            f"{label} ended with its kernel killed, perhaps for want of memory; finished steps are kept and the same "
+            f"command goes on from them (the kernel's log is {shown(paths.kernel_log(profile))})"
+        ) from error
+    except NoSuchKernel as error:
+        raise NotebookError(
+            f"{label} needs the Jupyter kernel {error.name!r}, which is not installed: run `make setup`."
+        ) from error
+    except RuntimeError as error:
+        raise NotebookError(f"{label} could not be run to its end: {str(error) or type(error).__name__}") from error
+
+
+class QuietKernelManager(AsyncKernelManager):
+    """Starts kernels whose own log goes to a file: the terminal shows what notebooks print, not what kernels think."""
+
+    def start_kernel(self, *arguments: Any, **options: Any) -> Any:
+        log = os.open(os.environ[KERNEL_LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # the kernel's to keep
+        extra = [*options.pop("extra_arguments", []), f"--IPKernelApp.exec_lines={FEWER_COLLECTIONS}"]
+        return super().start_kernel(*arguments, **{**options, "extra_arguments": extra, "stderr": log})
+
+
+class Terminal:
+    """Shows what a notebook's progress bars print, behind the notebook's place in the order.
+
+    On a terminal a bar redraws its line; in a log every update would be a line, so bars are told to update rarely.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.live = sys.stderr.isatty()
+
+    def write(self, text: str) -> None:
+        for piece in text.replace("\r", "\n").split("\n"):
+            if piece.strip():
+                line = f"{self.label} {piece.strip()}"
+                print(
+                    f"\r\x1b[2K{line[: os.get_terminal_size(2).columns - 1]}" if self.live else line,
+                    end="" if self.live else "\n",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        if self.live:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,243 @@
+"""The pieces of a run: trajectories, each of which any process can make, and which of them a notebook asks for.
+
+A piece has files for inputs and outputs, a lock and a journal. So it can be made anywhere, goes on elsewhere from its
+last finished step, and is never made twice at once. What a notebook finds made it reads, what it misses it makes
+itself: a wrong row of ``ASKED_FOR`` costs time and changes no result.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.metadata import version
+
+import torch
+
+from gnorm.methods import METHODS, MORE_METHODS, find_method
+
+from .. import runs
+from ..analysis.claims import FACTORS
+from ..data import tasks
+from ..data.profiles import models_for, read_profile, repetitions
+from ..data.tasks import Task
+from ..files import provenance
+from ..files.errors import UsageError
+from ..files.locks import is_held
+from ..files.paths import results_folder
+from ..runs import stability
+from . import preflight
+
+CODE = provenance.package_code()  # as it was when this process imported it
+ALONE = threading.RLock()  # a process makes one piece at a time: training draws from torch's one generator
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A method on a model of a profile, or on a variant of one such as "roberta/seed2/batch8".
+
+    afresh: made by ``runs.run``, which reads its journal where it is finished and runs anew where what it depends on
+    has changed. Otherwise a saved trajectory is taken as it is.
+    """
+
+    model: str
+    method: str
+    afresh: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.method}"
+
+
+# A row of ASKED_FOR: a profile and models -> pieces.
+Asks = Callable[[str, Sequence[str]], Iterator[Piece]]
+
+
+def _run(*methods: str) -> Asks:
+    """What ``runs.run`` is called with, for each model."""
+    return lambda _profile, models: (Piece(model, method, True) for method in methods for model in models)
+
+
+def _read(*methods: str) -> Asks:
+    """What ``runs.trajectories`` is called with."""
+    return lambda _profile, models: (Piece(model, method) for model in models for method in methods)
+
+
+def _repeated(*methods: str) -> Asks:
+    """What ``runs.repeated`` is called with."""
+    return lambda profile, models: (
+        Piece(name, method)
+        for model in models
+        for name in repetitions(profile, model)
+        for method in runs.left_in(profile, model, methods)
+    )
+
+
+def _varied(profile: str, models: Sequence[str]) -> Iterator[Piece]:
+    """What ``stability.scoring_variants`` asks for."""
+    extent = read_profile(profile).study
+    for model in models:
+        if model in extent.varied:
+            for *_, name in stability.variants(profile, model, extent):
+                yield Piece(name, stability.METHOD)
+
+
+def _both(first: Asks, second: Asks) -> Asks:
+    return lambda profile, models: (piece for asks in (first, second) for piece in asks(profile, models))
+
+
+def _of_task(task: str, asks: Asks) -> Asks:
+    """The same of those models alone that have this task; of none where the profile has no such model."""
+
+    def pieces(profile: str, models: Sequence[str]) -> Iterator[Piece]:
+        if any(spec.task == task for spec in read_profile(profile).models.values()):
+            yield from asks(profile, models_for(task, profile, models))
+
+    return pieces
+
+
+# What each notebook asks for, with its parameters as they are stored. Notebooks that ask for none have no row.
+ASKED_FOR: dict[str, Asks] = {
+    "greedy_pruning": _run("greedy_gnorm"),
+    "inverse_greedy_gnorm_pruning": _run("inverse_greedy_gnorm"),
+    "ae_pruning": _run("attention_entropy"),
+    "ae_inverse_pruning": _run("inverse_attention_entropy"),
+    "random_pruning": _run("random", "greedy_gnorm"),
+    "greedyprune_all_models": _run("greedy_gnorm"),
+    "gradient_test": _run("greedy_gnorm"),
+    "show_pruning_result": _read(*METHODS),
+    "pruning_summary": _read(*METHODS),
+    "criteria_comparison": _run(
+        *("greedy_gnorm", "gnorm_by_text", "gnorm_cross_entropy", "head_importance", "output_saliency", "hies"),
+        *("attention_entropy", "weight_magnitude", "random"),
+    ),
+    "decoder_pruning": _of_task("causal_lm", _run("greedy_gnorm", "head_importance", "random", "inverse_greedy_gnorm")),
+    "recovery": lambda profile, models: _run("head_importance")(profile, models[:1]),
+    "claims": _repeated(*METHODS, *MORE_METHODS),
+    "cost_quality": _repeated(*METHODS, *MORE_METHODS),
+    "ablations": _repeated(
+        *("greedy_gnorm", *(method for group in FACTORS.values() for method in group)),
+        *("attention_entropy", "entropy_every_8", "entropy_every_4", "entropy_every_step"),
+        *("head_importance", "importance_once", "importance_every_8", "importance_every_4"),
+        *("output_saliency", "fisher", "output_norm", "flap", "hies", "weight_magnitude", "oracle"),
+    ),
+    "stability": _both(
+        _repeated(
+            *("greedy_gnorm", "gnorm_once", "head_importance", "attention_entropy", "matched_random", "random"),
+            *("gnorm_shuffled_weights", "importance_shuffled_labels"),
+        ),
+        _varied,
+    ),
+}
+
+
+def asked_for(profile: str, models: Sequence[str], notebooks: Iterable[str]) -> list[Piece]:
+    """The pieces that these notebooks ask for, each once, in the order in which they ask."""
+    found: dict[str, Piece] = {}
+    for notebook in notebooks:
+        for piece in ASKED_FOR[notebook](profile, models) if notebook in ASKED_FOR else ():
+            if piece.afresh or str(piece) not in found:
+                found[str(piece)] = piece
+    return list(found.values())
+
+
+def missing(profile: str, pieces: Sequence[Piece]) -> list[Piece]:
+    """Those that are to be made: all but saved ones that are taken as they are."""
+    return [
+        piece
+        for piece in pieces
+        if piece.afresh or not (results_folder(profile) / piece.model / f"{piece.method}.csv").exists()
+    ]
+
+
+def as_trained(model: str) -> str:
+    """The model whose weights a variant has: "roberta/seed2" of "roberta/seed2/batch8"."""
+    name, *variants = model.split("/")
+    return "/".join([name, *(variant for variant in variants if variant.startswith("seed"))])
+
+
+def before(piece: Piece, others: Sequence[Piece]) -> Piece | None:
+    """The one of ``others`` that has to be made first: that whose layers the method follows. None where there is none.
+
+    Without it the method makes what it follows itself.
+    """
+    leader = find_method(piece.method).follows
+    return next((other for other in others if (other.model, other.method) == (piece.model, leader)), None)
+
+
+# ---------------------------------------------------------------- in a worker
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a worker is told beside the piece.
+
+    run: the name of the run, whose lock ("runs", run) is held while it lasts. environment: variables to set. threads:
+    of torch; as the worker has them, if None. gpus: as CUDA_VISIBLE_DEVICES names them; the worker of name i takes the
+    one at i. Where there are none, it takes what it sees. versions: see ``versions``.
+    """
+
+    run: str
+    profile: str
+    device: str
+    environment: Mapping[str, str]
+    versions: Mapping[str, str]
+    threads: int | None = None
+    gpus: tuple[str, ...] = ()
+
+
+def versions() -> dict[str, str]:
+    """What has to be the same in every process of a run, since results depend on it."""
+    packages = {name: version(name) for name in provenance.PACKAGES}
+    return {"gnorm": CODE, "python": platform.python_version(), **packages}
+
+
+def make(around: Surroundings, piece: Piece, *_after: None) -> None:
+    """Make one piece, unless it is to be taken as it is and was saved meanwhile.
+
+    Raises ``UsageError`` where this process cannot take part in the run, and whatever ``tasks.load`` and ``runs.run``
+    raise.
+    """
+    with ALONE:
+        load(around, piece.model)
+        if missing(around.profile, [piece]):
+            runs.run(_task(around.run, around.profile, piece.model), piece.method, progress=False)
+
+
+def load(around: Surroundings, model: str) -> None:
+    """Load a model with its texts. It is trained where it never was. Raises as ``make`` does."""
+    with ALONE:
+        os.environ |= around.environment
+        if around.gpus:
+            from distributed import get_worker
+
+            os.environ["CUDA_VISIBLE_DEVICES"] = around.gpus[int(get_worker().name) % len(around.gpus)]
+        if around.threads:
+            torch.set_num_threads(around.threads)
+        _refuse_outsiders(around.run, around.profile, around.device, tuple(around.versions.items()))
+        _task(around.run, around.profile, model)
+
+
+@lru_cache(maxsize=1)
+def _task(run: str, profile: str, model: str) -> Task:
+    return tasks.load(profile, model, progress=False)
+
+
+@cache
+def _refuse_outsiders(run: str, profile: str, device: str, expected: tuple[tuple[str, str], ...]) -> None:
+    """Raise ``UsageError`` where this process would give other results than the run's own, or spoil them."""
+    here = versions()
+    for name, there in expected:
+        if here[name] != there:
+            raise UsageError(
+                f"a worker on {platform.node()} has another {name} ({here[name]}) than the run ({there}): install the "
+                "same and start the workers anew."
+            )
+    if not is_held(profile, "runs", run):
+        raise UsageError(
+            f"a worker on {platform.node()} does not see the run's lock in {results_folder(profile)}: it needs the "
+            "same folder under the same name, on a file system whose locks reach every machine (docs/scaling.md)."
+        )
+    preflight.check_device(device)

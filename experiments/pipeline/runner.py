@@ -1,0 +1,326 @@
+"""A run of the notebooks: what is done is not run again, what is interrupted goes on, all ends in one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from gnorm.engine.state import default_device
+from gnorm.storage.files import delete_unfinished, write_json
+
+from ..analysis.published import published_curves
+from ..data import hub
+from ..data.assets import Asset, AssetState
+from ..data.profiles import Profile, check_models, read_profile
+from ..files import paths, provenance
+from ..files.errors import RunError, UsageError
+from ..files.locks import held
+from ..files.paths import shown
+from ..report import rendering
+from ..runs.stamps import fingerprint, read_stamp
+from . import execution, pieces, preflight, workers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, checked before anything runs.
+
+    notebooks: those to run, in order. order: all that there are. published: the folder of the authors' result files,
+    "" for none. fresh: run finished work again. strict: stop where an intact model is not as accurate as published.
+    jobs, dask: how many workers, or which scheduler's, make trajectories before the notebooks run; none, if neither.
+    """
+
+    profile: Profile
+    models: list[str]
+    notebooks: list[str]
+    order: tuple[str, ...]
+    device: str
+    published: str = ""
+    fresh: bool = False
+    strict: bool = False
+    jobs: int | None = None
+    dask: str | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What every notebook is given."""
+        return {"profile": self.profile.name, "models": self.models}
+
+    def assets(self, notebooks: Sequence[str]) -> list[Asset]:
+        """What the models need of the hub, and what is only looked at if the notebook that looks at it runs."""
+        return self.profile.assets(self.models) + (self.profile.inspected if "data_processing" in notebooks else [])
+
+
+def make_plan(
+    order: tuple[str, ...],
+    notebooks: Sequence[str] | None,
+    profile: str = "auto",
+    models: list[str] | None = None,
+    device: str | None = None,
+    published: str | None = None,
+    fresh: bool = False,
+    strict: bool = False,
+    default: Sequence[str] = (),
+    jobs: int | None = None,
+    dask: str | None = None,
+) -> Plan:
+    """The plan that these names and flags ask for; for the profile "auto", the first line printed says which it is.
+
+    notebooks: those that the profile names, if None, or else ``default``. models: all of the profile but the extra
+    ones, if None. device: the first accelerator, else the CPU, if None. The others are those of ``Plan``.
+
+    Raises ``UsageError`` for a name that is not known, a device that is not there, published results that cannot be
+    read, a notebook that does not declare its parameters, and workers without Dask.
+    """
+    workers.check(jobs, dask)
+    device = device or default_device()
+    preflight.check_device(device)
+    name = preflight.choose_profile(profile, device)
+    folder = str(Path(published).resolve()) if published else ""
+    try:
+        known = read_profile(name)
+        models = known.usual_models if models is None else models
+        notebooks = (known.notebooks or default) if notebooks is None else notebooks
+        check_models(name, models)
+        for notebook in notebooks:
+            if notebook not in order:
+                raise UsageError(f"notebook {notebook!r} is not known; choose from {', '.join(order)}.")
+        published_curves(folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    chosen = [notebook for notebook in order if notebook in notebooks]
+    plan = Plan(known, models, chosen, order, device, folder, fresh, strict, jobs, dask)
+    for notebook in chosen:
+        execution.check_parameters(notebook, plan.parameters)
+    return plan
+
+
+def done(plan: Plan) -> dict[str, bool]:
+    """Whether each notebook of the plan is done, by name; nothing is fetched and nothing is run."""
+    wanted = fingerprints(plan, [hub.in_cache(asset) for asset in plan.assets(plan.notebooks)])
+    return {name: _is_done(plan.profile.name, name, wanted) for name in plan.notebooks}
+
+
+def _is_done(profile: str, notebook: str, wanted: Mapping[str, str]) -> bool:
+    """Whether the notebook's stamp has the ``wanted`` fingerprint; reads every file that the stamp names."""
+    return read_stamp(profile, notebook).get("fingerprint") == wanted[notebook]
+
+
+def fingerprints(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
+    """What each notebook's outputs depend on, as a digest, by name."""
+    curves = [
+        (model, method, curve.to_dict())
+        for model, by_method in published_curves(plan.published).items()
+        for method, curve in by_method.items()
+    ]
+    digests = {}
+    for name in plan.notebooks:
+        needed = plan.assets([name])
+        records = [each.record() for each in assets if each.asset in needed]
+        digests[name] = fingerprint(name, plan.parameters, plan.device, [records, curves])
+    return digests
+
+
+def run(plan: Plan) -> None:
+    """Fetch what the plan needs, run what is not done yet, and write the manifest and the report.
+
+    Raises ``UsageError`` where an asset is missing, another run is at work on the same notebook and model, a worker
+    cannot take part, or a strict plan finds an intact model not as published; ``NotebookError`` where a notebook fails;
+    ``RunError`` where a piece fails, a file cannot be read or written, or an intact model not measured;
+    ``KeyboardInterrupt`` where a person interrupts it.
+    """
+    assets = preflight.bring_assets(plan.profile, plan.models, plan.assets(plan.notebooks), plan.device)
+    wanted = fingerprints(plan, assets)
+    _tell_kernels(plan, assets)
+    try:
+        with _held_alone(plan):
+            verdicts = preflight.compare_with_published(plan.profile, plan.models, plan.device, plan.fresh, plan.strict)
+            records = [each.record() for each in assets]
+            run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts}, _surroundings(plan, assets))
+    except OSError as error:
+        raise RunError(
+            f"run_all.py: a file in {paths.root()} could not be read or written ({error}); what is finished is kept: "
+            "make room or grant access, and the same command goes on, or name another folder in $GNORM_OUTPUT."
+        ) from error
+
+
+@contextmanager
+def _held_alone(plan: Plan) -> Iterator[None]:
+    """Hold the locks of every notebook of the plan with every model of the plan, against other runs of the same."""
+    profile = plan.profile.name
+    with ExitStack() as locks:
+        for model in plan.models:
+            for notebook in plan.notebooks:
+                try:
+                    locks.enter_context(held(profile, "runs", f"{model}/{notebook}", wait=False))
+                except filelock.Timeout as error:
+                    raise UsageError(
+                        f"another run is at work in {shown(paths.results_folder(profile))} on {notebook} with {model}; "
+                        "wait for it or stop it."
+                    ) from error
+        yield
+
+
+def _surroundings(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
+    """Variables for processes that work for a run: what to read and write, and that the hub is not to be asked."""
+    return {
+        "GNORM_OUTPUT": str(paths.root().absolute()),
+        "GNORM_CACHE": str(paths.cache_folder().absolute()),
+        "GNORM_DEVICE": plan.device,
+        "HF_HUB_OFFLINE": "1",
+        hub.CHECKED: ",".join(each.commit for each in assets),
+    }
+
+
+def _tell_kernels(plan: Plan, assets: Sequence[AssetState]) -> None:
+    """Set the environment that notebooks' kernels inherit."""
+    os.environ |= {
+        **_surroundings(plan, assets),
+        "GNORM_PUBLISHED": plan.published,
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        execution.KERNEL_LOG: str(paths.kernel_log(plan.profile.name)),
+    }
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
+
+
+def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], environment: Mapping[str, str]) -> None:
+    """Run the notebooks whose stamp has not the ``wanted`` fingerprint; then write the manifest and the report.
+
+    With workers, these first make the trajectories that the notebooks ask for. about: what the manifest says of the run
+    beside what is known here. environment: variables that workers need. Raises as ``workers.make_pieces`` and
+    ``execution.execute`` do.
+    """
+    profile, clock, ran = plan.profile.name, time.perf_counter(), 0
+    altered = False  # whether this run may have written what a notebook that was done reads
+    _clear(plan)
+    print(f"profile {profile}, models {', '.join(plan.models)}, device {plan.device}", flush=True)
+    to_do = [name for name in plan.notebooks if not _is_done(profile, name, wanted)]
+    if to_do:
+        print(_outlook(profile, to_do), flush=True)
+    if plan.jobs or plan.dask:
+        asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
+        if asked_for:
+            altered = True
+            workers.make_pieces(asked_for, profile, plan.device, environment, plan.jobs, plan.dask)
+            print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
+    for k, name in enumerate(plan.notebooks, start=1):
+        label = f"[{k}/{len(plan.notebooks)}] {name}"
+        with held(profile, "notebooks", name):
+            if (name not in to_do and not altered) or _is_done(profile, name, wanted):
+                print(f"{label}: unchanged, not run again", flush=True)
+            else:
+                stamp, ran, altered = execution.execute(name, plan.parameters, label, wanted[name]), ran + 1, True
+                print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
+    if ran or not paths.report_page(profile).exists():
+        with held(profile, "notebooks", "report"):
+            _write_report(plan, round(time.perf_counter() - clock, 1), about)
+    print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {shown(paths.report_page(profile))}")
+
+
+def _outlook(profile: str, notebooks: Sequence[str]) -> str:
+    """What a run is going to do, and how long that took last time, in a sentence or two."""
+    says = f"{len(notebooks)} notebook{'s' if len(notebooks) > 1 else ''} to run; stopped, the same command goes on."
+    try:
+        last = json.loads(paths.manifest_file(profile).read_text("utf-8"))
+        seconds = sum(last["notebooks"][name]["seconds"] for name in notebooks)
+    except (OSError, ValueError, KeyError, TypeError):
+        return says  # they never ran, or nobody can read how long
+    return f"{says} Last time they took {max(1, round(seconds / 60))} min (device {last.get('device')})."
+
+
+def _clear(plan: Plan) -> None:
+    """Delete what killed runs were writing and, for a fresh run, what says that its work is done."""
+    profile = plan.profile.name
+    delete_unfinished(paths.results_folder(profile))
+    delete_unfinished(paths.figures_folder(profile))
+    if plan.fresh:
+        finished = [
+            path
+            for model in plan.models
+            for folder, kind in (
+                (paths.journals_folder(profile, model), "**/*.jsonl"),
+                (paths.aftermath_folder(profile, model), "**/*.json"),
+                (paths.results_folder(profile) / model, "seed*/**/*.csv"),  # of repetitions, read where they are there
+            )
+            for path in folder.glob(kind)
+        ]
+        for path in [*finished, *(paths.stamp_file(profile, name) for name in plan.notebooks)]:
+            with _not_in_use(profile, path):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _not_in_use(profile: str, path: Path) -> Iterator[None]:
+    """Hold the lock of the piece whose journal or trajectory this is; none for other files."""
+    above = {".jsonl": paths.journals_folder(profile, ""), ".csv": paths.results_folder(profile)}
+    with ExitStack() as lock:
+        if folder := above.get(path.suffix):
+            method = path.stem.rpartition("-")[0] or path.stem  # journals have a hash behind
+            lock.enter_context(held(profile, "pieces", f"{path.parent.relative_to(folder).as_posix()}/{method}"))
+        yield
+
+
+def _write_report(plan: Plan, seconds: float, about: dict[str, Any]) -> None:
+    """Write the manifest and the report, of earlier runs' notebooks as well: they belong to the same results."""
+    profile = plan.profile.name
+    stamps = {name: stamp for name in plan.order if (stamp := read_stamp(profile, name))}
+    manifest = {
+        "profile": profile,
+        "models": plan.models,
+        "device": plan.device,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "environment": provenance.environment(),
+        **about,
+        "notebooks": stamps,
+    }
+    write_json(paths.manifest_file(profile), manifest)
+    _write_page(plan, manifest)
+
+
+def write_report_again(plan: Plan) -> Path:
+    """Write the report of what is there and run nothing; returns its page.
+
+    The manifest stays as it is, since it says what the results were made with. Raises ``UsageError`` where no run has
+    ended, or the manifest cannot be read.
+    """
+    path = paths.manifest_file(plan.profile.name)
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        stamps = {name: read_stamp(plan.profile.name, name) or manifest["notebooks"].get(name) for name in plan.order}
+        return _write_page(plan, manifest | {"notebooks": {name: stamp for name, stamp in stamps.items() if stamp}})
+    except FileNotFoundError:
+        why = "is not there"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"is damaged ({error})"
+    raise UsageError(f"{shown(path)} {why}: run `python run_all.py --profile {plan.profile.name}` first.")
+
+
+def _write_page(plan: Plan, manifest: dict[str, Any]) -> Path:
+    """Write the report; of the notebooks in the manifest those have a page whose executed copy is there."""
+    profile, stamps = plan.profile.name, manifest["notebooks"]
+    copies = {name: paths.executed_file(profile, name) for name in stamps}
+    executed = {name: path for name, path in copies.items() if path.exists()}
+    stale = [name for name, stamp in stamps.items() if _is_stale(plan, name, stamp)]
+    return rendering.write_report(profile, plan.profile.description, manifest, executed, stale)
+
+
+def _is_stale(plan: Plan, notebook: str, stamp: dict[str, Any]) -> bool:
+    """Whether the notebook would run again with the parameters that its last run had."""
+    models = stamp["parameters"]["models"]
+    if not set(models) <= plan.profile.models.keys():
+        return True
+    alone = dataclasses.replace(plan, models=models, notebooks=[notebook])
+    assets = [hub.in_cache(asset) for asset in alone.assets([notebook])]
+    return fingerprints(alone, assets)[notebook] != stamp["fingerprint"]

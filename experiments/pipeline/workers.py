@@ -1,0 +1,169 @@
+"""Pieces side by side, on this machine or on a cluster, by dask.distributed.
+
+Dask starts the workers, gives them pieces, and gives the pieces of a worker that died to another one. There is no
+scheduler here and nothing is tried again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from ..files.errors import RunError, UsageError
+from ..files.locks import held
+from ..files.paths import lock_file
+from . import pieces
+from .execution import Terminal
+from .pieces import Piece, Surroundings
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+PATIENCE = 10.0  # seconds to wait for an answer of a scheduler
+RARELY = 15.0  # seconds between the lines of a log
+
+
+def check(jobs: int | None, address: str | None) -> None:
+    """Raise ``UsageError`` for a number of workers below 1, and where Dask is asked for and not installed."""
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs {jobs} is out of range: name 1 worker or more.")
+    if (jobs or address) and importlib.util.find_spec("distributed") is None:
+        flag = "--jobs" if jobs else "--dask"
+        raise UsageError(f"{flag} needs Dask: run `pip install 'dask[distributed]'`, the extra `dask` of this package.")
+
+
+def make_pieces(
+    wanted: Sequence[Piece],
+    profile: str,
+    device: str,
+    environment: Mapping[str, str],
+    jobs: int | None = None,
+    address: str | None = None,
+) -> None:
+    """Make these pieces, on ``jobs`` workers of this machine or on those of the Dask scheduler at ``address``.
+
+    environment: variables that every worker needs. A model is loaded, and trained where it never was, before its pieces
+    begin; a piece that follows another begins after it. Progress goes to standard error.
+
+    Raises ``UsageError`` where no scheduler answers or a worker cannot take part, ``RunError`` where a piece fails or
+    the scheduler is lost; what is finished is kept.
+    """
+    name = uuid.uuid4().hex[:12]
+    with held(profile, "runs", name):
+        try:
+            with _client(jobs, address) as client:
+                threads = max(1, torch.get_num_threads() // jobs) if jobs else None
+                gpus = _gpus() if jobs and device == "cuda" else ()
+                around = Surroundings(name, profile, device, environment, pieces.versions(), threads, gpus)
+                if importlib.util.find_spec("bokeh"):  # what Dask draws its dashboard with
+                    print(f"Dask's dashboard: {client.dashboard_link}", flush=True)
+                if not client.nthreads():
+                    print("no worker is there yet: pieces wait for the first one", flush=True)
+                _follow(client, _submit(client, around, wanted))
+        except OSError as error:
+            raise RunError(f"run_all.py: the connection to Dask broke ({error}); finished steps are kept.") from error
+        finally:
+            lock_file(profile, "runs", name).unlink()  # of this run alone: nobody waits for it
+
+
+@contextmanager
+def _client(jobs: int | None, address: str | None) -> Iterator[Client]:
+    """A client of the scheduler at ``address``, or of one that is started here with ``jobs`` workers and ends here."""
+    import dask
+    from distributed import Client, LocalCluster, utils
+
+    if address:
+        try:
+            client = Client(address, timeout=PATIENCE, name="gnorm")
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"no Dask scheduler answers at {address} ({error}): start one with `dask scheduler`, and name the "
+                "address that it prints."
+            ) from None
+        with client:
+            yield client
+    else:
+        # Workers are forked from a process that has imported everything and computed nothing: imports take longest.
+        with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+            utils.get_mp_context().set_forkserver_preload(["__main__", "experiments.pipeline.pieces"])
+            with (
+                LocalCluster(
+                    n_workers=jobs,
+                    threads_per_worker=1,
+                    memory_limit=None,  # Dask would halt workers, and cannot put their models aside
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                ) as cluster,
+                Client(cluster) as client,
+            ):
+                yield client
+
+
+def _gpus() -> tuple[str, ...]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them, where there are several."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    return tuple(gpus) if len(gpus) > 1 else ()
+
+
+def _submit(client: Client, around: Surroundings, wanted: Sequence[Piece]) -> dict[Future, str]:
+    """A future for every piece and for every model that they need, with what it makes."""
+    models = dict.fromkeys(pieces.as_trained(piece.model) for piece in wanted)
+    loaded = {
+        model: client.submit(pieces.load, around, model, key=f"load-{model}-{around.run}", pure=False)
+        for model in models
+    }
+    made: dict[Piece, Future] = {}
+    for piece in sorted(wanted, key=lambda piece: pieces.before(piece, wanted) is not None):  # leaders first
+        after = [loaded[pieces.as_trained(piece.model)]]
+        if leader := pieces.before(piece, wanted):
+            after.append(made[leader])
+        made[piece] = client.submit(pieces.make, around, piece, *after, key=f"{piece}-{around.run}", pure=False)
+    return {future: model for model, future in loaded.items()} | {future: str(piece) for piece, future in made.items()}
+
+
+def _follow(client: Client, futures: Mapping[Future, str]) -> None:
+    """Show the progress of all pieces until they are made: one line that is redrawn, or in a log a line now and then.
+
+    Raises as ``make_pieces`` does, at the first piece that fails; the rest is called off.
+    """
+    from distributed import as_completed
+
+    terminal = Terminal("pieces")
+    every = 0.5 if terminal.live else RARELY
+    try:
+        with closing(terminal), tqdm(total=len(futures), unit="piece", file=terminal, mininterval=every) as bar:
+            for future in as_completed(futures):
+                _raise_failure(future, futures[future])
+                running = sum(map(bool, client.processing().values()))
+                left = len(futures) - bar.n - 1
+                bar.set_postfix(running=min(running, left), left=left, refresh=False)
+                bar.update()
+    except BaseException:
+        with suppress(OSError):
+            client.cancel(list(futures))
+        raise
+
+
+def _raise_failure(future: Future, what: str) -> None:
+    from distributed import KilledWorker
+
+    error: Any = future.exception() if future.status != "cancelled" else None
+    if future.status == "finished":
+        return
+    if isinstance(error, UsageError):
+        raise error
+    kept = "finished steps are kept, and once the cause is mended the same command goes on from them"
+    if isinstance(error, KilledWorker):
+        says = "its worker was killed again and again, perhaps for want of memory"
+    else:
+        says = f"{type(error).__name__}: {error}" if error else "the scheduler is gone"
+    raise RunError(f"{what} failed: {says.rstrip('.')}; {kept}")

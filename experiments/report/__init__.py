@@ -1,0 +1,1 @@
+"""The page that shows everything, its sentences and captions."""

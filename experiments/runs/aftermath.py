@@ -1,0 +1,159 @@
+"""What pruned models are like beside their accuracy: how sure, how like the intact model, and how they recover."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gnorm.engine.batches import forwarding, prepare
+from gnorm.engine.checks import Batch
+from gnorm.engine.products import faster_products
+from gnorm.engine.state import evaluating
+from gnorm.heads import masked
+from gnorm.journal import digest
+from gnorm.metrics import accuracy
+from gnorm.surgery import remove_heads
+from gnorm.trajectory import Trajectory
+
+from .. import runs
+from ..data import tasks
+from ..data.profiles import repetitions
+from ..data.tasks import Task
+from ..data.training import finetune
+from ..files.paths import aftermath_folder
+
+SHARES = (0.25, 0.5, 0.75)  # of the heads pruned
+BINS = 10  # of confidence, for the calibration error
+
+
+def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    """(text, class) float64, in the order in which the batches were given."""
+    prepared = prepare(batches, model, together=True)
+    index, logits = [], []
+    with evaluating(model), faster_products(model), forwarding(model, prepared) as forward, torch.inference_mode():
+        for micro in prepared:
+            index.append(micro.index)
+            logits.append(forward(micro)[0].double().cpu())
+    return torch.cat(logits)[torch.cat(index).argsort()].softmax(1)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """Expected calibration error, 0 to 1 (Guo et al. 2017, arXiv 1706.04599, Eq. 3): over ``bins`` bins of equal width,
+    the mean distance between confidence and accuracy, weighted by the number of texts.
+
+    probabilities (text, class), labels (text,). The confidence of a text is its largest probability.
+    """
+    confidence, predicted = probabilities.max(1)
+    of_text = np.minimum((confidence.numpy() * bins).astype(int), bins - 1)
+    frame = pd.DataFrame({"confidence": confidence.numpy(), "right": (predicted == labels).numpy()})
+    means = frame.groupby(of_text).agg(["mean", "size"])
+    gaps = (means["confidence"]["mean"] - means["right"]["mean"]).abs()
+    return float((gaps * means["right"]["size"]).sum() / len(labels))
+
+
+def answers_of_pruned(
+    profile: str, models: Sequence[str], methods: Sequence[str], shares: Sequence[float] = SHARES
+) -> pd.DataFrame:
+    """A row for every model, training seed, method and share of heads pruned, and one for the intact model, share 0.
+
+    Columns model, repetition, method, share, accuracy, calibration error (0 to 1), agreement: the share of texts that
+    get the intact model's answer, right or wrong. Of methods that draw at random, the first trial. On the evaluation
+    texts. Trajectories that are missing are run first. Raises as ``runs.trajectories`` does.
+    """
+    rows = []
+    for about, task, trajectory in _pruned(profile, models, methods):
+        measure = partial(_answers, task, trajectory, shares)
+        rows += [about | row for row in _kept(task, trajectory, "answers", [*shares], measure)["rows"]]
+    return pd.DataFrame(rows)
+
+
+def _pruned(
+    profile: str, models: Sequence[str], methods: Sequence[str], seeds: int | None = None
+) -> Iterator[tuple[dict[str, str], Task, Trajectory]]:
+    """Every repetition and method of every model: what it is called in a table, its task, its trajectory.
+
+    seeds: how many repetitions of each model; all, if None.
+    """
+    for model in models:
+        chosen = runs.left_in(profile, model, methods)
+        for name in repetitions(profile, model)[:seeds]:
+            of_name = runs.trajectories(profile, [name], chosen)[name]
+            task = tasks.load(profile, name)
+            for method in chosen:
+                yield {"model": model, "repetition": name, "method": method}, task, of_name[method]
+
+
+def _answers(task: Task, trajectory: Trajectory, shares: Sequence[float]) -> dict[str, Any]:
+    batches = task.batches("evaluation")
+    labels = torch.cat([batch["labels"] for batch in batches])
+    probabilities = {}
+    for share in (0.0, *shares):
+        with masked(task.model, _mask(trajectory, share)):
+            probabilities[share] = class_probabilities(task.model, batches)
+    answers = {share: found.argmax(1) for share, found in probabilities.items()}
+    return {
+        "rows": [
+            {
+                "share": share,
+                "accuracy": float((answers[share] == labels).double().mean()),
+                "calibration error": calibration_error(found, labels),
+                "agreement": float((answers[share] == answers[0.0]).double().mean()),
+            }
+            for share, found in probabilities.items()
+        ]
+    }
+
+
+def recovery(
+    profile: str, models: Sequence[str], methods: Sequence[str], seeds: int, share: float = 0.5, epochs: int = 1
+) -> pd.DataFrame:
+    """A row for every model, training seed and method: accuracy with ``share`` of the heads removed, and after training
+    what is left for ``epochs`` more.
+
+    Columns model, repetition, method, share, intact, pruned, trained. seeds: how many of each model's. The training
+    texts, the learning rate and the batches are those of the model's own training. Of methods that draw at random, the
+    first trial. Raises as ``runs.trajectories`` does.
+    """
+    rows = []
+    for about, task, trajectory in _pruned(profile, models, methods, seeds):
+        measure = partial(_recovered, task, trajectory, share, epochs)
+        rows.append({**about, "share": share, **_kept(task, trajectory, "recovery", [share, epochs], measure)})
+    return pd.DataFrame(rows)
+
+
+def _recovered(task: Task, trajectory: Trajectory, share: float, epochs: int) -> dict[str, float]:
+    recipe, model = task.spec.recipe, copy.deepcopy(task.model)
+    remove_heads(model, _mask(trajectory, share))
+    pruned = accuracy(model, task.batches("evaluation"))
+    train = task.splits["train"]
+    train = train.select(range(min(len(train), recipe.get("train_texts") or len(train))))
+    finetune(
+        model,
+        task.tokenizer,
+        train,
+        task.max_length,
+        epochs=epochs,
+        lr=recipe["lr"],
+        batch=recipe["batch"],
+        seed=recipe.get("seed", 0),
+        progress=False,
+    )
+    return {"intact": task.accuracy, "pruned": pruned, "trained": accuracy(model, task.batches("evaluation"))}
+
+
+def _mask(trajectory: Trajectory, share: float) -> Tensor:
+    """(layer, head) bool: the heads that are left of the first trial where ``share`` of them are gone, rounded."""
+    return trajectory.mask(round(share * int(trajectory.start.sum())))
+
+
+def _kept(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
+    """``runs.kept`` in a file of its own, for this task and order of heads."""
+    path = aftermath_folder(task.profile, task.name) / f"{trajectory.info['method']}-{what}.json"
+    return runs.kept(path, digest([task.hash, trajectory.order(), what, *options]), measure)

@@ -1,1 +1,0 @@
-"""The paper's experiments and what goes beyond: profiles, data, training, runs, results, figures, the pipeline."""
