@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 import run_all
 from experiments.data import hub, hub_cache, reading, tasks
 from experiments.data.profiles import read_profile
+from experiments.pipeline import runner
 
 PAPER = read_profile("paper")
 BERT, ALBERT, ROBERTA, XLM = (model.checkpoint for model in PAPER.models.values())

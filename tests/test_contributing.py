@@ -97,6 +97,6 @@ def test_the_table_names_functions_that_are_there():
 def test_files_and_folders_that_are_named_exist():
     (tree,) = re.findall(r"```\n(gnorm/ .*?)```", TEXT, re.DOTALL)
     paths = {line.split()[0] for line in tree.splitlines()} | {"benchmarks/"}
-    named = set(re.findall(r"`((?:gnorm|tests|tools|docs|notebooks)/[\w/.]+)`", TEXT))
+    named = set(re.findall(r"`((?:gnorm|experiments|tests|tools|docs|notebooks)/[\w/.]+)`", TEXT))
     for path in paths | named:
         assert (ROOT / path).exists(), path

@@ -41,7 +41,7 @@ from experiments.data import assets, hub, profiles, reading, tasks
 from experiments.data.profiles import PROFILES, read_profile
 from experiments.files import paths
 from experiments.files.paths import figures_folder, results_folder, run_folder, tables_folder
-from experiments.pipeline import preflight
+from experiments.pipeline import preflight, runner
 from experiments.report import rendering
 from experiments.runs import intact, results
 from gnorm import heads
