@@ -39,7 +39,7 @@ def copied(tmp_path):
     """A copy of the project whose notebooks may be altered."""
     root = tmp_path / "projekt für köpfe"
     root.mkdir()
-    for name in ("gnorm", "notebooks"):
+    for name in ("gnorm", "experiments", "notebooks"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "run_all.py", root)
     return root

@@ -548,7 +548,7 @@ def with_fewer_trials(folder):
 @pytest.fixture
 def fewer_trials(copied):
     """The project, its paper profile with two random trials a model and nothing else changed."""
-    with_fewer_trials(copied / "gnorm" / "experiments" / "profiles")
+    with_fewer_trials(copied / "experiments" / "profiles")
     return copied
 
 

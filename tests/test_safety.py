@@ -78,7 +78,10 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
 
 
 def test_no_source_reads_pickles_or_runs_text():
-    sources = {path: path.read_text("utf-8") for path in [*(ROOT / "gnorm").rglob("*.py"), ROOT / "run_all.py"]}
+    sources = {
+        path: path.read_text("utf-8")
+        for path in [*(ROOT / "gnorm").rglob("*.py"), *(ROOT / "experiments").rglob("*.py"), ROOT / "run_all.py"]
+    }
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
         sources[path] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")

@@ -173,7 +173,7 @@ def test_workers_that_cannot_be_are_refused_before_anything_runs(arguments, said
 
 def test_no_import_loads_dask():
     """So everything but the two flags works without it; see also the test above."""
-    for path in [ROOT / "run_all.py", *(ROOT / "gnorm").rglob("*.py")]:
+    for path in [ROOT / "run_all.py", *(ROOT / "gnorm").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
         for node in ast.parse(path.read_text("utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
