@@ -540,20 +540,11 @@ WRONG_USAGE = {
 @pytest.mark.parametrize("case", WRONG_USAGE)
 def test_wrong_usage_of_the_command_line(case, here, monkeypatch, capsys):
     arguments, fragment = WRONG_USAGE[case]
-    monkeypatch.delenv("GNORM_DEVICE", raising=False)
     with pytest.raises(SystemExit) as stopped:
         run_all.main(arguments)
     assert stopped.value.code == 2
     assert fragment in capsys.readouterr().err.splitlines()[-1]
     assert not list(here.iterdir())
-
-
-def test_a_device_of_the_environment_that_is_not_there(here, monkeypatch, capsys):
-    monkeypatch.setenv("GNORM_DEVICE", "tpu")
-    with pytest.raises(SystemExit) as stopped:
-        run_all.main(["--profile", "smoke"])
-    assert stopped.value.code == 2
-    assert "device tpu is not there; leave --device and $GNORM_DEVICE out" in capsys.readouterr().err
 
 
 def test_parameters_of_another_type_than_the_notebook_declares():

@@ -40,7 +40,7 @@ def ran(monkeypatch):
     ("name", "tables"),
     [
         ("show_pruning_result", ["pruning_results"]),
-        ("pruning_summary", ["pruning_summary", "costs", "all_methods", "winners"]),
+        ("pruning_summary", ["pruning_summary", "costs", "winners"]),
     ],
 )
 def test_what_reads_results_makes_them_where_there_are_none_and_reads_them_after_that(name, tables, ran, empty):
@@ -64,8 +64,8 @@ def test_what_is_asked_for_is_made_and_nothing_else(ran, empty):
     assert list(shown["table"].method) == ["random"]
     assert ran == [(MODEL, "random")]
     summary = execute("pruning_summary", models=[MODEL], methods=["random"])
-    assert list(summary["consolidated"].method) == ["random"]
-    assert list(summary["table"].model) == [MODEL]
+    assert list(summary["every"][MODEL]) == ["random"]
+    assert list(summary["runs"][MODEL]) == ["greedy_gnorm"]
     assert ran == [(MODEL, "random"), (MODEL, "greedy_gnorm")]  # the solution is that of another method
 
 

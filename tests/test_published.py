@@ -15,7 +15,7 @@ TRIALS = "XLM-ROBERTArandompruned_heads_data_50x25_1group.xlsx"
 
 
 @pytest.fixture
-def published(tmp_path, monkeypatch):
+def published(tmp_path):
     folder = tmp_path / "experiments_results"
     folder.mkdir()
     pd.DataFrame({"Pruned_Heads": [0, 1, 2], "Accuracy": [0.9, 0.8, 0.4]}).to_csv(folder / GREEDY, index=False)
@@ -23,12 +23,11 @@ def published(tmp_path, monkeypatch):
     trials = {"Heads Pruned": [0, 6, 9], "Trial_1": [0.9, 0.7, 0.1], "Trial_2": [0.9, 0.5, 0.1]}
     pd.DataFrame(trials).to_excel(folder / TRIALS, index=False)
     (folder / "solution.txt").write_text("not a curve")
-    monkeypatch.setenv("GNORM_PUBLISHED", str(folder))
-    return folder
+    return str(folder)
 
 
 def test_curves_are_read_by_model_and_method_over_the_share_of_heads(published):
-    curves = published_curves()
+    curves = published_curves(published)
     assert {(model, method) for model, methods in curves.items() for method in methods} == {
         ("bert", "greedy_gnorm"),
         ("albert", "inverse_attention_entropy"),
@@ -36,20 +35,19 @@ def test_curves_are_read_by_model_and_method_over_the_share_of_heads(published):
     }
     assert curves["bert"]["greedy_gnorm"].to_dict() == {0.0: 0.9, 0.5: 0.8, 1.0: 0.4}
     assert curves["albert"]["inverse_attention_entropy"].index.tolist() == [0, 0.5, 1]  # counted 12 at a time
-    assert published_curve("xlm-roberta", "random").round(3).tolist() == [0.9, 0.6, 0.1]
-    assert published_curve("bert", "random") is None
+    assert published_curve("xlm-roberta", "random", published).round(3).tolist() == [0.9, 0.6, 0.1]
+    assert published_curve("bert", "random", published) is None
 
 
 def test_tables_hold_the_published_area_and_the_difference(published):
     run = trajectory([1.0, 0.8, 0.6, 0.4, 0.2])
-    table = summary_table({"bert": {"greedy_gnorm": run, "random": run}})
+    table = summary_table({"bert": {"greedy_gnorm": run, "random": run}}, published)
     assert table.published.tolist()[0] == pytest.approx(0.725)  # (0.9 + 0.8) / 4 + (0.8 + 0.4) / 4
     assert table.difference.tolist()[0] == pytest.approx(0.6 - 0.725)
     assert table.published.isna().tolist() == [False, True]
 
 
-def test_a_profile_that_quotes_the_paper_is_compared_without_its_files(monkeypatch):
-    monkeypatch.delenv("GNORM_PUBLISHED", raising=False)
+def test_a_profile_that_quotes_the_paper_is_compared_without_its_files():
     run = trajectory([0.9, 0.8, 0.7, 0.4])
     assert "published" not in summary_table({"bert": {"greedy_gnorm": run}})
     assert published_solutions({"bert": run}).empty
@@ -72,7 +70,7 @@ def test_a_profile_that_quotes_the_paper_is_compared_without_its_files(monkeypat
 
 def test_published_curves_lie_over_ours(published):
     run = trajectory([1.0, 0.8, 0.6, 0.4, 0.2])
-    axis = plots.pruning_curves({"bert": {"greedy_gnorm": run, "random": run}}).axes[0]
+    axis = plots.pruning_curves({"bert": {"greedy_gnorm": run, "random": run}}, published).axes[0]
     ours, _, theirs = axis.get_lines()
     assert ours.get_xdata().tolist() == [0, 1, 2, 3, 4]
     assert theirs.get_xdata().tolist() == [0, 2, 4]

@@ -6,8 +6,6 @@ import re
 import shutil
 from unittest import mock
 
-import ipywidgets
-import matplotlib.figure
 import nbformat
 import pandas as pd
 import pytest
@@ -85,7 +83,7 @@ def test_the_answers_are_those_of_the_tables(manifest):
 def test_published_areas_stand_beside_ours():
     rows = [["bert", "greedy_gnorm", 0.9, 20, 0.75, 0.7, 0.05], ["bert", "random", 0.9, 20, 0.5, None, None]]
     table = pd.DataFrame(rows, columns=["model", "method", "0%", "texts", "area", "published", "difference"])
-    ((_, said),) = answers.of_methods({"all_methods": table})
+    ((_, said),) = answers.of_methods({"pruning_results": table})
     assert said.endswith("The paper reports: Greedy-Gnorm 0.700 (+0.050 here).")
 
 
@@ -266,53 +264,3 @@ def test_the_library_is_bundled_once(tmp_path, monkeypatch):
     monkeypatch.setattr(explore.vl_convert, "javascript_bundle", lambda: calls.append(1) or "js")
     assert [explore.library(), explore.library()] == ["js", "js"]
     assert calls == [1]
-
-
-# ---------------------------------------------------------------- the slider of the notebook
-
-
-@pytest.fixture
-def runs():
-    return {
-        model: {m: small_results.trajectory(model, m) for m in ms} for model, ms in small_results.ACCURACIES.items()
-    }
-
-
-def test_without_anybody_to_drag_the_figure_is_shown(runs, monkeypatch):
-    image = explore.slider(runs, {"bert": 2, "albert": 4})
-    assert image.data.startswith(b"\x89PNG")
-    monkeypatch.setattr(explore, "_somebody_is_there", lambda: True)
-    monkeypatch.setattr(explore, "find_spec", lambda _: None)  # no ipywidgets
-    assert explore.slider(runs, {"bert": 2, "albert": 4}).data == image.data
-
-
-def test_the_slider_draws_the_masks_of_its_model_at_its_number(runs, monkeypatch):
-    drawn, shown = [], []
-
-    def kept_heads(methods, pruned):
-        drawn.append((len(methods["random"].start.flatten()), pruned))
-        return matplotlib.figure.Figure()
-
-    monkeypatch.setattr(explore, "_somebody_is_there", lambda: True)
-    monkeypatch.setattr(explore.plots, "kept_heads", kept_heads)
-    monkeypatch.setattr(explore, "display", shown.append)
-    assert explore.slider(runs, {"bert": 5, "albert": 1}) is None
-    (box,) = [each for each in shown if isinstance(each, ipywidgets.VBox)]
-    model, heads, _ = box.children
-    assert drawn == [(6, 5)]
-    heads.value = 3
-    model.value = "albert"
-    assert (heads.max, heads.value) == (4, 1)
-    assert drawn[1] == (6, 3)
-    assert drawn[-1] == (4, 1)
-    assert all(pruned <= size for size, pruned in drawn)
-
-
-@pytest.mark.parametrize("allowed", [True, False])
-def test_programs_that_execute_notebooks_answer_no_prompt(allowed, monkeypatch):
-    class Shell:
-        def get_parent(self):
-            return {"content": {"allow_stdin": allowed}}
-
-    monkeypatch.setattr(explore, "get_ipython", Shell)
-    assert explore._somebody_is_there() is allowed

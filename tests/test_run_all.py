@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pipeline import ROOT, alter, call, in_process, trajectories_of
 
 import gnorm
@@ -19,15 +21,23 @@ from experiments.pipeline import execution, pieces, runner
 from experiments.runs import results, stamps
 from gnorm import METHODS
 from gnorm.storage.files import write, write_json
+from gnorm.trajectory import solution
 
+MASKS = {  # notebook -> the methods whose masks it writes
+    "greedy_pruning": ["greedy_gnorm"],
+    "inverse_greedy_gnorm_pruning": ["inverse_greedy_gnorm"],
+    "ae_pruning": ["attention_entropy", "activation_energy"],
+    "ae_inverse_pruning": ["inverse_attention_entropy", "inverse_activation_energy"],
+}
 TABLES = (
-    *("pruning_results", "pruning_summary", "all_methods", "winners", "four_models", "greedyprune_all_models"),
+    *("pruning_results", "pruning_summary", "winners", "four_models", "greedyprune_all_models"),
     *("closeness", "gradient_test", "underflow_entropy", "underflow_products", "costs"),
 )
 FIGURES = (
     *("pruning_results", "random_pruning", "final_solutions", "data_processing", "greedy_pruning", "ae_pruning"),
     *("inverse_greedy_gnorm_pruning", "ae_inverse_pruning", "greedyprune_all_models", "gradient_test"),
-    *("gradient_pooling", "attention_entropy", "costs"),
+    *("gradient_pooling", "attention_entropy", "costs", "custom_bert_pruning"),
+    *(f"{name}_mask" for name in (*MASKS, "custom_bert_pruning")),
 )
 
 
@@ -65,6 +75,15 @@ def test_smoke_leaves_the_results_that_are_promised(smoke, monkeypatch):
         assert trajectory.info["evaluation_texts"] == spec.evaluation.texts
         assert trajectory.table.accuracy[0] >= spec.min_accuracy
         assert {"seed", "device", "dtype", "versions", "commit", "evaluated_on", "data"} <= trajectory.info.keys()
+        for method in (method for methods in MASKS.values() for method in methods):
+            table = pd.read_csv(folder / model / f"{method}_mask.csv")
+            run = results.load_trajectory("smoke", model, method)
+            kept = torch.tensor(table.kept.to_numpy()).view(run.start.shape).bool()
+            assert torch.equal(kept, run.mask(solution(run, spec.budget)))
+            assert [(row.layer, row.head) for row in table.itertuples()] == list(np.ndindex(*kept.shape))
+    mask = pd.read_csv(folder / "custom_bert" / "value_norm_mask.csv")
+    assert len(mask) == results.load_trajectory("smoke", "bert", "greedy_gnorm").start.numel()
+    assert set(mask.kept) == {0, 1}
     for table in TABLES:
         for suffix in ("csv", "md", "tex"):
             assert (folder / "tables" / f"{table}.{suffix}").stat().st_size > 100
@@ -88,7 +107,7 @@ def test_executed_notebooks_show_their_figures_and_no_leftovers(smoke):
             for shown in cell.get("outputs", []):
                 pictures += "image/png" in shown.get("data", {})
                 assert "Warning" not in shown.get("text", ""), shown
-    assert pictures == len(FIGURES) + 1  # pruning_summary shows one more, in the place of its slider
+    assert pictures == len(FIGURES)
 
 
 def test_a_second_run_does_nothing_again(smoke, monkeypatch, capsys):
@@ -242,7 +261,7 @@ def test_the_report_shows_everything_and_loads_nothing_from_elsewhere(smoke):
     assert {Path(target).name for target in index.loads} == figures
     pages = [link for link in index.links if link.endswith(".html")]
     assert pages == ["explore.html", *(f"{name}.html" for name in run_all.NOTEBOOKS)]
-    for table in ("pruning_results", "pruning_summary", "all_methods", "winners", "four_models"):
+    for table in ("pruning_results", "pruning_summary", "winners", "four_models"):
         assert f"Table {table}" in index.text
     places = [index.text.index(words) for words in ("has the largest area", "Contents", "Table pruning_results")]
     assert places == sorted(places)
@@ -254,7 +273,7 @@ def test_the_report_shows_everything_and_loads_nothing_from_elsewhere(smoke):
         assert not [target for target in page.loads if not target.startswith("data:")], name
     assert not Page(folder / "explore.html").loads
     summary = (folder / "pruning_summary.html").read_text("utf-8")
-    assert summary.count('src="data:image/png') == 3  # the figure that stands for the slider, and those of before
+    assert summary.count('src="data:image/png') == 2
 
 
 def test_the_report_is_written_again_and_nothing_runs(smoke, tmp_path, monkeypatch, capsys):

@@ -53,7 +53,7 @@ def area_table(name: str) -> str:
 
 def accuracy_table() -> str:
     """Accuracies at five shares of pruned heads, a row for each model and method."""
-    table = read_table("all_methods")
+    table = read_table("pruning_results")
     table["method"] = [find_method(name).title for name in table["method"]]
     table["area under curve (95 %)"] = areas(table)
     return table.drop(columns=["area", "area_low", "area_high"]).to_markdown(index=False, floatfmt=".3f")
@@ -134,7 +134,7 @@ def of_readme() -> str:
     return "\n\n".join(
         [
             f"{how_made()} Each cell is {AREA}:",
-            area_table("all_methods"),
+            area_table("pruning_results"),
             as_list({model: f"{about} {largest[model]}" for model, about in models().items()}),
             "Do the paper's conclusions hold? From several trainings ([findings](docs/findings.md), profile `study`):",
             findings.in_five_lines(),

@@ -44,6 +44,8 @@ LINES: dict[str, dict[str, Any]] = {
     "output_norm": {"color": "#7F3C8D", "linestyle": "--", "linewidth": 1.5},
     "flap": {"color": "#7F3C8D", "linestyle": ":", "linewidth": 1.8},
     "oracle": {"color": "#000000", "linestyle": "-", "linewidth": 1.2},
+    "activation_energy": {"color": "#8C6D31", "linestyle": "-.", "linewidth": 1.5},
+    "inverse_activation_energy": {"color": "#C5A05B", "linestyle": ":", "linewidth": 2.0},
 }
 
 # matplotlib settings of all figures.
@@ -124,9 +126,9 @@ def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -
         axis.fill_between(values.index, low, high, color=color, alpha=0.13, linewidth=0)
 
 
-def _published(axis: Axes, model: str, methods: Iterable[str], heads: int) -> bool:
+def _published(axis: Axes, model: str, methods: Iterable[str], heads: int, folder: str) -> bool:
     """Draw the published curves of these methods; returns whether there are any."""
-    curves = {method: published_curve(model, method) for method in methods}
+    curves = {method: published_curve(model, method, folder) for method in methods}
     for method, accuracy in curves.items():
         if accuracy is not None:
             color = LINES.get(method, {}).get("color")
@@ -151,41 +153,46 @@ def _metric_axis(axis: Axes, metric: Metric, heads: int) -> None:
     axis.set_xlabel(f"heads pruned (of {heads})")
 
 
-def pruning_curves(runs: Runs) -> Figure:
-    """The metric against pruned heads: a panel for each model, a line for each method (the paper's PruningResults)."""
+def pruning_curves(runs: Runs, published: str = "") -> Figure:
+    """The metric against pruned heads: a panel for each model, a line for each method (the paper's PruningResults).
+
+    published: the folder of the authors' result files, whose curves are drawn beside ours; "" for none.
+    """
     figure, axes = _grid(len(runs))
-    published = False
+    theirs = False
     for axis, (model, methods) in zip(axes, runs.items(), strict=True):
         for method, trajectory in methods.items():
             _curve(axis, trajectory, method)
         first = next(iter(methods.values()))
         heads = int(first.start.sum())
         if first.metric.name == "accuracy":
-            published = _published(axis, model, methods, heads) or published
+            theirs = _published(axis, model, methods, heads, published) or theirs
         axis.set_title(_title(first, model), fontsize=10)
         _metric_axis(axis, first.metric, heads)
     _legend(figure, axes, columns=5)
-    overlay = " Thin lines with dots: published." if published else ""
+    overlay = " Thin lines with dots: published." if theirs else ""
     _caption(figure, runs, f"Bands: 95 % bootstrap over the texts.{overlay}")
     return figure
 
 
-def final_solutions(runs: Mapping[str, Trajectory], pruned: Mapping[str, int]) -> Figure:
-    """The kept heads: a panel for each model, a row for each layer (the paper's allfinalsolutions).
+def final_solutions(runs: Runs, pruned: Mapping[str, Mapping[str, int]]) -> Figure:
+    """The kept heads: a panel for each model and method, a row for each layer (the paper's allfinalsolutions).
 
-    pruned: the number of pruned heads of each model. Blue heads are kept, grey ones pruned.
+    pruned: the number of pruned heads, ``[model][method]``. Blue heads are kept, grey ones pruned.
     """
-    figure, axes = _grid(len(runs), height=3.4)
-    for axis, (model, trajectory) in zip(axes, runs.items(), strict=True):
-        _mask(axis, trajectory.mask(pruned[model]).numpy())
+    panels = [(model, method) for model, methods in runs.items() for method in methods]
+    figure, axes = _grid(len(panels), height=3.4)
+    for axis, (model, method) in zip(axes, panels, strict=True):
+        trajectory, heads = runs[model][method], pruned[model][method]
+        _mask(axis, trajectory.mask(heads).numpy())
         values = curve(trajectory)
+        which = f"\n{find_method(method).title}: " if len(runs[model]) > 1 else "\n"
         axis.set_title(
-            f"{_title(trajectory, model)}\n{pruned[model]} of {int(trajectory.start.sum())} pruned, "
-            f"{trajectory.metric.name} {values.iloc[0]:.3f} → {values[pruned[model]]:.3f}",
+            f"{_title(trajectory, model)}{which}{heads} of {int(trajectory.start.sum())} pruned, "
+            f"{trajectory.metric.name} {values.iloc[0]:.3f} → {values[heads]:.3f}",
             fontsize=10,
         )
-    single = {model: {"greedy_gnorm": trajectory} for model, trajectory in runs.items()}
-    _caption(figure, single, "Blue: kept; grey: pruned.")
+    _caption(figure, runs, "Blue: kept; grey: pruned.")
     return figure
 
 
@@ -210,20 +217,6 @@ def measured_values(trajectory: Trajectory) -> list[str]:
     last = np.searchsorted(measured, every, side="right") - 1
     texts = [f"{value:.3f}" for value in values]
     return [texts[i] + (f" (at {measured[i]})" if measured[i] != pruned else "") for pruned, i in enumerate(last)]
-
-
-def kept_heads(methods: Mapping[str, Trajectory], pruned: int) -> Figure:
-    """The heads of one model that each method keeps after ``pruned`` heads, a panel for each method."""
-    figure, axes = _grid(len(methods), height=2.6)
-    for axis, (method, trajectory) in zip(axes, methods.items(), strict=True):
-        _mask(axis, trajectory.mask(pruned).numpy())
-        axis.set_title(
-            f"{find_method(method).title}\n{trajectory.metric.name} {measured_values(trajectory)[pruned]}", fontsize=10
-        )
-    first = next(iter(methods.values()))
-    says = f"{pruned} of {int(first.start.sum())} heads pruned. Blue: kept; grey: pruned."
-    _caption(figure, {first.info.get("model", "model"): methods}, says)
-    return figure
 
 
 def lengths_and_labels(texts: Mapping[str, pd.DataFrame], profile: str) -> Figure:

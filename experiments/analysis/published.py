@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -28,18 +27,17 @@ PUBLISHED_CURVE = re.compile(r"pruned_heads_accuracy\((?P<model>[^)]+)\)basedon(
 PUBLISHED_TRIALS = re.compile(r"(?P<model>[\w-]+?)randompruned_heads_data.*\.xlsx", re.IGNORECASE)
 
 
-def published_curves(folder: str | os.PathLike[str] | None = None) -> dict[str, dict[str, pd.Series]]:
+def published_curves(folder: str) -> dict[str, dict[str, pd.Series]]:
     """Accuracy against the share of heads pruned (0 to 1), by model and method, from the authors' result files.
 
-    folder: their experiments_results; $GNORM_PUBLISHED if None. Without either, the result is empty. Files are
-    recognised by their names; other files are ignored. Random pruning is the mean of the trials. A share is the number
+    folder: their experiments_results; with "", the result is empty. Files are recognised by their names; other files
+    are ignored. Random pruning is the mean of the trials. A share is the number
     of heads divided by the largest number in the file, so files that count a shared block's heads once for every pass
     (ALBERT, 12 at a time) are read correctly too.
 
     Raises ``ValueError`` where the folder does not exist or holds no such file, or where a file cannot be read.
     """
-    folder = folder or os.environ.get("GNORM_PUBLISHED")
-    return _published_files(str(folder)) if folder else {}
+    return _published_files(folder) if folder else {}
 
 
 @functools.cache  # called for every curve and every area of every method and model
@@ -82,17 +80,17 @@ def _published_file(path: Path, trials: bool) -> pd.Series:
     return accuracy.set_axis(accuracy.index / accuracy.index[-1])
 
 
-def published_curve(model: str, method: str) -> pd.Series | None:
+def published_curve(model: str, method: str, folder: str) -> pd.Series | None:
     """The published curve, accuracy by share of heads pruned, of a method on a model; None where none is known."""
-    return published_curves().get(_plain(model), {}).get(method)
+    return published_curves(folder).get(_plain(model), {}).get(method)
 
 
-def published_area(model: str, method: str, trajectory: Trajectory) -> float | None:
+def published_area(model: str, method: str, trajectory: Trajectory, folder: str) -> float | None:
     """The published area under an accuracy curve: of the published curve if it is known, else as the profile quotes it;
     None where there is none, and for a run by another metric."""
     if trajectory.metric.name != "accuracy":
         return None
-    if (accuracy := published_curve(model, method)) is not None:
+    if (accuracy := published_curve(model, method, folder)) is not None:
         return area(accuracy)
     return (trajectory.info.get("published") or {}).get("area", {}).get(method)
 

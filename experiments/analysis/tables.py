@@ -25,17 +25,18 @@ def summary_row(trajectory: Trajectory) -> dict[str, Any]:
     return {**nearest, "area": area(values), "area_low": low, "area_high": high}
 
 
-def summary_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
+def summary_table(runs: Mapping[str, Mapping[str, Trajectory]], published: str = "") -> pd.DataFrame:
     """A row for every model and method in ``runs[model][method]``: ``summary_row``, and the published area if any.
 
-    Columns model, method, texts, those of ``summary_row``, and, where an area was published, published and difference.
+    published: the folder of the authors' result files, "" for what the profile quotes. Columns model, method, texts,
+    those of ``summary_row``, and, where an area was published, published and difference.
     """
     rows: list[dict[str, Any]] = []
     for model, methods in runs.items():
         for method, trajectory in methods.items():
             row = {"model": model, "method": method, "texts": trajectory.num_texts, **summary_row(trajectory)}
-            if (published := published_area(model, method, trajectory)) is not None:
-                row |= {"published": published, "difference": row["area"] - published}
+            if (theirs := published_area(model, method, trajectory, published)) is not None:
+                row |= {"published": theirs, "difference": row["area"] - theirs}
             rows.append(row)
     return pd.DataFrame(rows)
 

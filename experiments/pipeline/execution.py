@@ -34,21 +34,27 @@ KERNEL_LOG = "GNORM_KERNEL_LOG"  # the file that kernels' own log goes to
 FEWER_COLLECTIONS = "__import__('gc').set_threshold(700, 10, 1000)"
 
 
+def declared(notebook: str) -> dict[str, Any]:
+    """The parameters of a notebook, by name, as papermill reads them off the cell tagged `parameters`."""
+    return dict(papermill.inspect_notebook(str(paths.notebook_file(notebook))))
+
+
 def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
     """Raise ``UsageError`` for parameters that the notebook's cell tagged `parameters` does not declare with this type.
 
     papermill only warns of the one and writes whatever it is given. The values are names that the profile knows.
     """
-    declared = papermill.inspect_notebook(str(paths.notebook_file(notebook)))
+    known = declared(notebook)
     for parameter, value in parameters.items():
-        if parameter not in declared:
+        if parameter not in known:
             raise UsageError(
                 f"notebook {notebook} has no parameter {parameter!r}: name it in the cell tagged `parameters`."
             )
-        kind = declared[parameter]["inferred_type_name"].partition("[")[0]
+        kind = known[parameter]["inferred_type_name"].partition("[")[0]
         if kind != type(value).__name__:
             raise UsageError(
-                f"notebook {notebook} declares {parameter!r} as {kind}, it is given a {type(value).__name__}: mend one."
+                f"notebook {notebook} declares {parameter!r} as {kind}, it is given a "
+                f"{type(value).__name__}: correct one."
             )
 
 

@@ -102,8 +102,8 @@ def _of_task(task: str, asks: Asks) -> Asks:
 ASKED_FOR: dict[str, Asks] = {
     "greedy_pruning": _run("greedy_gnorm"),
     "inverse_greedy_gnorm_pruning": _run("inverse_greedy_gnorm"),
-    "ae_pruning": _run("attention_entropy"),
-    "ae_inverse_pruning": _run("inverse_attention_entropy"),
+    "ae_pruning": _run("attention_entropy", "activation_energy"),
+    "ae_inverse_pruning": _run("inverse_attention_entropy", "inverse_activation_energy"),
     "random_pruning": _run("random", "greedy_gnorm"),
     "greedyprune_all_models": _run("greedy_gnorm"),
     "gradient_test": _run("greedy_gnorm"),
@@ -203,7 +203,7 @@ def make(around: Surroundings, piece: Piece, *_after: None) -> None:
     with ALONE:
         load(around, piece.model)
         if missing(around.profile, [piece]):
-            runs.run(_task(around.run, around.profile, piece.model), piece.method, progress=False)
+            runs.run(_task(around.run, around.profile, piece.model, around.device), piece.method, progress=False)
 
 
 def load(around: Surroundings, model: str) -> None:
@@ -217,12 +217,12 @@ def load(around: Surroundings, model: str) -> None:
         if around.threads:
             torch.set_num_threads(around.threads)
         _refuse_outsiders(around.run, around.profile, around.device, tuple(around.versions.items()))
-        _task(around.run, around.profile, model)
+        _task(around.run, around.profile, model, around.device)
 
 
 @lru_cache(maxsize=1)
-def _task(run: str, profile: str, model: str) -> Task:
-    return tasks.load(profile, model, progress=False)
+def _task(run: str, profile: str, model: str, device: str) -> Task:
+    return tasks.load(profile, model, device, progress=False)
 
 
 @cache

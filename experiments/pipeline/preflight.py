@@ -23,7 +23,7 @@ def check_device(device: str) -> None:
     """Raise ``UsageError`` where this machine has no such device."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device):
-        raise UsageError(f"device {device} is not there; leave --device and $GNORM_DEVICE out to take what is.")
+        raise UsageError(f"device {device} is not there; leave --device out to take what is.")
 
 
 def choose_profile(asked: str, device: str) -> str:

@@ -52,10 +52,10 @@ class Plan:
     jobs: int | None = None
     dask: str | None = None
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What every notebook is given."""
-        return {"profile": self.profile.name, "models": self.models}
+    def parameters(self, notebook: str) -> dict[str, Any]:
+        """What a notebook is given: of these, those that its parameters cell names beside the first three."""
+        given = {"profile": self.profile.name, "models": self.models, "device": self.device}
+        return given | ({"published": self.published} if "published" in execution.declared(notebook) else {})
 
     def assets(self, notebooks: Sequence[str]) -> list[Asset]:
         """What the models need of the hub, and what is only looked at if the notebook that looks at it runs."""
@@ -102,7 +102,7 @@ def make_plan(
     chosen = [notebook for notebook in order if notebook in notebooks]
     plan = Plan(known, models, chosen, order, device, folder, fresh, strict, jobs, dask)
     for notebook in chosen:
-        execution.check_parameters(notebook, plan.parameters)
+        execution.check_parameters(notebook, plan.parameters(notebook))
     return plan
 
 
@@ -128,7 +128,7 @@ def fingerprints(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
     for name in plan.notebooks:
         needed = plan.assets([name])
         records = [each.record() for each in assets if each.asset in needed]
-        digests[name] = fingerprint(name, plan.parameters, plan.device, [records, curves])
+        digests[name] = fingerprint(name, plan.parameters(name), [records, curves])
     return digests
 
 
@@ -177,7 +177,6 @@ def _surroundings(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
     return {
         "GNORM_OUTPUT": str(paths.root().absolute()),
         "GNORM_CACHE": str(paths.cache_folder().absolute()),
-        "GNORM_DEVICE": plan.device,
         "HF_HUB_OFFLINE": "1",
         hub.CHECKED: ",".join(each.commit for each in assets),
     }
@@ -187,7 +186,6 @@ def _tell_kernels(plan: Plan, assets: Sequence[AssetState]) -> None:
     """Set the environment that notebooks' kernels inherit."""
     os.environ |= {
         **_surroundings(plan, assets),
-        "GNORM_PUBLISHED": plan.published,
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         execution.KERNEL_LOG: str(paths.kernel_log(plan.profile.name)),
     }
@@ -220,7 +218,7 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
             if (name not in to_do and not altered) or _is_done(profile, name, wanted):
                 print(f"{label}: unchanged, not run again", flush=True)
             else:
-                stamp, ran, altered = execution.execute(name, plan.parameters, label, wanted[name]), ran + 1, True
+                stamp, ran, altered = execution.execute(name, plan.parameters(name), label, wanted[name]), ran + 1, True
                 print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
     if ran or not paths.report_page(profile).exists():
         with held(profile, "notebooks", "report"):

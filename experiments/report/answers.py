@@ -141,7 +141,7 @@ def _of_solution(row: Mapping[str, Any]) -> str:
 
 def summary(tables: Tables) -> pd.DataFrame | None:
     """The table with the area of every method on every model, as ``tables.summary_table`` makes it, if there is one."""
-    return next((tables[name] for name in ("all_methods", "pruning_results") if name in tables), None)
+    return tables.get("pruning_results")
 
 
 def overall(tables: Tables) -> str:

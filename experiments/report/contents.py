@@ -11,6 +11,7 @@ PAIRED = (
     "training seeds. Interval: 95 % bootstrap over training seeds and texts. p: sign flips over seeds, and corrected "
     "by Holm."
 )
+MASKS = "Within the budget of the profile. Blue: kept, grey: pruned."
 OVER_TEXTS = "Interval: 95 % bootstrap over the texts."
 
 
@@ -36,7 +37,6 @@ ROWS: dict[str, Row] = {
     "published_solutions": Row(
         "The paper's final solutions", "The quoted numbers beside what was measured at the same share of heads pruned."
     ),
-    "all_methods": Row("Every method in one table", f"{AREA} {OVER_TEXTS}"),
     "winners": Row(
         "The largest area and the runner-up", f"Difference: on the same texts. {OVER_TEXTS} Training is not repeated."
     ),
@@ -67,8 +67,8 @@ ROWS: dict[str, Row] = {
     ),
     "greedy_pruning": Row("Greedy-Gnorm", f"Accuracy as heads go. {OVER_TEXTS}"),
     "inverse_greedy_gnorm_pruning": Row("Inverse Greedy-Gnorm", f"Accuracy as heads go. {OVER_TEXTS}"),
-    "ae_pruning": Row("Attention entropy", f"Accuracy as heads go. {OVER_TEXTS}"),
-    "ae_inverse_pruning": Row("Inverse attention entropy", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "ae_pruning": Row("Attention entropy and activation energy", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "ae_inverse_pruning": Row("Inverse attention entropy and activation energy", f"Accuracy as heads go. {OVER_TEXTS}"),
     "random_pruning": Row("Random pruning", "Boxes: over trials. Line: Greedy-Gnorm."),
     "greedyprune_all_models": Row("Greedy-Gnorm on all models", f"Against the share of heads pruned. {AREA}"),
     "closeness": Row(
@@ -76,8 +76,18 @@ ROWS: dict[str, Row] = {
         "Gap: between the scores (logarithms) of the last head that went and the first that was kept.",
         "scoring",
     ),
-    "custom_bert_pruning": Row("A hand-written BERT", "Accuracy as heads go."),
-    "final_solutions": Row("The heads that are left", "Within the budget of the profile. Blue: kept, grey: pruned."),
+    "custom_bert_pruning": Row("A hand-written BERT", "By a strategy of one's own: small value weights first."),
+    **{
+        f"{name}_mask": Row(f"{title}: the heads that are left", MASKS)
+        for name, title in (
+            ("greedy_pruning", "Greedy-Gnorm"),
+            ("inverse_greedy_gnorm_pruning", "Inverse Greedy-Gnorm"),
+            ("ae_pruning", "Attention entropy and activation energy"),
+            ("ae_inverse_pruning", "The inverse of both"),
+            ("custom_bert_pruning", "The hand-written BERT"),
+        )
+    },
+    "final_solutions": Row("The heads that are left", MASKS),
     "pruning_summary": Row("The smallest model within the budget", "Before and after its heads were removed for good."),
     "costs": Row(
         "What the smaller model costs",

@@ -11,14 +11,11 @@ import json
 import textwrap
 from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import vl_convert
-from IPython.core.getipython import get_ipython
-from IPython.display import Image, display
 
 from gnorm.methods import METHODS, MORE_METHODS, find_method
 from gnorm.storage.files import write
@@ -27,7 +24,7 @@ from gnorm.trajectory import Trajectory, curve
 from ..analysis import plots
 from ..data.profiles import read_profile
 from ..files.paths import cache_folder, results_folder
-from ..runs.results import as_image, load_trajectory
+from ..runs.results import load_trajectory
 
 MASK, GAP = 132, 16  # pixels, of a mask and between two: two fit beside each other on a phone
 KEPT, PRUNED = "#0072B2", "#E6E6E6"  # as in plots.final_solutions
@@ -183,42 +180,3 @@ def model_titles(runs: Mapping[str, Mapping[str, Trajectory]]) -> dict[str, str]
         model: f"{info.get('title', model)}{', training seed ' + model.rpartition('/seed')[2] if '/' in model else ''}"
         for model, info in firsts.items()
     }
-
-
-# ---------------------------------------------------------------- the same in a notebook
-
-
-def slider(runs: Mapping[str, Mapping[str, Trajectory]], pruned: Mapping[str, int]) -> Image | None:
-    """Show a slider over the number of pruned heads of a model, with the mask and the metric of each method.
-
-    runs: ``runs[model][method]``. pruned: where the slider starts. Where nobody can drag, as under papermill, nbconvert
-    and a plain interpreter, or ipywidgets is not installed, returns the image of the first model at its start.
-    """
-
-    first = next(iter(runs))
-    if find_spec("ipywidgets") is None or not _somebody_is_there():
-        return as_image(plots.kept_heads(runs[first], pruned[first]))
-    import ipywidgets
-
-    heads = ipywidgets.IntSlider(description="pruned", continuous_update=False)
-    model = ipywidgets.Dropdown(options=list(runs), description="model")
-
-    def fit(*_: Any) -> None:
-        heads.max = int(next(iter(runs[model.value].values())).start.sum())
-        heads.value = pruned[model.value]
-
-    def draw(model: str, heads: int) -> None:
-        display(as_image(plots.kept_heads(runs[model], heads)))
-
-    model.observe(fit, "value")  # before the drawing observes it: the number of heads has to fit the model
-    fit()
-    shown = ipywidgets.interactive_output(draw, {"model": model, "heads": heads})
-    display(ipywidgets.VBox([model, heads, shown]))
-    return None
-
-
-def _somebody_is_there() -> bool:
-    """Whether a person runs this cell: programs that execute notebooks tell the kernel that they answer no prompt."""
-    shell = get_ipython()
-    asked = shell.get_parent() if shell is not None and hasattr(shell, "get_parent") else {}
-    return bool(asked.get("content", {}).get("allow_stdin"))

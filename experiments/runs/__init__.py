@@ -102,19 +102,20 @@ def _run(task: Task, method: str, progress: bool) -> Trajectory:
 
 
 def trajectories(
-    profile: str, models: Sequence[str], methods: Sequence[str] = tuple(METHODS)
+    profile: str, models: Sequence[str], methods: Sequence[str] = tuple(METHODS), device: str | None = None
 ) -> dict[str, dict[str, Trajectory]]:
     """``trajectories(...)[model][method]``: what is among the results of ``profile`` is read, what is not is run first.
 
-    A model is loaded only where one of its trajectories is missing. Raises ``ValueError`` for an unknown profile, model
-    or method before anything runs, and whatever ``results.load_trajectory``, ``tasks.load`` and ``run`` raise.
+    A model is loaded, on ``device``, only where one of its trajectories is missing. Raises ``ValueError`` for an
+    unknown profile, model or method before anything runs, and whatever ``results.load_trajectory``, ``tasks.load`` and
+    ``run`` raise.
     """
     check_models(profile, models)
     for method in methods:
         find_method(method)
     by_model: dict[str, dict[str, Trajectory]] = {}
     for model in models:
-        load = cache(partial(tasks.load, profile, model))
+        load = cache(partial(tasks.load, profile, model, device))
         by_model[model] = {method: _read_or_run(profile, model, method, load) for method in methods}
     return by_model
 
@@ -132,7 +133,9 @@ def left_in(profile: str, model: str, methods: Sequence[str]) -> list[str]:
     return [method for method in methods if method not in model_spec(profile, model).leave_out]
 
 
-def repeated(profile: str, models: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, list[Trajectory]]]:
+def repeated(
+    profile: str, models: Sequence[str], methods: Sequence[str], device: str | None = None
+) -> dict[str, dict[str, list[Trajectory]]]:
     """``repeated(...)[model][method]``: the trajectories of a method, one for each training seed of the model.
 
     Methods that the profile leaves out for a model are left out. What is missing is run first. Raises as
@@ -142,6 +145,6 @@ def repeated(profile: str, models: Sequence[str], methods: Sequence[str]) -> dic
     found = {}
     for model in models:
         chosen = left_in(profile, model, methods)
-        by_seed = trajectories(profile, repetitions(profile, model), chosen).values()
+        by_seed = trajectories(profile, repetitions(profile, model), chosen, device).values()
         found[model] = {method: [of_seed[method] for of_seed in by_seed] for method in chosen}
     return found

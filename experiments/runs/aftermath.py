@@ -30,6 +30,7 @@ from ..data.training import finetune
 from ..files.paths import aftermath_folder
 
 SHARES = (0.25, 0.5, 0.75)  # of the heads pruned
+RECOVERED, EPOCHS = 0.5, 1  # the share of heads that goes before training, and how long that lasts
 BINS = 10  # of confidence, for the calibration error
 
 
@@ -44,14 +45,14 @@ def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     return torch.cat(logits)[torch.cat(index).argsort()].softmax(1)
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error, 0 to 1 (Guo et al. 2017, arXiv 1706.04599, Eq. 3): over ``bins`` bins of equal width,
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Expected calibration error, 0 to 1 (Guo et al. 2017, arXiv 1706.04599, Eq. 3): over ``BINS`` bins of equal width,
     the mean distance between confidence and accuracy, weighted by the number of texts.
 
     probabilities (text, class), labels (text,). The confidence of a text is its largest probability.
     """
     confidence, predicted = probabilities.max(1)
-    of_text = np.minimum((confidence.numpy() * bins).astype(int), bins - 1)
+    of_text = np.minimum((confidence.numpy() * BINS).astype(int), BINS - 1)
     frame = pd.DataFrame({"confidence": confidence.numpy(), "right": (predicted == labels).numpy()})
     means = frame.groupby(of_text).agg(["mean", "size"])
     gaps = (means["confidence"]["mean"] - means["right"]["mean"]).abs()
@@ -59,7 +60,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -
 
 
 def answers_of_pruned(
-    profile: str, models: Sequence[str], methods: Sequence[str], shares: Sequence[float] = SHARES
+    profile: str, models: Sequence[str], methods: Sequence[str], device: str | None = None
 ) -> pd.DataFrame:
     """A row for every model, training seed, method and share of heads pruned, and one for the intact model, share 0.
 
@@ -68,14 +69,14 @@ def answers_of_pruned(
     texts. Trajectories that are missing are run first. Raises as ``runs.trajectories`` does.
     """
     rows = []
-    for about, task, trajectory in _pruned(profile, models, methods):
-        measure = partial(_answers, task, trajectory, shares)
-        rows += [about | row for row in _kept(task, trajectory, "answers", [*shares], measure)["rows"]]
+    for about, task, trajectory in _pruned(profile, models, methods, device):
+        measure = partial(_answers, task, trajectory)
+        rows += [about | row for row in _kept(task, trajectory, "answers", [*SHARES], measure)["rows"]]
     return pd.DataFrame(rows)
 
 
 def _pruned(
-    profile: str, models: Sequence[str], methods: Sequence[str], seeds: int | None = None
+    profile: str, models: Sequence[str], methods: Sequence[str], device: str | None, seeds: int | None = None
 ) -> Iterator[tuple[dict[str, str], Task, Trajectory]]:
     """Every repetition and method of every model: what it is called in a table, its task, its trajectory.
 
@@ -84,17 +85,17 @@ def _pruned(
     for model in models:
         chosen = runs.left_in(profile, model, methods)
         for name in repetitions(profile, model)[:seeds]:
-            of_name = runs.trajectories(profile, [name], chosen)[name]
-            task = tasks.load(profile, name)
+            of_name = runs.trajectories(profile, [name], chosen, device)[name]
+            task = tasks.load(profile, name, device)
             for method in chosen:
                 yield {"model": model, "repetition": name, "method": method}, task, of_name[method]
 
 
-def _answers(task: Task, trajectory: Trajectory, shares: Sequence[float]) -> dict[str, Any]:
+def _answers(task: Task, trajectory: Trajectory) -> dict[str, Any]:
     batches = task.batches("evaluation")
     labels = torch.cat([batch["labels"] for batch in batches])
     probabilities = {}
-    for share in (0.0, *shares):
+    for share in (0.0, *SHARES):
         with masked(task.model, _mask(trajectory, share)):
             probabilities[share] = class_probabilities(task.model, batches)
     answers = {share: found.argmax(1) for share, found in probabilities.items()}
@@ -112,25 +113,26 @@ def _answers(task: Task, trajectory: Trajectory, shares: Sequence[float]) -> dic
 
 
 def recovery(
-    profile: str, models: Sequence[str], methods: Sequence[str], seeds: int, share: float = 0.5, epochs: int = 1
+    profile: str, models: Sequence[str], methods: Sequence[str], seeds: int, device: str | None = None
 ) -> pd.DataFrame:
-    """A row for every model, training seed and method: accuracy with ``share`` of the heads removed, and after training
-    what is left for ``epochs`` more.
+    """A row for every model, training seed and method: accuracy with ``RECOVERED`` of the heads removed, and after
+    training what is left for ``EPOCHS`` more.
 
     Columns model, repetition, method, share, intact, pruned, trained. seeds: how many of each model's. The training
     texts, the learning rate and the batches are those of the model's own training. Of methods that draw at random, the
     first trial. Raises as ``runs.trajectories`` does.
     """
     rows = []
-    for about, task, trajectory in _pruned(profile, models, methods, seeds):
-        measure = partial(_recovered, task, trajectory, share, epochs)
-        rows.append({**about, "share": share, **_kept(task, trajectory, "recovery", [share, epochs], measure)})
+    for about, task, trajectory in _pruned(profile, models, methods, device, seeds):
+        measure = partial(_recovered, task, trajectory)
+        found = _kept(task, trajectory, "recovery", [RECOVERED, EPOCHS], measure)
+        rows.append({**about, "share": RECOVERED, **found})
     return pd.DataFrame(rows)
 
 
-def _recovered(task: Task, trajectory: Trajectory, share: float, epochs: int) -> dict[str, float]:
+def _recovered(task: Task, trajectory: Trajectory) -> dict[str, float]:
     recipe, model = task.spec.recipe, copy.deepcopy(task.model)
-    remove_heads(model, _mask(trajectory, share))
+    remove_heads(model, _mask(trajectory, RECOVERED))
     pruned = accuracy(model, task.batches("evaluation"))
     train = task.splits["train"]
     train = train.select(range(min(len(train), recipe.get("train_texts") or len(train))))
@@ -139,7 +141,7 @@ def _recovered(task: Task, trajectory: Trajectory, share: float, epochs: int) ->
         task.tokenizer,
         train,
         task.max_length,
-        epochs=epochs,
+        epochs=EPOCHS,
         lr=recipe["lr"],
         batch=recipe["batch"],
         seed=recipe.get("seed", 0),

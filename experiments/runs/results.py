@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ from IPython.display import Image
 from gnorm.methods import METHODS
 from gnorm.metrics import METRICS, Metric
 from gnorm.storage.files import as_json, record, write, write_together
-from gnorm.trajectory import Trajectory
+from gnorm.trajectory import Trajectory, solution
 
+from ..data.profiles import model_spec
 from ..files.paths import figures_folder, results_folder, shown, tables_folder
 
 if TYPE_CHECKING:  # half a second that run_all.py does without
@@ -46,6 +48,27 @@ def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: st
             path: trajectory.table.to_csv(index=False),
         }
     )
+
+
+def save_masks(
+    runs: Mapping[str, Mapping[str, Trajectory]], profile: str, budget: float | None = None
+) -> dict[str, dict[str, int]]:
+    """Write the mask of every run within the budget to experiments_results/<profile>/<model>/<method>_mask.csv.
+
+    runs: ``runs[model][method]``. A row a head: layer, head, kept (1 or 0). budget: how much worse the metric may
+    become; what the profile says of the model, if None. Returns how many heads are pruned, ``[model][method]``.
+    """
+    pruned: dict[str, dict[str, int]] = {}
+    for model, methods in runs.items():
+        of_model = model_spec(profile, model).budget if budget is None else budget
+        pruned[model] = {method: solution(run, of_model) for method, run in methods.items()}
+        for method, run in methods.items():
+            kept = run.mask(pruned[model][method]).int()
+            rows = [(layer, head, int(kept[layer, head])) for layer, head in np.ndindex(*kept.shape)]
+            table = pd.DataFrame(rows, columns=["layer", "head", "kept"])
+            path = write(results_folder(profile) / model / f"{method}_mask.csv", table.to_csv(index=False))
+            print("written:", shown(path))
+    return pruned
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> pd.DataFrame:

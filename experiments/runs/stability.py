@@ -21,7 +21,7 @@ from ..data.tasks import Task
 METHOD = "greedy_gnorm"
 
 
-def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.DataFrame:
+def scoring_variants(profile: str, models: Sequence[str], extent: Extent, device: str | None = None) -> pd.DataFrame:
     """A row for every model and every number and draw of scoring texts and every batch size.
 
     Columns model, varied ("texts" or "batch"), number, draw, rank correlation, area. The rank correlation (Spearman) is
@@ -32,13 +32,13 @@ def scoring_variants(profile: str, models: Sequence[str], extent: Extent) -> pd.
     rows = []
     for model in models:
         name = repetitions(profile, model)[0]
-        task = tasks.load(profile, name)
+        task = tasks.load(profile, name, device)
         reference = {"texts": _scores(task, f"{name}/texts{max(extent.texts)}"), "batch": _scores(task, name)}
         for varied, number, draw, variant in variants(profile, model, extent):
             rho = scipy.stats.spearmanr(_scores(task, variant), reference[varied]).statistic
             row = {"model": model, "varied": varied, "number": number, "draw": draw, "rank correlation": float(rho)}
             if model in extent.varied:
-                found = runs.trajectories(profile, [variant], [METHOD])[variant][METHOD]
+                found = runs.trajectories(profile, [variant], [METHOD], device)[variant][METHOD]
                 row["area"] = area(curve(found))
             rows.append(row)
     return pd.DataFrame(rows)

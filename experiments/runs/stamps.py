@@ -15,7 +15,7 @@ from ..data.profiles import read_profile
 from ..files import paths, provenance
 
 
-def fingerprint(notebook: str, parameters: Mapping[str, Any], device: str, others: list[Any]) -> str:
+def fingerprint(notebook: str, parameters: Mapping[str, Any], others: list[Any]) -> str:
     """Digest of what a notebook's outputs depend on: its cells, its parameters, the package, the profile, versions.
 
     others: whatever else counts, such as the commits of what the hub brings.
@@ -30,7 +30,6 @@ def fingerprint(notebook: str, parameters: Mapping[str, Any], device: str, other
             provenance.package_code(),
             dataclasses.asdict(read_profile(parameters["profile"])),
             environment,
-            device,
             others,
         ]
     )

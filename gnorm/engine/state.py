@@ -6,7 +6,6 @@ A model has one set of hooks and modes, so one thread at a time may use it (``in
 from __future__ import annotations
 
 import copy
-import os
 import threading
 import types
 from collections.abc import Iterator
@@ -202,7 +201,5 @@ def with_own_config(model: Any) -> Any:
 
 
 def default_device() -> str:
-    """The device in $GNORM_DEVICE; where that is not set, the first available of cuda, mps and cpu."""
-    if device := os.environ.get("GNORM_DEVICE"):
-        return device
+    """The first available of cuda, mps and cpu."""
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
