@@ -226,7 +226,7 @@ def test_every_claim_and_question_is_compared_and_no_pair_twice():
     assert len(pairs) == len(set(pairs))
     for claim in claims.CLAIMS + claims.QUESTIONS:
         assert {(claim.method, other) for other in claim.others} <= set(pairs)
-    assert {("greedy_gnorm", method) for group in claims.FACTORS.values() for method in group} <= set(pairs)
+    assert {("greedy_gnorm", method) for group in claims.factors().values() for method in group} <= set(pairs)
 
 
 def test_the_table_of_methods_is_sorted_by_median():

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.analysis import claims, paired
-from experiments.analysis.claims import CLAIMS, FACTORS, QUESTIONS, Claim
+from experiments.analysis.claims import CLAIMS, QUESTIONS, Claim, other_criteria
+from experiments.analysis.claims import factors as factors_of
 from experiments.report.answers import evidence, in_words, listed, recommendation, sides, title, verdict_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments_results" / "study"
@@ -79,7 +80,7 @@ def methods_by_model(methods: pd.DataFrame) -> str:
 def factors(table: pd.DataFrame) -> str:
     """What each change of the paper's choice does, in a list."""
     lines = []
-    for factor, variants in FACTORS.items():
+    for factor, variants in factors_of().items():
         words = []
         for variant in variants:
             above, _, below = sides(table, "greedy_gnorm", variant)
@@ -195,7 +196,7 @@ def page() -> str:
             methods=read("methods"),
             claims=CLAIMS,
             questions=QUESTIONS,
-            others=[("greedy_gnorm", name) for name in OTHERS],
+            others=[("greedy_gnorm", name) for name in other_criteria()],
             recommended=claims.recommended(read("methods")),
             tables="../experiments_results/study/tables",
             figures="../figures/study",
@@ -203,8 +204,6 @@ def page() -> str:
         .rstrip()
     )
 
-
-OTHERS = ("head_importance", "output_saliency", "fisher", "output_norm", "flap", "hies", "weight_magnitude", "oracle")
 
 PARTS = (
     by_model,

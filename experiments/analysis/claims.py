@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from gnorm.methods import METHODS, MORE_METHODS
+from gnorm.methods import METHODS, MORE_METHODS, find_method, names_of
 from gnorm.metrics import METRICS
 
 from .paired import SIDES, Repeated, differences, sides, verdict
@@ -54,14 +54,34 @@ QUESTIONS = (
     ),
 )
 
-# One factor at a time beside the paper's choice: the heading of a group and its methods.
-FACTORS: dict[str, tuple[str, ...]] = {
-    "when it is scored": ("gnorm_once", "gnorm_every_8", "gnorm_every_4"),
-    "how norms are joined": ("gnorm_sum", "gnorm_max"),
-    "of which projections": ("gnorm_q", "gnorm_k", "gnorm_v", "gnorm_qk", "gnorm_qkvo"),
-    "of what": ("gnorm_weighted", "gnorm_by_text"),
-    "objective": ("gnorm_cross_entropy", "gnorm_margin", "gnorm_centred"),
-}
+
+def factors() -> dict[str, list[str]]:
+    """One factor at a time beside the paper's choice: the methods by the ``factor`` of their row."""
+    found: dict[str, list[str]] = {}
+    for name, row in MORE_METHODS.items():
+        if row.factor:
+            found.setdefault(row.factor, []).append(name)
+    return found
+
+
+def schedules() -> dict[str, list[tuple[str, str]]]:
+    """By criterion, pairs (method, baseline): the criterion scored more often, and scored once; rarest first."""
+    rows, found = METHODS | MORE_METHODS, dict[str, list[tuple[str, str]]]()
+    for once, row in rows.items():
+        others = [
+            (name, other.rescore_every)
+            for name, other in rows.items()
+            if (other.criterion, other.highest_first) == (row.criterion, row.highest_first) and other.rescore_every
+        ]
+        if not row.rescore_every and any(rows[name].kind == "schedule" for name, _ in others):
+            title = row.title.partition(",")[0]
+            found[title] = [(name, once) for name, _ in sorted(others, key=lambda other: -other[1])]
+    return found
+
+
+def other_criteria() -> list[str]:
+    """The criteria that are not the paper's, and the oracle."""
+    return [*names_of("criterion"), "oracle"]
 
 
 def families() -> list[list[tuple[str, str]]]:
@@ -71,10 +91,8 @@ def families() -> list[list[tuple[str, str]]]:
     return [
         [("greedy_gnorm", other) for other in methods if other != "greedy_gnorm"],
         [(method, "random") for method in methods if method not in ("greedy_gnorm", "random")],
-        [(method, "gnorm_once") for method in ("gnorm_every_8", "gnorm_every_4")],
         [("gnorm_once", "gnorm_shuffled_weights"), ("head_importance", "importance_shuffled_labels")],
-        [(method, "attention_entropy") for method in ("entropy_every_8", "entropy_every_4", "entropy_every_step")],
-        [(method, "importance_once") for method in ("importance_every_8", "importance_every_4", "head_importance")],
+        *([pair for pair in pairs if pair[0] != "greedy_gnorm"] for pairs in schedules().values()),
     ]
 
 
@@ -129,9 +147,6 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-CONTROLS = ("random", "matched_random", "gnorm_shuffled_weights", "importance_shuffled_labels", "oracle")
-
-
 def mean_areas(methods: pd.DataFrame, metric: str = "accuracy") -> pd.Series:
     """The mean over models of the median area over training seeds, from a ``tables.method_table``: by method, of the
     methods that every model was pruned by, the best first."""
@@ -141,5 +156,5 @@ def mean_areas(methods: pd.DataFrame, metric: str = "accuracy") -> pd.Series:
 
 
 def recommended(methods: pd.DataFrame, metric: str = "accuracy") -> str:
-    """The method to prune one's own model by: the first of ``mean_areas`` that is none of ``CONTROLS``."""
-    return next(str(name) for name in mean_areas(methods, metric).index if name not in CONTROLS)
+    """The method to prune one's own model by: the first of ``mean_areas`` that is no control."""
+    return next(str(name) for name in mean_areas(methods, metric).index if find_method(str(name)).kind != "control")

@@ -17,10 +17,10 @@ from importlib.metadata import version
 
 import torch
 
-from gnorm.methods import METHODS, MORE_METHODS, find_method
+from gnorm.methods import METHODS, MORE_METHODS, find_method, names_of
 
 from .. import runs
-from ..analysis.claims import FACTORS
+from ..analysis import claims
 from ..data import tasks
 from ..data.profiles import models_for, read_profile, repetitions
 from ..data.tasks import Task
@@ -109,19 +109,15 @@ ASKED_FOR: dict[str, Asks] = {
     "gradient_test": _run("greedy_gnorm"),
     "show_pruning_result": _read(*METHODS),
     "pruning_summary": _read(*METHODS),
-    "criteria_comparison": _run(
-        *("greedy_gnorm", "gnorm_by_text", "gnorm_cross_entropy", "head_importance", "output_saliency", "hies"),
-        *("attention_entropy", "weight_magnitude", "random"),
-    ),
+    "criteria_comparison": _run("greedy_gnorm", "attention_entropy", "random", *names_of("criterion")),
     "decoder_pruning": _of_task("causal_lm", _run("greedy_gnorm", "head_importance", "random", "inverse_greedy_gnorm")),
     "recovery": lambda profile, models: _run("head_importance")(profile, models[:1]),
     "claims": _repeated(*METHODS, *MORE_METHODS),
     "cost_quality": _repeated(*METHODS, *MORE_METHODS),
     "ablations": _repeated(
-        *("greedy_gnorm", *(method for group in FACTORS.values() for method in group)),
-        *("attention_entropy", "entropy_every_8", "entropy_every_4", "entropy_every_step"),
-        *("head_importance", "importance_once", "importance_every_8", "importance_every_4"),
-        *("output_saliency", "fisher", "output_norm", "flap", "hies", "weight_magnitude", "oracle"),
+        *("greedy_gnorm", *(method for group in claims.factors().values() for method in group)),
+        *(method for pairs in claims.schedules().values() for pair in pairs for method in pair),
+        *claims.other_criteria(),
     ),
     "stability": _both(
         _repeated(
