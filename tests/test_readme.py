@@ -15,7 +15,7 @@ from gnorm.heads import FAMILIES
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-import findings
+import claims_page
 import pages
 import performance
 
@@ -34,7 +34,7 @@ def test_the_page_on_performance_is_not_stale():
 
 
 def test_what_is_recommended_is_what_the_study_found():
-    assert claims.recommended(findings.read("methods")) == shipping.RECOMMENDED
+    assert claims.recommended(claims_page.read("methods")) == shipping.RECOMMENDED
 
 
 def test_the_example_runs_as_it_stands(tmp_path):

@@ -14,8 +14,8 @@ from pipeline import ROOT
 
 from experiments.analysis import claims
 from experiments.files import paths
-from experiments.report import answers, contents, explore, rendering
-from experiments.report.contents import ROWS
+from experiments.report import captions, explore, rendering, sentences
+from experiments.report.captions import ROWS
 from experiments.runs import results, stamps
 from gnorm.storage.files import write
 
@@ -73,17 +73,17 @@ def test_the_answers_are_those_of_the_tables(manifest):
         "areas: Greedy-Gnorm 0.625, Random 0.625."
     )
     assert row.low > 0
-    assert answers.of_methods(tables) == [("bert.", of_bert), ("albert.", of_albert)]
-    assert answers.overall(tables) == "Of 2 methods Greedy-Gnorm has the largest area on bert and albert."
+    assert sentences.of_methods(tables) == [("bert.", of_bert), ("albert.", of_albert)]
+    assert sentences.overall(tables) == "Of 2 methods Greedy-Gnorm has the largest area on bert and albert."
     page = plain(page_of(manifest))
-    assert page.index(answers.overall(tables)) < page.index("Contents")
+    assert page.index(sentences.overall(tables)) < page.index("Contents")
     assert "areas: Greedy-Gnorm 0.625, Random 0.625." in page
 
 
 def test_published_areas_stand_beside_ours():
     rows = [["bert", "greedy_gnorm", 0.9, 20, 0.75, 0.7, 0.05], ["bert", "random", 0.9, 20, 0.5, None, None]]
     table = pd.DataFrame(rows, columns=["model", "method", "0%", "texts", "area", "published", "difference"])
-    ((_, said),) = answers.of_methods({"pruning_results": table})
+    ((_, said),) = sentences.of_methods({"pruning_results": table})
     assert said.endswith("The paper reports: Greedy-Gnorm 0.700 (+0.050 here).")
 
 
@@ -92,7 +92,7 @@ def test_the_first_sentence_names_the_best_method_of_each_model():
     rows = [(model, name, float(name == first)) for model, first in best.items() for name in ("greedy_gnorm", "random")]
     table = pd.DataFrame(rows, columns=["model", "method", "area"])
     said = "Of 2 methods Random has the largest area on bert and roberta; Greedy-Gnorm on albert."
-    assert answers.overall({"pruning_results": table}) == said
+    assert sentences.overall({"pruning_results": table}) == said
 
 
 def test_verdicts_are_sentences():
@@ -104,7 +104,7 @@ def test_verdicts_are_sentences():
         for model, (low, high) in zip("abcd", intervals, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["model", "method", "baseline", "low", "high"])
-    said = dict(answers.of_claims({"differences": table}))
+    said = dict(sentences.of_claims({"differences": table}))
     assert said[f"C1. {claims.CLAIMS[0].says}: contradicted."] == (
         "Greedy-Gnorm keeps more accuracy than Attention entropy on a, b and c; on d the interval holds 0. "
         "It keeps more accuracy than Random on a and b; less on c and d."
@@ -170,7 +170,7 @@ def test_what_notebooks_write_has_a_row():
 
 def test_known_columns_are_those_of_tables():
     columns = {name for path in ROOT.glob("experiments_results/*/tables/*.csv") for name in pd.read_csv(path, nrows=0)}
-    assert contents.COLUMNS.keys() - columns <= {"published"}  # the profile paper has it
+    assert captions.COLUMNS.keys() - columns <= {"published"}  # the profile paper has it
 
 
 # ---------------------------------------------------------------- what is not current

@@ -24,7 +24,7 @@ from gnorm.trajectory import area, curve
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-import findings
+import claims_page
 
 NOTEBOOKS = read_profile("study").notebooks
 ARGUMENTS = ("--profile", "smoke", "--models", "albert", "--only", ",".join(NOTEBOOKS))
@@ -142,7 +142,7 @@ def test_figures_are_there(study):
         assert (study / "figures" / "smoke" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_findings_are_written_from_the_tables(folder, monkeypatch, tmp_path):
+def test_the_page_of_claims_is_written_from_the_tables(folder, monkeypatch, tmp_path):
     shutil.copytree(folder / "tables", tmp_path / "tables")
     order = pd.DataFrame(
         [("roberta", k + 1, k // 4, k % 4) for k in range(8)], columns=["model", "step", "layer", "head"]
@@ -152,8 +152,8 @@ def test_findings_are_written_from_the_tables(folder, monkeypatch, tmp_path):
     assert left["layer 0"].tolist()[:3] == [4, 3, 2]
     assert left["empty layers"].tolist()[5] == "0"
     left.to_csv(tmp_path / "tables" / "published_layers.csv", index=False)
-    monkeypatch.setattr(findings, "RESULTS", tmp_path)
-    text = findings.page()
+    monkeypatch.setattr(claims_page, "RESULTS", tmp_path)
+    text = claims_page.page()
     for claim in claims.CLAIMS + claims.QUESTIONS:
         assert f"### {claim.name}. {claim.says}: " in text
     rows = table(folder, "differences").set_index(["method", "baseline"])

@@ -73,7 +73,7 @@ def threads(monkeypatch):
 
 def surroundings(run="run", **changed):
     about = {"device": "cpu", "environment": {}, "versions": pieces.versions(), **changed}
-    return pieces.Surroundings(run, "smoke", **about)
+    return pieces.WorkerContext(run, "smoke", **about)
 
 
 # ---------------------------------------------------------------- the same results

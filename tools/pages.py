@@ -17,9 +17,9 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-import findings
+import claims_page
 
-from experiments.report import answers
+from experiments.report import sentences
 from gnorm import METHODS
 from gnorm.methods import find_method
 from gnorm.storage.files import write
@@ -76,7 +76,7 @@ def summary_table() -> str:
 
 def winners(name: str) -> dict[str, str]:
     """Model -> a sentence that says which method has the largest area."""
-    return {row["model"]: answers.lead(row) for row in read_table(name).to_dict("records")}
+    return {row["model"]: sentences.lead(row) for row in read_table(name).to_dict("records")}
 
 
 def as_list(sentences: Mapping[str, str]) -> str:
@@ -136,8 +136,8 @@ def of_readme() -> str:
             f"{how_made()} Each cell is {AREA}:",
             area_table("pruning_results"),
             as_list({model: f"{about} {largest[model]}" for model, about in models().items()}),
-            "Do the paper's conclusions hold? From several trainings ([findings](docs/findings.md), profile `study`):",
-            findings.in_five_lines(),
+            "Do the paper's conclusions hold? From several trainings ([claims](docs/claims.md), profile `study`):",
+            claims_page.in_five_lines(),
             speed(),
         ]
     )
@@ -172,7 +172,7 @@ def of_results() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": of_readme,
     "docs/results.md": of_results,
-    "docs/findings.md": findings.page,
+    "docs/claims.md": claims_page.page,
 }
 
 

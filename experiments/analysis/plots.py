@@ -590,7 +590,7 @@ def cost_quality(table: pd.DataFrame, profile: str, named: Iterable[str], metric
 def recovery(table: pd.DataFrame, profile: str) -> Figure:
     """Accuracy of pruned models and after training them further: a panel for each model, a row for each method.
 
-    table: as ``aftermath.recovery`` returns it.
+    table: as ``after_pruning.recovery`` returns it.
     """
     groups = dict(list(table.groupby("model", sort=False)))
     figure, axes = _grid(len(groups), width=5.2, height=0.3 * table["method"].nunique() + 1.0)
@@ -622,7 +622,7 @@ def recovery(table: pd.DataFrame, profile: str) -> Figure:
 def calibration(table: pd.DataFrame, profile: str) -> Figure:
     """Calibration error and agreement with the intact model against heads pruned: a row of panels for each model.
 
-    table: as ``aftermath.answers_of_pruned`` returns it; means over training seeds.
+    table: as ``after_pruning.answers_of_pruned`` returns it; means over training seeds.
     """
     models = list(dict.fromkeys(table.model))
     columns = ("calibration error", "agreement")

@@ -81,9 +81,9 @@ def intact_file(profile: str, model: str) -> Path:
     return run_folder(profile) / "intact" / f"{model}.json"
 
 
-def aftermath_folder(profile: str, model: str) -> Path:
+def after_pruning_folder(profile: str, model: str) -> Path:
     """How pruned models answer, and what training them further brings."""
-    return run_folder(profile) / "aftermath" / model
+    return run_folder(profile) / "after_pruning" / model
 
 
 def stamp_file(profile: str, notebook: str) -> Path:

@@ -2,7 +2,7 @@
 
 A piece has files for inputs and outputs, a lock and a journal. So it can be made anywhere, goes on elsewhere from its
 last finished step, and is never made twice at once. What a notebook finds made it reads, what it misses it makes
-itself: a wrong row of ``ASKED_FOR`` costs time and changes no result.
+itself: a wrong row of ``TRAJECTORIES_OF`` costs time and changes no result.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ class Piece:
         return f"{self.model}/{self.method}"
 
 
-# A row of ASKED_FOR: a profile and models -> pieces.
-Asks = Callable[[str, Sequence[str]], Iterator[Piece]]
+# A row of TRAJECTORIES_OF: a profile and models -> pieces.
+AsksFor = Callable[[str, Sequence[str]], Iterator[Piece]]
 
 
-def _run(*methods: str) -> Asks:
+def _run(*methods: str) -> AsksFor:
     """What ``runs.run`` is called with, for each model."""
     return lambda _profile, models: (Piece(model, method, True) for method in methods for model in models)
 
 
-def _read(*methods: str) -> Asks:
+def _read(*methods: str) -> AsksFor:
     """What ``runs.trajectories`` is called with."""
     return lambda _profile, models: (Piece(model, method) for model in models for method in methods)
 
 
-def _repeated(*methods: str) -> Asks:
+def _repeated(*methods: str) -> AsksFor:
     """What ``runs.repeated`` is called with."""
     return lambda profile, models: (
         Piece(name, method)
@@ -84,11 +84,11 @@ def _varied(profile: str, models: Sequence[str]) -> Iterator[Piece]:
                 yield Piece(name, stability.METHOD)
 
 
-def _both(first: Asks, second: Asks) -> Asks:
+def _both(first: AsksFor, second: AsksFor) -> AsksFor:
     return lambda profile, models: (piece for asks in (first, second) for piece in asks(profile, models))
 
 
-def _of_task(task: str, asks: Asks) -> Asks:
+def _of_task(task: str, asks: AsksFor) -> AsksFor:
     """The same of those models alone that have this task; of none where the profile has no such model."""
 
     def pieces(profile: str, models: Sequence[str]) -> Iterator[Piece]:
@@ -99,7 +99,7 @@ def _of_task(task: str, asks: Asks) -> Asks:
 
 
 # What each notebook asks for, with its parameters as they are stored. Notebooks that ask for none have no row.
-ASKED_FOR: dict[str, Asks] = {
+TRAJECTORIES_OF: dict[str, AsksFor] = {
     "greedy_pruning": _run("greedy_gnorm"),
     "inverse_greedy_gnorm_pruning": _run("inverse_greedy_gnorm"),
     "ae_pruning": _run("attention_entropy", "activation_energy"),
@@ -133,7 +133,7 @@ def asked_for(profile: str, models: Sequence[str], notebooks: Iterable[str]) -> 
     """The pieces that these notebooks ask for, each once, in the order in which they ask."""
     found: dict[str, Piece] = {}
     for notebook in notebooks:
-        for piece in ASKED_FOR[notebook](profile, models) if notebook in ASKED_FOR else ():
+        for piece in TRAJECTORIES_OF[notebook](profile, models) if notebook in TRAJECTORIES_OF else ():
             if piece.afresh or str(piece) not in found:
                 found[str(piece)] = piece
     return list(found.values())
@@ -167,7 +167,7 @@ def before(piece: Piece, others: Sequence[Piece]) -> Piece | None:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class WorkerContext:
     """What a worker is told beside the piece.
 
     run: the name of the run, whose lock ("runs", run) is held while it lasts. environment: variables to set. threads:
@@ -190,7 +190,7 @@ def versions() -> dict[str, str]:
     return {"gnorm": CODE, "python": platform.python_version(), **packages}
 
 
-def make(around: Surroundings, piece: Piece, *_after: None) -> None:
+def make(around: WorkerContext, piece: Piece, *_after: None) -> None:
     """Make one piece, unless it is to be taken as it is and was saved meanwhile.
 
     Raises ``UsageError`` where this process cannot take part in the run, and whatever ``tasks.load`` and ``runs.run``
@@ -202,7 +202,7 @@ def make(around: Surroundings, piece: Piece, *_after: None) -> None:
             runs.run(_task(around.run, around.profile, piece.model, around.device), piece.method, progress=False)
 
 
-def load(around: Surroundings, model: str) -> None:
+def load(around: WorkerContext, model: str) -> None:
     """Load a model with its texts. It is trained where it never was. Raises as ``make`` does."""
     with ALONE:
         os.environ |= around.environment

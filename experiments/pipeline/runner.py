@@ -147,7 +147,7 @@ def run(plan: Plan) -> None:
         with _held_alone(plan):
             verdicts = preflight.compare_with_published(plan.profile, plan.models, plan.device, plan.fresh, plan.strict)
             records = [each.record() for each in assets]
-            run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts}, _surroundings(plan, assets))
+            run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts}, _environment(plan, assets))
     except OSError as error:
         raise RunError(
             f"run_all.py: a file in {paths.root()} could not be read or written ({error}); what is finished is kept: "
@@ -172,7 +172,7 @@ def _held_alone(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _surroundings(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
+def _environment(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
     """Variables for processes that work for a run: what to read and write, and that the hub is not to be asked."""
     return {
         "GNORM_OUTPUT": str(paths.root().absolute()),
@@ -185,7 +185,7 @@ def _surroundings(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
 def _tell_kernels(plan: Plan, assets: Sequence[AssetState]) -> None:
     """Set the environment that notebooks' kernels inherit."""
     os.environ |= {
-        **_surroundings(plan, assets),
+        **_environment(plan, assets),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         execution.KERNEL_LOG: str(paths.kernel_log(plan.profile.name)),
     }
@@ -248,7 +248,7 @@ def _clear(plan: Plan) -> None:
             for model in plan.models
             for folder, kind in (
                 (paths.journals_folder(profile, model), "**/*.jsonl"),
-                (paths.aftermath_folder(profile, model), "**/*.json"),
+                (paths.after_pruning_folder(profile, model), "**/*.json"),
                 (paths.results_folder(profile) / model, "seed*/**/*.csv"),  # of repetitions, read where they are there
             )
             for path in folder.glob(kind)

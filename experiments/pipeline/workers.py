@@ -22,7 +22,7 @@ from ..files.locks import held
 from ..files.paths import lock_file
 from . import pieces
 from .execution import Terminal
-from .pieces import Piece, Surroundings
+from .pieces import Piece, WorkerContext
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -62,7 +62,7 @@ def make_pieces(
             with _client(jobs, address) as client:
                 threads = max(1, torch.get_num_threads() // jobs) if jobs else None
                 gpus = _gpus() if jobs and device == "cuda" else ()
-                around = Surroundings(name, profile, device, environment, pieces.versions(), threads, gpus)
+                around = WorkerContext(name, profile, device, environment, pieces.versions(), threads, gpus)
                 if importlib.util.find_spec("bokeh"):  # what Dask draws its dashboard with
                     print(f"Dask's dashboard: {client.dashboard_link}", flush=True)
                 if not client.nthreads():
@@ -114,7 +114,7 @@ def _gpus() -> tuple[str, ...]:
     return tuple(gpus) if len(gpus) > 1 else ()
 
 
-def _submit(client: Client, around: Surroundings, wanted: Sequence[Piece]) -> dict[Future, str]:
+def _submit(client: Client, around: WorkerContext, wanted: Sequence[Piece]) -> dict[Future, str]:
     """A future for every piece and for every model that they need, with what it makes."""
     models = dict.fromkeys(pieces.as_trained(piece.model) for piece in wanted)
     loaded = {

@@ -21,8 +21,8 @@ from gnorm.trajectory import Trajectory
 from ..analysis.published import AS_PUBLISHED
 from ..files.paths import explore_page, figures_folder, report_folder, report_page, tables_folder
 from ..runs.stamps import FOREIGN, OUTDATED, standing
-from . import answers, explore
-from .contents import COLUMNS, ROWS, Row
+from . import explore, sentences
+from .captions import COLUMNS, ROWS, Caption
 
 MAIN = ("claims", "pruning_results")  # the main figure is the first of these that is there
 TEXTS = {"evaluation": "evaluation_texts", "scoring": "scoring_texts"}  # where a trajectory says how many there were
@@ -57,15 +57,15 @@ class Standing:
         for what, path in files.items():
             if state := standing(path, self.stamps, self.stale):
                 found.setdefault(state, []).append(what)
-        return {state: f"{answers.listed(whats).capitalize()} {state}." for state, whats in found.items()}
+        return {state: f"{sentences.listed(whats).capitalize()} {state}." for state, whats in found.items()}
 
     def notes(self, foreign: Sequence[str]) -> list[str]:
         """Sentences on the notebooks that are out of date and on the items, by title, that are of another run."""
         notes = []
         if self.stale:
             notes.append(
-                f"Out of date: {answers.listed(self.stale)}. The code, the profile or the versions changed since they "
-                f"ran. To run them again: python run_all.py --profile {self.profile} --only {','.join(self.stale)}"
+                f"Out of date: {sentences.listed(self.stale)}. The code, the profile or the versions changed since they"
+                f" ran. To run them again: python run_all.py --profile {self.profile} --only {','.join(self.stale)}"
             )
         if foreign:
             why = "no notebook of the runs that are recorded here wrote these files as they are"
@@ -116,10 +116,10 @@ def write_report(
         description=description,
         manifest=manifest,
         as_published=AS_PUBLISHED,
-        claims=answers.of_claims(tables),
-        methods=answers.of_methods(tables),
+        claims=sentences.of_claims(tables),
+        methods=sentences.of_methods(tables),
         notes=notes + of_runs,
-        overall=answers.overall(tables),
+        overall=sentences.overall(tables),
         main=next((item for name in MAIN for item in items if item.name == name and item.figure), None),
         explore=bool(runs),
         items=items,
@@ -158,7 +158,7 @@ def _item(
     manifest: Mapping[str, Any],
     status: Standing,
 ) -> Item:
-    row = ROWS.get(name, Row(name, "", texts=""))
+    row = ROWS.get(name, Caption(name, "", texts=""))
     figure = figures_folder(profile) / f"{name}.png"
     files = {"table": tables_folder(profile) / f"{name}.csv", "figure": figure}
     there = {what: path for what, path in files.items() if path.exists()}
@@ -209,7 +209,7 @@ def _cells(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
 def _in_words(name: str, values: pd.Series) -> list[str]:
     """The cells of a column: methods by their titles; three decimals where that keeps four digits of none."""
     if name in METHOD_COLUMNS:
-        return [answers.title(str(value)) for value in values]
+        return [sentences.title(str(value)) for value in values]
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
         return ["" if pd.isna(value) else str(value) for value in values]
     if pd.api.types.is_integer_dtype(values):

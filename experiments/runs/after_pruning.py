@@ -27,7 +27,7 @@ from ..data import tasks
 from ..data.profiles import repetitions
 from ..data.tasks import Task
 from ..data.training import finetune
-from ..files.paths import aftermath_folder
+from ..files.paths import after_pruning_folder
 
 SHARES = (0.25, 0.5, 0.75)  # of the heads pruned
 RECOVERED, EPOCHS = 0.5, 1  # the share of heads that goes before training, and how long that lasts
@@ -157,5 +157,5 @@ def _mask(trajectory: Trajectory, share: float) -> Tensor:
 
 def _kept(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
     """``runs.kept`` in a file of its own, for this task and order of heads."""
-    path = aftermath_folder(task.profile, task.name) / f"{trajectory.info['method']}-{what}.json"
+    path = after_pruning_folder(task.profile, task.name) / f"{trajectory.info['method']}-{what}.json"
     return runs.kept(path, digest([task.hash, trajectory.order(), what, *options]), measure)

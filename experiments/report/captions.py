@@ -16,7 +16,7 @@ OVER_TEXTS = "Interval: 95 % bootstrap over the texts."
 
 
 @dataclass(frozen=True)
-class Row:
+class Caption:
     """A table, a figure, or both of one name. texts: on which ones it was made, "" where on none or on several kinds.
 
     columns: headings that differ from those of ``COLUMNS``, by the name of the column.
@@ -29,56 +29,58 @@ class Row:
 
 
 # By the name of the file, without its ending. First what the paper shows, in its order, then what goes beyond it.
-ROWS: dict[str, Row] = {
-    "pruning_results": Row(
+ROWS: dict[str, Caption] = {
+    "pruning_results": Caption(
         "Accuracy as heads go, every method",
         f"Accuracy with 0, 25, 50, 75 and 100 % of the heads pruned. {AREA} {OVER_TEXTS}",
     ),
-    "published_solutions": Row(
+    "published_solutions": Caption(
         "The paper's final solutions", "The quoted numbers beside what was measured at the same share of heads pruned."
     ),
-    "winners": Row(
+    "winners": Caption(
         "The largest area and the runner-up", f"Difference: on the same texts. {OVER_TEXTS} Training is not repeated."
     ),
-    "data_processing": Row("The texts", "Lengths in tokens, and how many texts have each label."),
-    "four_models": Row(
+    "data_processing": Caption("The texts", "Lengths in tokens, and how many texts have each label."),
+    "four_models": Caption(
         "What heads and feed-forward blocks are worth",
         "Accuracy of the intact model, without any head, and without the feed-forward blocks as well.",
     ),
-    "attention_entropy": Row("Attention entropy of every head", "In nats, mean over query tokens and texts.", ""),
-    "gradient_test": Row(
+    "attention_entropy": Caption("Attention entropy of every head", "In nats, mean over query tokens and texts.", ""),
+    "gradient_test": Caption(
         "How long the order of the first scores holds",
         "Spearman's rank correlation of the scores of the heads that are left with their scores in the intact model.",
         "scoring",
         {"pruned": "pruned (share)"},
     ),
-    "gradient_pooling": Row(
+    "gradient_pooling": Caption(
         "One head goes, the gradients of the others change",
         "Change of the gradients of the last layer's query weights, average-pooled.",
         "scoring",
     ),
-    "underflow_entropy": Row(
+    "underflow_entropy": Caption(
         "Where entropy underflows", "Entropy of a saturated attention, in nats, by four forms; truth in float64.", ""
     ),
-    "underflow_products": Row(
+    "underflow_products": Caption(
         "Where products of norms underflow",
         "Real gradients times ever smaller factors: what is left of the order of the heads, as rank correlation.",
         "scoring",
     ),
-    "greedy_pruning": Row("Greedy-Gnorm", f"Accuracy as heads go. {OVER_TEXTS}"),
-    "inverse_greedy_gnorm_pruning": Row("Inverse Greedy-Gnorm", f"Accuracy as heads go. {OVER_TEXTS}"),
-    "ae_pruning": Row("Attention entropy and activation energy", f"Accuracy as heads go. {OVER_TEXTS}"),
-    "ae_inverse_pruning": Row("Inverse attention entropy and activation energy", f"Accuracy as heads go. {OVER_TEXTS}"),
-    "random_pruning": Row("Random pruning", "Boxes: over trials. Line: Greedy-Gnorm."),
-    "greedyprune_all_models": Row("Greedy-Gnorm on all models", f"Against the share of heads pruned. {AREA}"),
-    "closeness": Row(
+    "greedy_pruning": Caption("Greedy-Gnorm", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "inverse_greedy_gnorm_pruning": Caption("Inverse Greedy-Gnorm", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "ae_pruning": Caption("Attention entropy and activation energy", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "ae_inverse_pruning": Caption(
+        "Inverse attention entropy and activation energy", f"Accuracy as heads go. {OVER_TEXTS}"
+    ),
+    "random_pruning": Caption("Random pruning", "Boxes: over trials. Line: Greedy-Gnorm."),
+    "greedyprune_all_models": Caption("Greedy-Gnorm on all models", f"Against the share of heads pruned. {AREA}"),
+    "closeness": Caption(
         "How close the choices were",
         "Gap: between the scores (logarithms) of the last head that went and the first that was kept.",
         "scoring",
     ),
-    "custom_bert_pruning": Row("A hand-written BERT", "By a strategy of one's own: small value weights first."),
+    "custom_bert_pruning": Caption("A hand-written BERT", "By a strategy of one's own: small value weights first."),
     **{
-        f"{name}_mask": Row(f"{title}: the heads that are left", MASKS)
+        f"{name}_mask": Caption(f"{title}: the heads that are left", MASKS)
         for name, title in (
             ("greedy_pruning", "Greedy-Gnorm"),
             ("inverse_greedy_gnorm_pruning", "Inverse Greedy-Gnorm"),
@@ -87,76 +89,80 @@ ROWS: dict[str, Row] = {
             ("custom_bert_pruning", "The hand-written BERT"),
         )
     },
-    "final_solutions": Row("The heads that are left", MASKS),
-    "pruning_summary": Row("The smallest model within the budget", "Before and after its heads were removed for good."),
-    "costs": Row(
+    "final_solutions": Caption("The heads that are left", MASKS),
+    "pruning_summary": Caption(
+        "The smallest model within the budget", "Before and after its heads were removed for good."
+    ),
+    "costs": Caption(
         "What the smaller model costs",
         "Beside the intact one; times are medians over turns. Returned: the share of the saved operations that came "
         "back as time.",
         "",
     ),
     # ---- beyond the paper
-    "criteria_comparison": Row("Other people's criteria, the same protocol", f"{AREA} {OVER_TEXTS}"),
-    "criteria_curves": Row("Other people's criteria, the curves", f"Accuracy as heads go. {OVER_TEXTS}"),
-    "criteria_winners": Row("The largest area of all criteria", f"Difference: on the same texts. {OVER_TEXTS}"),
-    "prune_your_model": Row("A model of one's own", "The notebook's example.", ""),
-    "prune_your_model_costs": Row("What a budget buys", "Dots: states of the run. Star: what the budget chose.", ""),
-    "recovery_along": Row(
+    "criteria_comparison": Caption("Other people's criteria, the same protocol", f"{AREA} {OVER_TEXTS}"),
+    "criteria_curves": Caption("Other people's criteria, the curves", f"Accuracy as heads go. {OVER_TEXTS}"),
+    "criteria_winners": Caption("The largest area of all criteria", f"Difference: on the same texts. {OVER_TEXTS}"),
+    "prune_your_model": Caption("A model of one's own", "The notebook's example.", ""),
+    "prune_your_model_costs": Caption(
+        "What a budget buys", "Dots: states of the run. Star: what the budget chose.", ""
+    ),
+    "recovery_along": Caption(
         "Accuracy before and after training what is left",
         "Pruned: as pruned. Trained: further, on labels. Distilled: half of the loss is the distance to the logits of "
         "the intact model.",
     ),
-    "recovery_within": Row(
+    "recovery_within": Caption(
         "How many more heads can go once what is left is trained", "Chosen on validation texts, measured on others."
     ),
-    "decoder_pruning": Row("A language model as heads go", f"Perplexity: lower is better. {OVER_TEXTS}"),
-    "decoder_winners": Row("The smallest area under the perplexity curve", f"{OVER_TEXTS} Lower is better."),
-    "claims": Row(
+    "decoder_pruning": Caption("A language model as heads go", f"Perplexity: lower is better. {OVER_TEXTS}"),
+    "decoder_winners": Caption("The smallest area under the perplexity curve", f"{OVER_TEXTS} Lower is better."),
+    "claims": Caption(
         "What the paper claims",
         "On how many models the interval of the difference of areas lies above 0, across it and below it. A comparison "
         "is supported if above on at least three and below on none, contradicted if below on at least two, else open.",
     ),
-    "curves": Row("The paper's methods over training seeds", "Lines: means over training seeds; bands: all seeds."),
-    "differences": Row("Every difference", PAIRED),
-    "methods": Row("The area of every method", f"{AREA} Over training seeds."),
-    "questions": Row("What the claims leave open", "Judged by the same rule as the claims."),
-    "comparison_seconds": Row("What each comparison took", "All runs of both methods, as measured.", ""),
-    "matched_random": Row(
+    "curves": Caption("The paper's methods over training seeds", "Lines: means over training seeds; bands: all seeds."),
+    "differences": Caption("Every difference", PAIRED),
+    "methods": Caption("The area of every method", f"{AREA} Over training seeds."),
+    "questions": Caption("What the claims leave open", "Judged by the same rule as the claims."),
+    "comparison_seconds": Caption("What each comparison took", "All runs of both methods, as measured.", ""),
+    "matched_random": Caption(
         "Which head of a layer, or only which layer",
         "Matched random takes as many heads from each layer as Greedy-Gnorm. Lines: means over training seeds.",
     ),
-    "dips": Row(
+    "dips": Caption(
         "Where Greedy-Gnorm falls below random pruning",
         "Accuracy, mean over training seeds; in how many seeds it is below random; heads left in the last layer and "
         "empty layers.",
     ),
-    "published_layers": Row(
+    "published_layers": Caption(
         "Which layers the published order takes from",
         "Heads left, by quarter of the layers.",
         "",
         {"pruned": "heads pruned"},
     ),
-    "ablations": Row("One factor at a time", PAIRED),
-    "when_scored": Row("How often heads are scored", PAIRED),
-    "other_criteria": Row("Other people's criteria over training seeds", PAIRED),
-    "training_seeds": Row("Areas by training seed", "Where lines cross, one training would name another winner."),
-    "scoring_variants": Row(
+    "ablations": Caption("One factor at a time", PAIRED),
+    "when_scored": Caption("How often heads are scored", PAIRED),
+    "other_criteria": Caption("Other people's criteria over training seeds", PAIRED),
+    "training_seeds": Caption("Areas by training seed", "Where lines cross, one training would name another winner."),
+    "scoring_variants": Caption(
         "How many scoring texts, and in which batches",
         "Rank correlation of the intact model's scores with those of the most texts, and of the profile's batch size.",
         "",
     ),
-    "sanity_checks": Row("What is left when weights or labels are shuffled", PAIRED),
-    "cost_quality": Row("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),
-    "recovery": Row(
+    "sanity_checks": Caption("What is left when weights or labels are shuffled", PAIRED),
+    "cost_quality": Caption("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),
+    "recovery": Caption(
         "After one more epoch of training",
         "Accuracy with half of the heads removed, before and after.",
         columns={"pruned": "accuracy, pruned", "intact": "accuracy, intact", "trained": "accuracy, trained"},
     ),
-    "answers": Row(
+    "answers": Caption(
         "How sure, and how like the intact model",
         "Calibration error: expected. Agreement: the share of texts that get the intact model's answer.",
     ),
-    "calibration": Row("How sure, and how like the intact model, drawn", "Means over training seeds."),
+    "calibration": Caption("How sure, and how like the intact model, drawn", "Means over training seeds."),
 }
 
 # Columns whose heading is not clear from their name, or lacks its unit.

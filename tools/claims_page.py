@@ -1,4 +1,4 @@
-"""The text of docs/findings.md, from the tables of profile study and findings.md.j2; tools/pages.py writes it."""
+"""The text of docs/claims.md, from the tables of profile study and claims_page.md.j2; tools/pages.py writes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.analysis import claims, paired
 from experiments.analysis.claims import CLAIMS, QUESTIONS, Claim, other_criteria
 from experiments.analysis.claims import factors as factors_of
-from experiments.report.answers import evidence, in_words, listed, recommendation, sides, title, verdict_of
+from experiments.report.sentences import evidence, in_words, listed, recommendation, sides, title, verdict_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments_results" / "study"
 
@@ -184,13 +184,13 @@ def local_dips() -> str:
 
 
 def page() -> str:
-    """docs/findings.md below its heading: tools/findings.md.j2, filled in."""
+    """docs/claims.md below its heading: tools/claims_page.md.j2, filled in."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.globals |= {function.__name__: function for function in PARTS}
     return (
-        environment.get_template("findings.md.j2")
+        environment.get_template("claims_page.md.j2")
         .render(
             table=read("differences"),
             methods=read("methods"),
