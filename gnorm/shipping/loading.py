@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from contextlib import suppress
@@ -13,10 +14,11 @@ import pandas as pd
 import torch
 import transformers
 from torch import Tensor
+from transformers.utils import cached_file
 
 from ..engine.batches import prepare
 from ..engine.checks import longest_text
-from ..engine.problems import PROBLEMS, Problem, problem_of, problem_of_class
+from ..engine.problems import PROBLEMS, Problem, activation_of, problem_of, problem_of_class
 from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
@@ -154,6 +156,7 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
             '{"0": "negative", "1": "positive"}.'
         )
     config = read_config(checkpoint)
+    _read_activation(checkpoint, config)
     if folder.is_dir() and not any(file for name in TOKENIZERS for file in folder.glob(name)):
         # transformers would make an empty tokenizer instead
         raise FileNotFoundError(
@@ -168,11 +171,20 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
     kind = find_class(checkpoint, config, model_class or _class_of(config), {})
     _check_task(problem_of_class(kind, config), config, tokenizer, str(checkpoint))  # before the weights are read
     try:
-        return load_checked(checkpoint, kind)[0], tokenizer
+        return load_checked(checkpoint, kind, config=config)[0], tokenizer
     except ValueError:
         if embeds:
             raise ValueError(no_classifier) from None
         raise
+
+
+def _read_activation(checkpoint: str, config: Any) -> None:
+    """Write into ``config`` what a CrossEncoder of sentence-transformers 6 says of its logits in a file of its own."""
+    with suppress(Exception):  # there is none, or it is no JSON
+        file = cached_file(checkpoint, "config_sentence_transformers.json")
+        said = json.loads(Path(file).read_text("utf-8"))
+        if said.get("model_type") == "CrossEncoder" and not activation_of(config):
+            config.sentence_transformers = {"activation_fn": said["activation_fn"]}
 
 
 def _class_of(config: Any) -> Any:
@@ -186,6 +198,12 @@ def _check_task(problem: Problem, config: Any, tokenizer: Any, checkpoint: str) 
     """``ValueError`` where names of classes or the tokenizer are not what the problem needs."""
     if problem.classes == "num_labels" and problem.logits[-1] == "class" and config.num_labels > 1:
         class_names(config, checkpoint)
+    activation = activation_of(config)
+    if problem.squeezed and config.num_labels == 1 and activation not in ("", "Identity", "Sigmoid"):
+        raise ValueError(
+            f"{checkpoint} gives {activation} of its one logit, which no metric here does: let its CrossEncoder give "
+            "the logit itself (torch.nn.Identity) or a probability (torch.nn.Sigmoid), and save it anew."
+        )
     if problem.by_text and tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
     if (needs := READERS[problem.name].needs) and not getattr(tokenizer, needs, None):
