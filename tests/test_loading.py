@@ -376,6 +376,27 @@ def test_a_tied_model_is_saved_and_an_untied_one_is_not(tmp_path):
         gnorm.save_pruned(model, tmp_path / "again")
 
 
+@pytest.mark.parametrize("made_by", ["half", "from_pretrained"])
+def test_parts_that_loading_keeps_in_single_precision_are_saved_with_the_others_in_half(made_by, tmp_path):
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=60, **sizes)).eval().half()
+    wo = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    if made_by == "from_pretrained":
+        model.save_pretrained(tmp_path / "intact")
+        model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "intact")
+        assert model.get_parameter(wo).dtype == torch.float32
+    mask = gnorm.head_mask_of(model)
+    mask[0, 1] = False
+    gnorm.remove_heads(model, mask)
+    reloaded = gnorm.load_pruned(gnorm.save_pruned(model, tmp_path / "model"))
+    dtypes = {name: parameter.dtype for name, parameter in reloaded.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype != torch.float16} == {n for n in dtypes if ".wo." in n}
+    assert all(torch.equal(reloaded.get_parameter(n), p.to(dtypes[n])) for n, p in model.named_parameters())
+    model.lm_head.float()
+    with pytest.raises(ValueError, match="in torch.float16 and torch.float32, one is recorded: use model.to.torch.flo"):
+        gnorm.save_pruned(model, tmp_path / "mixed")
+
+
 def test_saving_leaves_the_model_and_the_random_numbers_as_they_were(tmp_path):
     model, state = tiny_model("bert"), torch.get_rng_state()
     gnorm.save_pruned(model, tmp_path / "model")

@@ -24,6 +24,7 @@ from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
 from ..storage.errors import in_short
 from ..storage.loading import TOKENIZERS, find_class, load_checked, read_config
+from ..storage.saving import check_saving
 from .inputs import Encoder, padding_behind
 from .labels import Labels, class_names
 from .readers import NEEDS, READERS, in_batches, labelled
@@ -80,13 +81,14 @@ def load(
     Raises ``FileNotFoundError`` where a file or a checkpoint does not exist, and for a folder without a tokenizer;
     ``TypeError`` for what is neither path nor table; ``ValueError`` for a checkpoint without a classifier or damaged,
     for a tokenizer that lacks what the task needs, for numbers out of range, for too few texts; and as
-    ``readers.labelled`` and ``prepare`` do.
+    ``readers.labelled``, ``prepare`` and ``check_saving`` do.
     """
     scoring, batch, seed = whole("scoring", scoring, 1), whole("batch", batch, 1), whole("seed", seed, 0)
     model, tokenizer = _checkpoint(checkpoint, model_class)
     if max_length is not None:
         max_length = whole("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
     head_mask_of(model)  # refuses models of unknown families before the texts are read
+    check_saving(model, tokenizer)  # before the run that would end with it
     problem = problem_of(model)
     reader = READERS[problem.name]
     tokens = max_length or _longest(model, tokenizer)
@@ -156,6 +158,12 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
             '{"0": "negative", "1": "positive"}.'
         )
     config = read_config(checkpoint)
+    if quantised := getattr(config, "quantization_config", None):
+        method = dict(quantised).get("quant_method", "in a way that it does not name")
+        raise ValueError(
+            f"{checkpoint} is quantised ({method}), and heads are scored and removed by weights in floating point: "
+            "give the checkpoint that it was made from, and quantise the smaller model."
+        )
     _read_activation(checkpoint, config)
     if folder.is_dir() and not any(file for name in TOKENIZERS for file in folder.glob(name)):
         # transformers would make an empty tokenizer instead
