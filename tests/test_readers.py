@@ -298,7 +298,7 @@ def test_what_a_cross_encoder_makes_of_its_logit_is_measured_and_saved(file):
             continue
         own = shipping.load("checkpoint", write("binary_classification"))
         z, y = (
-            torch.cat(each).double()
+            torch.cat(each).detach().double()
             for each in zip(*((own.model(**{**b, "labels": None}).logits[:, 0], b["labels"]) for b in own.testing))
         )
         assert gnorm.measure(own.model, own.testing) == pytest.approx(float((z.sigmoid() - y).square().mean()))
