@@ -44,18 +44,19 @@ class Metric:
 
 
 _CLASSES = ("single_label_classification", "multiple_choice")
+_NUMBERS = ("regression", "binary_classification")
 _LABELS = (*_CLASSES, "multi_label_classification")
 _LANGUAGE = ("masked_lm", "causal_lm", "seq2seq_lm")
 
 _ROWS = (
-    Metric("accuracy", share_of_hits, _CLASSES, hits, fraction=True),
+    Metric("accuracy", share_of_hits, (*_CLASSES, "binary_classification"), hits, fraction=True),
     Metric("f1_macro", by_sklearn("f1_score", average="macro", zero_division=0.0), _LABELS, fraction=True),
     Metric("f1_micro", by_sklearn("f1_score", average="micro", zero_division=0.0), _LABELS, fraction=True),
     Metric("matthews", by_sklearn("matthews_corrcoef"), _CLASSES),
-    Metric("pearson", by_scipy("pearsonr"), ("regression",)),
-    Metric("spearman", by_scipy("spearmanr"), ("regression",)),
-    Metric("r2", by_sklearn("r2_score"), ("regression",)),
-    Metric("mse", by_sklearn("mean_squared_error"), ("regression",), higher_is_better=False),
+    Metric("pearson", by_scipy("pearsonr"), _NUMBERS),
+    Metric("spearman", by_scipy("spearmanr"), _NUMBERS),
+    Metric("r2", by_sklearn("r2_score"), _NUMBERS),
+    Metric("mse", by_sklearn("mean_squared_error"), _NUMBERS, higher_is_better=False),
     Metric("token_accuracy", ratio, ("token_classification", *_LANGUAGE), token_hits, fraction=True),
     Metric("span_f1", span_f1, ("question_answering",), fraction=True),
     Metric("perplexity", perplexity, _LANGUAGE, losses, higher_is_better=False),

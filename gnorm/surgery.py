@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,11 @@ from .engine.rows import is_tested
 from .engine.state import copy_of, in_use, with_own_config
 from .heads import AttentionBlock, attention_blocks, checked_mask, config_of, head_mask_of, masked, refuse_removal
 
+log = logging.getLogger(__name__)
+
+# Options of a generation configuration that list heads of cross-attention as (layer, head): Whisper's, for timestamps.
+HEADS_BY_NUMBER = ("alignment_heads",)
+
 
 @torch.inference_mode(False)  # the new parameters can be trained even if the caller is in inference mode
 def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
@@ -24,19 +32,23 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     attention modules that count heads follow. A layer without heads skips query, key, value and attention, where its
     family's row allows that; its output projection then has no columns and adds its bias alone. The mask of kept heads
     is written to ``model.config.head_mask``, which ``head_mask_of`` reads and ``save_pretrained`` saves. A
-    configuration that other models share is copied first.
+    configuration that other models share is copied first. ``alignment_heads`` in a generation configuration, which
+    Whisper takes timestamps of words from, then lists those that are left, as the smaller model numbers them; if none
+    is left, it goes too, and a line of the log says so.
 
     The sliced projections have new parameters. An optimizer made before holds the old ones and does not train the new
     ones, so make optimizers (and a ``Trainer``) afterwards. A compiled model has to be compiled again.
 
     Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, for a model under
-    ``gnorm.masked``, and as ``attention_blocks`` does.
+    ``gnorm.masked``, where ``alignment_heads`` names a head that the model does not have, and as ``attention_blocks``
+    does.
     """
     config_of(model)  # refuses what is no model
     with in_use(model):
         blocks = attention_blocks(model)
         refuse_removal(blocks)
         new_mask = checked_mask(mask, blocks) & head_mask_of(model)
+        numbers = _renumbered(model, blocks, new_mask)
         for block, row in zip(blocks, new_mask, strict=True):
             stay = row[list(block.kept)]  # (kept,)
             if not stay.all():
@@ -46,6 +58,39 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
                 _adapt(block, row.nonzero()[:, 0].tolist())
         if not new_mask.all():
             with_own_config(model).head_mask = new_mask.int().tolist()
+        if numbers:
+            plain: Any = getattr(model, "_orig_mod", model)  # of a compiled model
+            plain.generation_config = _with_numbers(plain.generation_config, numbers)
+
+
+def _renumbered(model: Any, blocks: Sequence[AttentionBlock], mask: Tensor) -> dict[str, list[list[int]]]:
+    """The options ``HEADS_BY_NUMBER`` of a model, as the heads are numbered once those that ``mask`` keeps are left."""
+    crossing = [(block.kept, row) for block, row in zip(blocks, mask, strict=True) if block.sides == ("decoder_", "")]
+    found: dict[str, list[list[int]]] = {}
+    for name in HEADS_BY_NUMBER if crossing else ():
+        given = getattr(getattr(model, "generation_config", None), name, None)
+        try:
+            for layer, number in () if given is None else given:
+                kept, row = crossing[layer]
+                head = kept[number]
+                found.setdefault(name, []).extend([[int(layer), int(row[:head].sum())]] if row[head] else [])
+        except (IndexError, TypeError, ValueError):
+            raise ValueError(
+                f"generation_config.{name}={given} does not list heads that are left as (layer, head), of "
+                f"{len(crossing)} layers of cross-attention: correct it, or delete it."
+            ) from None
+    return found
+
+
+def _with_numbers(generation_config: Any, numbers: Mapping[str, list[list[int]]]) -> Any:
+    """A copy of ``generation_config``, which other models may share, with these lists of heads; without empty ones."""
+    changed = copy.deepcopy(generation_config)
+    for name, heads in numbers.items():
+        setattr(changed, name, heads)
+        if not heads:
+            delattr(changed, name)
+            log.warning("no head of generation_config.%s is left: it is deleted, and what reads it is refused.", name)
+    return changed
 
 
 def _adapt(block: AttentionBlock, heads: list[int]) -> None:

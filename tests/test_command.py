@@ -1,15 +1,18 @@
 """The command ``gnorm``: what it prints and leaves, its exit codes, and going on after an interruption."""
 
+import copy
 import os
+import re
 import signal
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import ragged_batches, tiny_model
 
 import gnorm
 from experiments.data import tasks
@@ -91,6 +94,13 @@ def test_what_will_not_do_is_said_in_a_sentence_before_anything_is_pruned(home, 
     error = error_of(capsys)
     assert complaint in error
     assert error.count("\n") == 1
+    assert sorted(path.name for path in home.iterdir()) == ["ck", "texts.csv"]
+
+
+def test_a_disk_that_cannot_hold_the_model_is_refused_before_the_run(home, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
+    assert main(["prune", "ck", "texts.csv", "in/small"]) == 2
+    assert re.search(r"in/small may need \d+ MB, and its disk has 0 MB left: make room, or give", error_of(capsys))
     assert sorted(path.name for path in home.iterdir()) == ["ck", "texts.csv"]
 
 
@@ -249,6 +259,22 @@ def test_recovery_learns_labels_and_the_logits_of_a_teacher(own, run):
     assert not pruned.training
     assert torch.equal(state, torch.get_rng_state())
     assert int((~gnorm.head_mask_of(pruned)).sum()) == 7
+
+
+@pytest.mark.parametrize("distil", [False, True])
+def test_one_logit_that_is_a_probability_learns_by_binary_cross_entropy(distil):
+    """The squared error of the logit would pull it towards 0 and 1."""
+    config = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}
+    model, texts = tiny_model("bert", num_labels=1, **config), ragged_batches(4)
+    batches = [batch | {"labels": (batch["input_ids"][:, 0] > 60).float()} for batch in texts]
+    shipping.recover(model, batches, epochs=30, lr=3e-3, progress=False)
+    teacher = copy.deepcopy(model) if distil else None
+    shipping.recover(model, batches, teacher, epochs=5, lr=1e-3, progress=False)
+    with torch.no_grad():
+        z = torch.cat([model(b["input_ids"], b["attention_mask"]).logits[:, 0] for b in batches])
+    y = torch.cat([batch["labels"] for batch in batches])
+    assert gnorm.accuracy(model, batches) == 1
+    assert ((2 * y - 1) * z).min() > 1.5
 
 
 def test_recovery_refuses_what_it_cannot_train_on(own):

@@ -120,7 +120,7 @@ def test_a_model_of_a_hub_is_found_by_its_name(model, tmp_path):
         gnorm.load_pruned("me/absent", cache_dir=tmp_path)
 
 
-def test_options_are_those_of_from_pretrained(model, folder):
+def test_options_are_those_of_from_pretrained(model, folder, caplog):
     load = gnorm.load_pruned
     assert load(folder, num_labels=3, hidden_dropout_prob=0.3).config.hidden_dropout_prob == 0.3
     assert load(folder, torch_dtype="float16").dtype == torch.float16
@@ -134,6 +134,7 @@ def test_options_are_those_of_from_pretrained(model, folder):
     with pytest.raises(ValueError, match=r"contradict its configuration: classifier.bias is \(3,\), .* needs \(5,\)"):
         load(folder, num_labels=5)
     assert load(folder, num_labels=5, ignore_mismatched_sizes=True).classifier.out_features == 5
+    assert "has no weights for classifier.bias, classifier.weight: they are new" in caplog.text
     with pytest.raises(ValueError, match=r"saved cannot be loaded as BertForSequenceClassification: .*\"nope\""):
         load(folder, attn_implementation="nope")
 
@@ -264,10 +265,6 @@ def test_a_class_that_is_registered_is_found_and_an_auto_class_is_understood(tmp
         gnorm.load_pruned(folder, model_class=transformers.AutoModelForImageClassification)
     with pytest.raises(TypeError, match="model_class='BertModel' is no class of models"):
         gnorm.load_pruned(folder, model_class="BertModel")
-    with pytest.raises(
-        ValueError, match=r"are not those of its config.json: classifier.bias, classifier.weight do not"
-    ):
-        gnorm.load_pruned(folder, model_class=transformers.BertModel)
 
 
 # --- what is not saved
@@ -377,6 +374,27 @@ def test_a_tied_model_is_saved_and_an_untied_one_is_not(tmp_path):
     decoder.weight = torch.nn.Parameter(decoder.weight.detach().clone())
     with pytest.raises(ValueError, match="decoder.weight is a tensor .*, but BertForMaskedLM builds the same as"):
         gnorm.save_pruned(model, tmp_path / "again")
+
+
+@pytest.mark.parametrize("made_by", ["half", "from_pretrained"])
+def test_parts_that_loading_keeps_in_single_precision_are_saved_with_the_others_in_half(made_by, tmp_path):
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=60, **sizes)).eval().half()
+    wo = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    if made_by == "from_pretrained":
+        model.save_pretrained(tmp_path / "intact")
+        model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "intact")
+        assert model.get_parameter(wo).dtype == torch.float32
+    mask = gnorm.head_mask_of(model)
+    mask[0, 1] = False
+    gnorm.remove_heads(model, mask)
+    reloaded = gnorm.load_pruned(gnorm.save_pruned(model, tmp_path / "model"))
+    dtypes = {name: parameter.dtype for name, parameter in reloaded.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype != torch.float16} == {n for n in dtypes if ".wo." in n}
+    assert all(torch.equal(reloaded.get_parameter(n), p.to(dtypes[n])) for n, p in model.named_parameters())
+    model.lm_head.float()
+    with pytest.raises(ValueError, match="in torch.float16 and torch.float32, one is recorded: use model.to.torch.flo"):
+        gnorm.save_pruned(model, tmp_path / "mixed")
 
 
 def test_saving_leaves_the_model_and_the_random_numbers_as_they_were(tmp_path):
@@ -536,16 +554,103 @@ def test_a_pruned_model_of_ones_own_class_is_never_shipped_as_another(checkpoint
             shipping.load(folder, texts)
 
 
-def test_weights_that_a_class_does_not_take_are_left_out_for_its_own_checkpoints_alone(checkpoint):
+# Names of weights that BertForSequenceClassification lets go, and whether its logits would have depended on them.
+LET_GO = {
+    "cls.predictions.bias": False,
+    "aux.weight": False,
+    "classifier.scale": True,
+    "bert.encoder.layer.0.attention.self.distance_embedding.weight": True,
+    "bert.encoder.layer.3.output.dense.weight": True,
+    "bert.embeddings.word_norm.weight": True,
+    "bert.pooler.norm.weight": True,
+    "bert.adapter.weight": True,
+    "encoder.layer.0.output.adapters.down.weight": True,
+}
+SILENT = ("bert.embeddings.position_ids", "bert.encoder.layer.0.attn.masked_bias", "bert.embeddings.mask_token")
+
+
+def add(folder, *names):
+    """Put weights of these names into the file of the folder."""
+    weights = load_file(folder / "model.safetensors") | {name: torch.ones(2) for name in names}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(("name", "counts"), LET_GO.items())
+def test_weights_of_another_head_are_left_out_and_those_of_the_body_refused(checkpoint, name, counts, caplog):
     folder, load = checkpoint
-    weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"aux.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
-    config = read_config(folder)
-    if not is_pruned(config):
+    add(folder, name)
+    if counts:
+        with pytest.raises(ValueError, match=rf"{name} do not match, as BertForSeq.* has no place for them: correct"):
+            load()
+    else:
         load()
-        edit(folder, architectures=["DefinedElsewhere"])
+        assert f"it has weights that BertForSequenceClassification does not use: {name}." in caplog.text
+
+
+def test_constants_beside_the_weights_are_passed_over(checkpoint):
+    folder, load = checkpoint
+    add(folder, *SILENT)
+    load()
+
+
+def test_no_weight_of_a_class_that_is_not_known_is_left_out(checkpoint, texts):
+    folder, _ = checkpoint
+    add(folder, "aux.weight")
+    edit(folder, architectures=["DefinedElsewhere"])
     with pytest.raises(ValueError, match="the weights in .* are not those of its config.json: aux.weight do not match"):
-        load()
+        load_checked(folder, transformers.BertForSequenceClassification)
+
+
+@pytest.mark.parametrize("size", [{}, {"num_labels": 5}])
+@pytest.mark.parametrize(
+    ("saved", "kind", "new", "left_out"),
+    [
+        ("BertForMaskedLM", "BertForSequenceClassification", "bert.pooler classifier", "cls.predictions"),
+        ("BertModel", "BertForTokenClassification", "classifier", "pooler"),
+        ("BertForSequenceClassification", "BertForQuestionAnswering", "qa_outputs", "classifier bert.pooler"),
+        ("BertForSequenceClassification", "BertForMultipleChoice", "classifier", ""),  # of another shape
+        ("BertForPreTraining", "BertForMaskedLM", "", "cls.seq_relationship bert.pooler"),
+        ("ElectraForSequenceClassification", "ElectraForTokenClassification", "classifier", "classifier"),
+        ("T5Model", "T5ForQuestionAnswering", "qa_outputs", ""),
+        ("T5ForConditionalGeneration", "T5Model", "", ""),
+        ("ViTModel", "ViTForMaskedImageModeling", "decoder vit.embeddings.mask_token", "pooler"),
+    ],
+)
+def test_a_pruned_body_under_another_head(saved, kind, new, left_out, size, tmp_path, caplog):
+    saved, kind = getattr(transformers, saved), getattr(transformers, kind)
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 16}
+    sizes |= {"vocab_size": 60, "d_kv": 8, "num_decoder_layers": 1, "image_size": 32}
+    model = saved(saved.config_class(**sizes)).eval()
+    mask = torch.ones_like(gnorm.head_mask_of(model).long())
+    mask[0, 1], mask[2] = 0, 0
+    gnorm.remove_heads(model, mask)
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    found, info = gnorm.load_pruned(folder, model_class=kind, output_loading_info=True, **size)
+    assert type(found) is kind
+    assert torch.equal(gnorm.head_mask_of(found).long(), mask)
+    body = found.base_model.state_dict()
+    for name, weight in model.base_model.state_dict().items():
+        if name in body and name.partition(".")[0] in dict(model.base_model.named_children()):
+            assert torch.equal(body[name], weight), name
+    lacking = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    for names, words in ((lacking, new), (info["unexpected_keys"], left_out)):
+        assert all(name.startswith(tuple(words.split())) for name in names)
+        assert all(any(name.startswith(word) for name in names) for word in words.split())
+    assert ("they are new, so train them" in caplog.text) == bool(new)
+    assert ("does not use: " in caplog.text) == bool(left_out)
+    assert all(weight.isfinite().all() for weight in found.parameters())
+    again = gnorm.load_pruned(gnorm.save_pruned(found, tmp_path / "again"))
+    assert type(again) is kind
+
+
+def test_another_head_does_not_excuse_a_damaged_body(folder):
+    rename(folder, lambda name: name.replace("layer.1.output", "layer.1.result"))
+    with pytest.raises(ValueError, match=r"bert.encoder.layer.1.output.LayerNorm.bias, .* do not match\."):
+        gnorm.load_pruned(folder, model_class=transformers.BertForTokenClassification)
+    rename(folder, lambda name: name.replace("layer.1.result", "layer.1.output").replace("classifier", "head"))
+    with pytest.raises(ValueError, match=r"has no weights for classifier.bias"):
+        gnorm.load_pruned(folder, model_class=transformers.BertForSequenceClassification)
 
 
 def test_an_optimizer_made_after_removal_trains_what_is_left(model):

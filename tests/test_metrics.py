@@ -23,6 +23,7 @@ from gnorm.trajectory import area_interval, bootstrap, curve, solution
 CLASSES = {
     "single_label_classification": "BertForSequenceClassification",
     "multi_label_classification": "BertForSequenceClassification",
+    "binary_classification": "BertForSequenceClassification",
     "regression": "BertForSequenceClassification",
     "token_classification": "BertForTokenClassification",
     "question_answering": "BertForQuestionAnswering",
@@ -32,6 +33,7 @@ CLASSES = {
 }
 OPTIONS = {
     "multi_label_classification": {"problem_type": "multi_label_classification"},
+    "binary_classification": {"num_labels": 1, "problem_type": "multi_label_classification"},
     "regression": {"num_labels": 1},
     "question_answering": {"num_labels": 2},
 }
@@ -59,6 +61,8 @@ def batches_for(problem, seed=1):
         lengths = real.sum(1)
         if problem == "multi_label_classification":
             batch["labels"] = torch.randint(0, 2, (texts, 3), generator=generator).float()
+        elif problem == "binary_classification":
+            batch["labels"] = torch.rand(texts, 1, generator=generator).round(decimals=1)
         elif problem == "regression":
             batch["labels"] = torch.randn(texts, generator=generator)
         elif problem == "question_answering":
@@ -159,8 +163,9 @@ def plain_metric(problem, model, batches):
             kept.append(float(z.argmax() == labels))
         elif problem == "multi_label_classification":
             kept.append(torch.stack([(z > 0).float(), labels], 1))
-        elif problem == "regression":
-            kept.append(float((z[0] - labels) ** 2))
+        elif problem in ("regression", "binary_classification"):
+            said = z[0] if problem == "regression" else 1 / (1 + (-z[0]).exp())
+            kept.append(float((said - labels) ** 2))
         else:
             z, labels = (z[:-1], labels[1:]) if problem == "causal_lm" else (z, labels)
             z, labels = z[labels >= 0], labels[labels >= 0]
@@ -205,7 +210,7 @@ def test_every_state_is_measured_and_a_resumed_run_is_the_same(problem, tmp_path
 @pytest.mark.parametrize("method", ["attention_entropy", "flap", "gnorm_margin", "gnorm_by_text", "oracle", "fisher"])
 def test_other_methods_take_any_head_of_a_model(problem, method):
     model, batches = model_for(problem), batches_for(problem)
-    if (problem, method) == ("regression", "gnorm_margin"):
+    if problem in ("regression", "binary_classification") and method == "gnorm_margin":
         with pytest.raises(ValueError, match="one number a text, so there is no margin"):
             gnorm.prune(model, batches, method=method, progress=False)
         return
@@ -251,6 +256,47 @@ def test_metrics_of_numbers_and_of_constants():
         run = gnorm.prune(model, batches, method="random", metric=name, steps=0, progress=False)
         assert run.table[name][0] == pytest.approx(value, abs=1e-6)
     assert gnorm.METRICS["pearson"].value(np.ones(4), np.arange(4.0)) == 0
+
+
+SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({}, "regression"),
+        ({"problem_type": "regression"}, "regression"),
+        ({"problem_type": "multi_label_classification"}, "binary_classification"),
+        ({"sentence_transformers": {"activation_fn": SIGMOID}}, "binary_classification"),
+        ({"sentence_transformers": {"activation_fn": SIGMOID}, "problem_type": "regression"}, "binary_classification"),
+        ({"sentence_transformers": {"version": "4.1.0"}}, "binary_classification"),  # its default for one logit
+        ({"sentence_transformers": {"activation_fn": IDENTITY}}, "regression"),
+        ({"sbert_ce_default_activation_function": SIGMOID}, "binary_classification"),
+        ({"sbert_ce_default_activation_function": IDENTITY}, "regression"),
+        ({"sentence_transformers": {"activation_fn": SIGMOID}, "num_labels": 3}, "single_label_classification"),
+        ({"sentence_transformers": None}, "regression"),
+    ],
+)
+def test_what_one_logit_means_is_what_the_configuration_says(said, problem):
+    config = transformers.BertConfig(**{**SIZES, "num_labels": 1, **said})
+    assert problem_of(transformers.BertForSequenceClassification(config)) is PROBLEMS[problem]
+
+
+@pytest.mark.parametrize("axes", ["text", "text and class"])
+def test_one_logit_is_right_where_its_sigmoid_and_its_label_are_on_one_side_of_a_half(axes):
+    model, batches = model_for("binary_classification"), batches_for("binary_classification")
+    batches = [batch | {"labels": batch["labels"].round()} for batch in batches]
+    if axes == "text":
+        batches = [batch | {"labels": batch["labels"][:, 0]} for batch in batches]
+    logits = torch.cat([model(**inputs_of(batch)).logits[:, 0] for batch in batches]).detach()
+    with torch.no_grad():
+        model.classifier.bias -= logits.median()  # half of the texts on either side
+    said = (logits > logits.median()).tolist()
+    meant = [bool(label) for batch in batches for label in batch["labels"].flatten()]
+    assert correct_texts(model, batches).tolist() == [a == b for a, b in zip(said, meant, strict=True)]
+    run = gnorm.prune(model, batches, metric="accuracy", steps=1, progress=False)
+    assert run.table["accuracy"][0] == gnorm.accuracy(model, batches)
+    assert 0 < run.table["accuracy"][0] < 1
 
 
 def test_a_function_of_ones_own_and_its_bootstrap(tmp_path, monkeypatch):
@@ -301,11 +347,19 @@ def nothing(predictions, labels):
 
 REFUSED = [  # problem, metric, what is changed in the first batch, the error
     (SINGLE, "acuracy", {}, "metric 'acuracy' is not known; choose one of accuracy, f1_macro"),
-    (SINGLE, "mse", {}, "mse needs a model that gives each text a number; this model gives each text one of several"),
+    (
+        SINGLE,
+        "mse",
+        {},
+        "mse needs a model that gives each text a number or .* logit; this model gives each text one of se",
+    ),
     ("regression", "accuracy", {}, "accuracy needs a model .* gives each text a number: choose one of pearson"),
     (SINGLE, nothing, {}, "nothing of 8 texts is not a number"),
     ("regression", None, {"labels": WHOLE}, "labels of evaluation batch 0 are torch.int64 .*: give a floating-point"),
     ("regression", None, {"labels": WHOLE * math.nan}, "evaluation batch 0 has labels from nan to nan: give a float"),
+    ("binary_classification", None, {"labels": torch.full((5, 1), 1.5)}, "has labels from 1.5 to 1.5: give a float"),
+    ("binary_classification", None, {"labels": WHOLE}, "torch.int64 .*: give a floating-point number from 0 to 1 for"),
+    ("binary_classification", "f1_micro", {}, "this model gives each text a probability, the sigmoid of its one logit"),
     (MULTI, None, {"labels": torch.zeros(5, 2)}, r"are torch.float32 of shape \(5, 2\): give 0.0 or 1.0"),
     (MULTI, None, {"labels": torch.full((5, 3), 2.0)}, "has labels from 2 to 2: give 0.0 or 1.0"),
     ("token_classification", None, {"labels": WHOLE}, r"of shape \(5,\): give the index of a class, or -100, for each"),

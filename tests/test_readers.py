@@ -33,6 +33,10 @@ MODELS = {  # by problem: the class, and options of its configuration
         "BertForSequenceClassification",
         CLASSES | {"problem_type": "multi_label_classification"},
     ),
+    "binary_classification": (
+        "BertForSequenceClassification",
+        {"num_labels": 1, "problem_type": "multi_label_classification"},
+    ),
     "regression": ("BertForSequenceClassification", {"num_labels": 1}),
     "token_classification": ("BertForTokenClassification", CLASSES),
     "question_answering": ("BertForQuestionAnswering", {}),
@@ -72,6 +76,7 @@ def text(i, words=6):
 ROWS = {
     "single_label_classification": lambda i: {"text": text(i), "label": NAMES[i % 3]},
     "multi_label_classification": lambda i: {"text": text(i), "label": ["red|blue", "", "green"][i % 3]},
+    "binary_classification": lambda i: {"text": text(i), "text_pair": text(i + 1), "label": i % 2},
     "regression": lambda i: {"text": text(i), "label": i / 7},
     "token_classification": lambda i: {
         "tokens": text(i).split(),
@@ -263,6 +268,47 @@ def test_numbers_come_in_a_column_each_or_in_lists():
     assert labels_for("regression", pd.DataFrame({"text": ["a"], "label": [[1, 2]]}), **two) == [[1.0, 2.0]]
 
 
+def test_probabilities_are_numbers_or_flags():
+    table = pd.DataFrame({"text": list("abcdef"), "label": [0, "1", 0.25, "True", False, 1.0]})
+    assert labels_for("binary_classification", table) == [0.0, 1.0, 0.25, 1.0, 0.0, 1.0]
+
+
+def test_labels_0_and_1_of_a_logit_of_which_nothing_is_said_are_refused():
+    table = pd.DataFrame({"text": ["a", "b", "c"], "label": [0, 1, 1]})
+    with pytest.raises(ValueError, match=r"are 0 and 1, and config.json of my-model does not say what its one logit"):
+        labels_for("regression", table)
+    for said, problem in (("regression", "regression"), ("multi_label_classification", "binary_classification")):
+        assert labels_for(problem, table, num_labels=1, problem_type=said) == [0.0, 1.0, 1.0]
+
+
+SIGMOID, TANH = (f"torch.nn.modules.activation.{name}" for name in ("Sigmoid", "Tanh"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "config_sentence_transformers.json"])
+def test_what_a_cross_encoder_makes_of_its_logit_is_measured_and_saved(file):
+    save("regression")
+    before = json.loads(Path("checkpoint/config.json").read_text())
+    for activation, problem in ((SIGMOID, "binary_classification"), (TANH, None)):
+        own = {"model_type": "CrossEncoder", "activation_fn": activation}
+        said = before | {"sentence_transformers": {"activation_fn": activation}} if file == "config.json" else own
+        Path("checkpoint", file).write_text(json.dumps(said))
+        if problem is None:
+            with pytest.raises(ValueError, match="checkpoint gives Tanh of its one logit, which no metric here does"):
+                shipping.load("checkpoint", write("binary_classification"))
+            continue
+        own = shipping.load("checkpoint", write("binary_classification"))
+        z, y = (
+            torch.cat(each).detach().double()
+            for each in zip(*((own.model(**{**b, "labels": None}).logits[:, 0], b["labels"]) for b in own.testing))
+        )
+        assert gnorm.measure(own.model, own.testing) == pytest.approx(float((z.sigmoid() - y).square().mean()))
+        run = gnorm.prune(own.model, own.scoring, own.choosing, "random", metric="accuracy", steps=2, progress=False)
+        reloaded = gnorm.load_pruned(shipping.ship(own, run, "smaller", 1, by="heads"))
+        assert problem_of(reloaded) is PROBLEMS[problem]
+        assert "model(**inputs).logits.sigmoid().item()" in Path("smaller/README.md").read_text()
+        assert reloaded.config.sentence_transformers == {"activation_fn": SIGMOID}
+
+
 def test_answers_and_choices_are_read_from_simple_columns():
     table = pd.DataFrame({"question": ["q", "q"], "context": ["a b a", "b c"], "answer": ["a", " c"]})
     with pytest.raises(ValueError, match="row 1 of the DataFrame has the answer 'a' 2 times: say its answer_start"):
@@ -276,6 +322,8 @@ def test_answers_and_choices_are_read_from_simple_columns():
 REFUSED = [  # problem, columns, the error
     ("regression", {"text": ["a", "b"], "label": ["1", "x"]}, "row 2 of .* has 'x' in the place of a number: write"),
     ("regression", {"text": ["a", "a"], "label": [1, 2]}, "rows 1 and 2 of .* the same text with the labels 1 and 2"),
+    ("binary_classification", {"text": ["a"], "label": [1.5]}, "row 1 of .* has the label 1.5, the model gives prob"),
+    ("binary_classification", {"text": ["a"], "label": ["yes"]}, "row 1 of .* has 'yes' in the place of a number"),
     ("regression", {"text": ["a"]}, "has no column 'label': name its columns text and label, a number, or"),
     (
         "multi_label_classification",

@@ -326,6 +326,29 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_measured(home, monke
     assert not (home / "smaller").exists()
 
 
+def test_what_cannot_be_saved_is_refused_before_the_run(home):
+    config = json.loads((home / "my-checkpoint" / "config.json").read_text())
+    weights = safetensors.torch.load_file(home / "my-checkpoint" / "model.safetensors")
+    saved = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (home / "my-checkpoint" / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"my-checkpoint is quantised .bitsandbytes., .*: give the checkpoint that it"):
+        shipping.load("my-checkpoint", "my-texts.csv")
+    (home / "my-checkpoint" / "config.json").write_text(json.dumps(config))
+    name = "bert.encoder.layer.0.attention.self.distance_embedding.weight"
+    safetensors.torch.save_file(
+        weights | {name: torch.ones(3, 3)}, home / "my-checkpoint" / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match=f"{name} do not match, as Bert.* has no place for them"):
+        shipping.load("my-checkpoint", "my-texts.csv")
+
+    class BertForSequenceClassification(transformers.BertForSequenceClassification):
+        pass
+
+    safetensors.torch.save_file(weights, home / "my-checkpoint" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="transformers has another BertForSequenceClassification, which would be load"):
+        shipping.load("my-checkpoint", "my-texts.csv", model_class=BertForSequenceClassification)
+
+
 def test_the_card_is_written_from_the_run_alone():
     """Whatever the template names has to be given: nothing in it is made up."""
     parameters = inspect.signature(shipping.card).parameters

@@ -265,3 +265,81 @@ def test_what_is_no_model_leaves_no_folder(tmp_path):
     with pytest.raises(TypeError, match="Linear is no model of transformers"):
         gnorm.save_pruned(torch.nn.Linear(2, 2), tmp_path / "model")
     assert not any(tmp_path.iterdir())
+
+
+def whisper(heads):
+    """A Whisper of 2 + 2 layers with 4 heads, which takes timestamps of words from these (layer, head)."""
+    torch.manual_seed(3)
+    sizes = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 90, "num_mel_bins": 8}
+    sizes |= {
+        f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 4))
+    }
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "decoder_start_token_id": 3}
+    config = transformers.WhisperConfig(
+        max_source_positions=30, max_target_positions=24, init_std=0.5, median_filter_width=3, eos_token_id=2, **sizes,
+        suppress_tokens=None, begin_suppress_tokens=None, **tokens,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    model.generation_config = transformers.GenerationConfig(
+        alignment_heads=heads, no_timestamps_token_id=60, is_multilingual=False, suppress_tokens=[*range(60, 90)],
+        max_length=24, eos_token_id=89, **tokens,
+    )  # fmt: skip
+    return model
+
+
+def timestamps(model):
+    """(text, token) the seconds of each token."""
+    sounds = torch.randn(2, 8, 60, generator=torch.Generator().manual_seed(0))
+    options = {"return_token_timestamps": True, "max_new_tokens": 6}
+    return model.generate(sounds, attention_mask=torch.ones(2, 60, dtype=torch.long), **options)["token_timestamps"]
+
+
+CROSSING = 4  # the first row of cross-attention
+
+
+@pytest.mark.parametrize(
+    ("removals", "left"),
+    [
+        ([[(0, 0)]], [[0, 0], [1, 2]]),
+        ([[(0, 0), (0, 3), (1, 3)]], [[0, 0], [1, 2]]),
+        ([[(1, 2)]], [[0, 1]]),
+        ([[(0, 0)], [(0, 0), (1, 1)], [(1, 0)]], [[0, 0], [1, 0]]),  # one removal after the other
+        ([[(0, slice(None))]], [[1, 2]]),
+    ],
+)
+def test_heads_that_timestamps_are_taken_from_are_numbered_anew(removals, left, tmp_path):
+    intact, smaller = whisper([[0, 1], [1, 2]]), whisper([[0, 1], [1, 2]])
+    other, total = copy.copy(smaller), torch.ones(6, 4)  # another model with the same generation configuration
+    for removed in removals:
+        mask = torch.ones(6, 4)
+        for layer, head in removed:
+            mask[CROSSING + layer, head] = 0
+        gnorm.remove_heads(smaller, mask)
+        total *= mask
+    assert smaller.generation_config.alignment_heads == left
+    assert other.generation_config.alignment_heads == [[0, 1], [1, 2]]
+    intact.generation_config.alignment_heads = [[i, h] for i, h in [[0, 1], [1, 2]] if total[CROSSING + i, h]]
+    with gnorm.masked(intact, total):
+        expected = timestamps(intact)
+    reloaded = gnorm.load_pruned(gnorm.save_pruned(smaller, tmp_path / "model"))
+    for model in (smaller, reloaded):
+        torch.testing.assert_close(timestamps(model), expected)
+
+
+def test_timestamps_without_any_of_their_heads_are_refused(caplog):
+    model, mask = whisper([[0, 1]]), torch.ones(6, 4)
+    mask[CROSSING, 1] = 0
+    gnorm.remove_heads(model, mask)
+    assert "no head of generation_config.alignment_heads is left: it is deleted" in caplog.text
+    with pytest.raises(ValueError, match="no `alignment_heads`, token-level timestamps not available"):
+        timestamps(model)
+
+
+@pytest.mark.parametrize("heads", [[[0, 4]], [[2, 0]], [[0]], [0, 1], 3])
+def test_numbers_of_heads_that_a_model_does_not_have_are_refused(heads):
+    model = whisper(heads)
+    with pytest.raises(ValueError, match=r"generation_config.alignment_heads=.* of 2 layers of cross-attention: corr"):
+        gnorm.remove_heads(model, torch.arange(24).view(6, 4) != 17)
+    assert gnorm.head_mask_of(model).all()
+    model.generation_config.alignment_heads = None
+    gnorm.remove_heads(model, torch.arange(24).view(6, 4) != 17)

@@ -28,8 +28,10 @@ def predictions(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hits(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
-    """(text,) bool: whether the text is classified as its label says."""
-    return logits.argmax(-1) == labels
+    """(text,) bool: whether the text is classified as its label says; of one logit, whether its sigmoid and its label
+    are on the same side of 1/2."""
+    answers, targets = problem.answers(logits), problem.targets(labels)
+    return (answers > 0) == (targets > 0.5) if answers.dim() == 1 else answers.argmax(-1) == targets
 
 
 def token_hits(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:

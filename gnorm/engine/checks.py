@@ -325,7 +325,7 @@ def _fits(labels: Tensor, batch: Batch, problem: Problem, model: Any) -> bool:
     classes = getattr(model.config, problem.classes, None)
     sizes = {"text": len(labels), "token": _width(batch, problem.side), "class": classes, "boundary": 2}
     shapes = [[sizes[axis] for axis in problem.labels]]
-    if problem.name == "regression" and classes == 1:
+    if problem.squeezed and classes == 1:
         shapes.append([len(labels)])
     return any(
         len(shape) == labels.dim() and all(a in (None, b) for a, b in zip(shape, labels.shape)) for shape in shapes
@@ -333,8 +333,12 @@ def _fits(labels: Tensor, batch: Batch, problem: Problem, model: Any) -> bool:
 
 
 def _check_values(labels: Tensor, problem: Problem, what: str) -> None:
-    """Check that labels that are no classes are finite, and 0 or 1 where they say whether a class is given."""
-    yes_or_no = problem.name == "multi_label_classification"
-    if not bool(((labels == 0) | (labels == 1)).all() if yes_or_no else labels.isfinite().all()):
+    """Check that labels that are no classes are finite; 0 or 1 where they say whether a class is given, or from 0 to 1
+    where they are probabilities."""
+    fine = {
+        "multi_label_classification": (labels == 0) | (labels == 1),
+        "binary_classification": (labels >= 0) & (labels <= 1),
+    }
+    if not bool(fine.get(problem.name, labels.isfinite()).all()):
         low, high = float(labels.min()), float(labels.max())
         raise ValueError(f"{what} has labels from {low:g} to {high:g}: give {problem.each}.")

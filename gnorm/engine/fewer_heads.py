@@ -111,7 +111,7 @@ def without_heads(
     layer: its number in a cache of keys and values. Dropout is left out: it has nothing to drop. Returns hidden states
     (text, token, hidden), and attention weights for no heads; between them the place of a shared bias.
 
-    A cache counts its tokens by what each layer has put in, so self-attention puts in one zero a token.
+    A cache counts its tokens by what each layer has put in, so one zero a token is put in.
     """
     texts, tokens, _width = hidden_states.shape
     context = hidden_states.new_empty(texts, tokens, 0)
@@ -121,8 +121,15 @@ def without_heads(
     if norm is not None:
         context = norm(hidden_states + context)
     cache = _cache_in(args, kwargs)
-    if cache is not None and all(kwargs.get(name) is None for name in ENCODER_STATES):
+    encoded = next((kwargs[name] for name in ENCODER_STATES if kwargs.get(name) is not None), None)
+    keys = hidden_states if encoded is None else encoded  # (text, token, hidden)
+    of_decoder, of_encoder = (getattr(cache, f"{name}_attention_cache", None) for name in ("self", "cross"))
+    if encoded is None and cache is not None:
         nothing = hidden_states.new_zeros(texts, 1, tokens, 1)
-        getattr(cache, "self_attention_cache", cache).update(nothing, nothing, layer)
-    weights = hidden_states.new_empty(texts, 0, tokens, tokens)
+        keys, _ = (cache if of_decoder is None else of_decoder).update(nothing, nothing, layer)
+    elif of_encoder is not None and not cache.is_updated.get(layer):
+        nothing = hidden_states.new_zeros(texts, 1, keys.shape[1], 1)
+        of_encoder.update(nothing, nothing, layer)
+        cache.is_updated[layer] = True
+    weights = hidden_states.new_empty(texts, 0, tokens, keys.shape[-2])
     return (context, None, weights) if shared_bias else (context, weights)

@@ -78,8 +78,9 @@ class Problem:
     used if none is named. logits, labels: their axes. whole: labels are whole numbers, those of classes. heads: what
     the class names of such models end in; the others are told by the configuration. classes: the key of the
     configuration that counts the classes. predict: logits, padding at -inf -> predictions, of the shape of the labels.
-    shifted: the logits of a token are for the next one. side: what the names of the inputs begin with whose tokens have
-    logits, "decoder_" where those are not the tokens of input_ids.
+    squeezed: the axis of classes may be left out where there is one. own_loss: ``loss`` may not be the one that classes
+    of transformers compute. shifted: the logits of a token are for the next one. side: what the names of the inputs
+    begin with whose tokens have logits, "decoder_" where those are not the tokens of input_ids.
     """
 
     name: str
@@ -94,6 +95,8 @@ class Problem:
     heads: tuple[str, ...] = ()
     classes: str = "num_labels"
     predict: Callable[[Tensor], Tensor] = _largest
+    squeezed: bool = False
+    own_loss: bool = False
     shifted: bool = False
     side: str = ""
 
@@ -130,17 +133,11 @@ class Problem:
 
     def answers(self, logits: Tensor) -> Tensor:
         """A view of the logits: those that labels are held against, entry by entry."""
-        return logits[:, :-1] if self.shifted else logits.squeeze(1) if self.name == "regression" else logits
+        return logits[:, :-1] if self.shifted else logits.squeeze(1) if self.squeezed else logits
 
     def targets(self, labels: Tensor) -> Tensor:
         """The labels that ``answers`` are held against."""
-        return (
-            labels[:, 1:]
-            if self.shifted
-            else labels.squeeze(1)
-            if self.name == "regression" and labels.dim() > 1
-            else labels
-        )
+        return labels[:, 1:] if self.shifted else labels.squeeze(1) if self.squeezed and labels.dim() > 1 else labels
 
     def loss_terms(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The terms of the loss, text by text (text, ...), in fp32 at least; labels as a batch gives them."""
@@ -197,6 +194,20 @@ _ROWS = (
         predict=lambda logits: logits > 0,
     ),
     Problem(
+        "binary_classification",
+        "each text a probability, the sigmoid of its one logit",
+        "the probability of each text",
+        "a floating-point number from 0 to 1 for each text",
+        "mse",
+        ("text", "class"),
+        ("text", "class"),
+        BINARY_CROSS_ENTROPY,
+        whole=False,
+        predict=lambda logits: logits.double().sigmoid(),
+        squeezed=True,
+        own_loss=True,
+    ),
+    Problem(
         "regression",
         "each text a number",
         "the number of each text",
@@ -207,6 +218,7 @@ _ROWS = (
         SQUARED_ERROR,
         whole=False,
         predict=lambda logits: logits.double(),
+        squeezed=True,
     ),
     _tokens("token_classification", "each token a class", ("ForTokenClassification",), "token_accuracy", "num_labels"),
     Problem(
@@ -255,8 +267,20 @@ def problem_of_class(kind: type, config: Any) -> Problem:
     """``problem_of`` a model of this class and configuration."""
     kinds = [each.__name__ for each in kind.__mro__]
     by_class = (row for row in _ROWS if any(name.endswith(row.heads) for name in kinds))
-    alone = "regression" if getattr(config, "num_labels", None) == 1 else "single_label_classification"
-    return next(by_class, PROBLEMS.get(getattr(config, "problem_type", None) or alone, PROBLEMS[alone]))
+    alone, said = "single_label_classification", getattr(config, "problem_type", None)
+    if getattr(config, "num_labels", None) == 1:
+        alone = "regression"
+        if activation_of(config) == "Sigmoid" or said == "multi_label_classification":
+            said = "binary_classification"
+    return next(by_class, PROBLEMS.get(said or alone, PROBLEMS[alone]))
+
+
+def activation_of(config: Any) -> str:
+    """What a CrossEncoder of sentence-transformers makes of the logits, such as "Sigmoid"; "" where none is said."""
+    said = getattr(config, "sentence_transformers", None)
+    by_default = "Sigmoid" if said is not None and config.num_labels == 1 else ""
+    path = (said or {}).get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
+    return str(path or by_default).rpartition(".")[2]
 
 
 def labels_in(batch: Mapping[str, Tensor]) -> Tensor | None:

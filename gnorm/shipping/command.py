@@ -21,7 +21,7 @@ from ..heads import FAMILIES, head_mask_of
 from ..methods import METHODS, MORE_METHODS, find_method
 from ..metrics import METRICS
 from ..pruning import prune
-from ..storage.folders import free_folder
+from ..storage.folders import check_room, free_folder
 from ..storage.loading import find_class, load_checked, quiet_library, read_config
 from . import RECOMMENDED, load
 from .choosing import BUDGETS
@@ -86,6 +86,7 @@ def do_prune(asked: argparse.Namespace) -> None:
     given = {name: vars(asked)[name] for name in BUDGETS if vars(asked).get(name) is not None}
     by, budget = next(iter(given.items()), ("metric", 0.01 if asked.budget is None else asked.budget))
     own = load(asked.checkpoint, asked.texts, device=asked.device)
+    check_room(out, sum(p.numel() * p.element_size() for p in own.model.parameters()))
     began = False
     try:
         run = prune(

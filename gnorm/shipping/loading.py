@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from contextlib import suppress
@@ -13,15 +14,17 @@ import pandas as pd
 import torch
 import transformers
 from torch import Tensor
+from transformers.utils import cached_file
 
 from ..engine.batches import prepare
 from ..engine.checks import longest_text
-from ..engine.problems import PROBLEMS, Problem, problem_of, problem_of_class
+from ..engine.problems import PROBLEMS, Problem, activation_of, problem_of, problem_of_class
 from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
 from ..storage.errors import in_short
 from ..storage.loading import TOKENIZERS, find_class, load_checked, read_config
+from ..storage.saving import check_saving
 from .inputs import Encoder, padding_behind
 from .labels import Labels, class_names
 from .readers import NEEDS, READERS, in_batches, labelled
@@ -78,13 +81,14 @@ def load(
     Raises ``FileNotFoundError`` where a file or a checkpoint does not exist, and for a folder without a tokenizer;
     ``TypeError`` for what is neither path nor table; ``ValueError`` for a checkpoint without a classifier or damaged,
     for a tokenizer that lacks what the task needs, for numbers out of range, for too few texts; and as
-    ``readers.labelled`` and ``prepare`` do.
+    ``readers.labelled``, ``prepare`` and ``check_saving`` do.
     """
     scoring, batch, seed = whole("scoring", scoring, 1), whole("batch", batch, 1), whole("seed", seed, 0)
     model, tokenizer = _checkpoint(checkpoint, model_class)
     if max_length is not None:
         max_length = whole("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
     head_mask_of(model)  # refuses models of unknown families before the texts are read
+    check_saving(model, tokenizer)  # before the run that would end with it
     problem = problem_of(model)
     reader = READERS[problem.name]
     tokens = max_length or _longest(model, tokenizer)
@@ -154,6 +158,13 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
             '{"0": "negative", "1": "positive"}.'
         )
     config = read_config(checkpoint)
+    if quantised := getattr(config, "quantization_config", None):
+        method = dict(quantised).get("quant_method", "in a way that it does not name")
+        raise ValueError(
+            f"{checkpoint} is quantised ({method}), and heads are scored and removed by weights in floating point: "
+            "give the checkpoint that it was made from, and quantise the smaller model."
+        )
+    _read_activation(checkpoint, config)
     if folder.is_dir() and not any(file for name in TOKENIZERS for file in folder.glob(name)):
         # transformers would make an empty tokenizer instead
         raise FileNotFoundError(
@@ -168,11 +179,20 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
     kind = find_class(checkpoint, config, model_class or _class_of(config), {})
     _check_task(problem_of_class(kind, config), config, tokenizer, str(checkpoint))  # before the weights are read
     try:
-        return load_checked(checkpoint, kind)[0], tokenizer
+        return load_checked(checkpoint, kind, config=config)[0], tokenizer
     except ValueError:
         if embeds:
             raise ValueError(no_classifier) from None
         raise
+
+
+def _read_activation(checkpoint: str, config: Any) -> None:
+    """Write into ``config`` what a CrossEncoder of sentence-transformers 6 says of its logits in a file of its own."""
+    with suppress(Exception):  # there is none, or it is no JSON
+        file = cached_file(checkpoint, "config_sentence_transformers.json")
+        said = json.loads(Path(file).read_text("utf-8"))
+        if said.get("model_type") == "CrossEncoder" and not activation_of(config):
+            config.sentence_transformers = {"activation_fn": said["activation_fn"]}
 
 
 def _class_of(config: Any) -> Any:
@@ -186,6 +206,12 @@ def _check_task(problem: Problem, config: Any, tokenizer: Any, checkpoint: str) 
     """``ValueError`` where names of classes or the tokenizer are not what the problem needs."""
     if problem.classes == "num_labels" and problem.logits[-1] == "class" and config.num_labels > 1:
         class_names(config, checkpoint)
+    activation = activation_of(config)
+    if problem.squeezed and config.num_labels == 1 and activation not in ("", "Identity", "Sigmoid"):
+        raise ValueError(
+            f"{checkpoint} gives {activation} of its one logit, which no metric here does: let its CrossEncoder give "
+            "the logit itself (torch.nn.Identity) or a probability (torch.nn.Sigmoid), and save it anew."
+        )
     if problem.by_text and tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
     if (needs := READERS[problem.name].needs) and not getattr(tokenizer, needs, None):

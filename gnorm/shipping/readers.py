@@ -85,6 +85,15 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         optional=PAIR,
         may_be_empty=("label", "labels"),
     ),
+    "binary_classification": Reader(
+        "text and label, 0, 1 or a number between (and text_pair)",
+        lambda *_: [("text", "label")],
+        targets.probabilities,
+        inputs.with_labels(torch.float),
+        "text-classification",
+        f"{_INPUTS}\nmodel(**inputs).logits.sigmoid().item()",
+        optional=PAIR,
+    ),
     "regression": Reader(
         "text and label, a number, or text and label_0, label_1 and so on (and text_pair)",
         targets.number_columns,

@@ -58,13 +58,18 @@ def recover(
 
     class Distilling(transformers.Trainer):  # made here, because the Trainer takes a second to import
         def compute_loss(self, student: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Any:
+            labels = inputs.pop("labels") if problem.own_loss else None
             outputs = student(**inputs)
+            if labels is None:
+                loss = outputs.loss
+            else:
+                loss = problem.loss_sum(logits_in(student, outputs), labels) / len(labels)
             if teacher is None:
-                return outputs.loss
+                return loss
             with torch.no_grad():
                 aim = logits_of(teacher, {name: t for name, t in inputs.items() if name not in LABELS})
             apart = distance(problem, logits_in(student, outputs), aim, problem.without_padding(inputs))
-            return (outputs.loss + apart) / 2
+            return (loss + apart) / 2
 
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         options = transformers.TrainingArguments(

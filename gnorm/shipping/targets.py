@@ -66,6 +66,24 @@ def numbers(source: Source) -> list[Any]:
             raise source.error(row, f"has {len(cells)} numbers, the model gives {count}: write as many")
         numbers = [_number(source, row, cell) for cell in cells]
         found.append(numbers if count > 1 else numbers[0])
+    if count == 1 and source.config.problem_type is None and {*found} <= {0.0, 1.0}:
+        raise ValueError(
+            f"the labels of {source.cells.where} are 0 and 1, and config.json of {source.checkpoint} does not say what "
+            'its one logit is: write "problem_type": "multi_label_classification" there if its sigmoid is the '
+            'probability of 1, or "regression" if it is the number itself.'
+        )
+    return found
+
+
+def probabilities(source: Source) -> list[Any]:
+    """The probability of each text, from 0 to 1; true and false stand for 1 and 0."""
+    found = []
+    for row, cell in enumerate(source.cells.columns["label"]):
+        flag = FLAGS.get(str(cell).strip().casefold())
+        number = _number(source, row, cell) if flag is None else flag
+        if not 0 <= number <= 1:
+            raise source.error(row, f"has the label {cell!r:.60}, the model gives probabilities: write one from 0 to 1")
+        found.append(number)
     return found
 
 

@@ -52,8 +52,22 @@ def free_file(path: str | os.PathLike[str], beside: Sequence[str] = (), overwrit
     return path
 
 
+def check_room(folder: Path, size: int) -> None:
+    """Raise ``OSError`` where the disk that holds ``folder``, or will, has less than ``size`` bytes left."""
+    if (free := shutil.disk_usage(_existing(folder)).free) < size:
+        raise OSError(
+            f"{folder} may need {size / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB left: make room, or give "
+            "another name."
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def _refuse_unwritable(folder: Path) -> None:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = _existing(folder)
     if not existing.is_dir():
         raise FileExistsError(f"{existing} is a file: give a name in a folder.")
     if not os.access(existing, os.W_OK):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -23,6 +24,8 @@ from ..surgery import remove_heads
 from .errors import LIBRARY_ERRORS, in_short
 from .modeling import PRUNED_WHEN_BUILT, others_in
 
+log = logging.getLogger(__name__)
+
 Source = str | os.PathLike[str]
 
 # Options of from_pretrained that say where a file is. The configuration and the weights take the same ones.
@@ -35,6 +38,16 @@ WRAPPERS = {
     "_orig_mod.": ("torch.compile", "the model that was compiled"),
 }
 
+# Names of tensors that older files hold beside weights. A model computes them from its configuration.
+CONSTANTS = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|masked_bias|(attn|attention)\.bias|(original_)?inv_freq|(cos|sin)_cached"
+    r"|embed_positions\.weights|relative_position_index|version)$"
+)
+
+POOLER = "pooler."  # the part of a body that some of the classes on it leave out
+
+FOR_TRAINING = ("mask_token", "masked_spec_embed")  # what a model puts in the place of masked inputs as it is trained
+
 # Files that hold a tokenizer. A folder without any of them has no tokenizer.
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
@@ -44,19 +57,21 @@ def load_pruned(folder: Source, model_class: Any = None, **from_pretrained_kwarg
 
     A folder that ``save_pretrained`` or ``Trainer`` wrote from a pruned model is read too, in one file or many, and so
     is a model that transformers 4 pruned: the ``pruned_heads`` of its config.json become the head mask.
-    model_class: the class to load, where it is not one of transformers or is not the one that config.json names.
+    model_class: the class to load, where it is not one of transformers or is not the one that config.json names. One
+    that puts another head on the same body begins with new weights there; the log names them.
     from_pretrained_kwargs: ``dtype``, ``attn_implementation``, ``device_map``, ``subfolder``, ``variant``, ``revision``
     and whatever else ``from_pretrained`` of the class takes; ``output_loading_info=True`` returns a pair as it does.
 
     Raises ``FileNotFoundError`` where a file is missing, ``ValueError`` where the folder holds no pruned model, its
-    weights contradict its head mask, or a file is damaged; ``TypeError`` for an option that the class does not take.
+    weights contradict its head mask, some in its body would not be used, or a file is damaged; ``TypeError`` for an
+    option that the class does not take.
     """
     config = read_config(folder, **from_pretrained_kwargs)
     if not is_pruned(config):
         file = _folder_of(folder, from_pretrained_kwargs) / "config.json"
         raise ValueError(f"{file} has no head_mask: load it with from_pretrained, or save it anew.")
     kind = find_class(folder, config, model_class, from_pretrained_kwargs)
-    model, loading_info = load_checked(folder, kind, **from_pretrained_kwargs)
+    model, loading_info = load_checked(folder, kind, model_class is not None, **from_pretrained_kwargs)
     return (model, loading_info) if from_pretrained_kwargs.get("output_loading_info") else model
 
 
@@ -218,13 +233,15 @@ class MisfitError(ValueError):
 
 
 @torch.inference_mode(False)
-def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+def load_checked(source: Source, kind: Any, new_head: bool = False, **options: Any) -> tuple[Any, dict[str, Any]]:
     """A model of the class ``kind``, or of an Auto class, in eval mode, and the loading info of ``from_pretrained``.
 
     source: a folder or a name on the hub, of an intact or of a pruned model. options: those of ``from_pretrained``.
-    Every weight of the model comes from the file: none is missing, of another shape or under another name. The file
-    may hold a weight that the model does not use, such as a pooler. Such a weight is refused where the model is pruned
-    or where its class is not the one that was saved; otherwise it is left out, as transformers does.
+    Every weight of the model comes from the file: none is missing, of another shape or under another name. new_head: a
+    class that is not the one that was saved may have new weights above the body, and a new pooler. The file may hold
+    another head, a pooler, or constants that the model computes; they are left out, as transformers does. Heads and
+    poolers are refused where the class that was saved is not known. All other weights that the model would not use are
+    refused, such as those of relative positions or of further layers. The log names what is new and what is left out.
 
     Raises ``MisfitError``, a ``ValueError``, for weights that do not fit the model; ``FileNotFoundError``,
     ``ValueError`` and ``TypeError`` as ``load_pruned`` does.
@@ -239,9 +256,19 @@ def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[s
     except LIBRARY_ERRORS as error:
         raise _unreadable(error, _folder_of(source, options), kind) from None
     model.__class__ = kind
-    exact = is_pruned(config) or (config.architectures or [kind.__name__])[0] != kind.__name__
-    if message := _misfit(model, loading_info, _folder_of(source, options), exact, options):
+    folder, saved = _folder_of(source, options), (config.architectures or [kind.__name__])[0]
+    another = new_head and saved != kind.__name__
+    new = _new(model, loading_info) if another else []
+    if options.get("ignore_mismatched_sizes"):
+        new = sorted({*new, *(name for name, *_ in loading_info["mismatched_keys"])})
+    known = saved == kind.__name__ or _class_named(source, saved) is not None
+    left_out = _left_out(model, loading_info, another) if known else []
+    if message := _misfit(model, loading_info, {*new, *left_out}, folder):
         raise MisfitError(message, loading_info)
+    if new:
+        log.warning("%s has no weights for %s: they are new, so train them.", folder, _some(new))
+    if left_out:
+        log.warning("%s has weights that %s does not use: %s.", folder, kind.__name__, _some(left_out))
     return model, loading_info
 
 
@@ -262,8 +289,53 @@ def _unreadable(error: Exception, folder: Path, kind: Any) -> Exception:
     return TypeError(message) if isinstance(error, TypeError) else ValueError(message)
 
 
-def _misfit(model: Any, loading_info: Mapping[str, Any], folder: Path, exact: bool, options: Mapping[str, Any]) -> str:
-    """A message on weights that are missing, of another shape, under other names or, if ``exact``, not used; or ""."""
+def _body(model: Any) -> tuple[str, dict[str, Any]]:
+    """What the names of weights in the body of ``model`` begin with, and the parts of the body by name."""
+    body, parts = model.base_model, dict(model.base_model.named_children())
+    if body is model and not isinstance(model, transformers.AutoModel._model_mapping.get(type(model.config), ())):
+        parts = {name: part for name, part in parts.items() if not isinstance(part, torch.nn.Linear)}  # T5's heads
+    return f"{model.base_model_prefix}.", parts
+
+
+def _new(model: Any, loading_info: Mapping[str, Any]) -> list[str]:
+    """The names of weights above the body of ``model``, or of a pooler, that are missing or of another shape."""
+    base, parts = _body(model)
+    lacking = {*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])}
+    within = [n for n in lacking if (n.partition(".")[0] in parts if model.base_model is model else n.startswith(base))]
+    kept = [n for n in within if not n.removeprefix(base).startswith(POOLER) and not n.endswith(FOR_TRAINING)]
+    return sorted(lacking - {*kept})
+
+
+def _left_out(model: Any, loading_info: Mapping[str, Any], another: bool) -> list[str]:
+    """The names of unexpected weights of another head, of a pooler that ``model`` does not have, or for training alone.
+
+    another: the class of the model is not the one that was saved. Otherwise a weight beside others of the same module
+    is not of another head.
+    """
+    (base, parts), modules = _body(model), dict(model.named_modules())
+    found = []
+    for name in loading_info["unexpected_keys"]:
+        inside = name.removeprefix(base)
+        if name.startswith(base) or inside.partition(".")[0] in parts:
+            other = inside.endswith(FOR_TRAINING) or (inside.startswith(POOLER) and parts.get("pooler") is None)
+        else:
+            above = [name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)]
+            nearest = next((modules[path] for path in above if path in modules), None)
+            other = another or nearest is None or next(nearest.parameters(recurse=False), None) is None
+        found += [name] * other
+    return sorted(found)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _misfit(model: Any, loading_info: Mapping[str, Any], allowed: set[str], folder: Path) -> str:
+    """A message on weights that are missing, of another shape, under other names or not used; or "".
+
+    allowed: the names of weights that may be missing, of another shape or not used.
+    """
     missing, unexpected = sorted(loading_info["missing_keys"]), sorted(loading_info["unexpected_keys"])
     base = f"{model.base_model_prefix}."
     if prefix := _prefix(unexpected, {*missing, *(name.removeprefix(base) for name in missing)}):
@@ -274,7 +346,7 @@ def _misfit(model: Any, loading_info: Mapping[str, Any], folder: Path, exact: bo
             f"the names of the weights in {folder} have {prefix!r} too much, which {wrapper} puts there: save {inside} "
             f"instead, or take {prefix!r} out of the names in the file."
         )
-    if (mismatched := loading_info["mismatched_keys"]) and not options.get("ignore_mismatched_sizes"):
+    if mismatched := [each for each in loading_info["mismatched_keys"] if each[0] not in allowed]:
         attention = {id(module) for block in attention_blocks(model) for module in block.module.modules()}
         in_attention = any(id(model.get_submodule(name.rpartition(".")[0])) in attention for name, *_ in mismatched)
         name, stored, expected = min(mismatched)
@@ -282,13 +354,21 @@ def _misfit(model: Any, loading_info: Mapping[str, Any], folder: Path, exact: bo
         if in_attention and is_pruned(model.config):
             what, short = "the head mask in its config.json", "the mask"
         return f"the weights in {folder} contradict {what}: {name} is {tuple(stored)}, {short} needs {tuple(expected)}."
-    if head := [name for name in missing if not name.startswith(base)]:
+    missing, unused = ([name for name in names if name not in allowed] for names in (missing, unexpected))
+    if head := [name for name in missing if model.base_model is not model and not name.startswith(base)]:
         return (
             f"{folder} has no weights for {head[0]}: fine-tune it as a classifier first, or name the class that was "
             "saved."
         )
-    if names := (missing + unexpected * exact)[:3]:
-        return f"the weights in {folder} are not those of its config.json: {', '.join(names)} do not match."
+    buffers = {name for name, _ in model.named_buffers()}
+    unused = [n for n in unused if not CONSTANTS.search(n) and not {n, n.removeprefix(base), base + n} & buffers]
+    if names := (missing + unused)[:3]:
+        remedy = f", as {type(model).__name__} of transformers {transformers.__version__} has no place for them: "
+        remedy += "correct config.json, or take them out of the file if the model is right without them"
+        return (
+            f"the weights in {folder} are not those of its config.json: {', '.join(names)} do not match"
+            f"{'' if missing else remedy}."
+        )
     return ""
 
 

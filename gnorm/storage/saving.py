@@ -81,9 +81,9 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
     """Refuse a model that could not be saved, or not be loaded again. Changes nothing and copies no weights.
 
     Raises ``ValueError`` where the configuration cannot be written as JSON and read again, where the model's class does
-    not build a model with the same modules, parameters and buffers from it, where parameters have several precisions,
-    and where transformers has another class of the same name; ``TypeError`` for what is no tokenizer; and as
-    ``attention_blocks`` does.
+    not build a model with the same modules, parameters and buffers from it, where parameters have several precisions
+    that loading would not give them, and where transformers has another class of the same name; ``TypeError`` for what
+    is no tokenizer; and as ``attention_blocks`` does.
     """
     attention_blocks(model)
     model = getattr(model, "_orig_mod", model)  # of a compiled model
@@ -92,7 +92,11 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
         raise TypeError(f"a {type(tokenizer).__name__} has no save_pretrained: give a tokenizer of transformers.")
     if getattr(transformers, kind.__name__, kind) is not kind:
         raise ValueError(f"transformers has another {kind.__name__}, which would be loaded instead: rename the class.")
-    dtypes = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point()})
+    apart = model._get_dtype_plan(model.dtype)  # the precision that loading gives to some parts, such as T5's wo
+    named = ((name, p.dtype) for name, p in model.named_parameters() if p.is_floating_point())
+    dtypes = sorted(
+        {str(dtype) for name, dtype in named if dtype not in [apart[part] for part in apart if part in name]}
+    )
     if len(dtypes) > 1:
         raise ValueError(f"the parameters are in {' and '.join(dtypes)}, one is recorded: use model.to({dtypes[-1]}).")
     _check_building(model, _config_as_saved(model, tokenizer))
