@@ -113,7 +113,7 @@ def load(
         scoring=scored,
         choosing=chosen,
         testing=tested,
-        checkpoint=Path(checkpoint).name,
+        checkpoint=Path(os.path.abspath(checkpoint)).name,  # of "." too
         data=name_of(texts),
     )
 
