@@ -39,9 +39,9 @@ class Journal:
     written, so an edited, lost or reordered line is noticed. A last line that was cut off while it was written is
     dropped, and the run goes on from the line before.
 
-    Entering raises ``ValueError`` where the file is of another run, of a later format, or was altered; ``InUseError``,
-    a ``RuntimeError``, where another run still writes it after ``LOCK_SECONDS``; ``OSError`` where the file cannot be read or its lock
-    cannot be made.
+    Entering raises ``ValueError`` where the file is of another run, of a later format, or was altered;
+    ``InUseError``, a ``RuntimeError``, where another run still writes it after ``LOCK_SECONDS``; ``OSError`` where the
+    file cannot be read or its lock cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import json
 import os
 import sys
@@ -26,6 +27,8 @@ from .paths import shown
 from .profiles import Profile, check_models, read_profile
 from .published import published_curves
 from .stamps import fingerprint, read_stamp
+
+NOT_WRITTEN = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,11 @@ def run(plan: Plan) -> None:
             records = [each.record() for each in assets]
             run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts}, _surroundings(plan, assets))
     except OSError as error:
-        raise RunError(
-            f"run_all.py: a file in {paths.root()} could not be read or written ({error}); what is finished is kept: "
-            "make room or grant access, and the same command goes on, or name another folder in $GNORM_OUTPUT."
-        ) from error
+        what, remedy = f"run_all.py: the run ended in {type(error).__name__} ({error})", "mend that"
+        if error.errno in NOT_WRITTEN:
+            what = f"run_all.py: a file in {paths.root()} could not be read or written ({error})"
+            remedy = "make room or grant access, or name another folder in $GNORM_OUTPUT"
+        raise RunError(f"{what}; what is finished is kept: {remedy}, and the same command goes on.") from error
 
 
 @contextmanager

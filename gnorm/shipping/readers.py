@@ -197,9 +197,9 @@ def _first_rows(cells: Cells, names: Sequence[str], labels: Sequence[Any]) -> li
         given = {name: column for name, column in cells.columns.items() if name not in INPUTS}
         one_says, other_says = (" ".join(f"{column[row]!r:.60}" for column in given.values()) for row in (one, i))
         raise ValueError(
-            f"rows {cells.numbers[one]} and {cells.numbers[i]} of {cells.where} hold the same text with the labels {one_says} and "
-            f"{other_says} ({n} {'row contradicts' if n == 1 else 'rows contradict'} an earlier one): keep one label "
-            "for each text."
+            f"rows {cells.numbers[one]} and {cells.numbers[i]} of {cells.where} hold the same text with the labels "
+            f"{one_says} and {other_says} ({n} {'row contradicts' if n == 1 else 'rows contradict'} an earlier one): "
+            "keep one label for each text."
         )
     return list(first.values())
 

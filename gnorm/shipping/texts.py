@@ -55,8 +55,8 @@ BEGINNINGS = {  # the first bytes of files that are neither CSV nor JSON in UTF-
 
 # What a column says of each row's annotation, in tools such as Prodigy (answer) and Argilla (status). Rows that an
 # annotator rejected keep the label that was rejected.
-ACCEPTED = {"accept", "accepted", "approve", "approved", "completed", "default", "draft", "pending", "submitted", "valid",
-            "validated"}  # fmt: skip
+ACCEPTED = {"accept", "accepted", "approve", "approved", "completed", "default", "draft", "pending", "submitted",
+            "valid", "validated"}  # fmt: skip
 REJECTED = {"discard", "discarded", "ignore", "ignored", "invalid", "reject", "rejected", "skip", "skipped"}
 VERDICTS = {"answer", "annotationstatus", "assignmentstatus", "recordstatus", "reviewstatus", "status", "verdict"}
 REJECTED_IF_TRUE = {"cancelled", "discarded", "ignored", "rejected", "skipped"}  # was_ or is_ before it, or nothing
@@ -76,7 +76,7 @@ class Cells:
     columns: dict[str, list[Any]]
     declared: Mapping[str, list[str]]
     where: str
-    numbers: Sequence[int]
+    numbers: list[int]
 
     def rows(self, names: Iterable[str]) -> list[tuple[Any, ...]]:
         """Row by row the cells of these columns."""
