@@ -82,5 +82,5 @@ def _told(
     if beside and not none_beside:
         odd = beside[0] if len(beside) < count - 1 else 0
         return PassError(f"{kind} does not take text {numbers[odd]} beside others ({why}): {correct}", numbers[odd])
-    several = "text" + ", ".join(f" {number}" for number in numbers[:5]) + " and others" * (count > 5)
+    several = "text " + ", ".join(map(str, numbers[:5])) + " and others" * (count > 5)
     return PassError(f"{kind} does not take {several} ({why}): see what inputs the model is made for.")
