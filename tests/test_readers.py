@@ -374,18 +374,13 @@ def labelled_texts(**texts):
     return table
 
 
-def read_by_end(**texts):
-    """A classifier that reads a text at its end."""
-    return lambda: checkpoint("BartForSequenceClassification", of_words()), labelled_texts(**texts)
-
-
 @pytest.mark.parametrize(
     ("made", "table", "complaint"),
     [
         (
-            *read_by_end(r8="w1 [SEP] w3"),
-            r"row 8 of a DataFrame \('w1 \[SEP\] w3'\): BartForSequenceClassification does not take text 8 beside others "
-            r"\(ValueError: All examples must have the same number of <eos> tokens\): correct the text, or leave it out",
+            lambda: checkpoint("BartForSequenceClassification", of_words()),
+            labelled_texts(r8="w1 [SEP] w3"),
+            r"row 8 of a DataFrame \('w1 \[SEP\] w3'\): .* text 8 beside others \(ValueError: All .* number of <eos>",
         ),
         (
             lambda: checkpoint("BartForSequenceClassification", of_words(""), eos_token_id=2),
