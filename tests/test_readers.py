@@ -428,6 +428,21 @@ def test_special_tokens_within_texts_are_read_as_the_tokenizer_reads_them(kind):
         assert gnorm.accuracy(own.model, [batch]) == float((torch.stack(alone) == batch["labels"]).double().mean())
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_tokenizer_that_gives_no_mask_by_itself_is_asked_for_one(problem):
+    save(problem)
+    table = write(problem)
+    expected = shipping.load("checkpoint", table)
+    settings = json.loads(Path("checkpoint/tokenizer_config.json").read_text("utf-8"))
+    names = [name for name in ("input_ids", "token_type_ids") if name in expected.testing[0]]
+    Path("checkpoint/tokenizer_config.json").write_text(json.dumps({**settings, "model_input_names": names}), "utf-8")
+    own = shipping.load("checkpoint", table)
+    assert "attention_mask" not in own.tokenizer.model_input_names
+    for batch, one in zip(own.testing, expected.testing, strict=True):
+        assert batch.keys() == one.keys()
+        assert all(torch.equal(batch[name], one[name]) for name in one)
+
+
 def test_special_tokens_within_texts_are_never_to_be_found():
     save("masked_lm")
     rows = pd.DataFrame({"text": [f"{text(i)} [SEP] [MASK] [PAD] [CLS] {text(i + 1)}" for i in range(36)]})

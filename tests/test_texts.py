@@ -170,6 +170,7 @@ REJECTED = {  # columns of annotation tools, with whether each row counts
     "status": (["Validated", "Discarded", "Default", ""], "1011"),  # Argilla
     "label.responses.status": ([["submitted"], ["discarded"], ["submitted", "discarded"], []], "1011"),
     "AssignmentStatus": (["Approved", "Submitted", "Rejected", "Approved"], "1101"),  # Mechanical Turk
+    "Reject": (["", "x", None, ""], "1011"),
     "was_cancelled": ([False, True, False, False], "1011"),  # Label Studio
     "isSkipped": (["false", "true", "true", "false"], "1001"),
     "rejected": ([0, 1.0, np.nan, 0], "1011"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,11 @@ class Encoder:
     generator: torch.Generator
 
     def __call__(self, rows: Mapping[str, Sequence[Any]], truncation: Any = True, **options: Any) -> Any:
-        """``encoded`` columns text and text_pair as tensors, padded, and cut to ``max_length`` tokens."""
+        """``encoded`` columns text and text_pair as tensors, padded, and cut to ``max_length`` tokens; with the mask of
+        padding, whatever the tokenizer gives by default, if the model takes one."""
         cut = {"padding": True, "truncation": truncation, "max_length": self.max_length, "return_tensors": "pt"}
+        if "attention_mask" in inspect.signature(self.model.forward).parameters:
+            cut["return_attention_mask"] = True
         with naming_cells(self.tokenizer, rows):
             return encoded(self.tokenizer, rows, self.model, **cut, **options)
 
@@ -151,6 +155,7 @@ def hidden(encode: Encoder, rows: Rows) -> dict[str, Tensor]:
 
 def translated(encode: Encoder, rows: Rows) -> dict[str, Tensor]:
     cut = {"padding": True, "truncation": True, "max_length": encode.max_length, "return_tensors": "pt"}
+    cut["return_attention_mask"] = True
     with naming_cells(encode.tokenizer, {"target": rows["target"]}):
         target = encode.tokenizer(text_target=rows["target"], **cut)
     labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, NOT_COUNTED)

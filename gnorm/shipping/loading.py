@@ -24,7 +24,7 @@ from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
 from ..storage.errors import in_short
-from ..storage.loading import TOKENIZERS, find_class, load_checked, read_config
+from ..storage.loading import TOKENIZERS, MisfitError, find_class, load_checked, read_config
 from .inputs import Encoder, padding_behind, special_ids
 from .labels import Labels, class_names
 from .readers import NEEDS, READERS, Reader, in_batches, labelled
@@ -217,14 +217,13 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     except Exception as error:  # noqa: BLE001 libraries raise anything for a broken file
-        raise ValueError(
-            f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): save it anew with save_pretrained."
-        ) from None
+        remedy = "install what it needs" if isinstance(error, ImportError) else "save it anew with save_pretrained"
+        raise ValueError(f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): {remedy}.") from None
     kind = find_class(checkpoint, config, model_class or _class_of(config), {})
     _check_task(problem_of_class(kind, config), config, tokenizer, str(checkpoint))  # before the weights are read
     try:
         return load_checked(checkpoint, kind)[0], tokenizer
-    except ValueError:
+    except MisfitError:
         if embeds:
             raise ValueError(no_classifier) from None
         raise

@@ -59,8 +59,25 @@ ACCEPTED = {"accept", "accepted", "approve", "approved", "completed", "default",
             "valid", "validated"}  # fmt: skip
 REJECTED = {"discard", "discarded", "ignore", "ignored", "invalid", "reject", "rejected", "skip", "skipped"}
 VERDICTS = {"answer", "annotationstatus", "assignmentstatus", "recordstatus", "reviewstatus", "status", "verdict"}
-REJECTED_IF_TRUE = {"cancelled", "discarded", "ignored", "rejected", "skipped"}  # was_ or is_ before it, or nothing
-TRUTHS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+REJECTED_IF_TRUE = {
+    "cancelled",
+    "discarded",
+    "ignored",
+    "reject",
+    "rejected",
+    "skipped",
+}  # was_ or is_ before it, or nothing
+TRUTHS = {
+    "1": True,
+    "1.0": True,
+    "true": True,
+    "yes": True,
+    "x": True,
+    "0": False,
+    "0.0": False,
+    "false": False,
+    "no": False,
+}
 
 
 def name_of(texts: Any) -> str:
