@@ -24,6 +24,10 @@ LOCK_SECONDS = 10.0  # the kernel of a run that was killed takes a second or two
 log = logging.getLogger(__name__)
 
 
+class InUseError(RuntimeError):
+    """Another run is writing the journal."""
+
+
 class Journal:
     """Lines of JSON in ``path``: a header that identifies the run, then one line for every finished step.
 
@@ -35,9 +39,9 @@ class Journal:
     written, so an edited, lost or reordered line is noticed. A last line that was cut off while it was written is
     dropped, and the run goes on from the line before.
 
-    Entering raises ``ValueError`` where the file is of another run, of a later format, or was altered; ``RuntimeError``
-    where another run still writes it after ``LOCK_SECONDS``; ``OSError`` where the file cannot be read or its lock
-    cannot be made.
+    Entering raises ``ValueError`` where the file is of another run, of a later format, or was altered;
+    ``InUseError``, a ``RuntimeError``, where another run still writes it after ``LOCK_SECONDS``; ``OSError`` where the
+    file cannot be read or its lock cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> None:
@@ -54,9 +58,7 @@ class Journal:
         try:
             self._lock.acquire()
         except Timeout:
-            raise RuntimeError(
-                f"another run is writing {self.path}: wait for it, stop it, or name another journal."
-            ) from None
+            raise InUseError(f"another run is writing {self.path}: wait for it, or stop it.") from None
         try:
             if lines := self._read():
                 self._compare(lines[0], json.loads(json.dumps(self._header)))
@@ -102,12 +104,15 @@ class Journal:
 
     def _compare(self, stored: dict[str, Any], header: dict[str, Any]) -> None:
         """``ValueError`` where the header in the file differs from the header of this run."""
-        differing = sorted(name for name in stored.keys() | header.keys() if stored.get(name) != header.get(name))
-        if differing:
-            raise ValueError(
-                f"{self.path} is the journal of another run ({', '.join(differing)} differ): delete it, or name "
-                "another."
-            )
+        differing = _differing(stored, header)
+        if not differing:
+            return
+        remedy = "delete it, or name another"
+        if "versions" in differing:  # what else differs may follow from them
+            before, now = (each.get("versions") or {} for each in (stored, header))
+            others = [f"{name} {before.get(name)}, now {now.get(name)}" for name in _differing(before, now)]
+            remedy = f"install the versions that it was written with ({'; '.join(others)}), or delete it"
+        raise ValueError(f"{self.path} is the journal of another run ({', '.join(differing)} differ): {remedy}.")
 
     def append(self, step: Mapping[str, Any]) -> None:
         """Write one finished step and return when it is on the disk.
@@ -131,6 +136,11 @@ class Journal:
                 raise OSError(
                     error.errno, f"{error.strerror}; mend that, and the same call goes on from here", str(self.path)
                 ) from None
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys under which two mappings do not hold the same, sorted."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def _encoded(line: Mapping[str, Any], check: str) -> bytes:

@@ -148,5 +148,6 @@ def find_method(name: str) -> Method:
     """The row of METHODS or MORE_METHODS called ``name``; ``ValueError`` where there is none."""
     methods = METHODS | MORE_METHODS
     if name not in methods:
-        raise ValueError(f"method {name!r} is not known; choose one of {', '.join(methods)}.")
+        letter = "; give a list of names, not one string" if len(name) == 1 else ""
+        raise ValueError(f"method {name!r} is not known; choose one of {', '.join(methods)}{letter}.")
     return methods[name]

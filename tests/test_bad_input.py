@@ -29,7 +29,7 @@ from experiments.data.profiles import read_profile
 from experiments.files.errors import UsageError
 from experiments.pipeline.execution import check_parameters
 from experiments.runs import results
-from gnorm.journal import Journal
+from gnorm.journal import InUseError, Journal
 from gnorm.methods import METHODS, Method
 
 MADE = []  # every model of the case at hand
@@ -392,7 +392,7 @@ def test_a_journal_that_is_a_folder_is_refused(here):
 def test_a_journal_that_another_run_writes_is_refused(here, monkeypatch):
     monkeypatch.setattr(gnorm.journal, "LOCK_SECONDS", 0.1)
     with Journal("journal.jsonl", {}):
-        refused(lambda: prune(model(), GOOD), RuntimeError, "another run is writing journal.jsonl: wait for it", here)
+        refused(lambda: prune(model(), GOOD), InUseError, "another run is writing journal.jsonl: wait for it", here)
     assert not list(here.iterdir())
 
 

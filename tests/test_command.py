@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from tiny import ragged_batches, tiny_model
 import gnorm
 from experiments.data import tasks
 from gnorm import shipping
+from gnorm.journal import Journal
 from gnorm.methods import find_method
 from gnorm.shipping.command import main
 
@@ -141,6 +143,92 @@ def test_a_run_that_was_stopped_goes_on(home, capsys, monkeypatch, number, code)
     assert main(["prune", "ck", "texts.csv", "whole", "--budget", "0.3", "--method", "greedy_gnorm"]) == 0
     resumed, whole = (gnorm.head_mask_of(gnorm.load_pruned(folder)) for folder in ("small", "whole"))
     assert torch.equal(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("out", "folder"),
+    [
+        ("small/", "top/here/small"),
+        (".", "top/here"),
+        ("../empty/../here/.", "top/here"),
+        ("~/small", "top/small"),
+        ("../link", "top/link"),
+        ("new/below", "top/here/new/below"),
+    ],
+)
+def test_the_journal_lies_beside_the_folder_however_that_is_named(home, monkeypatch, out, folder):
+    for name in ("here", "empty"):
+        (home / "top" / name).mkdir(parents=True)
+    (home / "top" / "link").symlink_to(home / "top" / "empty")
+    monkeypatch.chdir(home / "top" / "here")
+    monkeypatch.setenv("HOME", str(home / "top"))
+    command = ["prune", "../../ck", "../../texts.csv", out, "--method", "weight_magnitude"]
+    folder, journal = home / folder, home / f"{folder}.journal.jsonl"
+    assert main([*command, "--parameters", "0.1"]) == 1
+    assert journal.is_file()
+    assert not folder.exists() or not any(folder.iterdir())
+    assert main([*command, "--parameters", "0.9", "--resume"]) == 0
+    assert (folder / "config.json").is_file()
+    assert not journal.exists()
+
+
+def test_a_checkpoint_that_is_the_working_directory_has_a_name(home, monkeypatch):
+    monkeypatch.chdir(home / "ck")
+    assert shipping.load(".", "../texts.csv").checkpoint == shipping.load("../ck/", "../texts.csv").checkpoint == "ck"
+
+
+def test_a_journal_of_other_versions_is_kept_and_nothing_is_promised(home, capsys, monkeypatch):
+    command = ["prune", "ck", "texts.csv", "small", "--method", "weight_magnitude"]
+    assert main([*command, "--parameters", "0.1"]) == 1
+    before = (home / "small.journal.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "python_version", lambda: "9.1")
+        assert main([*command, "--parameters", "0.9", "--resume"]) == 2
+    said = error_of(capsys)
+    now = platform.python_version()
+    assert f"(versions differ): install the versions that it was written with (python {now}, now 9.1)" in said
+    assert "goes on" not in said
+    assert (home / "small.journal.jsonl").read_bytes() == before
+    assert main([*command, "--parameters", "0.9", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_second_run_beside_one_that_is_at_work_is_refused_in_a_sentence(home, capsys, monkeypatch, more):
+    monkeypatch.setattr("gnorm.journal.LOCK_SECONDS", 0.1)
+    with Journal(home / "small.journal.jsonl", {}):
+        assert main(["prune", "ck", "texts.csv", "small", "--method", "weight_magnitude", *more]) == 1
+    assert error_of(capsys) == "another run is writing small.journal.jsonl: wait for it, or stop it.\n"
+
+
+def test_the_same_mistake_again_is_said_without_a_promise(home, capsys, monkeypatch):
+    def fails(model, batches):
+        if len(gnorm.head_mask_of(model)[gnorm.head_mask_of(model)]) < 7:
+            raise ValueError("no more scores.")
+        return gnorm.gnorm_scores(model, batches)
+
+    monkeypatch.setitem(gnorm.MORE_METHODS, "fails", gnorm.Method("Fails", fails, rescore_every=1))
+    command = ["prune", "ck", "texts.csv", "small", "--method", "fails"]
+    assert main(command) == 1
+    assert error_of(capsys).startswith("no more scores. Finished steps are kept in small.journal.jsonl; the same")
+    assert main([*command, "--resume"]) == 2
+    assert error_of(capsys) == "no more scores.\n"
+
+
+def test_what_a_message_advises_can_be_done_with_the_command(home, capsys):
+    table = pd.read_csv("texts.csv")
+    model = tasks.load("smoke", "bert", device="cpu", progress=False).model
+    model.config.id2label = dict(enumerate(["1", "0", *"23456789"][: model.config.num_labels]))
+    model.config.label2id = {name: i for i, name in model.config.id2label.items()}
+    model.save_pretrained("other")
+    shipping.load("ck", "texts.csv").tokenizer.save_pretrained("other")
+    numbers = {name: i for i, name in enumerate(sorted(set(table.label)))}
+    table.assign(label=table.label.map(numbers)).to_csv("numbers.csv", index=False)
+    command = ["score", "other", "numbers.csv", "--method", "weight_magnitude"]
+    assert main(command) == 2
+    assert error_of(capsys).endswith("add --labels names or --labels numbers.\n")
+    assert main([*command, "--labels", "numbers"]) == 0
+    assert main(["prune", "ck", "texts.csv", "ck"]) == 2
+    assert "add --overwrite" in error_of(capsys)
 
 
 def test_score_prints_the_table_and_a_map(home, capsys):

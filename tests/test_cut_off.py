@@ -1,6 +1,9 @@
 """Pipelines that fail, are killed, stopped or refused, and go on."""
 
+import errno
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import pytest
 from pipeline import ROOT, alter, in_process
 
 from experiments.data import tasks
+from experiments.pipeline import execution
 from experiments.runs import run
 
 
@@ -138,16 +142,64 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_kernel_is_said(
     assert "Traceback" not in printed
 
 
-def test_a_missing_kernel_is_named(copied, tmp_path, monkeypatch, capsys):
-    path = copied / "notebooks" / "greedy_pruning.ipynb"
-    path.write_text(path.read_text("utf-8").replace('"name": "python3"', '"name": "no-such-kernel"'), "utf-8")
+def test_kernels_run_in_this_python_whatever_jupyter_knows_under_their_name(copied, tmp_path, monkeypatch, capsys):
+    def show(cell):
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            cell.source = "import sys\nraise LookupError(sys.executable)"
+
+    alter(copied, "greedy_pruning", show)
+    kernel = {
+        "argv": [str(tmp_path / "gone" / "python"), "{connection_file}"],
+        "display_name": "3",
+        "language": "python",
+    }
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(kernel), "utf-8")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
         in_process(tmp_path / "out", monkeypatch, "--profile", "smoke", "--only", "greedy_pruning", root=copied)
     assert stopped.value.code == 1
+    assert f"failed in cell [3]: LookupError: {sys.executable}\n" in capsys.readouterr().err
+
+
+def test_a_kernel_that_does_not_start_is_told_with_its_log(copied, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(execution.QuietKernelManager.kernel_spec, "argv", [sys.executable, "-c", "1 / 0"])
+    with pytest.raises(SystemExit) as stopped:
+        in_process(tmp_path, monkeypatch, "--profile", "smoke", "--only", "greedy_pruning", root=copied)
+    assert stopped.value.code == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said == (
-        "[1/1] greedy_pruning needs the Jupyter kernel 'no-such-kernel', which is not installed: run `make setup`."
-    )
+    log = "experiments_results/smoke/.run/kernel.log"
+    assert said.startswith("[1/1] greedy_pruning could not be run to its end: Kernel died before replying")
+    assert said.endswith(f"(the kernel's log is {log})")
+    assert "ZeroDivisionError" in (tmp_path / log).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            "the run ended in OSError .*Too many open files.*: mend that, and",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "x"),
+            "the run ended in FileNotFoundError .*'x'.*mend that, and",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            "a file in .* could not be read or written .*: make room or grant access",
+        ),
+    ],
+)
+def test_errors_of_the_operating_system_are_told_for_what_they_are(error, said, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("experiments.pipeline.runner.run_notebooks", fail)
+    with pytest.raises(SystemExit) as stopped:
+        in_process(tmp_path, monkeypatch, "--profile", "smoke", "--only", "greedy_pruning")
+    assert stopped.value.code == 1
+    assert re.search(f"^run_all.py: {said}", capsys.readouterr().err)
 
 
 def mounted(folder, options):

@@ -83,6 +83,8 @@ def test_trajectories_that_are_read_are_those_that_were_run(ran, empty):
     [
         ([MODEL, "gpt"], ["random"], "profile smoke has no model 'gpt'; it has bert, albert, roberta, xlm-roberta"),
         ([MODEL], ["random", "magic"], "method 'magic' is not known; choose one of greedy_gnorm"),
+        (MODEL, ["random"], f"no model '{MODEL[0]}'; it has bert, .*; give a list of names, not one string"),
+        ([MODEL], "random", "method 'r' is not known; choose .*; give a list of names, not one string"),
     ],
 )
 def test_unknown_names_are_refused_before_anything_runs(models, methods, complaint, ran, empty):

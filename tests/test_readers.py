@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import gnorm
 from gnorm import shipping
@@ -384,3 +384,204 @@ def test_a_tokenizer_that_lacks_what_the_task_needs_is_refused():
     path.write_text(json.dumps({**json.loads(path.read_text()), "mask_token": None}))
     with pytest.raises(ValueError, match="the tokenizer of checkpoint has no mask token: set its mask_token and save"):
         shipping.load("checkpoint", write("masked_lm"))
+
+
+def checkpoint(kind, tokenizer, **changes):
+    """A tiny model with its tokenizer, in the folder checkpoint."""
+    sizes = {"vocab_size": len(PIECES), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
+    sizes |= {"decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "n_embd": 16}
+    sizes |= {"n_layer": 2, "n_head": 2, "max_position_embeddings": 40, "n_positions": 40, "pad_token_id": 0}
+    sizes |= {"eos_token_id": 3, "bos_token_id": 2, "decoder_start_token_id": 3, "num_labels": 3}
+    kind = getattr(transformers, kind)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind(kind.config_class(**sizes | {"initializer_range": 0.2, "init_std": 0.2} | changes)).save_pretrained(
+            "checkpoint"
+        )
+    tokenizer.save_pretrained("checkpoint")
+
+
+def of_words(template="[CLS] $A [SEP]", **tokens):
+    plain = Tokenizer(models.WordLevel(PIECES, unk_token="[UNK]"))
+    plain.normalizer = normalizers.Replace("\u200b", "")
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if template:
+        special = [(name, PIECES[name]) for name in ("[CLS]", "[SEP]")]
+        plain.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "[SEP]", "cls_token": "[CLS]"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **names | tokens)
+
+
+def labelled_texts(**texts):
+    """A table of 36 texts, in which some rows, by r and their number, are as given."""
+    table = pd.DataFrame([ROWS["single_label_classification"](i) for i in range(36)])
+    table["label"] = [i % 3 for i in range(36)]
+    for name, changed in texts.items():
+        table.loc[int(name[1:]) - 1, "text"] = changed
+    return table
+
+
+@pytest.mark.parametrize(
+    ("made", "table", "complaint"),
+    [
+        (
+            lambda: checkpoint("BartForSequenceClassification", of_words()),
+            labelled_texts(r8="w1 [SEP] w3"),
+            r"row 8 of a DataFrame \('w1 \[SEP\] w3'\): .* text 8 beside others \(ValueError: All .* number of <eos>",
+        ),
+        (
+            lambda: checkpoint("BartForSequenceClassification", of_words(""), eos_token_id=2),
+            labelled_texts(),
+            "BartForSequenceClassification does not take text .*see what inputs the model is made for",
+        ),
+        (
+            lambda: checkpoint("LlamaForSequenceClassification", of_words(), pad_token_id=None),
+            labelled_texts(),
+            "LlamaForSequenceClassification takes one text at a time .* set config.pad_token_id",
+        ),
+        (
+            lambda: checkpoint("GPT2ForSequenceClassification", of_words(), pad_token_id=None),
+            labelled_texts(),
+            "GPT2ForSequenceClassification takes one text at a time .* set config.pad_token_id",
+        ),
+        (
+            lambda: checkpoint("LlamaForSequenceClassification", of_words(), pad_token_id=9),
+            labelled_texts(),
+            "the tokenizer pads with token 0, config.pad_token_id is 9, and the model reads that as a part of the text",
+        ),
+        (
+            lambda: checkpoint("BertForSequenceClassification", of_words("")),
+            labelled_texts(r20="\u200b"),
+            r"row 20 of a DataFrame \('\\u200b'\) has no token for the tokenizer: delete it",
+        ),
+    ],
+)
+def test_texts_that_the_model_does_not_take_are_named_before_a_run(made, table, complaint):
+    made()
+    with pytest.raises(ValueError, match=complaint):
+        shipping.load("checkpoint", table)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert", "Llama", "Bart"])
+def test_special_tokens_within_texts_are_read_as_the_tokenizer_reads_them(kind):
+    checkpoint(f"{kind}ForSequenceClassification", of_words())
+    special = {"r4": "w1 [PAD] w3", "r5": "[MASK] w2"} | (
+        {} if kind == "Bart" else {"r6": "w2 [SEP] w3", "r7": "[CLS]"}
+    )
+    own = shipping.load("checkpoint", labelled_texts(**special), batch=7)
+    for batch in own.testing:
+        alone = [own.model(**{n: t[i : i + 1, : int(batch["attention_mask"][i].sum())] for n, t in batch.items()
+                              if n != "labels"}).logits[0].argmax() for i in range(len(batch["labels"]))]  # fmt: skip
+        assert gnorm.accuracy(own.model, [batch]) == float((torch.stack(alone) == batch["labels"]).double().mean())
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_tokenizer_that_gives_no_mask_by_itself_is_asked_for_one(problem):
+    save(problem)
+    table = write(problem)
+    expected = shipping.load("checkpoint", table)
+    settings = json.loads(Path("checkpoint/tokenizer_config.json").read_text("utf-8"))
+    names = [name for name in ("input_ids", "token_type_ids") if name in expected.testing[0]]
+    Path("checkpoint/tokenizer_config.json").write_text(json.dumps({**settings, "model_input_names": names}), "utf-8")
+    own = shipping.load("checkpoint", table)
+    assert "attention_mask" not in own.tokenizer.model_input_names
+    for batch, one in zip(own.testing, expected.testing, strict=True):
+        assert batch.keys() == one.keys()
+        assert all(torch.equal(batch[name], one[name]) for name in one)
+
+
+def test_special_tokens_within_texts_are_never_to_be_found():
+    save("masked_lm")
+    rows = pd.DataFrame({"text": [f"{text(i)} [SEP] [MASK] [PAD] [CLS] {text(i + 1)}" for i in range(36)]})
+    own = shipping.load("checkpoint", rows)
+    labels = {int(i) for batch in own.testing for i in batch["labels"].unique()}
+    assert labels
+    assert labels.isdisjoint(range(5))
+
+
+class Broken(transformers.BertForSequenceClassification):
+    """It fails for a text that holds token 60, for two texts with token 61, or for all texts."""
+
+    fails = "never"
+
+    def forward(self, input_ids, attention_mask=None, **inputs):
+        held = [(input_ids == token).any(1) for token in (60, 61)]
+        if held[0].any() or held[1].sum() > 1 or self.fails == "always":
+            raise KeyError("no such thing")
+        return super().forward(input_ids, attention_mask, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[8], [9], [60], [7]], r"Broken does not take text 2 \(KeyError: 'no such thing'\): correct the text"),
+        ([[60], [9], [8], [7]], r"Broken does not take text 0 \(KeyError"),
+        ([[60]], r"Broken does not take text 0 \(KeyError"),
+        ([[8], [61], [9], [61]], r"Broken does not take text 0, 1, 2, 3 \(KeyError"),
+        ([[60], [60], [60]], r"Broken does not take text 0, 1, 2 \(KeyError.*: see what inputs the model is made for"),
+        ([[60]] * 7, r"Broken does not take text 0, 1, 2, 3, 4 and others"),
+    ],
+)
+def test_whatever_a_model_raises_becomes_a_sentence_that_names_the_text(tokens, message):
+    model = Broken(transformers.BertConfig(vocab_size=70, num_labels=3, **SIZES)).eval()
+    ids = torch.tensor(tokens)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(len(ids)).long()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for ask in (gnorm.accuracy, gnorm.gnorm_scores, gnorm.attention_entropy, gnorm.prune):
+        with pytest.raises(ValueError, match=message) as raised:
+            ask(model, [batch])
+        assert isinstance(raised.value.__cause__, KeyError)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_want_of_memory_and_errors_of_our_own_stay_what_they_are(monkeypatch):
+    model = Broken(transformers.BertConfig(vocab_size=70, num_labels=3, **SIZES)).eval()
+    batch = {"input_ids": torch.tensor([[8], [9]]), "labels": torch.zeros(2).long()}
+    for error in (MemoryError("no room"), torch.OutOfMemoryError("no room")):
+
+        def fails(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(Broken, "forward", fails)
+        with pytest.raises(type(error), match="^no room$"):
+            gnorm.accuracy(model, [batch])
+
+
+LETTERS = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", *"w0123456789"])}
+SPEAKERS = {  # tokenizers of many languages, and languages that each knows
+    "nllb": (lambda **options: transformers.NllbTokenizer(vocab=LETTERS, merges=[], **options), "eng_Latn", "fra_Latn"),
+    "mbart": (lambda **options: transformers.MBartTokenizer(**options), "en_XX", "ro_RO"),
+    "mbart50": (lambda **options: transformers.MBart50Tokenizer(**options), "en_XX", "ro_RO"),
+}
+
+
+@pytest.mark.parametrize("name", SPEAKERS)
+def test_translators_of_many_languages_need_one_that_they_know(name):
+    make, source, aim = SPEAKERS[name]
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    words = len(make()) + 8
+    model = transformers.MBartForConditionalGeneration(
+        transformers.MBartConfig(vocab_size=words, encoder_attention_heads=2, decoder_attention_heads=2, **sizes)
+    )
+    table = pd.DataFrame([ROWS["seq2seq_lm"](i) for i in range(36)])
+    for languages, complaint in (
+        (
+            {"src_lang": source},
+            "the tokenizer of checkpoint names no tgt_lang: set its tgt_lang to the language of the",
+        ),
+        ({"src_lang": source, "tgt_lang": "French"}, "does not know its tgt_lang, 'French': set its tgt_lang to"),
+    ):
+        model.save_pretrained("checkpoint")
+        tokenizer = make(src_lang=source)
+        tokenizer.tgt_lang = languages.get("tgt_lang")
+        tokenizer.save_pretrained("checkpoint")
+        with pytest.raises(ValueError, match=complaint):
+            shipping.load("checkpoint", table)
+    tokenizer.tgt_lang = aim  # as the message says
+    tokenizer.save_pretrained("checkpoint")
+    own = shipping.load("checkpoint", table)
+    labels = torch.cat([batch["labels"].flatten() for batch in own.testing])
+    assert not (labels == tokenizer.convert_tokens_to_ids(source)).any()
+    assert (labels == tokenizer.convert_tokens_to_ids(aim)).sum() == len(torch.cat([b["labels"] for b in own.testing]))

@@ -251,6 +251,11 @@ def test_a_checkpoint_without_weights_is_refused(home):
 def test_a_folder_of_sentence_transformers_is_taken_where_it_has_a_classifier(home):
     Path("my-checkpoint/modules.json").write_text("[]")  # a CrossEncoder's folder
     assert shipping.load("my-checkpoint", "my-texts.csv").checkpoint == "my-checkpoint"
+    whole = Path("my-checkpoint/model.safetensors").read_bytes()
+    Path("my-checkpoint/model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="the weights in my-checkpoint are damaged"):
+        shipping.load("my-checkpoint", "my-texts.csv")
+    Path("my-checkpoint/model.safetensors").write_bytes(whole)
     transformers.AutoModel.from_pretrained("my-checkpoint").save_pretrained("my-checkpoint")
     with pytest.raises(ValueError, match="my-checkpoint holds a SentenceTransformer, which has no classifier"):
         shipping.load("my-checkpoint", "my-texts.csv")

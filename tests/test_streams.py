@@ -121,7 +121,7 @@ class Shuffled:
     ("batches", "message"),
     [
         (Exhausted(SCORING), "a second pass gives 0 batches, the first gave 5"),
-        (Shuffled(SCORING), "batch 0 differs from pass to pass"),
+        (Shuffled(SCORING), "batch 0 differs from pass to pass: give batches that nothing shuffles, masks or draws"),
         (Again([]), "there are no batches"),
         (Again([*SCORING[:2], {"input_ids": torch.tensor([[500]])}]), "batch 2 has token ids from 500 to 500"),
     ],
@@ -129,6 +129,12 @@ class Shuffled:
 def test_streams_that_are_none_are_refused(batches, message):
     with pytest.raises(ValueError, match=message):
         gnorm.prepare(batches, tiny_model("bert"))
+
+
+def test_a_stream_with_values_that_are_no_numbers_is_the_same_in_each_pass():
+    embedded = {"inputs_embeds": torch.full((2, 3, 32), torch.nan), "attention_mask": torch.ones(2, 3).long()}
+    with pytest.raises(ValueError, match="logits of .* are not finite"):
+        gnorm.gnorm_scores(tiny_model("bert"), Again([embedded]))
 
 
 def test_a_data_set_needs_a_batch_size():

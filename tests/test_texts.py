@@ -164,6 +164,63 @@ def test_texts_in_memory_that_are_none_are_named_by_row(column, complaint):
         labelled(pd.DataFrame({"text": column, "label": ["pos", "neg"]}), config_of(), "my-model")
 
 
+REJECTED = {  # columns of annotation tools, with whether each row counts
+    "answer": (["accept", "reject", "ignore", "accept"], "1001"),  # Prodigy
+    " Answer": (["ACCEPT", "accept", None, "Reject"], "1110"),
+    "status": (["Validated", "Discarded", "Default", ""], "1011"),  # Argilla
+    "label.responses.status": ([["submitted"], ["discarded"], ["submitted", "discarded"], []], "1011"),
+    "AssignmentStatus": (["Approved", "Submitted", "Rejected", "Approved"], "1101"),  # Mechanical Turk
+    "Reject": (["", "x", None, ""], "1011"),
+    "was_cancelled": ([False, True, False, False], "1011"),  # Label Studio
+    "isSkipped": (["false", "true", "true", "false"], "1001"),
+    "rejected": ([0, 1.0, np.nan, 0], "1011"),
+    "status of it": (["open", "rejected", "rejected", "closed"], "1111"),  # of something else
+    "skipped": (["a song", "skip", "", "reject"], "1111"),
+    "answers": (["yes", "reject", "no", "no"], "1111"),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_rows_that_an_annotator_rejected_are_left_out_and_said(name, in_a_file, tmp_path, caplog):
+    column, expected = REJECTED[name]
+    counts = [bit == "1" for bit in expected]
+    labels = [label if counted else "" for label, counted in zip(["pos", "neg", "pos", "neg"], counts, strict=True)]
+    table = pd.DataFrame({"text": list("abcd"), "label": labels, name: column})
+    if in_a_file:
+        table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+        table = tmp_path / "a.jsonl"
+    read = labelled(table, config_of(), "my-model")
+    assert read.text.tolist() == [text for text, counted in zip("abcd", counts, strict=True) if counted]
+    assert read.index.tolist() == [row for row, counted in enumerate(counts, 1) if counted]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (0 if all(counts) else 1)
+    assert all(f"{counts.count(False)} of 4 rows of" in one and repr(name) in one for one in said)
+
+
+def test_rows_keep_their_numbers_where_others_are_left_out():
+    def table(**columns):
+        answers = ["reject", "accept", "ignore", "accept", "accept"]
+        return pd.DataFrame({"text": list("vwxyz"), "label": ["neg"] * 5, "answer": answers} | columns)
+
+    for changed, complaint in (
+        ({"label": ["neg", "neg", "?", "neg", "none"]}, "row 5 of the DataFrame has the label 'none'"),
+        ({"text": ["v", "w", None, "y", ""]}, "row 5 of the DataFrame has an empty text"),
+        ({"text": list("vwxyw"), "label": ["neg"] * 4 + ["pos"]}, "rows 2 and 5 of the DataFrame hold the same text"),
+        ({"text": ["v", "w", "x", 7, "z"]}, "row 4 of the DataFrame has 7 as text"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            labelled(table(**changed), config_of(), "my-model")
+
+
+def test_a_column_that_may_say_which_rows_were_rejected_is_asked_about():
+    table = pd.DataFrame({"text": ["a", "b"], "label": ["pos", "neg"], "decision": ["accept", "reject"]})
+    with pytest.raises(ValueError, match=r"'decision' .* seems to say which rows were rejected \(row 2 has 'reject'\)"):
+        labelled(table, config_of(), "my-model")
+    both = pd.DataFrame({"text": ["a", "b"], "label": ["accept", "reject"]})
+    assert labelled(both, config_of(names=["accept", "reject"]), "my-model").label.tolist() == [0, 1]
+
+
 def test_a_text_with_two_labels_is_refused_and_one_that_comes_twice_is_taken_once():
     frame = pd.DataFrame({"text": ["a", "b", "b", "a"], "label": ["pos", "neg", "NEG", "neg"]})
     assert labelled(frame[:3], config_of(), "my-model").text.tolist() == ["a", "b"]

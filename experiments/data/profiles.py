@@ -241,7 +241,8 @@ def model_spec(profile: str, model: str) -> ModelSpec:
     models = read_profile(profile).models
     name, *variants = model.split("/")
     if name not in models:
-        raise ValueError(f"profile {profile} has no model {name!r}; it has {', '.join(models)}.")
+        letter = "; give a list of names, not one string" if len(name) == 1 else ""
+        raise ValueError(f"profile {profile} has no model {name!r}; it has {', '.join(models)}{letter}.")
     spec, named = models[name], [variant.rstrip("0123456789") for variant in variants]
     for variant, what in zip(variants, named, strict=True):
         number = variant.removeprefix(what)

@@ -15,7 +15,7 @@ from typing import Any
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import papermill
-from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -63,7 +63,7 @@ def execute(notebook: str, parameters: dict[str, Any], label: str, fingerprint: 
 
     parameters: hold the ``profile``. label: the notebook's place in the order, which begins every line of progress.
 
-    Raises ``NotebookError`` where a cell fails, the kernel dies or there is none, ``KeyboardInterrupt`` where a person
+    Raises ``NotebookError`` where a cell fails, the kernel dies or does not start, ``KeyboardInterrupt`` where a person
     interrupts it.
     """
     profile = parameters["profile"]
@@ -138,16 +138,20 @@ def _failures(label: str, profile: str, unfinished: Path, copy: Path) -> Iterato
             f"{label} ended with its kernel killed, perhaps for want of memory; finished steps are kept and the same "
             f"command goes on from them (the kernel's log is {shown(paths.kernel_log(profile))})"
         ) from error
-    except NoSuchKernel as error:
-        raise NotebookError(
-            f"{label} needs the Jupyter kernel {error.name!r}, which is not installed: run `make setup`."
-        ) from error
     except RuntimeError as error:
-        raise NotebookError(f"{label} could not be run to its end: {str(error) or type(error).__name__}") from error
+        raise NotebookError(
+            f"{label} could not be run to its end: {str(error) or type(error).__name__} (the kernel's log is "
+            f"{shown(paths.kernel_log(profile))})"
+        ) from error
 
 
 class QuietKernelManager(AsyncKernelManager):
-    """Starts kernels whose own log goes to a file: the terminal shows what notebooks print, not what kernels think."""
+    """Starts kernels in this very Python, whatever kernels Jupyter knows under the name that a notebook gives; their
+    own log goes to a file: the terminal shows what notebooks print, not what kernels think."""
+
+    kernel_spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
+    )
 
     def start_kernel(self, *arguments: Any, **options: Any) -> Any:
         log = os.open(os.environ[KERNEL_LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # the kernel's to keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import json
 import os
 import sys
@@ -30,6 +31,8 @@ from ..files.paths import shown
 from ..report import rendering
 from ..runs.stamps import fingerprint, read_stamp
 from . import execution, pieces, preflight, workers
+
+NOT_WRITTEN = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,11 @@ def run(plan: Plan) -> None:
             records = [each.record() for each in assets]
             run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts}, _environment(plan, assets))
     except OSError as error:
-        raise RunError(
-            f"run_all.py: a file in {paths.root()} could not be read or written ({error}); what is finished is kept: "
-            "make room or grant access, and the same command goes on, or name another folder in $GNORM_OUTPUT."
-        ) from error
+        what, remedy = f"run_all.py: the run ended in {type(error).__name__} ({error})", "mend that"
+        if error.errno in NOT_WRITTEN:
+            what = f"run_all.py: a file in {paths.root()} could not be read or written ({error})"
+            remedy = "make room or grant access, or name another folder in $GNORM_OUTPUT"
+        raise RunError(f"{what}; what is finished is kept: {remedy}, and the same command goes on.") from error
 
 
 @contextmanager

@@ -24,9 +24,11 @@ from .families import FAMILIES
 from .known_models import attention_window, causal, ignores_padding, packable
 from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forward, packing_of
 from .padding import PackedTexts
+from .passes import naming_texts
 from .problems import LABELS, NOT_COUNTED, Problem, labels_in, problem_of
 from .ranks import Division
 from .rows import try_row
+from .state import evaluating
 from .streams import Stream, is_stream
 
 T = TypeVar("T")
@@ -272,6 +274,16 @@ def prepare(
     return Prepared(list(cut(found)), cut.packing, found, _traits(model), together, max_tokens)
 
 
+def try_pass(batch: Batch, model: nn.Module, numbers: Tensor | None = None) -> Tensor:
+    """The logits of a batch as it is, all texts together. numbers: (text,) what errors call them.
+
+    Raises as ``prepare`` does, and ``PassError`` where the model fails.
+    """
+    (one,) = checked([batch], model)
+    with evaluating(model), torch.no_grad():
+        return logits_of(model, _inputs_on(parameter_of(model).device, one), numbers)
+
+
 def _inputs_on(device: torch.device, batch: Batch) -> dict[str, Tensor]:
     """What the model's forward takes of a batch."""
     return {name: tensor.to(device) for name, tensor in batch.items() if name not in LABELS}
@@ -459,7 +471,7 @@ def _packing(model: nn.Module, texts: dict[str, Tensor], lengths: Tensor, device
         return None
     shortest = int(lengths.argmin())
     one = {name: t[shortest : shortest + 1].to(device) for name, t in texts.items() if name != "labels"}
-    return packing_of(model, _trimmed(one, int(lengths[shortest]), PER_TOKEN))
+    return packing_of(model, _trimmed(one, int(lengths[shortest]), PER_TOKEN), torch.tensor([shortest]))
 
 
 Share = list[tuple[int, Tensor]]  # the texts of a micro-batch: of each batch in it, its number and its texts (text,)
@@ -662,10 +674,17 @@ class Forward(Protocol):
 def forwarding(model: nn.Module, prepared: Prepared) -> Iterator[Forward]:
     """For a ``with`` block, the function that passes micro-batches of ``prepared`` through ``model``."""
     if prepared.packing is None:
-        yield lambda micro, cache=NO_CACHE: (logits_of(model, micro.inputs), ())
+        yield lambda micro, cache=NO_CACHE: (logits_of(model, micro.inputs, micro.index), ())
         return
     with packed_forward(model, prepared.packing) as forward:
-        yield lambda micro, cache=NO_CACHE: forward(micro.inputs, cast(PackedTexts, micro.packed), cache)
+
+        def guarded(
+            micro: MicroBatch, cache: LayerInputCache = NO_CACHE
+        ) -> tuple[Tensor, Sequence[AbsorbedProjection]]:
+            with naming_texts(model, micro.inputs, micro.index, again=False):
+                return forward(micro.inputs, cast(PackedTexts, micro.packed), cache)
+
+        yield guarded
 
 
 def layer_input_caches(model: nn.Module, prepared: Prepared) -> list[LayerInputCache]:

@@ -55,7 +55,7 @@ def run_padded(
             masks = {side: _real_tokens(micro.inputs, side) for side in ("", "decoder_")}
             # a decoder without a mask of its own attends to padding that is not behind its texts
             of_keys = masks if "decoder_attention_mask" in micro.inputs else {**masks, "decoder_": None}
-            after_pass(micro, logits_of(model, micro.inputs))
+            after_pass(micro, logits_of(model, micro.inputs, micro.index))
 
 
 def hook_contexts(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:

@@ -31,6 +31,7 @@ from .attention import (
 )
 from .known_models import causal, owns_attention, packable
 from .padding import LengthGroup, PackedTexts, PadIndices
+from .passes import naming_texts
 from .problems import problem_of
 from .state import attention_implementation, evaluating
 
@@ -162,9 +163,14 @@ def _first_text_alone(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0][:1], *args[1:])
 
 
-def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits of one forward pass; as ``logits_in``."""
-    return logits_in(model, model(**inputs))
+def logits_of(model: nn.Module, inputs: Mapping[str, Tensor], numbers: Tensor | None = None) -> Tensor:
+    """The logits of one forward pass; as ``logits_in``. numbers: (text,) of the texts, where it is not 0, 1, 2 ...
+
+    Raises ``PassError`` where the model does not take the texts, too.
+    """
+    with naming_texts(model, inputs, numbers):
+        output = model(**inputs)
+    return logits_in(model, output)
 
 
 def logits_in(model: nn.Module, output: Any) -> Tensor:
@@ -281,7 +287,7 @@ def packed_forward(
         token = _CURRENT_PASS.set(current)
         try:
             with _skipped(layers[: max(cache.states, default=0)]):
-                return logits_of(model, inputs), current.absorbed
+                return logits_in(model, model(**inputs)), current.absorbed
         finally:
             _CURRENT_PASS.reset(token)
 
@@ -308,10 +314,10 @@ def packed_forward(
 
 
 @torch.no_grad()
-def packing_of(model: Any, inputs: dict[str, Tensor]) -> Packing | None:
+def packing_of(model: Any, inputs: dict[str, Tensor], number: Tensor | None = None) -> Packing | None:
     """How packed texts pass through ``model``; None where the model needs padded texts.
 
-    inputs: one text, on which the calls of layers are counted.
+    inputs: one text, on which the calls of layers are counted. number: (1,) of that text, where it is not 0.
     """
     if not packable(model):
         return None
@@ -319,6 +325,6 @@ def packing_of(model: Any, inputs: dict[str, Tensor]) -> Packing | None:
     with evaluating(model), ExitStack() as hooks:
         for layer in layers_of(model):
             hooks.callback(layer.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
-        logits_of(model, inputs)
+        logits_of(model, inputs, number)
     of_tokens = causal(model)
     return Packing(len(outputs), not of_tokens, isinstance(outputs[0], tuple), of_tokens)

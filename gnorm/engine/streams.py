@@ -59,7 +59,10 @@ class Stream:
         number = 0
         for number, batch in enumerate(self._source, start=1):
             if number > len(self.sizes) or _sum(batch) != self._sums[number - 1]:
-                raise ValueError(f"batch {number - 1} differs from pass to pass: give batches that are not shuffled.")
+                raise ValueError(
+                    f"batch {number - 1} differs from pass to pass: give batches that nothing shuffles, masks or draws "
+                    "anew."
+                )
             yield usable(batch)
         if number < len(self.sizes):
             raise ValueError(f"a second pass gives {number} batches, the first gave {len(self.sizes)}: give a list.")
@@ -81,8 +84,8 @@ class Stream:
 
 
 def _sum(batch: Batch) -> float:
-    """Of all numbers of a batch: it tells batches apart, nearly always."""
-    return sum(float(tensor.sum()) for tensor in batch.values())
+    """Of all numbers of a batch, NaN counted as 0: it tells batches apart, nearly always."""
+    return sum(float(tensor.nansum()) for tensor in batch.values())
 
 
 class _Remade:

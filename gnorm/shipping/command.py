@@ -18,10 +18,11 @@ import torch
 
 from ..engine.state import default_device
 from ..heads import FAMILIES, head_mask_of
+from ..journal import InUseError
 from ..methods import METHODS, MORE_METHODS, find_method
 from ..metrics import METRICS
 from ..pruning import prune
-from ..storage.folders import check_room, free_folder
+from ..storage.folders import check_room, free_file, free_folder
 from ..storage.loading import find_class, load_checked, quiet_library, read_config
 from . import RECOMMENDED, load
 from .choosing import BUDGETS
@@ -33,6 +34,11 @@ USAGE = (ValueError, TypeError, OSError, ModuleNotFoundError)  # what functions 
 SHADES = "░▒▓█"  # a quarter of the heads each, the lowest scores, which go first, in the lightest
 
 GONE = "·"
+
+FLAGS = {  # for what messages tell a caller in Python
+    "pass overwrite=True": "add --overwrite",
+    'say labels="names" or labels="numbers"': "add --labels names or --labels numbers",
+}
 
 
 class RunError(Exception):
@@ -55,6 +61,7 @@ def arguments() -> argparse.ArgumentParser:
         each.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a model and its tokenizer")
         each.add_argument("texts", metavar="TEXTS", help="CSV, JSON-lines or Parquet file of texts and labels")
         each.add_argument("--method", default=RECOMMENDED, metavar="NAME", help=f"default: {RECOMMENDED}")
+        each.add_argument("--labels", choices=("names", "numbers"), help="for labels that can be read both ways")
         each.add_argument("--device", choices=("cpu", "cuda", "mps"), help=f"default: {default_device()}")
     pruning.add_argument("out", metavar="OUT", help="folder for the smaller model, its tokenizer and its card")
     pruning.add_argument("--metric", metavar="NAME", help=f"{', '.join(METRICS)}; by the model's task if none is named")
@@ -79,15 +86,16 @@ def arguments() -> argparse.ArgumentParser:
 
 def do_prune(asked: argparse.Namespace) -> None:
     """Load, prune, choose, save; the steps are in a journal beside the folder until it is there."""
-    out, journal = free_folder(asked.out, asked.overwrite), Path(f"{asked.out}.journal.jsonl")
+    out = free_folder(asked.out, asked.overwrite)
+    journal = free_file(_beside(out), overwrite=True)
     if journal.exists() and not asked.resume:
         raise FileExistsError(f"{journal} holds the steps of an earlier run: add --resume to go on, or delete it.")
     find_method(asked.method)
     given = {name: vars(asked)[name] for name in BUDGETS if vars(asked).get(name) is not None}
     by, budget = next(iter(given.items()), ("metric", 0.01 if asked.budget is None else asked.budget))
-    own = load(asked.checkpoint, asked.texts, device=asked.device)
+    own = load(asked.checkpoint, asked.texts, device=asked.device, labels=asked.labels)
     check_room(out, sum(p.numel() * p.element_size() for p in own.model.parameters()))
-    began = False
+    steps_before, began = _steps_in(journal), False
     try:
         run = prune(
             own.model,
@@ -102,7 +110,9 @@ def do_prune(asked: argparse.Namespace) -> None:
         smaller = smaller_model(own, run, budget, by)
         smaller.save(out, asked.overwrite)
     except USAGE as error:
-        if not journal.exists():
+        steps = _steps_in(journal)
+        again_the_same = steps == steps_before and not began and not isinstance(error, OSError)
+        if not steps or again_the_same:
             raise
         again = "the same command with --resume" + (", and another budget," if began else "")
         raise RunError(f"{error} Finished steps are kept in {journal}; {again} goes on from there.") from error
@@ -111,10 +121,21 @@ def do_prune(asked: argparse.Namespace) -> None:
     print(f'saved in {out}, with its tokenizer and a model card; gnorm.load_pruned("{out}") loads it.')
 
 
+def _beside(out: Path) -> Path:
+    """The journal of a run that ends in the folder ``out``: it lies beside the folder, never in it."""
+    whole = out if out.name not in ("", "..") else out.resolve()
+    return whole.with_name(f"{whole.name}.journal.jsonl")
+
+
+def _steps_in(journal: Path) -> int:
+    """How many lines a journal has; 0 where there is none."""
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
 def do_score(asked: argparse.Namespace) -> None:
     """Print the scores (layer, head), and a map of them."""
     method = find_method(asked.method)
-    own = load(asked.checkpoint, asked.texts, device=asked.device)
+    own = load(asked.checkpoint, asked.texts, device=asked.device, labels=asked.labels)
     scores = method.scores(own.model, own.scoring, torch.Generator().manual_seed(0))
     left = head_mask_of(own.model)
     order = "highest" if method.highest_first else "lowest"
@@ -164,7 +185,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         with quiet_library():
             asked.do(asked)
-    except RunError as error:
+    except (RunError, InUseError) as error:
         return _said(error, 1)
     except USAGE as error:
         return _said(error, 2)
@@ -176,6 +197,9 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _said(message: object, code: int) -> int:
+def _said(error: object, code: int) -> int:
+    message = str(error)
+    for python, flag in FLAGS.items():
+        message = message.replace(python, flag)
     print(f"gnorm: {message}", file=sys.stderr)
     return code

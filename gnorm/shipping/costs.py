@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..engine.passes import naming_texts
 from ..engine.state import evaluating, is_compiled
 from ..heads import head_mask_of
 from .export import Exported, Inputs, export_onnx, inputs_of, usual_lengths
@@ -118,7 +119,8 @@ def flops_of(model: nn.Module, inputs: Inputs) -> int:
         torch.inference_mode(),
         FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_flops}) as counter,
     ):
-        model(**inputs)
+        with naming_texts(model, inputs):
+            model(**inputs)
     return int(counter.get_total_flops())
 
 

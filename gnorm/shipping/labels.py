@@ -66,9 +66,8 @@ def classes_of(
 
     names: of the model's classes. declared: the names that a data set gives to the numbers in ``cells``, if it does.
     labels: how the column is to be read; None where only one way is possible. where, checkpoint: what messages call the
-    table and the model. rows: from 0, of the labels, where a row has not one label each. Raises ``ValueError`` for a
-    label that is no class, and for a column that can be read both ways
-    with different results.
+    table and the model. rows: the number of each label's row in the table, where they are not 1, 2, 3 ... Raises
+    ``ValueError`` for a label that is no class, and for a column that can be read both ways with different results.
     """
     unnamed = all(_is_default(name, i) for i, name in enumerate(names))
     numbered = declared is None or all(_number(name) == i for i, name in enumerate(declared))
@@ -95,8 +94,8 @@ def classes_of(
     numbers_meant = labels == "numbers" or (labels is None and set(by_name) == {None} != set(by_number))
     at = (by_number if numbers_meant else by_name).index(None)
     known, remedy = _known_labels(names, numbers_meant, f"config.json of {checkpoint}" if unnamed else "")
-    row = at if rows is None else rows[at]
-    raise ValueError(f"row {row + 1} of {where} has the label {cells[at]!r:.60}; the model knows {known}: {remedy}.")
+    row = at + 1 if rows is None else rows[at]
+    raise ValueError(f"row {row} of {where} has the label {cells[at]!r:.60}; the model knows {known}: {remedy}.")
 
 
 def _known_labels(names: Sequence[str], numbers: bool, unnamed_in: str) -> tuple[str, str]:

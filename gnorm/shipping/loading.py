@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +18,19 @@ import transformers
 from torch import Tensor
 from transformers.utils import cached_file
 
-from ..engine.batches import prepare
+from ..engine.batches import prepare, try_pass
 from ..engine.checks import longest_text
+from ..engine.passes import PassError
 from ..engine.problems import PROBLEMS, Problem, activation_of, problem_of, problem_of_class
 from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
 from ..storage.errors import in_short
-from ..storage.loading import TOKENIZERS, find_class, load_checked, read_config
+from ..storage.loading import TOKENIZERS, MisfitError, find_class, load_checked, read_config
 from ..storage.saving import check_saving
-from .inputs import Encoder, padding_behind
+from .inputs import Encoder, padding_behind, special_ids
 from .labels import Labels, class_names
-from .readers import NEEDS, READERS, in_batches, labelled
+from .readers import NEEDS, READERS, Reader, in_batches, labelled
 from .texts import name_of
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,10 @@ log = logging.getLogger(__name__)
 LONGEST = 512  # tokens of a text, where neither model nor tokenizer has a bound
 
 NO_BOUND = 10**9  # a tokenizer that has no bound names a larger number
+
+KINDS_TRIED = 8  # of texts, by the special tokens in them, that pass through the model before a run
+
+PADDING_READ = 0.02  # of the largest logit: more than rounding changes, in half precision too
 
 FEWEST = 30  # texts, a third for each purpose: an accuracy on fewer is too uncertain
 
@@ -80,8 +87,8 @@ def load(
 
     Raises ``FileNotFoundError`` where a file or a checkpoint does not exist, and for a folder without a tokenizer;
     ``TypeError`` for what is neither path nor table; ``ValueError`` for a checkpoint without a classifier or damaged,
-    for a tokenizer that lacks what the task needs, for numbers out of range, for too few texts; and as
-    ``readers.labelled``, ``prepare`` and ``check_saving`` do.
+    for a tokenizer that lacks what the task needs, for numbers out of range, for too few texts, for a text that
+    tokenizer or model do not take; and as ``readers.labelled``, ``prepare`` and ``check_saving`` do.
     """
     scoring, batch, seed = whole("scoring", scoring, 1), whole("batch", batch, 1), whole("seed", seed, 0)
     model, tokenizer = _checkpoint(checkpoint, model_class)
@@ -110,20 +117,68 @@ def load(
     shares = (frame[:first], frame[first:rest], frame[rest:])
     scored, chosen, tested = (in_batches(reader, encode, _rows(share), batch) for share in shares)
     model = model.to(device or default_device()).eval()
-    prepare([*scored, *chosen, *tested], model)  # refuses texts that the model does not take before pruning begins
+    batches = [*scored, *chosen, *tested]
+    unlike = _unlike(batches, tokenizer, frame, name_of(texts))
+    prepare(batches, model)  # refuses texts that the model does not take before pruning begins
+    _try(model, encode, reader, frame.iloc[unlike], name_of(texts))
     return Own(
         model=model,
         tokenizer=tokenizer,
         scoring=scored,
         choosing=chosen,
         testing=tested,
-        checkpoint=Path(checkpoint).name,
+        checkpoint=Path(os.path.abspath(checkpoint)).name,  # of "." too
         data=name_of(texts),
     )
 
 
 def _rows(frame: pd.DataFrame) -> dict[str, list[Any]]:
     return {str(name): column.tolist() for name, column in frame.items()}
+
+
+def _unlike(batches: Sequence[dict[str, Tensor]], tokenizer: Any, frame: pd.DataFrame, where: str) -> list[int]:
+    """The positions of texts that differ in what models stumble over: the shortest, the longest, and one for each way
+    in which texts hold special tokens; first two of the most common way. ``ValueError`` for a text without a token."""
+    special = special_ids(tokenizer)
+    lengths, kinds = list[int](), list[tuple[int, ...]]()
+    for batch in batches:
+        masks = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        for ids, mask in zip(batch["input_ids"].flatten(1), masks.flatten(1).bool(), strict=True):
+            tokens = ids[mask]
+            lengths.append(len(tokens))
+            kinds.append(tuple(sorted(tokens[torch.isin(tokens, special)].tolist())))
+    if 0 in lengths:
+        text = frame.iloc[lengths.index(0)]
+        raise ValueError(
+            f"row {text.name} of {where} ({text.iloc[0]!r:.60}) has no token for the tokenizer: delete it."
+        )
+    (usual, _), *others = Counter(kinds).most_common(KINDS_TRIED)
+    two = [kinds.index(usual), len(kinds) - 1 - kinds[::-1].index(usual)]
+    extremes = [lengths.index(min(lengths)), lengths.index(max(lengths))]
+    return list(dict.fromkeys([*two, *extremes, *(kinds.index(kind) for kind, _ in others)]))
+
+
+def _try(model: Any, encode: Encoder, reader: Reader, texts: pd.DataFrame, where: str) -> None:
+    """Pass texts through the model, together and the first one alone.
+
+    Raises ``ValueError``, which names the row, where the model does not take a text, and where it takes the tokenizer's
+    padding for a part of a text.
+    """
+    try:
+        logits = try_pass(in_batches(reader, encode, _rows(texts), len(texts))[0], model, torch.tensor(texts.index))
+    except PassError as error:
+        if error.text is None:
+            raise
+        quoted = f"{texts.iloc[:, 0][error.text]!r:.60}"
+        raise ValueError(f"row {error.text} of {where} ({quoted}): {error}") from error
+    pads, expected = encode.tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)
+    if problem_of(model).by_text and expected not in (None, pads):
+        alone = torch.cat([try_pass(one, model) for one in in_batches(reader, encode, _rows(texts), 1)])
+        if float((logits - alone).abs().max()) > PADDING_READ * float(alone.abs().max()):
+            raise ValueError(
+                f"the tokenizer pads with token {pads}, config.pad_token_id is {expected}, and the model reads that as "
+                "a part of the text: set both to the token that it was fine-tuned with."
+            )
 
 
 def _longest(model: Any, tokenizer: Any) -> int:
@@ -173,14 +228,13 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     except Exception as error:  # noqa: BLE001 libraries raise anything for a broken file
-        raise ValueError(
-            f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): save it anew with save_pretrained."
-        ) from None
+        remedy = "install what it needs" if isinstance(error, ImportError) else "save it anew with save_pretrained"
+        raise ValueError(f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): {remedy}.") from None
     kind = find_class(checkpoint, config, model_class or _class_of(config), {})
     _check_task(problem_of_class(kind, config), config, tokenizer, str(checkpoint))  # before the weights are read
     try:
         return load_checked(checkpoint, kind, config=config)[0], tokenizer
-    except ValueError:
+    except MisfitError:
         if embeds:
             raise ValueError(no_classifier) from None
         raise
@@ -214,5 +268,26 @@ def _check_task(problem: Problem, config: Any, tokenizer: Any, checkpoint: str) 
         )
     if problem.by_text and tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
+    if problem.side and hasattr(tokenizer, "tgt_lang"):
+        _check_languages(tokenizer, checkpoint)
     if (needs := READERS[problem.name].needs) and not getattr(tokenizer, needs, None):
         raise ValueError(f"the tokenizer of {checkpoint} has no {NEEDS[needs]}.")
+
+
+def _check_languages(tokenizer: Any, checkpoint: str) -> None:
+    """``ValueError`` where the tokenizer of a translator of many languages lacks one, or has one that it does not know.
+
+    Without a target language such tokenizers fail, or mark targets as texts in the language of the sources.
+    """
+    for name, side in (("src_lang", "text"), ("tgt_lang", "text_target")):
+        if (language := getattr(tokenizer, name, None)) is None:
+            what = f"names no {name}"
+        else:
+            with suppress(Exception):  # libraries raise anything for a language that is none
+                if tokenizer.unk_token_id not in tokenizer(**{side: "", "verbose": False})["input_ids"]:
+                    continue
+            what = f"does not know its {name}, {language!r}"
+        raise ValueError(
+            f"the tokenizer of {checkpoint} {what}: set its {name} to the language of the "
+            f"{'texts' if side == 'text' else 'targets'}, one that it knows, and save it anew."
+        )

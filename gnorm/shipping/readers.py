@@ -155,7 +155,8 @@ def labelled(
     labels: Labels | None = None,
     problem: Problem = PROBLEMS["single_label_classification"],
 ) -> pd.DataFrame:
-    """The texts of a table and their labels, in the column label; each text once, in the given order.
+    """The texts of a table and their labels, in the column label; each text once, in the given order; the index has
+    the numbers of their rows in the table, from 1.
 
     texts: as ``cells_of`` takes them. config: of the model, whose class numbers are used. checkpoint: what messages
     call the model. labels: "names" or "numbers", for a column that can be read both ways.
@@ -180,7 +181,8 @@ def labelled(
     first = _first_rows(source.cells, names, found)
     columns = {name: pd.Series(source.cells.columns[name], dtype=object) for name in names}
     whole = all(isinstance(label, int) for label in found)
-    return pd.DataFrame({**columns, "label": pd.Series(found, dtype=int if whole else object)}).iloc[first]
+    frame = pd.DataFrame({**columns, "label": pd.Series(found, dtype=int if whole else object)})
+    return frame.set_axis(source.cells.numbers).iloc[first]
 
 
 STRING: tuple[Any, str, str] = (str, "string", "make it a column of strings")
@@ -204,9 +206,9 @@ def _first_rows(cells: Cells, names: Sequence[str], labels: Sequence[Any]) -> li
         given = {name: column for name, column in cells.columns.items() if name not in INPUTS}
         one_says, other_says = (" ".join(f"{column[row]!r:.60}" for column in given.values()) for row in (one, i))
         raise ValueError(
-            f"rows {one + 1} and {i + 1} of {cells.where} hold the same text with the labels {one_says} and "
-            f"{other_says} ({n} {'row contradicts' if n == 1 else 'rows contradict'} an earlier one): keep one label "
-            "for each text."
+            f"rows {cells.numbers[one]} and {cells.numbers[i]} of {cells.where} hold the same text with the labels "
+            f"{one_says} and {other_says} ({n} {'row contradicts' if n == 1 else 'rows contradict'} an earlier one): "
+            "keep one label for each text."
         )
     return list(first.values())
 

@@ -35,10 +35,11 @@ class Source:
     def classes(self, column: str, cells: Sequence[Any], rows: Sequence[int] | None = None) -> list[int]:
         """The class number of every label in ``cells``, as ``classes_of``; column: that they come from."""
         names, declared = class_names(self.config, self.checkpoint), self.cells.declared.get(column)
-        return classes_of(cells, names, declared, self.labels, self.cells.where, self.checkpoint, rows)
+        numbers = [self.cells.numbers[row] for row in (range(len(cells)) if rows is None else rows)]
+        return classes_of(cells, names, declared, self.labels, self.cells.where, self.checkpoint, numbers)
 
     def error(self, row: int, what: str) -> ValueError:
-        return ValueError(f"row {row + 1} of {self.cells.where} {what}.")
+        return ValueError(f"row {self.cells.numbers[row]} of {self.cells.where} {what}.")
 
 
 def class_of_text(source: Source) -> list[Any]:

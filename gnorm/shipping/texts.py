@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..storage.errors import in_short
+
+log = logging.getLogger(__name__)
 
 CSV: Any = {
     "header": None,
@@ -50,6 +53,32 @@ BEGINNINGS = {  # the first bytes of files that are neither CSV nor JSON in UTF-
     b"PAR1": "is a Parquet file: end its name in .parquet",
 }
 
+# What a column says of each row's annotation, in tools such as Prodigy (answer) and Argilla (status). Rows that an
+# annotator rejected keep the label that was rejected.
+ACCEPTED = {"accept", "accepted", "approve", "approved", "completed", "default", "draft", "pending", "submitted",
+            "valid", "validated"}  # fmt: skip
+REJECTED = {"discard", "discarded", "ignore", "ignored", "invalid", "reject", "rejected", "skip", "skipped"}
+VERDICTS = {"answer", "annotationstatus", "assignmentstatus", "recordstatus", "reviewstatus", "status", "verdict"}
+REJECTED_IF_TRUE = {
+    "cancelled",
+    "discarded",
+    "ignored",
+    "reject",
+    "rejected",
+    "skipped",
+}  # was_ or is_ before it, or nothing
+TRUTHS = {
+    "1": True,
+    "1.0": True,
+    "true": True,
+    "yes": True,
+    "x": True,
+    "0": False,
+    "0.0": False,
+    "false": False,
+    "no": False,
+}
+
 
 def name_of(texts: Any) -> str:
     """What records call the texts: the name of their file, or the type of the table."""
@@ -59,11 +88,12 @@ def name_of(texts: Any) -> str:
 @dataclass(frozen=True)
 class Cells:
     """Columns of a table, by name, as lists of cells; the names of classes that the table itself declares, by column;
-    and what messages call the table."""
+    what messages call the table; and the number of each row in it, from 1."""
 
     columns: dict[str, list[Any]]
     declared: Mapping[str, list[str]]
     where: str
+    numbers: list[int]
 
     def rows(self, names: Iterable[str]) -> list[tuple[Any, ...]]:
         """Row by row the cells of these columns."""
@@ -76,22 +106,64 @@ Sets = Sequence[tuple[str, ...]]  # of columns, any of which will do; the first 
 def cells_of(texts: Any, sets: Sets, optional: Sequence[str], says: str, may_be_empty: Sequence[str] = ()) -> Cells:
     """One of the ``sets`` of columns of a table, and those that are ``optional``.
 
+    Rows that an annotator rejected, as another column says, are left out, and a warning says how many.
+
     texts: the path of a CSV, JSON-lines or Parquet file, a DataFrame, or anything with a ``to_pandas`` such as a
     ``datasets.Dataset``. says: the columns that are needed, in messages. may_be_empty: columns whose cells may be.
 
     Raises ``FileNotFoundError`` for a file that does not exist; ``TypeError`` for what is no table; ``ValueError`` for
-    a file that cannot be read, for columns that are missing or occur twice, and for an empty cell.
+    a file that cannot be read, for columns that are missing or occur twice, for an empty cell, and for a column that
+    seems to say which rows were rejected.
     """
     where = str(texts) if isinstance(texts, str | os.PathLike) else f"the {type(texts).__name__}"
     table, declared = _table(texts, where, sets, says)
     positions = _positions(table.columns, where, sets, optional, says)
-    columns = {name: [_plain(cell) for cell in table.iloc[:, at].astype(object)] for name, at in positions.items()}
+    rejected = _rejected(table, [at for at in range(table.shape[1]) if at not in positions.values()], where)
+    numbers = [row for row in range(1, len(table) + 1) if row not in rejected]
+    table = table.iloc[[row - 1 for row in numbers]]
+    columns = {name: _cells(table, at) for name, at in positions.items()}
     for name, cells in columns.items():
-        for row, cell in enumerate(cells, 1):
+        for row, cell in zip(numbers, cells, strict=True):
             if _is_empty(cell) and name not in may_be_empty:
                 raise ValueError(f"row {row} of {where} has an empty {name}: fill it in or delete it.")
     given = {name: declared[column] for name, at in positions.items() if (column := table.columns[at]) in declared}
-    return Cells(columns, given, where)
+    return Cells(columns, given, where, numbers)
+
+
+def _cells(table: pd.DataFrame, at: int) -> list[Any]:
+    return [_plain(cell) for cell in table.iloc[:, at].astype(object)]
+
+
+def _rejected(table: pd.DataFrame, others: Sequence[int], where: str) -> set[int]:
+    """The numbers of the rows that an annotator rejected, as columns at the positions ``others`` say."""
+    found = set[int]()
+    for at in others:
+        name = str(table.columns[at])
+        verdict = re.sub(r"^(is|was)", "", _column(name.rpartition(".")[2]))
+        if verdict in REJECTED_IF_TRUE:
+            left, taken = ({word for word, truth in TRUTHS.items() if truth is which} for which in (True, False))
+        else:
+            left, taken = REJECTED, ACCEPTED
+        rows = set[int]()
+        for row, cell in enumerate(_cells(table, at), 1):
+            words = {str(word).strip().casefold() for word in (cell if isinstance(cell, list) else [cell])}
+            words -= {"", "none", "nan", "<na>"}
+            if not words <= left | taken:
+                break
+            if words and words <= left:
+                rows.add(row)
+        else:
+            if not rows:
+                continue
+            if left is REJECTED and verdict not in VERDICTS:
+                raise ValueError(
+                    f"the column {name!r} of {where} seems to say which rows were rejected (row {min(rows)} has "
+                    f"{_cells(table, at)[min(rows) - 1]!r}): delete these rows, or the column."
+                )
+            log.warning("%d of %d rows of %s are left out: the column %r says that they were rejected.",
+                        len(rows), len(table), where, name)  # fmt: skip
+            found |= rows
+    return found
 
 
 def _plain(cell: Any) -> Any:
@@ -113,7 +185,7 @@ def _table(texts: Any, where: str, sets: Sets, says: str) -> Table:
     if isinstance(texts, pd.DataFrame):
         return texts, {}
     if isinstance(texts, str | os.PathLike):
-        return _of_file(Path(texts), sets, says)
+        return _of_file(Path(texts).expanduser(), sets, says)
     if hasattr(texts, "to_pandas"):  # datasets.Dataset, polars, pyarrow
         return texts.to_pandas(), _declared(getattr(texts, "features", None))
     if isinstance(texts, Mapping) and any(hasattr(split, "to_pandas") for split in texts.values()):
