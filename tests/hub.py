@@ -28,28 +28,10 @@ from tiny import FAMILIES, SIZES
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-LANGUAGES = [
-    "ja",
-    "nl",
-    "ar",
-    "pl",
-    "de",
-    "it",
-    "pt",
-    "tr",
-    "es",
-    "hi",
-    "el",
-    "ur",
-    "bg",
-    "en",
-    "fr",
-    "zh",
-    "ru",
-    "th",
-    "sw",
+LANGUAGES = [  # in the order of the checkpoint
+    *("ja", "nl", "ar", "pl", "de", "it", "pt", "tr", "es", "hi", "el", "ur", "bg", "en", "fr", "zh", "ru", "th", "sw"),
     "vi",
-]  # in the order of the checkpoint
+]
 PARQUET = "refs/convert/parquet"
 
 

@@ -485,7 +485,12 @@ def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys
 
 
 def test_nothing_in_the_project_trusts_remote_code():
-    sources = [*ROOT.glob("gnorm/**/*.py"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "run_all.py"]
+    sources = [
+        *ROOT.glob("gnorm/**/*.py"),
+        *ROOT.glob("experiments/**/*.py"),
+        *ROOT.glob("notebooks/*.ipynb"),
+        ROOT / "run_all.py",
+    ]
     assert not [path for path in sources if "trust_remote_code" in path.read_text("utf-8")]
 
 
