@@ -21,33 +21,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import sentencepiece
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils.sha import git_hash
 from safetensors.torch import save
 from tiny import FAMILIES, SIZES
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-LANGUAGES = [
-    "ja",
-    "nl",
-    "ar",
-    "pl",
-    "de",
-    "it",
-    "pt",
-    "tr",
-    "es",
-    "hi",
-    "el",
-    "ur",
-    "bg",
-    "en",
-    "fr",
-    "zh",
-    "ru",
-    "th",
-    "sw",
+LANGUAGES = [  # in the order of the checkpoint
+    *("ja", "nl", "ar", "pl", "de", "it", "pt", "tr", "es", "hi", "el", "ur", "bg", "en", "fr", "zh", "ru", "th", "sw"),
     "vi",
-]  # in the order of the checkpoint
+]
 PARQUET = "refs/convert/parquet"
 
 
@@ -107,7 +91,7 @@ def large(name):
 def etag(name, content):
     if large(name):
         return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return git_hash(content)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -187,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
                 "type": "file",
                 "path": name,
                 "size": len(content),
-                "oid": hashlib.sha1(content).hexdigest(),
+                "oid": git_hash(content),
                 **(
                     {"lfs": {"oid": etag(name, content), "size": len(content), "pointerSize": 1}} if large(name) else {}
                 ),
@@ -202,11 +186,6 @@ class Handler(BaseHTTPRequestHandler):
         about = {"id": key[1], "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0}
         sizes = {name: {"size": len(content)} if "blobs=" in self.path else {} for name, content in files.items()}
         return self.json({**about, "siblings": [{"rfilename": name, **sizes[name]} for name in files]})
-
-    def bare(self):
-        """About a repository, its commit alone."""
-        kind, repo = re.search(r"/api/(models|datasets)/([^/]+/[^/]+)/", self.path).groups()
-        self.json({"id": repo, "sha": commit_of(self.server.repositories[kind, repo])})
 
     def resolve(self, key, revision, name):
         files, commit = self.files(key, revision)
@@ -411,6 +390,18 @@ def repositories():
         ("datasets", "tyqiangz/multilingual-sentiments"): {"multilingual-sentiments.py": b"raise SystemExit\n"},
         ("datasets", "tyqiangz/multilingual-sentiments", PARQUET): inspected,
     }
+
+
+def aim(patch, home, url):
+    """Make ``home`` the HF_HOME of this process and the hub at ``url`` its hub; "" for none."""
+    patch.delenv("GNORM_CHECKED_COMMITS", raising=False)
+    patch.setattr(constants, "HF_HUB_OFFLINE", not url)
+    patch.setattr(constants, "HF_HOME", str(home))
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    patch.setattr(constants, "ENDPOINT", url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+    patch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # between its attempts
 
 
 def cached(home):

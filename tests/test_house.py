@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,12 @@ def test_imports_of_the_experiments_run_downwards_only(module):
     below = experiments.ROOMS[: experiments.ROOMS.index(room_of(module)) + 1]
     for other in imported_by(module, ast.walk(tree_of(module))):
         assert other == "experiments" or other.startswith("gnorm") or room_of(other) in below, f"{module}: {other}"
+
+
+def test_no_room_of_the_experiments_holds_more_than_ten_modules():
+    rooms = Counter(room_of(name) for name in PAPER if name.count(".") == 2)
+    assert set(rooms) == set(experiments.ROOMS)
+    assert max(rooms.values()) <= 10
 
 
 def test_a_room_of_the_experiments_is_found_by_the_name_of_its_module():

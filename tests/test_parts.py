@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -138,17 +136,13 @@ def test_the_packages_belong_to_a_trained_checkpoint(cache, install, model_zip):
     assert Recipe.read(recipe()).versions() == before | dict.fromkeys(packages, "0.0.2")
 
 
-def test_a_second_call_unpacks_nothing_and_another_version_is_unpacked_anew(cache, install, monkeypatch):
+def test_a_second_call_unpacks_nothing_and_another_version_is_unpacked_anew(cache, install, site):
     install(zipped(SMALL))
-    unpackings, unpack = [], parts._unpack
-    monkeypatch.setattr(parts, "_unpack", lambda *arguments: unpackings.append(arguments) or unpack(*arguments))
     first = unpacked(PARTS)
+    (site / PIECES[0]).write_bytes(b"read no more")
     assert unpacked(PARTS) == first
-    assert len(unpackings) == 1
     install(zipped(SMALL | {"x/vocab.txt": b"c\n"}), version="0.0.2")
-    second = unpacked(PARTS)
-    assert len(unpackings) == 2
-    assert (contents(first)["vocab.txt"], contents(second)["vocab.txt"]) == (b"a\nb\n", b"c\n")
+    assert (contents(first)["vocab.txt"], contents(unpacked(PARTS))["vocab.txt"]) == (b"a\nb\n", b"c\n")
 
 
 @pytest.mark.parametrize("ask", [unpacked, lambda _: Recipe.read(recipe()).versions()], ids=["unpacked", "versions"])
@@ -161,12 +155,12 @@ def test_a_missing_package_is_named_with_the_remedy(ask, cache, install, site):
     assert not cache.exists()
 
 
-def test_a_missing_piece_is_named_with_the_remedy(cache, install, site):
-    install(zipped(SMALL))
-    (site / PIECES[2]).unlink()
-    with pytest.raises(FileNotFoundError, match=f"has no input/tiny.zip.003; {REMEDY}$"):
-        unpacked(PARTS)
-    assert not cache.exists()
+def unpacked_or_refused():
+    """The folder and "", or None and what the error says."""
+    try:
+        return unpacked(PARTS), ""
+    except OSError as error:
+        return None, str(error)
 
 
 def test_a_damaged_byte_is_noticed_or_changes_nothing(cache, install, site):
@@ -180,37 +174,35 @@ def test_a_damaged_byte_is_noticed_or_changes_nothing(cache, install, site):
     damaged = 0
     for i in range(len(content)):
         piece.write_bytes(content[:i] + bytes([content[i] ^ 0x41]) + content[i + 1 :])
-        got, said = unpacked_or_refused()
-        folders = [path.name for path in cache.iterdir() if path.is_dir()]
-        assert len(folders) == (said == ""), (i, folders)
-        if said:
+        folder, said = unpacked_or_refused()
+        if folder is None:
             assert re.fullmatch(rf"the zip that .* is damaged \(.+\): {REMEDY}", said), (i, said)
+            assert not any(path.is_dir() for path in cache.iterdir()), i
             damaged += 1
-        else:
-            # A file whose name was damaged is missing; no file has another content.
-            assert got.items() <= whole.items(), i
-            shutil.rmtree(cache / folders[0])
+        else:  # a file whose name was damaged is missing; no file has another content
+            assert contents(folder).items() <= whole.items(), i
+            shutil.rmtree(folder)
     assert damaged > len(content) / 2
-
-
-def unpacked_or_refused():
-    """What was unpacked, and what the error says, "" for none."""
-    try:
-        return contents(unpacked(PARTS)), ""
-    except OSError as error:
-        return {}, str(error)
 
 
 def test_a_full_disk_is_not_taken_for_damage(cache, install, monkeypatch):
     install(zipped(SMALL))
 
-    def full(*_):
+    def full(**_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(parts, "_checkpoint_in", full)
+    monkeypatch.setattr(parts.tempfile, "TemporaryFile", full)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
         unpacked(PARTS)
     assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_missing_piece_is_named_with_the_remedy(cache, install, site):
+    install(zipped(SMALL))
+    (site / PIECES[2]).unlink()
+    with pytest.raises(FileNotFoundError, match=f"has no input/tiny.zip.003; {REMEDY}$"):
+        unpacked(PARTS)
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(
@@ -247,35 +239,6 @@ def test_a_zip_writes_nothing_outside_its_folder(cache, install, tmp_path):
     install(zipped({f"../{name[2:]}": data for name, data in SMALL.items()}), version="0.0.2")
     assert contents(unpacked(PARTS)) == contents(folder)  # the folder of the zip itself lies outside
     assert {path.name for path in tmp_path.iterdir()} - before == {"cache"}
-
-
-KILLED = """
-import os, shutil, signal, sys
-from experiments.data import parts
-
-def copy(source, target, copy=shutil.copyfileobj):
-    copy(source, target)
-    if target.name.endswith("model.safetensors"):
-        target.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-shutil.copyfileobj = copy
-parts.unpacked(parts.Parts(sys.argv[1], sys.argv[2:]))
-"""
-
-
-def test_a_killed_unpacking_leaves_nothing_half(cache, install, site, monkeypatch):
-    install(zipped(SMALL))
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{site}")
-    command = [sys.executable, "-c", KILLED, PARTS.requirements, *PIECES]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -9, killed.stderr
-    (half,) = (path for path in cache.iterdir() if path.is_dir())
-    assert half.name.endswith(".unfinished")
-    assert "vocab.txt" not in contents(half)
-    folder = unpacked(PARTS)
-    assert contents(folder) == {name.partition("/")[2]: data for name, data in SMALL.items()}
-    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
 
 
 def test_a_start_is_read_strictly():

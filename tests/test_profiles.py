@@ -1,4 +1,4 @@
-"""Profiles that extend others, variants of their models, repetitions; texts in another order; runs that follow."""
+"""Profiles with mistakes, profiles that extend others, variants, repetitions; the order of texts; runs that follow."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -68,6 +68,49 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "above.toml").write_text(ABOVE, "utf-8")
     monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     return tmp_path
+
+
+# ---------------------------------------------------------------- mistakes
+
+MISTAKES = [
+    ("smoke", "[models.bert]", "[models.bert", "line "),
+    ("smoke", "[models.albert]", "[models.bert]", "bert"),
+    ("smoke", "budget = 0.1", "budget = 0.1\nbudget = 0.2", "line "),
+    ("smoke", "budget = 0.1", "budgett = 0.1", "budget"),
+    ("smoke", "budget = 0.1", "", "budget"),
+    ("smoke", "max_length = 40", 'max_length = "forty"', "max_length"),
+    ("smoke", 'title = "BERT', 'color = "red"\ntitle = "BERT', "color"),
+    ("smoke", 'title = "BERT (tiny), four languages"', "title = 7", "title"),
+    ("smoke", "texts = 24", "texts = true, text = 3", "text"),
+    ("smoke", "texts = 24", "texts = 0", "texts = 0, it must be at least 1"),
+    ("smoke", "batch = 8", "batch = 0", "batch = 0, it must be at least 1"),
+    ("smoke", "trials = 3", "trials = -3", "trials = -3, it must be at least 1"),
+    ("smoke", "description", "\xff", "utf-8"),
+    (
+        "paper",
+        'protocol = "paper"',
+        'protocol = "held out"',
+        "bert is scored and measured on the split 'train': name a",
+    ),
+    ("paper", 'protocol = "paper"', 'protocol = "other"', "protocol"),
+    ("paper", "[models.bert.dataset]", "[models.bert.data]", "needs data, training and max_length, or else checkpoint"),
+    ("paper", 'texts = "all"', 'texts = "most"', "texts"),
+    ("paper", 'overlong = "leave out"', 'overlong = "drop"', "overlong"),
+    ("paper", "files = { validation_matched", "file = { validation_matched", "file"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "complaint"), MISTAKES)
+def test_a_profile_with_a_mistake_is_refused_by_name(name, old, new, complaint, tmp_path, monkeypatch):
+    text = (profiles.PROFILES / f"{name}.toml").read_text("utf-8")
+    assert old in text
+    encoding = "latin-1" if new == "\xff" else "utf-8"
+    (tmp_path / f"{name}.toml").write_bytes(text.replace(old, new).encode(encoding, errors="replace"))
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    with pytest.raises(ValueError, match=f"^{name}.toml cannot be read: .*{complaint}"):
+        read_profile(name)
+    with pytest.raises(ValueError, match=f"^{name}.toml cannot be read: "):
+        tasks.load(name, "bert")
 
 
 # ---------------------------------------------------------------- extends

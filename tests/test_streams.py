@@ -6,7 +6,6 @@ import torch
 from tiny import ragged_batches, tiny_model
 
 import gnorm
-from experiments.data.text_sets import text_set
 from gnorm.engine import streams
 from gnorm.engine.batches import layer_input_caches
 
@@ -145,31 +144,3 @@ def test_a_data_set_needs_a_batch_size():
         gnorm.TextSet([], 4)
     with pytest.raises(ValueError, match="batch_size=0 is out of range"):
         gnorm.TextSet(rows, 0)
-
-
-class Words:
-    """A tokenizer that makes a token of every word, its length."""
-
-    pad_token_id, init_kwargs = 1, {}
-
-    def __call__(self, texts, return_token_type_ids, truncation, max_length):
-        ids = [[len(word) + 2 for word in text.split()][:max_length] for text in texts]
-        return {"input_ids": ids, "attention_mask": [[1] * len(text) for text in ids]}
-
-    def num_special_tokens_to_add(self, pair):
-        return 3
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_texts_are_tokenised_once_to_arrow(streaming, tmp_path):
-    rows = datasets.Dataset.from_dict({"text": ["a bb ccc", "dd", "e ff g h"], "label": [0, 1, 2]})
-    rows = rows.to_iterable_dataset() if streaming else rows
-    texts = text_set(Words(), rows, tiny_model("roberta"), 2, 3, tmp_path / "texts.arrow")
-    first, second = texts
-    assert first["input_ids"].tolist() == [[3, 4, 5], [4, 1, 1]]
-    assert first["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert first["labels"].tolist() == [0, 1]
-    assert second["input_ids"].tolist() == [[3, 4, 3]]
-    with pytest.raises(ValueError, match="has no texts"):
-        text_set(Words(), rows.filter(lambda _: False), tiny_model("roberta"), 2, 3, tmp_path / "none.arrow")
-    assert [path.name for path in tmp_path.iterdir()] == ["texts.arrow"]

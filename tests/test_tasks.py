@@ -1,12 +1,16 @@
-"""Profiles are read strictly; a task's batches are what the profile says; what a change makes stale."""
+"""A task's batches are what the profile says; trained models that are damaged; what a change makes stale."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 import gnorm
 from experiments.data import profiles, tasks
+from experiments.data.checkpoints import checkpoint
 from experiments.data.profiles import profile_names, read_profile
 from experiments.files import provenance
 from experiments.pipeline import runner
@@ -17,23 +21,6 @@ def profile_file(tmp_path, monkeypatch):
     text = (profiles.PROFILES / "smoke.toml").read_text("utf-8")
     monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     return lambda old, new: (tmp_path / "smoke.toml").write_text(text.replace(old, new), "utf-8")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "complaint"),
-    [
-        ("budget = 0.1", "budgett = 0.1", "budget"),
-        ('title = "BERT', 'color = "red"\ntitle = "BERT', "color"),
-        ("max_length = 40", 'max_length = "forty"', "max_length"),
-        ("texts = 24", "texts = true, text = 3", "text"),
-        ("[models.bert]", "[models.bert", "cannot be read"),
-        ("[models.albert]", "[models.bert]", "cannot be read"),
-    ],
-)
-def test_profiles_with_mistakes_are_refused_by_name(profile_file, old, new, complaint):
-    profile_file(old, new)
-    with pytest.raises(ValueError, match=f"smoke.toml cannot be read: .*{complaint}|{complaint}"):
-        read_profile("smoke")
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -94,6 +81,72 @@ def test_a_model_that_is_not_accurate_enough_is_not_pruned(monkeypatch):
     monkeypatch.setattr(tasks, "model_spec", lambda *_: strict)
     with pytest.raises(RuntimeError, match=r"bert of profile smoke classifies 0\.\d+ of its 64 evaluation texts"):
         tasks.load("smoke", "bert", device="cpu", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        (
+            'split = "test"',
+            'split = "held out"',
+            "bert: there is no split 'held out'; there are train, validation, test",
+        ),
+        ("texts = 64", "texts = 9999", "bert: split test has 200 texts, 9999 are asked for"),
+    ],
+)
+def test_sizes_that_the_data_do_not_have_are_refused(profile_file, old, new, complaint):
+    profile_file(old, new)
+    with pytest.raises(ValueError, match=complaint):
+        tasks.load("smoke", "bert", "cpu", progress=False)
+
+
+# ---------------------------------------------------------------- trained models that are damaged
+
+DAMAGES = {
+    "weights cut off": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:5000])),
+    "no weights": ("model.safetensors", Path.unlink),
+    "no tokenizer": ("tokenizer.json", Path.unlink),
+    "a damaged tokenizer": ("tokenizer.json", lambda path: path.write_text('{"version"')),
+    "no configuration": ("config.json", Path.unlink),
+    "no record": ("training.json", Path.unlink),
+    "no texts": ("data", shutil.rmtree),
+    "texts cut off": ("data/test/data-00000-of-00001.arrow", lambda path: path.write_bytes(path.read_bytes()[:900])),
+    "a damaged record": ("training.json", lambda path: path.write_text("{")),
+}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A copy of the trained smoke model, in a cache of its own."""
+    folder = checkpoint("smoke-bert", read_profile("smoke").models["bert"].recipe, progress=False)
+    shutil.copytree(folder, tmp_path / folder.name)
+    monkeypatch.setenv("GNORM_CACHE", str(tmp_path))
+    return tmp_path / folder.name
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_trained_model_is_refused(name, damage, trained):
+    damage(trained / name)
+    there = sorted(trained.rglob("*"))
+    says = f"{re.escape(str(trained))} is damaged .*: delete the folder, and it is trained anew"
+    with pytest.raises(RuntimeError, match=says):
+        tasks.load("smoke", "bert", "cpu", progress=False)
+    assert sorted(trained.rglob("*")) == there
+
+
+def test_a_trained_model_that_lacks_a_weight_is_refused(trained):
+    whole = AutoModelForSequenceClassification.from_pretrained(trained)
+    weights = {name: tensor for name, tensor in whole.state_dict().items() if name != "classifier.bias"}
+    whole.save_pretrained(trained, state_dict=weights)
+    with pytest.raises(RuntimeError, match="no weights for classifier.bias"):
+        tasks.load("smoke", "bert", "cpu", progress=False)
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("not a folder")
+    monkeypatch.setenv("GNORM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FileExistsError, match="name another folder in .GNORM_CACHE: .*cache"):
+        tasks.load("smoke", "bert")
 
 
 # ---------------------------------------------------------------- what a change makes stale

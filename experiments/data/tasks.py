@@ -28,7 +28,7 @@ from gnorm.storage.tokenizing import batched, encoded
 
 from ..files.provenance import code_of
 from . import checkpoints, hub, reading
-from .hub_cache import AssetError
+from .hub import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
 from .training import TASKS, Recipe
 

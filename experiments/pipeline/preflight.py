@@ -11,8 +11,7 @@ from huggingface_hub import constants
 from .. import runs
 from ..analysis.published import AS_PUBLISHED, against_published
 from ..data import hub, reading, tasks
-from ..data.assets import Asset, AssetState
-from ..data.hub_cache import AssetError
+from ..data.hub import Asset, AssetError, AssetState
 from ..data.profiles import Profile, read_profile
 from ..files.errors import RunError, UsageError
 
@@ -46,10 +45,9 @@ def choose_profile(asked: str, device: str) -> str:
 
 
 def bring_assets(profile: Profile, models: list[str], needed: Sequence[Asset], device: str) -> list[AssetState]:
-    """Say which assets are cached, reachable or missing and how long the models will take; then fetch what is needed.
+    """Say which assets are cached, reachable or missing; fetch what is needed, and say how long the models will take.
 
-    Returns every asset, cached. What is only looked at stops nothing: it is returned as missing, and the reason is
-    printed.
+    Returns every asset, cached. What is inspected stops nothing: it is returned as missing, and the reason is printed.
 
     Raises ``UsageError`` where another asset is missing, cannot be fetched, or is not what the profile says.
     """
@@ -59,8 +57,8 @@ def bring_assets(profile: Profile, models: list[str], needed: Sequence[Asset], d
     _print_assets(assets)
     _refuse_missing(profile, assets)
     try:
-        _print_times(profile, models, assets, device)
         assets = [_fetched_or_missing(each) if each.asset in profile.inspected else hub.fetch(each) for each in assets]
+        _print_times(profile, models, assets, device)
         for model in models:
             if profile.models[model].checkpoint:
                 _check_texts(profile, model)
@@ -72,7 +70,7 @@ def bring_assets(profile: Profile, models: list[str], needed: Sequence[Asset], d
 def _print_assets(assets: Sequence[AssetState]) -> None:
     print(f"{'asset':76} {'state':9} {'commit':12} {'MB':>8}")
     for each in assets:
-        size = "" if each.megabytes is None else f"{each.megabytes:,.1f}"
+        size = f"{sum(each.files.values()) / 1e6:,.1f}" if each.files else ""
         print(f"{each.name:76} {each.status:9} {each.commit[:12]:12} {size:>8}")
 
 
@@ -100,11 +98,11 @@ def _print_times(profile: Profile, models: Sequence[str], assets: Sequence[Asset
 
 
 def _fetched_or_missing(asset: AssetState) -> AssetState:
-    """What is only looked at, cached; or missing, and the reason is printed."""
+    """What is inspected, cached; or missing, and the reason is printed."""
     try:
         reading.load_splits(cached := hub.fetch(asset))
     except AssetError as error:
-        print(f"{error} It is only looked at: the rest runs without it.", flush=True)
+        print(f"{error} It is inspected, not used: the rest runs without it.", flush=True)
         return AssetState(asset.asset, "missing", why=str(error))
     return cached
 

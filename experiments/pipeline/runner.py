@@ -22,7 +22,7 @@ from gnorm.storage.files import delete_unfinished, write_json
 
 from ..analysis.published import published_curves
 from ..data import hub
-from ..data.assets import Asset, AssetState
+from ..data.hub import Asset, AssetState
 from ..data.profiles import Profile, check_models, read_profile
 from ..files import paths, provenance
 from ..files.errors import RunError, UsageError
@@ -61,7 +61,7 @@ class Plan:
         return given | ({"published": self.published} if "published" in execution.declared(notebook) else {})
 
     def assets(self, notebooks: Sequence[str]) -> list[Asset]:
-        """What the models need of the hub, and what is only looked at if the notebook that looks at it runs."""
+        """What the models need of the hub, and what is inspected if the notebook that shows it runs."""
         return self.profile.assets(self.models) + (self.profile.inspected if "data_processing" in notebooks else [])
 
 
