@@ -137,7 +137,7 @@ def removed(
             "MB after": memory_mb(task.model),
         }
         if finetune_epochs:
-            finetune(task.model, task.tokenizer, task.splits["train"], task.spec.max_length, epochs=finetune_epochs)
+            finetune(task.model, task.tokenizer, task.splits["train"], task.max_length, epochs=finetune_epochs)
             row[f"{metric} finetuned"] = task.measured()
         rows.append(row)
     return pd.DataFrame(rows)
