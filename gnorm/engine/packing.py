@@ -29,9 +29,10 @@ from .attention import (
     first_token_attention,
     fused_attention,
 )
+from .checks import fits, sizes_of
 from .known_models import causal, owns_attention, packable
 from .padding import LengthGroup, PackedTexts, PadIndices
-from .problems import problem_of
+from .problems import gives_tokens, problem_of
 from .state import attention_implementation, evaluating
 
 ATTENTION_NAME = "gnorm_packed"  # under which transformers knows ``_packed_attention``
@@ -164,24 +165,30 @@ def _first_text_alone(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """The logits of one forward pass; as ``logits_in``."""
-    return logits_in(model, model(**inputs))
+    return logits_in(model, model(**inputs), inputs)
 
 
-def logits_in(model: nn.Module, output: Any) -> Tensor:
-    """The logits in what ``model`` returned, of the axes that its problem gives them; those of the first and of the
-    last token of an answer together, (text, boundary, token).
+def logits_in(model: nn.Module, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The logits in what ``model`` returned for ``inputs``, of the axes that its problem gives them; those of the first
+    and of the last token of an answer together, (text, boundary, token).
 
-    Raises ``ValueError`` where the model gives none of these axes.
+    Raises ``ValueError`` where the model gives none of these axes, or some of another size: of texts, tokens or
+    classes.
     """
     problem = problem_of(model)
     logits = getattr(output, "logits", None)
     if "boundary" in problem.logits and getattr(output, "start_logits", None) is not None:
         logits = torch.stack([output.start_logits, output.end_logits], 1)
-    if logits is None or logits.dim() != len(problem.logits):
+    sizes = sizes_of(problem.logits, inputs, problem, model)
+    of_tokens = problem.by_text and gives_tokens(model)
+    if logits is None or of_tokens or not fits(logits, sizes):
         given = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
+        needed = ", ".join(axis if size is None else f"{axis} {size}" for axis, size in zip(problem.logits, sizes))
         mend = "correct its forward" if problem.heads else "load it as a sequence classifier"
+        if logits is not None and not of_tokens and fits(logits, [*sizes[:-1], None]) and problem.logits[-1] == "class":
+            mend += f", or set config.{problem.classes} to {logits.shape[-1]} if that is how many classes it has"
         mend = "set config.return_dict to True" if isinstance(output, tuple) else mend
-        raise ValueError(f"{type(model).__name__} gives {given}, not ({', '.join(problem.logits)}): {mend}.")
+        raise ValueError(f"{type(model).__name__} gives {given}, not ({needed}): {mend}.")
     return logits
 
 
