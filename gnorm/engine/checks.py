@@ -125,7 +125,7 @@ def checked(batches: Iterable[Any], model: Any) -> Iterator[Batch]:
     first: dict[str, None] | None = None
     for i, batch in enumerate(batches):
         one = _checked(batch, i, tables, names, problem.inputs)
-        one = _with_decoder(one, i, tables, model) if problem.side else one
+        one = with_decoder(one, i, tables, model)
         first = first or dict.fromkeys(one)
         if one.keys() - set(LABELS) != first.keys() - set(LABELS):
             raise ValueError(f"batch {i} holds {', '.join(one)}, batch 0 {', '.join(first)}: give all the same.")
@@ -230,14 +230,16 @@ def _check_width(batch: Batch, i: int, room: int | None, axes: Sequence[str]) ->
         )
 
 
-def _with_decoder(batch: Batch, i: int, tables: Mapping[str, int | None], model: Any) -> Batch:
-    """Batch number ``i`` with what the decoder reads: made from the labels as the model itself does where it is left
-    out, and with a mask of padding.
+def with_decoder(batch: Batch, i: int, tables: Mapping[str, int | None], model: Any) -> Batch:
+    """Batch number ``i`` with what the decoder reads, where the model has a decoder with inputs of its own: made from
+    the labels as the model itself does where it is left out, and with a mask of padding.
 
     A mask that is left out is read off the labels: what follows the last one that counts is padding. Masking it changes
     no logit before it, since a decoder looks back alone. Raises ``ValueError`` where labels and inputs leave open what
     is padding, and for inputs of the decoder as for those of the encoder.
     """
+    if not problem_of(model).side:
+        return batch
     names = ("decoder_input_ids", "decoder_inputs_embeds")
     labels, mask = batch.get("labels"), batch.get("decoder_attention_mask")
     added: dict[str, Tensor] = {}
@@ -260,11 +262,10 @@ def _with_decoder(batch: Batch, i: int, tables: Mapping[str, int | None], model:
                 f"decoder_input_ids of batch {i} hold the padding token, which may be padding or not: give "
                 "decoder_attention_mask."
             )
+        added["decoder_attention_mask"] = torch.ones_like(batch["decoder_input_ids"])
     batch = {**batch, **added}
-    of_decoder, its_tables = (
-        {name.removeprefix("decoder_"): each[name] for name in each if name.startswith("decoder_")}
-        for each in (batch, tables)
-    )
+    of_decoder = {name.removeprefix("decoder_"): batch[name] for name in batch if name.startswith("decoder_")}
+    its_tables = {name.removeprefix("decoder_"): rows for name, rows in tables.items() if name.startswith("decoder_")}
     try:
         _checked(of_decoder, i, its_tables, None, ("text", "token"))
     except ValueError as error:
