@@ -303,12 +303,13 @@ def _read_by_decoder(model: Any, labels: Tensor, i: int) -> Tensor:
 
 
 def _usable(name: str, tensor: Tensor) -> Tensor:
-    """The tensor outside inference mode, as int64 where it holds numbers of rows or classes."""
+    """The tensor outside inference mode, as int64 where it is a mask or holds numbers of rows or classes, and labels
+    that are fractions in float32 at least, which numpy knows."""
     tensor = tensor.clone() if tensor.is_inference() else tensor
-    numbers = name.removeprefix("decoder_") in TABLES or (
-        name in LABELS and not tensor.is_floating_point() and not tensor.is_complex()
-    )
-    return tensor.long() if numbers else tensor
+    if name in LABELS and (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    mask = name.endswith("attention_mask") and not tensor.is_floating_point()
+    return tensor.long() if mask or name in LABELS or name.removeprefix("decoder_") in TABLES else tensor
 
 
 def check_labels(

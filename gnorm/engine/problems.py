@@ -117,11 +117,12 @@ class Problem:
         )
 
     def foreseen(self, labels: Tensor, real: Tensor | None) -> Tensor:
-        """The labels, ``NOT_COUNTED`` where the logits that are for a token are those of padding: the first token of a
-        text with padding before it. real: what ``without_padding`` says of the text."""
-        if not self.shifted or real is None:
+        """The labels, ``NOT_COUNTED`` where the logits that are for a token are those of padding: of padding itself, or
+        of the first token of a text with padding before it. real: what ``without_padding`` says of the text."""
+        if real is None or "token" not in self.labels or labels.shape != real.shape[:2]:
             return labels
-        return labels.masked_fill(pad(~real[:, :-1, 0], (1, 0)), NOT_COUNTED)
+        padding = ~real[..., 0]
+        return labels.masked_fill(pad(padding[:, :-1], (1, 0)) if self.shifted else padding, NOT_COUNTED)
 
     def foreseen_in(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """``foreseen`` of the labels of a batch; None where it has none."""

@@ -26,7 +26,9 @@ from ..storage.folders import free_file, free_folder, replace_files
 
 Inputs = dict[str, Tensor]
 
-Length = int | tuple[int, int]  # tokens, pixels a side, samples or frames; of an image that is not square (height, width)
+Length = (
+    int | tuple[int, int]
+)  # tokens, pixels a side, samples or frames; of an image that is not square (height, width)
 
 EXPORTED_WITH = (2, 8)  # texts and tokens of the example that the exporter runs the model on
 
@@ -86,7 +88,9 @@ def inputs_of(model: Any, batch: int, length: Length) -> Inputs:
         inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
     if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
         ids = inputs.get("input_ids", _texts(model.config, batch, 1)["input_ids"])
-        inputs["decoder_input_ids"] = ids.remainder(tables_of(model).get("decoder_input_ids") or model.config.vocab_size)
+        inputs["decoder_input_ids"] = ids.remainder(
+            tables_of(model).get("decoder_input_ids") or model.config.vocab_size
+        )
     return inputs
 
 
