@@ -289,7 +289,7 @@ def _read_by_decoder(model: Any, labels: Tensor, i: int) -> Tensor:
     with evaluating(model):
         hook = model.get_decoder().register_forward_pre_hook(end, with_kwargs=True)
         try:
-            model(encoder_outputs=(encoded,), labels=labels.to(model.device))
+            model.forward(encoder_outputs=(encoded,), labels=labels.to(model.device))  # without its hooks
         except _ReadError as read:
             if isinstance(ids := read.args[0], Tensor):
                 return ids.to(labels.device)
