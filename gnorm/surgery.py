@@ -14,7 +14,7 @@ from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layer
 from .engine.packing import logits_of
 from .engine.projections import cut
 from .engine.rows import is_tested
-from .engine.state import copy_of, in_use, with_own_config
+from .engine.state import copy_of, in_use, own_modes, with_own_config
 from .heads import AttentionBlock, attention_blocks, checked_mask, config_of, head_mask_of, masked, refuse_removal
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def try_removal(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
     one = {name: t[:1].float() if t.is_floating_point() else t[:1] for name, t in inputs.items()}
     numbers = torch.arange(len(head_mask_of(copy)))[:, None] + torch.arange(attention_blocks(copy)[0].num_heads)
     for mask in (numbers % 2 == 0, numbers < 0):
-        with torch.no_grad():
+        with own_modes(), torch.no_grad():
             with masked(copy, mask):
                 expected = logits_of(copy, one)
             remove_heads(copy, mask)

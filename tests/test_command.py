@@ -369,7 +369,9 @@ def test_recovery_refuses_what_it_cannot_train_on(own):
     model = tiny_model("bert")
     batches = [{name: t for name, t in own.scoring[0].items() if name != "labels"}]
     with pytest.raises(ValueError, match="batch 0 has no `labels`: training needs"):
-        shipping.recover(model, batches)
+        shipping.recover(own.model, batches)
+    with pytest.raises(ValueError, match="batch 0 has token ids from .*, the model knows 0 to 119"):
+        shipping.recover(model, own.scoring)
     with pytest.raises(ValueError, match="lr=0 is out of range"):
         shipping.recover(model, own.scoring, lr=0)
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import test_families
 import torch
-from test_encoders import make, masks
+from test_encoders import MODELS, make, masks
 from tiny import tiny_model
 
 import gnorm
@@ -94,3 +94,15 @@ def test_decoders_and_sounds_are_measured_too(name, lengths):
     assert set(table.parameters) == {intact}
     assert set(table["parameters after"]) == {sum(parameter.numel() for parameter in model.parameters())}
     assert (table["flops saved"] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "beit/relative"])
+def test_images_need_not_be_square(name):
+    of_images = make if name in MODELS else test_families.make
+    model = of_images(name, image_size=(8, 20))
+    gnorm.remove_heads(model, test_families.random_masks(gnorm.head_mask_of(model).shape)[0])
+    table = gnorm.cost(model, batch_sizes=(2,), rounds=1, seconds=0)
+    assert table.length.tolist() == [(8, 20)]
+    square = gnorm.cost(of_images(name, image_size=[16, 16]), batch_sizes=(2,), rounds=1, seconds=0)
+    assert square.length.tolist() == [16]
+    assert table.GFLOP[0] < square.GFLOP[0]  # of 10 patches and of 16

@@ -117,7 +117,7 @@ def make(name, auto=None, **overrides):
         (LANGUAGE_MODELS, AutoModelForCausalLM),
     )
     auto = auto or next((kind for families, kind in kinds if family in families), AutoModelForSequenceClassification)
-    config = AutoConfig.for_model(family, num_labels=3, **text, **{**CONFIGS[name], **overrides})
+    config = AutoConfig.for_model(family, **{"num_labels": 3, **text, **CONFIGS[name], **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = auto.from_config(config)

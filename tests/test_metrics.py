@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -395,3 +396,71 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(problem, metric, cha
 def test_what_is_neither_a_name_nor_a_function_is_no_metric():
     with pytest.raises(TypeError, match="metric=3 is neither a name nor a function"):
         gnorm.prune(tiny_model("bert"), ragged_batches(), metric=3)
+
+
+# ---------------------------------------------------------------- labels that differ from batch to batch
+
+close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
+
+
+def numbers(change):
+    """Batches of numbers that float16 holds, the labels of the second one changed."""
+    batches = [{**batch, "labels": batch["labels"] / 4} for batch in ragged_batches()]
+    return [batches[0], {**batches[1], "labels": change(batches[1]["labels"])}, batches[2]]
+
+
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.double, torch.Tensor.half, torch.Tensor.bfloat16, lambda labels: labels[:, None]]
+)
+def test_numbers_may_differ_in_type_and_axes_from_batch_to_batch(change):
+    model = tiny_model("bert", num_labels=1)
+    expected, batches = numbers(lambda labels: labels), numbers(change)
+    assert gnorm.measure(model, batches) == gnorm.measure(model, expected)
+    assert gnorm.measure(model, batches[1:2]) == gnorm.measure(model, expected[1:2])
+    found, wanted = (criteria.head_importance(model, given) for given in (batches, expected))
+    close(found, wanted)
+    with pytest.raises(ValueError, match=r"labels of batch 1 are torch.complex64 .*: give a floating-point number"):
+        gnorm.measure(model, numbers(lambda labels: labels.to(torch.complex64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32])
+def test_whole_numbers_may_be_of_any_type(dtype):
+    model, batches = tiny_model("bert"), ragged_batches()
+    small = [batches[0], {name: tensor.to(dtype) for name, tensor in batches[1].items()}, batches[2]]
+    assert gnorm.measure(model, small) == gnorm.measure(model, batches)
+    close(gnorm.gnorm_scores(model, small), gnorm.gnorm_scores(model, batches))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("without", [(0, 1, 2), (1,)])
+def test_scores_need_no_labels_and_metrics_say_which_are_missing(family, without):
+    """Of packed decoders, and of packed classifiers."""
+    kind = transformers.AutoModelForCausalLM if family != "bert" else transformers.AutoModelForSequenceClassification
+    model = kind.from_config(transformers.AutoConfig.for_model(family, **SIZES)).eval()
+    batches = ragged_batches()
+    if family != "bert":
+        batches = [{**b, "labels": b["input_ids"].masked_fill(b["attention_mask"] == 0, -100)} for b in batches]
+    bare = [{n: t for n, t in b.items() if n != "labels" or i not in without} for i, b in enumerate(batches)]
+    for score in (gnorm.gnorm_scores, gnorm.attention_entropy, gnorm.activation_energy):
+        close(score(model, bare), score(model, batches))
+    run = gnorm.prune(model, bare, batches, progress=False, steps=1)
+    assert run.table.equals(gnorm.prune(model, batches, batches, progress=False, steps=1).table)
+    with pytest.raises(ValueError, match=f"batch {without[0]} has no `labels`"):
+        gnorm.measure(model, bare)
+
+
+def test_positions_of_answers_may_be_a_column():
+    model = model_for("question_answering")
+    batches = batches_for("question_answering")
+    columns = [{n: t[:, None].int() if n.endswith("_positions") else t for n, t in b.items()} for b in batches]
+    assert gnorm.measure(model, columns) == gnorm.measure(model, batches)
+    close(criteria.head_importance(model, columns), criteria.head_importance(model, batches))
+
+
+@pytest.mark.parametrize("problem", ["token_classification", "masked_lm"])
+def test_labels_of_padding_do_not_count(problem):
+    model, batches = model_for(problem), batches_for(problem)
+    padded = [{**b, "labels": b["labels"].masked_fill(b["attention_mask"] == 0, 2)} for b in batches]
+    assert any(not torch.equal(a["labels"], b["labels"]) for a, b in zip(padded, batches, strict=True))
+    assert gnorm.measure(model, padded) == gnorm.measure(model, batches)
+    close(criteria.head_importance(model, padded), criteria.head_importance(model, batches))

@@ -7,7 +7,8 @@ import literal
 import pandas as pd
 import pytest
 import torch
-from tiny import ragged_batches, tiny_model
+import transformers
+from tiny import SIZES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.batches import Prepared, forwarding, layer_input_caches, prepare
@@ -279,3 +280,36 @@ def test_a_model_that_gives_tuples_and_ids_that_are_none_are_refused():
     model.config.return_dict = False
     with pytest.raises(ValueError, match="gives no logits, .*: set config.return_dict to True"):
         gnorm.gnorm_scores(model, [batch])
+
+
+TWO = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}  # texts of 4 tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "changes", "complaint"),
+    [
+        ("AutoModelForPreTraining", "electra", {}, r"shape \(2, 4\), not \(text 2, class 3\): load it as a sequence"),
+        ("AutoModelForPreTraining", "electra", {"num_labels": 4}, r"\(2, 4\), not .* load it as a sequence classifier"),
+        ("AutoModelForNextSentencePrediction", "bert", {}, r"\(2, 2\), not \(text 2, class 3\): .*num_labels to 2 if"),
+    ],
+)
+def test_logits_of_other_sizes_than_texts_and_classes_are_refused(kind, family, changes, complaint):
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, "embedding_size": 16, **changes})
+    with pytest.raises(ValueError, match=complaint) as caught:
+        gnorm.gnorm_scores(getattr(transformers, kind).from_config(config).eval(), [TWO])
+    assert str(caught.value).endswith(".")
+
+
+class WithPrompt(transformers.BertForTokenClassification):
+    """Its logits begin with those of two tokens that it puts before each text."""
+
+    def forward(self, **inputs):
+        output = super().forward(**inputs)
+        output.logits = torch.nn.functional.pad(output.logits, (0, 0, 2, 0))
+        return output
+
+
+def test_logits_of_other_tokens_than_those_of_the_texts_are_refused():
+    config = transformers.AutoConfig.for_model("bert", **SIZES)
+    with pytest.raises(ValueError, match=r"\(2, 6, 3\), not \(text 2, token 4, class 3\): correct its forward\."):
+        gnorm.gnorm_scores(WithPrompt(config).eval(), [TWO])

@@ -1,17 +1,19 @@
 """Language models with an encoder and a decoder, held against plain autograd and plain computations by text."""
 
+import copy
 import math
 
 import layouts
 import pytest
 import torch
 from test_families import make
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 import gnorm
-from gnorm import criteria
+from gnorm import criteria, shipping
 from gnorm.engine.problems import problem_of
 from gnorm.metrics import find_metric, kept_of
+from gnorm.shipping.export import inputs_of
 
 LENGTHS = ((5, 3), (2, 6), (6, 1), (4, 4))  # tokens of each text, and of its target
 
@@ -132,3 +134,98 @@ def test_what_leaves_open_what_is_padding_is_refused(changes, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         gnorm.prune(model_of("bart"), [batch], progress=False)
     assert str(caught.value).endswith(".")
+
+
+class Again:
+    """Batches that are read anew for every pass."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def perplexity_by_hand(model, batches):
+    with torch.no_grad():
+        counts = [(batch["labels"] != -100).sum() for batch in batches]
+        losses = [model(**batch).loss.double() * count for batch, count in zip(batches, counts, strict=True)]
+    return math.exp(sum(losses) / sum(counts))
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5", "bart", "mbart", "marian", "pegasus", "m2m_100", "whisper"])
+def test_the_decoder_reads_what_the_model_makes_of_labels_alone(name):
+    """Whether or not the class has a method for it, and of batches that are read anew too."""
+    batches, auto = batches_of(), AutoModelForSpeechSeq2Seq if name == "whisper" else AutoModelForSeq2SeqLM
+    model = make(name, auto)
+    if name == "whisper":
+        sounds = torch.randn(2, 2, 16, 48, generator=torch.Generator().manual_seed(2))
+        batches = [{"input_features": s, "labels": b["labels"]} for s, b in zip(sounds, batches, strict=True)]
+    expected = perplexity_by_hand(model, batches)
+    assert gnorm.measure(model, batches) == pytest.approx(expected, rel=1e-4)
+    assert gnorm.measure(model, Again(batches)) == pytest.approx(expected, rel=1e-4)
+    scores = gnorm.gnorm_scores(model, batches)
+    torch.testing.assert_close(gnorm.gnorm_scores(model, Again(batches)), scores, atol=1e-5, rtol=0)
+    small = [batches[0], {**batches[1], "labels": batches[1]["labels"].to(torch.int16)}]
+    torch.testing.assert_close(gnorm.gnorm_scores(model, small), scores, atol=1e-5, rtol=0)
+
+
+def test_labels_that_the_model_makes_nothing_of_are_refused():
+    model = model_of("m2m_100")
+    model.config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match=r"makes no decoder_input_ids of the labels of batch 0 .*: give decoder_input"):
+        gnorm.gnorm_scores(model, batches_of())
+    assert not model.get_decoder()._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("source", "target"), [(120, 200), (200, 120)])
+def test_a_decoder_has_a_vocabulary_of_its_own(source, target):
+    two = {"decoder_vocab_size": target, "share_encoder_decoder_embeddings": False}
+    model, batches = make("marian", AutoModelForSeq2SeqLM, vocab_size=source, **two), batches_of()
+    batches[0]["labels"][0, 0], batches[0]["input_ids"][0, 0] = target - 1, source - 1  # the last of either
+    assert gnorm.measure(model, batches) == pytest.approx(perplexity_by_hand(model, batches), rel=1e-4)
+    assert int(inputs_of(model, 40, 40)["decoder_input_ids"].max()) < target
+    for name, size in (("labels", target), ("input_ids", source)):
+        beyond = copy.deepcopy(batches)
+        beyond[0][name][0, 0] = size
+        with pytest.raises(ValueError, match=f"batch 0 has .* from .* to {size}, the model"):
+            gnorm.measure(model, beyond)
+    beyond[0] = batches[0] | {"decoder_input_ids": batches[0]["labels"].clamp(min=0).clone()}  # labels alone are beyond
+    beyond[0]["labels"] = batches[0]["labels"].clone()
+    beyond[0]["labels"][0, 0] = target
+    with pytest.raises(ValueError, match=f"batch 0 has labels from .* to {target}, the model's classes are 0 to"):
+        gnorm.measure(model, beyond[:1])
+
+
+def test_labels_may_be_given_with_some_batches():
+    model, batches = model_of("bart"), batches_of()
+    expected, bare = gnorm.gnorm_scores(model, batches), dict(batches[1])
+    labels = bare.pop("labels")
+    bare["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    bare["decoder_attention_mask"] = (labels != -100).long()
+    torch.testing.assert_close(gnorm.gnorm_scores(model, [batches[0], bare]), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="batch 1 has no `labels`"):
+        gnorm.measure(model, [batches[0], bare])
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "m2m_100"])
+def test_a_teacher_is_asked_about_the_decoder_inputs_of_the_student(name):
+    """In training texts and targets are of like width, where BART would take the texts for inputs of its decoder."""
+    teacher, batches, asked = model_of(name), batches_of(), []
+    student = copy.deepcopy(teacher)
+    gnorm.remove_heads(student, torch.arange(gnorm.head_mask_of(student).numel()).view(-1, 2) % 3 > 0)
+
+    def note(_, args, named):
+        asked.append((named["decoder_input_ids"], named.get("decoder_attention_mask"), named.get("labels")))
+
+    hooks = [each.register_forward_pre_hook(note, with_kwargs=True) for each in (teacher, student)]
+    shipping.recover(student, batches, teacher, progress=False)
+    for hook in hooks:
+        hook.remove()
+    assert len(asked) == 4
+    for (ids, mask, labels), (of_teacher, mask_of_teacher, none) in (asked[:2], asked[2:]):
+        assert none is None
+        assert torch.equal(ids, of_teacher)
+        assert torch.equal(mask, mask_of_teacher)
+        assert torch.equal(mask, (labels != -100).long())
+        assert torch.equal(ids[:, 1:][labels[:, :-1] != -100], labels[:, :-1][labels[:, :-1] != -100])

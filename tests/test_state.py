@@ -3,14 +3,16 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
-from tiny import ragged_batches, tiny_model
-from transformers import AutoModelForSequenceClassification
+from tiny import SIZES, ragged_batches, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import gnorm
 from gnorm.engine.state import in_use
+from gnorm.shipping import recover
 
 MASKS = [torch.ones(3, 4) - torch.nn.functional.one_hot(torch.tensor([head] * 3), 4) for head in range(4)]
 INPUTS = {name: tensor for name, tensor in ragged_batches(1)[0].items() if name != "labels"}
@@ -130,8 +132,11 @@ def test_a_thread_that_waits_learns_of_a_mask():
 # ---------------------------------------------------------------- autograd modes
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_autograd_modes_around_a_call_do_not_matter(mode):
+AUTOCAST = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad, AUTOCAST])
+def test_modes_around_a_call_do_not_matter(mode):
     model, texts = tiny_model("bert"), ragged_batches()
     scores, run = gnorm.gnorm_scores(model, texts), gnorm.prune(model, texts, progress=False)
     with mode():
@@ -144,6 +149,33 @@ def test_autograd_modes_around_a_call_do_not_matter(mode):
     assert not any(parameter.is_inference() for parameter in model.parameters())
     model(**INPUTS).logits.sum().backward()
     assert model.bert.encoder.layer[0].attention.self.query.weight.grad is not None
+
+
+@pytest.mark.parametrize("method", ["greedy_gnorm", "head_importance", "gnorm_by_text", "attention_entropy"])
+@pytest.mark.parametrize("family", ["deberta-v2", "llama"])
+def test_autocast_is_off_within_a_call_and_on_again_behind_it(family, method):
+    """Padded classifiers, and packed decoders with rotary positions."""
+    texts, auto = ragged_batches(), AutoModelForSequenceClassification
+    if family == "llama":
+        auto = AutoModelForCausalLM
+        texts = [{**b, "labels": b["input_ids"].masked_fill(b["attention_mask"] == 0, -100)} for b in texts]
+    model = auto.from_config(AutoConfig.for_model(family, **SIZES)).eval()
+    expected = gnorm.prune(model, texts, method=method, progress=False, steps=1)
+    with AUTOCAST():
+        run = gnorm.prune(model, texts, method=method, progress=False, steps=1)
+        assert torch.is_autocast_enabled("cpu")
+    assert run.table.equals(expected.table)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, AUTOCAST])
+def test_modes_around_training_do_not_matter(mode):
+    teacher, batches = tiny_model("bert", seed=1), ragged_batches()
+    alone, within = tiny_model("bert"), tiny_model("bert")
+    recover(alone, batches, teacher, lr=1e-3, progress=False)
+    with mode():
+        recover(within, batches, teacher, lr=1e-3, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), within.parameters(), strict=True))
+    assert not torch.equal(alone.classifier.weight, tiny_model("bert").classifier.weight)
 
 
 def test_a_model_made_within_inference_mode_is_refused_and_its_copy_is_not():

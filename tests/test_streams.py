@@ -144,3 +144,72 @@ def test_a_data_set_needs_a_batch_size():
         gnorm.TextSet([], 4)
     with pytest.raises(ValueError, match="batch_size=0 is out of range"):
         gnorm.TextSet(rows, 0)
+
+
+ROWS = {"input_ids": [[5, 6], [7]], "decoder_input_ids": [[5], [6, 7]]}
+MASKS = {"attention_mask": [[1, 1], [1, 0]], "decoder_attention_mask": [[1, 0], [1, 1]]}
+IMAGE = [[[0.5, 0.25]], [[1.0, 2.0]]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (ROWS, {"input_ids": [[5, 6], [7, 9]], "decoder_input_ids": [[5, 9], [6, 7]], **MASKS}),
+        ({"labels": [[1, 2], [2]]}, {"labels": [[1, 2], [2, -100]]}),
+        ({"label_ids": [0.5, 0.25], "label": ["a", "b"]}, {"labels": [0.5, 0.25]}),
+        ({"labels": [[0.5, 0.0], [0.25, 1.0]]}, {"labels": [[0.5, 0.0], [0.25, 1.0]]}),
+        (
+            {"bbox": [[[1, 2]], [[3, 4], [5, 6]]], "tokens": [["a"], ["b"]]},
+            {"bbox": [[[1, 2], [0, 0]], [[3, 4], [5, 6]]]},
+        ),
+        ({"pixel_values": [IMAGE, IMAGE], "label": [True, False]}, {"pixel_values": [IMAGE, IMAGE], "labels": [1, 0]}),
+        (
+            {"inputs_embeds": [[[0.5]], [[0.25], [0.5]]]},
+            {"inputs_embeds": [[[0.5], [0.0]], [[0.25], [0.5]]], "attention_mask": [[1, 0], [1, 1]]},
+        ),
+        (
+            {"input_ids": [[[5], [6, 7]]] * 2, "attention_mask": [[[1], [1, 1]]] * 2},
+            {"input_ids": [[[5, 9], [6, 7]]] * 2},
+        ),
+    ],
+)
+def test_a_set_pads_each_column_by_what_is_not_counted(rows, expected):
+    (batch,) = gnorm.TextSet(datasets.Dataset.from_dict(rows), 2, pad_token=9)
+    assert {name: batch[name].tolist() for name in expected} == expected
+    assert batch.keys() - {"attention_mask"} == expected.keys() - {"attention_mask"}
+    assert all(t.dtype in (torch.int64, torch.float32) or name == "labels" for name, t in batch.items())
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "bool"])
+def test_small_numbers_of_a_set_are_padded_too(kind):
+    numbers = datasets.List(datasets.Value(kind))
+    rows = datasets.Dataset.from_dict({"labels": [[1, 0], [1]]}, features=datasets.Features({"labels": numbers}))
+    assert [batch["labels"].tolist() for batch in gnorm.TextSet(rows, 2)] == [[[1, 0], [1, -100]]]
+
+
+def test_lists_and_arrays_of_a_fixed_size_are_read_as_lists_are():
+    kinds = {
+        "labels": datasets.List(datasets.Value("int32"), length=2),
+        "pixel_values": datasets.Array2D((1, 2), "float32"),
+    }
+    rows = {"labels": [[1, 2], [3, 4]], "pixel_values": [[[0.5, 1.0]], [[2.0, 0.25]]]}
+    (batch,) = gnorm.TextSet(datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)), 2)
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ({"label": [1, None]}, "the column label of the data set has an empty cell: fill it in"),
+        ({"input_ids": [[5], None]}, "the column input_ids of the data set has an empty cell"),
+        ({"label": [1, 2], "labels": [1, 2]}, "labels are in labels and in another column of the data set: remove one"),
+        (
+            {"labels": [[0.5], [0.5, 1.0]]},
+            "labels of the data set differ in size within a batch: bring all to one size",
+        ),
+        ({"pixel_values": [IMAGE, IMAGE[:1]]}, "pixel_values of the data set differ in size within a batch"),
+    ],
+)
+def test_a_set_that_leaves_open_what_a_text_has_is_refused(rows, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        list(gnorm.TextSet(datasets.Dataset.from_dict(rows), 2))

@@ -609,11 +609,15 @@ def _joined(batches: Sequence[Batch], pad_token: int, per_token: Sequence[str]) 
     for name in (name for name in batches[0] if name != "labels"):
         tensors = padded(name, [batch[name] for batch in batches])
         if len({t.shape[1:] for t in tensors}) > 1:
-            raise ValueError(f"{name} differs in shape from batch to batch: give an attention_mask with every batch.")
+            mend = "bring all to one size" if name in PER_TEXT else "give an attention_mask with every batch"
+            raise ValueError(f"{name} differs in shape from batch to batch: {mend}.")
         joined[name] = torch.cat(tensors)
-    labels = padded("labels", [batch["labels"] for batch in batches if "labels" in batch])
-    if len(labels) == len(batches) and len({(t.shape[1:], t.dtype) for t in labels}) == 1:
-        joined["labels"] = torch.cat(labels)
+    if all("labels" in batch for batch in batches):
+        labels = padded("labels", [batch["labels"] for batch in batches])
+        if len({t.dim() for t in labels}) > 1:  # the numbers of texts, (text,) and (text, 1)
+            labels = [t.flatten(1) if t.dim() > 1 else t[:, None] for t in labels]
+        if len({t.shape[1:] for t in labels}) == 1:
+            joined["labels"] = torch.cat(labels)  # in the type that holds them all
     return joined
 
 

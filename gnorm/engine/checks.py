@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .problems import LABELS, NOT_COUNTED, POSITIONS, Problem, labels_in, problem_of
+from .problems import LABELS, NOT_COUNTED, POSITIONS, Problem, labels_in, num_classes, problem_of
+from .state import evaluating
 
 Batch = Mapping[str, Tensor]
 
@@ -79,10 +81,10 @@ def _longest(tables: Mapping[str, Sequence[nn.Embedding]]) -> int | None:
     return min((table.num_embeddings - rows for table, rows in zip(of_positions, before, strict=True)), default=None)
 
 
-def _embeddings(model: nn.Module) -> dict[str, list[nn.Embedding]]:
-    """The embedding tables of the model, by the last part of their modules' names."""
+def _embeddings(model: nn.Module, without: nn.Module | None = None) -> dict[str, list[nn.Embedding]]:
+    """The embedding tables of the model, by the last part of their modules' names; those of one module left out."""
     found: dict[str, list[nn.Embedding]] = {}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(memo=set() if without is None else set(without.modules())):
         if isinstance(module, nn.Embedding):
             found.setdefault(name.rpartition(".")[2], []).append(module)
     return found
@@ -91,13 +93,21 @@ def _embeddings(model: nn.Module) -> dict[str, list[nn.Embedding]]:
 def tables_of(model: Any) -> dict[str, int | None]:
     """By input name, how many rows its embedding table has; under "longest", the most tokens of a text.
 
-    None where the model has no such table.
+    Where the decoder has inputs of its own, its tables are under names that begin with "decoder_". None where the model
+    has no such table.
     """
+    decoder = model.get_decoder() if (side := problem_of(model).side) else None
+    of_decoder = {} if decoder is None else {f"{side}{name}": rows for name, rows in _tables(decoder).items()}
+    return {**_tables(model, decoder), **of_decoder}
+
+
+def _tables(model: Any, without: nn.Module | None = None) -> dict[str, int | None]:
+    """``tables_of`` a model or a part of it; the tables that only ``without`` has are left out."""
     try:
         words = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
     except NotImplementedError:  # of a model that takes no words, such as Wav2Vec2's
         words = None
-    tables = _embeddings(model)
+    tables = _embeddings(model, without)
     sizes = {
         name: min(
             (table.num_embeddings for table in tables.get(f"{name.removesuffix('_ids')}_embeddings", ())), default=None
@@ -115,7 +125,7 @@ def checked(batches: Iterable[Any], model: Any) -> Iterator[Batch]:
     first: dict[str, None] | None = None
     for i, batch in enumerate(batches):
         one = _checked(batch, i, tables, names, problem.inputs)
-        one = _with_decoder(one, i, tables, model) if problem.side else one
+        one = with_decoder(one, i, tables, model)
         first = first or dict.fromkeys(one)
         if one.keys() - set(LABELS) != first.keys() - set(LABELS):
             raise ValueError(f"batch {i} holds {', '.join(one)}, batch 0 {', '.join(first)}: give all the same.")
@@ -187,6 +197,7 @@ def _check_numbers(batch: Batch, i: int, name: str, rows: int | None, axes: Sequ
             f"the {what} of batch {i} are {numbers.dtype} of shape {tuple(numbers.shape)}: they must be whole "
             f"numbers, ({', '.join(axes)})."
         )
+    numbers = numbers.long()
     if mask is not None and mask.shape != numbers.shape:
         raise ValueError(
             f"batch {i}: attention mask {tuple(mask.shape)} and {what} {tuple(numbers.shape)} do not match."
@@ -219,22 +230,23 @@ def _check_width(batch: Batch, i: int, room: int | None, axes: Sequence[str]) ->
         )
 
 
-def _with_decoder(batch: Batch, i: int, tables: Mapping[str, int | None], model: Any) -> Batch:
-    """Batch number ``i`` with what the decoder reads: made from the labels as the model itself does where it is left
-    out, and with a mask of padding.
+def with_decoder(batch: Batch, i: int, tables: Mapping[str, int | None], model: Any) -> Batch:
+    """Batch number ``i`` with what the decoder reads, where the model has a decoder with inputs of its own: made from
+    the labels as the model itself does where it is left out, and with a mask of padding.
 
     A mask that is left out is read off the labels: what follows the last one that counts is padding. Masking it changes
     no logit before it, since a decoder looks back alone. Raises ``ValueError`` where labels and inputs leave open what
     is padding, and for inputs of the decoder as for those of the encoder.
     """
+    if not problem_of(model).side:
+        return batch
     names = ("decoder_input_ids", "decoder_inputs_embeds")
     labels, mask = batch.get("labels"), batch.get("decoder_attention_mask")
     added: dict[str, Tensor] = {}
     if not any(name in batch for name in names):
-        make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        if labels is None or make is None or labels.dim() != 2 or labels.is_floating_point():
+        if labels is None or labels.dim() != 2 or labels.is_floating_point() or not labels.numel():
             raise ValueError(f"batch {i} has no decoder_input_ids, nor labels that the model makes them of: give them.")
-        added["decoder_input_ids"] = make(labels=labels)
+        added["decoder_input_ids"] = _read_by_decoder(model, labels, i)
     if mask is None and labels is not None and labels.dim() == 2:
         counted = labels != NOT_COUNTED
         if not bool(counted[:, 0].all()):
@@ -250,22 +262,54 @@ def _with_decoder(batch: Batch, i: int, tables: Mapping[str, int | None], model:
                 f"decoder_input_ids of batch {i} hold the padding token, which may be padding or not: give "
                 "decoder_attention_mask."
             )
+        added["decoder_attention_mask"] = torch.ones_like(batch["decoder_input_ids"])
     batch = {**batch, **added}
     of_decoder = {name.removeprefix("decoder_"): batch[name] for name in batch if name.startswith("decoder_")}
+    its_tables = {name.removeprefix("decoder_"): rows for name, rows in tables.items() if name.startswith("decoder_")}
     try:
-        _checked(of_decoder, i, tables, None, ("text", "token"))
+        _checked(of_decoder, i, its_tables, None, ("text", "token"))
     except ValueError as error:
         raise ValueError(f"of the decoder: {error}") from None
     return batch
 
 
-def _usable(name: str, tensor: Tensor) -> Tensor:
-    """The tensor outside inference mode, as int64 where it holds numbers of rows or classes."""
-    tensor = tensor.clone() if tensor.is_inference() else tensor
-    numbers = name.removeprefix("decoder_") in TABLES or (
-        name in LABELS and not tensor.is_floating_point() and not tensor.is_complex()
+class _ReadError(Exception):
+    """Ends a forward pass where the decoder begins, with what it is given."""
+
+
+def _read_by_decoder(model: Any, labels: Tensor, i: int) -> Tensor:
+    """(text, token) the ids that the decoder reads where ``labels`` of batch number ``i`` are given alone, as the
+    model's forward makes them. ``ValueError`` where it makes none of them."""
+
+    def end(_: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        raise _ReadError(named["input_ids"] if "input_ids" in named else args[0])
+
+    encoded = torch.zeros(len(labels), 1, 1, device=model.device, dtype=model.dtype)  # so that no encoder runs
+    why = "its forward makes none"
+    with evaluating(model):
+        hook = model.get_decoder().register_forward_pre_hook(end, with_kwargs=True)
+        try:
+            model.forward(encoder_outputs=(encoded,), labels=labels.to(model.device))  # without its hooks
+        except _ReadError as read:
+            if isinstance(ids := read.args[0], Tensor):
+                return ids.to(labels.device)
+        except Exception as error:  # noqa: BLE001 - whatever a model makes of labels alone
+            why = " ".join(str(error).split())[:200]
+        finally:
+            hook.remove()
+    raise ValueError(
+        f"{type(model).__name__} makes no decoder_input_ids of the labels of batch {i} ({why}): give decoder_input_ids."
     )
-    return tensor.long() if numbers else tensor
+
+
+def _usable(name: str, tensor: Tensor) -> Tensor:
+    """The tensor outside inference mode, as int64 where it is a mask or holds numbers of rows or classes, and labels
+    that are fractions in float32 at least, which numpy knows."""
+    tensor = tensor.clone() if tensor.is_inference() else tensor
+    if name in LABELS and (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    mask = name.endswith("attention_mask") and not tensor.is_floating_point()
+    return tensor.long() if mask or name in LABELS or name.removeprefix("decoder_") in TABLES else tensor
 
 
 def check_labels(
@@ -281,8 +325,8 @@ def check_labels(
         names = " and ".join(f"`{name}`" for name in (POSITIONS if "boundary" in problem.labels else ("labels",)))
         if (labels := labels_in(batch)) is None:
             raise ValueError(f"{what} {i} has no {names}: {purpose} needs {problem.needs}.")
-        fractions = labels.is_floating_point() or labels.is_complex()
-        if not _fits(labels, batch, problem, model) or fractions == problem.whole:
+        of_kind = not labels.is_complex() and labels.is_floating_point() != problem.whole
+        if not of_kind or not _fits(labels, batch, problem, model):
             raise ValueError(
                 f"the labels of {what} {i} are {labels.dtype} of shape {tuple(labels.shape)}: give {problem.each}."
             )
@@ -292,7 +336,7 @@ def check_labels(
             continue
         real = labels[labels != NOT_COUNTED] if not_counted or problem.labels == ("text", "token") else labels
         counted += int(problem.terms_of(problem.foreseen(labels, problem.without_padding(batch))).sum())
-        classes = _classes(batch, problem, model)
+        classes = sizes_of(problem.logits[-1:], batch, problem, model)[0]  # or choices, or positions
         if classes is not None and len(real) and not 0 <= int(real.min()) <= int(real.max()) < classes:
             raise ValueError(
                 f"{what} {i} has labels from {int(labels.min())} to {int(labels.max())}, the model's classes are 0 to "
@@ -313,23 +357,27 @@ def _width(batch: Batch, side: str = "") -> int | None:
     return ids.shape[-1] if ids is not None else None if embedded is None else embedded.shape[-2]
 
 
-def _classes(batch: Batch, problem: Problem, model: Any) -> int | None:
-    """The number of classes, choices or positions that a label may name; None where it is not known."""
-    if "choice" in problem.logits:
-        return next((batch[name].shape[1] for name in PER_TOKEN if name in batch), None)
-    return _width(batch) if "boundary" in problem.labels else getattr(model.config, problem.classes, None)
+def sizes_of(axes: Sequence[str], batch: Batch, problem: Problem, model: Any) -> list[int | None]:
+    """How long the axes of logits or labels are for a batch; None where that is not known."""
+    known = {
+        "text": size_of(batch),
+        "choice": next((batch[name].shape[1] for name in PER_TOKEN if name in batch), None),
+        "token": _width(batch, problem.side),
+        "class": num_classes(model),
+        "boundary": 2,
+    }
+    return [known[axis] for axis in axes]
+
+
+def fits(tensor: Tensor, sizes: Sequence[int | None]) -> bool:
+    """Whether a tensor has axes of these sizes, None for any."""
+    return len(sizes) == tensor.dim() and all(a in (None, b) for a, b in zip(sizes, tensor.shape, strict=True))
 
 
 def _fits(labels: Tensor, batch: Batch, problem: Problem, model: Any) -> bool:
     """Whether labels have the axes of the problem, as long as the batch and the model make them."""
-    classes = getattr(model.config, problem.classes, None)
-    sizes = {"text": len(labels), "token": _width(batch, problem.side), "class": classes, "boundary": 2}
-    shapes = [[sizes[axis] for axis in problem.labels]]
-    if problem.squeezed and classes == 1:
-        shapes.append([len(labels)])
-    return any(
-        len(shape) == labels.dim() and all(a in (None, b) for a, b in zip(shape, labels.shape)) for shape in shapes
-    )
+    sizes = sizes_of(problem.labels, batch, problem, model)
+    return fits(labels, sizes) or (problem.squeezed and sizes[1] == 1 and fits(labels, sizes[:1]))
 
 
 def _check_values(labels: Tensor, problem: Problem, what: str) -> None:

@@ -29,10 +29,11 @@ from .attention import (
     first_token_attention,
     fused_attention,
 )
+from .checks import fits, sizes_of
 from .known_models import causal, owns_attention, packable
 from .padding import LengthGroup, PackedTexts, PadIndices
 from .passes import naming_texts
-from .problems import problem_of
+from .problems import gives_tokens, problem_of
 from .state import attention_implementation, evaluating
 
 ATTENTION_NAME = "gnorm_packed"  # under which transformers knows ``_packed_attention``
@@ -170,24 +171,31 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Tensor], numbers: Tensor | 
     """
     with naming_texts(model, inputs, numbers):
         output = model(**inputs)
-    return logits_in(model, output)
+    return logits_in(model, output, inputs)
 
 
-def logits_in(model: nn.Module, output: Any) -> Tensor:
-    """The logits in what ``model`` returned, of the axes that its problem gives them; those of the first and of the
-    last token of an answer together, (text, boundary, token).
+def logits_in(model: nn.Module, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The logits in what ``model`` returned for ``inputs``, of the axes that its problem gives them; those of the first
+    and of the last token of an answer together, (text, boundary, token).
 
-    Raises ``ValueError`` where the model gives none of these axes.
+    Raises ``ValueError`` where the model gives none of these axes, or some of another size: of texts, tokens or
+    classes.
     """
     problem = problem_of(model)
     logits = getattr(output, "logits", None)
     if "boundary" in problem.logits and getattr(output, "start_logits", None) is not None:
         logits = torch.stack([output.start_logits, output.end_logits], 1)
-    if logits is None or logits.dim() != len(problem.logits):
+    traced = torch.compiler.is_compiling()  # sizes that are compared there would be fixed for good
+    sizes = [None] * len(problem.logits) if traced else sizes_of(problem.logits, inputs, problem, model)
+    of_tokens = problem.by_text and gives_tokens(model)
+    if logits is None or of_tokens or not fits(logits, sizes):
         given = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
+        needed = ", ".join(axis if size is None else f"{axis} {size}" for axis, size in zip(problem.logits, sizes))
         mend = "correct its forward" if problem.heads else "load it as a sequence classifier"
+        if logits is not None and not of_tokens and fits(logits, [*sizes[:-1], None]) and problem.logits[-1] == "class":
+            mend += f", or set config.{problem.classes} to {logits.shape[-1]} if that is how many classes it has"
         mend = "set config.return_dict to True" if isinstance(output, tuple) else mend
-        raise ValueError(f"{type(model).__name__} gives {given}, not ({', '.join(problem.logits)}): {mend}.")
+        raise ValueError(f"{type(model).__name__} gives {given}, not ({needed}): {mend}.")
     return logits
 
 
@@ -287,7 +295,7 @@ def packed_forward(
         token = _CURRENT_PASS.set(current)
         try:
             with _skipped(layers[: max(cache.states, default=0)]):
-                return logits_in(model, model(**inputs)), current.absorbed
+                return logits_in(model, model(**inputs), inputs), current.absorbed
         finally:
             _CURRENT_PASS.reset(token)
 

@@ -120,11 +120,12 @@ class Problem:
         )
 
     def foreseen(self, labels: Tensor, real: Tensor | None) -> Tensor:
-        """The labels, ``NOT_COUNTED`` where the logits that are for a token are those of padding: the first token of a
-        text with padding before it. real: what ``without_padding`` says of the text."""
-        if not self.shifted or real is None:
+        """The labels, ``NOT_COUNTED`` where the logits that are for a token are those of padding: of padding itself, or
+        of the first token of a text with padding before it. real: what ``without_padding`` says of the text."""
+        if real is None or "token" not in self.labels or labels.shape != real.shape[:2]:
             return labels
-        return labels.masked_fill(pad(~real[:, :-1, 0], (1, 0)), NOT_COUNTED)
+        padding = ~real[..., 0]
+        return labels.masked_fill(pad(padding[:, :-1], (1, 0)) if self.shifted else padding, NOT_COUNTED)
 
     def foreseen_in(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """``foreseen`` of the labels of a batch; None where it has none."""
@@ -263,6 +264,24 @@ def problem_of(model: Any) -> Problem:
     return problem_of_class(type(model), getattr(model, "config", None))
 
 
+def gives_tokens(model: Any) -> bool:
+    """Whether ``model`` gives what it was trained on before any task, of each token and in no row of ``PROBLEMS``:
+    ELECTRA's discriminator says which tokens were replaced."""
+    kinds = type(getattr(model, "_orig_mod", model)).__mro__
+    return any(kind.__name__.endswith("ForPreTraining") for kind in kinds)
+
+
+def num_classes(model: Any) -> int | None:
+    """How many classes the logits of ``model`` have; None where it is not known.
+
+    Words are counted by the layer that gives their logits: a configuration may count those of the encoder alone.
+    """
+    key, head = problem_of(model).classes, None
+    if key == "vocab_size" and hasattr(model, "get_output_embeddings"):
+        head = model.get_output_embeddings()
+    return getattr(head, "out_features", None) or getattr(model.config, key, None)
+
+
 def problem_of_class(kind: type, config: Any) -> Problem:
     """``problem_of`` a model of this class and configuration."""
     kinds = [each.__name__ for each in kind.__mro__]
@@ -284,10 +303,11 @@ def activation_of(config: Any) -> str:
 
 
 def labels_in(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """The labels (text, ...) of a batch; of question answering (text, boundary); None where there are none, or where
-    the two positions of an answer do not go together."""
+    """The labels (text, ...) of a batch; of question answering (text, boundary), from positions (text,) or (text, 1);
+    None where there are none, or where the two positions of an answer do not go together."""
     if "labels" in batch:
         return batch["labels"]
-    positions = [batch[name] for name in POSITIONS if name in batch]
+    given = [batch[name] for name in POSITIONS if name in batch]
+    positions = [each.flatten() if each.shape[1:] == (1,) else each for each in given]
     together = len(positions) == 2 and positions[0].shape == positions[1].shape and positions[0].dim() == 1
     return torch.stack(positions, 1) if together else None

@@ -9,7 +9,7 @@ import copy
 import threading
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -129,8 +129,20 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def own_modes() -> Iterator[None]:
+    """Gradients recorded, in the precision of the tensors, whatever mode is on outside: no_grad, inference_mode or
+    autocast."""
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda", "mps", "xpu")):
+            modes.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no parameter requires a gradient, nothing compiled, gradients recorded whatever mode is on outside.
+    """Eval mode, no parameter requires a gradient, nothing compiled, and ``own_modes``.
 
     Feed-forward blocks are not computed in chunks: chunks change no result, but fail on widths that they do not divide.
     Other threads that call gnorm on the model wait; those that call the model itself get a ``ValueError``. Everything
@@ -145,7 +157,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 "(copy.deepcopy)."
             )
 
-    with in_use(model), uncompiled(model), torch.inference_mode(False), torch.enable_grad():
+    with in_use(model), uncompiled(model), own_modes():
         modules = list(model.modules())
         training = [module for module in modules if module.training]
         wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import Batch, checked, size_of, usable
+from .checks import Batch, checked, size_of, tables_of, usable, with_decoder
 
 WINDOW_TEXTS = 4096  # texts that are sorted by length and packed together, at least
 
@@ -36,17 +37,8 @@ class Stream:
     def __init__(self, source: Iterable[Any], model: Any, test: Callable[[Batch], bool]) -> None:
         self._source, self._sums, self.alike = source, list[float](), True
         self.sizes: list[int] = []  # texts of each batch
-        last: list[Any] = []  # the batch that is being checked, as it was given
-
-        def noted() -> Iterator[Any]:
-            for given in source:
-                last[:] = [given]
-                yield given
-
-        for batch in checked(noted(), model):
-            if added := batch.keys() - last[0].keys():
-                missing = " and ".join(sorted(added))
-                raise ValueError(f"batches that are read anew must hold {missing} as well: add them to each batch.")
+        self._complete = partial(with_decoder, tables=tables_of(model), model=model)
+        for batch in checked(source, model):
             self.alike = self.alike and test(batch)
             self.sizes.append(size_of(batch))
             self._sums.append(_sum(batch))
@@ -58,12 +50,13 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         number = 0
         for number, batch in enumerate(self._source, start=1):
-            if number > len(self.sizes) or _sum(batch) != self._sums[number - 1]:
+            one = self._complete(usable(batch), number - 1)
+            if number > len(self.sizes) or _sum(one) != self._sums[number - 1]:
                 raise ValueError(
                     f"batch {number - 1} differs from pass to pass: give batches that nothing shuffles, masks or draws "
                     "anew."
                 )
-            yield usable(batch)
+            yield one
         if number < len(self.sizes):
             raise ValueError(f"a second pass gives {number} batches, the first gave {len(self.sizes)}: give a list.")
 

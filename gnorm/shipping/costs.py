@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from ..engine.passes import naming_texts
 from ..engine.state import evaluating, is_compiled
 from ..heads import head_mask_of
-from .export import Exported, Inputs, export_onnx, inputs_of, usual_lengths
+from .export import Exported, Inputs, Length, export_onnx, inputs_of, usual_lengths
 
 
 def cost(
     model: Any,
     batch_sizes: Sequence[int] = (1, 8, 32),
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[Length] | None = None,
     rounds: int = 30,
     seconds: float = 3.0,
     onnx: bool = False,
@@ -34,7 +34,7 @@ def cost(
 
     The intact model has random weights, because time does not depend on weights.
     lengths: tokens of a text (32 and 128 if None, fewer where the model takes fewer), pixels a side of
-    an image, samples of a sound, or frames of a spectrogram.
+    an image, (height, width) of one that is not square, samples of a sound, or frames of a spectrogram.
     rounds, seconds: the models run in turns, ``rounds`` times or until ``seconds`` have passed, but at least five
     times; two more turns before are not counted.
     onnx: both models are exported too (``export_onnx``, some seconds) and run in the same turns by onnxruntime, on the

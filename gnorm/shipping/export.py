@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.checks import longest_text
+from ..engine.checks import longest_text, tables_of
 from ..engine.packing import logits_of
 from ..engine.problems import problem_of
 from ..engine.state import attention_implementation, evaluating
@@ -25,6 +25,10 @@ from ..heads import attention_blocks
 from ..storage.folders import free_file, free_folder, replace_files
 
 Inputs = dict[str, Tensor]
+
+Length = (
+    int | tuple[int, int]
+)  # tokens, pixels a side, samples or frames; of an image that is not square (height, width)
 
 EXPORTED_WITH = (2, 8)  # texts and tokens of the example that the exporter runs the model on
 
@@ -49,9 +53,9 @@ def _ended(config: Any, ids: Tensor, lengths: Tensor) -> Tensor:
     return ids.masked_fill(ids == end, (end + 1) % config.vocab_size).scatter(1, lengths - 1, end)
 
 
-def _images(config: Any, batch: int, length: int) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-    return {"pixel_values": torch.randn(batch, config.num_channels, length, length, generator=generator)}
+def _images(config: Any, batch: int, length: Length) -> Inputs:
+    sides, generator = (length, length) if isinstance(length, int) else length, torch.Generator().manual_seed(0)
+    return {"pixel_values": torch.randn(batch, config.num_channels, *sides, generator=generator)}
 
 
 def _sounds(config: Any, batch: int, length: int) -> Inputs:
@@ -64,9 +68,8 @@ def _spectrograms(config: Any, batch: int, length: int) -> Inputs:
     return {"input_features": torch.randn(batch, config.num_mel_bins, length, generator=generator)}
 
 
-# (configuration, batch, length) -> random inputs, by the name of the main input. Length: tokens, pixels a side, samples
-# or frames.
-INPUTS: Mapping[str, Callable[[Any, int, int], Inputs]] = {
+# (configuration, batch, length) -> random inputs, by the name of the main input.
+INPUTS: Mapping[str, Callable[[Any, int, Any], Inputs]] = {
     "input_ids": _texts,
     "pixel_values": _images,
     "input_values": _sounds,
@@ -78,14 +81,16 @@ LONGEST = 512  # tokens of a text, where no table of positions bounds it
 SECOND = 16_000  # samples of a sound
 
 
-def inputs_of(model: Any, batch: int, length: int) -> Inputs:
+def inputs_of(model: Any, batch: int, length: Length) -> Inputs:
     """Random inputs of a model; those of a decoder that generates too. A text has one choice."""
     inputs = INPUTS[main_input(model)](model.config, batch, length)
     if "choice" in problem_of(model).inputs:
         inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
     if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
         ids = inputs.get("input_ids", _texts(model.config, batch, 1)["input_ids"])
-        inputs["decoder_input_ids"] = ids.clone()
+        inputs["decoder_input_ids"] = ids.remainder(
+            tables_of(model).get("decoder_input_ids") or model.config.vocab_size
+        )
     return inputs
 
 
@@ -102,13 +107,14 @@ def longest_input(model: Any) -> int:
     return longest_text(model) or min(int(getattr(model.config, "max_position_embeddings", LONGEST)), LONGEST)
 
 
-def usual_lengths(model: Any) -> list[int]:
+def usual_lengths(model: Any) -> Sequence[Length]:
     """Usual lengths that the model takes: in tokens, pixels a side, samples of a sound, or frames of a spectrogram."""
     config, name = model.config, main_input(model)
     if name == "input_ids":
         return sorted({min(length, longest_input(model)) for length in (32, 128)})
     if name == "pixel_values":
-        return [config.image_size]
+        size = config.image_size
+        return [size if isinstance(size, int) else size[0] if size[0] == size[1] else tuple(size)]
     frames = 2 * config.max_source_positions if name == "input_features" else getattr(config, "max_length", SECOND)
     return [frames if hasattr(config, "num_mel_bins") else SECOND]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,10 +15,10 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
 
-from ..engine.checks import Batch, check_labels
+from ..engine.checks import Batch, check_labels, checked
 from ..engine.packing import logits_in, logits_of
 from ..engine.problems import LABELS, Problem, problem_of
-from ..engine.state import is_compiled
+from ..engine.state import evaluating, is_compiled, own_modes
 from ..metrics import measure
 from ..pruning import whole
 from ..trajectory import Trajectory
@@ -44,13 +45,14 @@ def recover(
     reached after the fraction ``warmup`` of the steps and falling to 0. seed: of the order and of dropout.
 
     Raises ``ModuleNotFoundError`` where accelerate is missing, which the Trainer needs; ``ValueError`` for batches
-    without labels, numbers out of range and a compiled model.
+    without labels, numbers out of range and a compiled model, and as ``prepare`` does for batches.
     """
     epochs, seed = whole("epochs", epochs, 1), whole("seed", seed, 0)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr={lr} is out of range: give a learning rate above 0, such as 5e-5.")
     if is_compiled(model):
         raise ValueError("the model is compiled: give the one from before, and compile it afterwards.")
+    batches = list(checked(batches, model))  # with what the decoder reads, for the teacher gets no labels
     check_labels(batches, model, "training")
     if find_spec("accelerate") is None:
         raise ModuleNotFoundError("training needs the package accelerate: pip install accelerate.")
@@ -63,15 +65,16 @@ def recover(
             if labels is None:
                 loss = outputs.loss
             else:
-                loss = problem.loss_sum(logits_in(student, outputs), labels) / len(labels)
+                loss = problem.loss_sum(logits_in(student, outputs, inputs), labels) / len(labels)
             if teacher is None:
                 return loss
             with torch.no_grad():
                 aim = logits_of(teacher, {name: t for name, t in inputs.items() if name not in LABELS})
-            apart = distance(problem, logits_in(student, outputs), aim, problem.without_padding(inputs))
+            apart = distance(problem, logits_in(student, outputs, inputs), aim, problem.without_padding(inputs))
             return (loss + apart) / 2
 
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+    taught = nullcontext() if teacher is None else evaluating(teacher)
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), own_modes(), taught:
         options = transformers.TrainingArguments(
             folder,
             num_train_epochs=epochs,
@@ -86,7 +89,7 @@ def recover(
             disable_tqdm=not progress,
             remove_unused_columns=False,
         )
-        trainer = Distilling(model, options, train_dataset=list(batches), data_collator=_first)
+        trainer = Distilling(model, options, train_dataset=batches, data_collator=_first)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     model.eval()
