@@ -16,13 +16,16 @@ ROW = re.compile(r"^\| \[(\S+)\]\((\S+)\) \| (.+) \| (.+) \|$", re.MULTILINE)
 def test_form(script):
     text = script.read_text("utf-8")
     assert os.access(script, os.X_OK)
-    assert text.startswith("#!/usr/bin/env bash\n# One would guess: ") and "\nset -euo pipefail\n" in text
+    assert text.startswith("#!/usr/bin/env bash\n# One would guess: ")
+    assert "\nset -euo pipefail\n" in text
     header = text.partition("\nset -euo")[0].replace("\n#   ", " ")
     fields = dict(line[2:].split(": ", 1) for line in header.splitlines()[1:])
-    assert tuple(fields) == FIELDS and all(fields.values())
-    (install,) = re.findall(r"pip install --quiet --disable-pip-version-check \\\n    (.+)", text)
-    pins = [package.replace("==", " ") for package in install.split() if "==" in package]
-    assert len(pins) == len(install.split()) and set(fields["Version"].split(", ")) <= set(pins)
+    assert tuple(fields) == FIELDS
+    assert all(fields.values())
+    installs = re.findall(r"pip install --quiet --disable-pip-version-check \\\n    (?:--no-deps )?(.+)", text)
+    packages = [package for install in installs for package in install.split()]
+    assert all("==" in package for package in packages)
+    assert set(fields["Version"].split(", ")) <= {package.replace("==", " ") for package in packages}
     assert "gnorm" not in text.lower()
 
 
