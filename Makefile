@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 LOCK := --universal --generate-hashes --python-version 3.11 --no-header --quiet
 
-.PHONY: setup reproduce study test soak release bench bench-gpu lint lock readme
+.PHONY: setup reproduce study test soak release bench bench-gpu findings lint lock readme
 .DEFAULT_GOAL := setup
 
 setup: $(DONE)
@@ -63,3 +63,10 @@ bench: setup
 # Under nine minutes on one GPU; needs torch, transformers and this folder alone, so it sets up nothing.
 bench-gpu:
 	PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks gpu
+
+# Surprises about other libraries, each in a venv of its own: pip, no set-up. Packages of .venv are taken if their
+# versions are the same. Goes on after a script that fails, which says that its surprise has changed.
+findings:
+	@failed=; for script in findings/*.sh; do echo "== $$script"; \
+		FINDINGS_VENV=$(if $(wildcard $(BIN)/python),$(CURDIR)/$(VENV)) $$script || failed="$$failed $$script"; done; \
+		[ -z "$$failed" ] || { echo "Changed or not run:$$failed"; exit 1; }
