@@ -10,6 +10,7 @@ import sklearn.metrics
 import torch
 import transformers
 from literal import projections
+from precision import close, close_logs
 from tiny import SIZES, ragged_batches, tiny_model
 
 import gnorm
@@ -112,17 +113,17 @@ def test_gnorm_is_that_of_all_logits_that_are_not_padding(problem):
     model, batches = model_for(problem), batches_for(problem)
     assert problem_of(model) is PROBLEMS[problem]
     expected = plain_scores(model, lambda batch: norm_of_real_logits(model, batch), batches)
-    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, batches), expected)
     one_by_one = gnorm.prepare(batches, model, max_tokens=1)
     assert max(len(micro.index) for micro in one_by_one) == 1
-    torch.testing.assert_close(gnorm.gnorm_scores(model, one_by_one), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, one_by_one), expected)
 
 
 @pytest.mark.parametrize("problem", CLASSES)
 def test_criteria_of_a_loss_take_the_models_own(problem):
     model, batches = model_for(problem), batches_for(problem)
     expected = plain_scores(model, lambda batch: model(**batch).loss, batches)
-    torch.testing.assert_close(criteria.gnorm_cross_entropy(model, batches), expected, atol=1e-3, rtol=0)
+    close_logs(criteria.gnorm_cross_entropy(model, batches), expected)
     sums, counted = torch.zeros(2, 4, dtype=torch.float64), 0
     for text in texts_of(batches):
         if (
@@ -136,7 +137,7 @@ def test_criteria_of_a_loss_take_the_models_own(problem):
         sums += torch.stack([(w * w.grad).detach().double().view(32, 4, 8).sum((0, 2)).abs() for w in weights])
         counted += 1
     found = criteria.head_importance(model, batches)
-    torch.testing.assert_close(found, sums / counted, atol=1e-5, rtol=1e-3)
+    close(found, sums / counted)
 
 
 def plain_metric(problem, model, batches):
@@ -182,9 +183,9 @@ def test_every_state_is_measured_and_a_resumed_run_is_the_same(problem, tmp_path
     assert list(run.table.columns) == ["trial", "pruned_heads", "layer", "head", "score", name]
     for pruned, value in enumerate(run.table[name]):
         with gnorm.masked(model, run.mask(pruned)):
-            assert value == pytest.approx(plain_metric(problem, model, held_out), rel=1e-4, abs=1e-6)
+            close(value, plain_metric(problem, model, held_out))
     shared = gnorm.prune(model, held_out, progress=False, steps=0)  # read off the pass that scores
-    assert shared.table[name][0] == pytest.approx(run.table[name][0], rel=1e-5)
+    close(shared.table[name][0], run.table[name][0])
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:4]))
     resumed = gnorm.prune(model, batches, held_out, journal=journal, progress=False)
@@ -210,7 +211,7 @@ def test_other_methods_take_any_head_of_a_model(problem, method):
         return
     run = gnorm.prune(model, batches, method=method, progress=False, steps=1)
     name, alone = run.metric.name, gnorm.prune(model, batches, method="weight_magnitude", progress=False, steps=0)
-    assert run.table[name][0] == pytest.approx(alone.table[name][0], rel=1e-5)
+    close(run.table[name][0], alone.table[name][0])
     left_out = gnorm.prune(
         model, [inputs_of(batch) | batch for batch in batches], method=method, progress=False, steps=1
     )
@@ -228,7 +229,7 @@ def test_metrics_of_classes_are_those_of_scikit_learn():
     }
     for name, value in expected.items():
         run = gnorm.prune(model, batches, method="random", metric=name, steps=2, progress=False)
-        assert run.table[name][0] == pytest.approx(value)
+        close(run.table[name][0], value, torch.float64)
         assert (run.predictions[0] == said.numpy()).all()
         assert (run.labels == meant.numpy()).all()
     with pytest.raises(AttributeError, match="this run was measured by matthews"):
@@ -248,7 +249,7 @@ def test_metrics_of_numbers_and_of_constants():
     }
     for name, value in expected.items():
         run = gnorm.prune(model, batches, method="random", metric=name, steps=0, progress=False)
-        assert run.table[name][0] == pytest.approx(value, abs=1e-6)
+        close(run.table[name][0], value)
     assert gnorm.METRICS["pearson"].value(np.ones(4), np.arange(4.0)) == 0
 
 

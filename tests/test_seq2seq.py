@@ -5,6 +5,7 @@ import math
 import layouts
 import pytest
 import torch
+from precision import close, close_logs
 from test_families import make
 from transformers import AutoModelForSeq2SeqLM
 
@@ -65,12 +66,12 @@ def test_scores_are_those_of_autograd(name):
         return torch.cat([model(**text).logits.flatten() for text in texts_of([batch])]).norm()
 
     expected = scores_by_hand(model, batches, norm)
-    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, batches), expected)
     one_by_one = gnorm.prepare(batches, model, max_tokens=1)
     assert max(len(micro.index) for micro in one_by_one) == 1
-    torch.testing.assert_close(gnorm.gnorm_scores(model, one_by_one), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, one_by_one), expected)
     by_loss = scores_by_hand(model, batches, lambda batch: model(**batch).loss)
-    torch.testing.assert_close(criteria.gnorm_cross_entropy(model, batches), by_loss, atol=1e-3, rtol=0)
+    close_logs(criteria.gnorm_cross_entropy(model, batches), by_loss)
 
 
 def test_entropy_of_cross_attention_leaves_out_padding_of_either_side(name):
@@ -78,7 +79,7 @@ def test_entropy_of_cross_attention_leaves_out_padding_of_either_side(name):
     for form in ("exact", "eps_both"):  # in the second a key that is padding would count
         whole = gnorm.attention_entropy(model, batches, form=form)
         alone = [gnorm.attention_entropy(model, [text], form=form) for text in texts_of(batches)]
-        torch.testing.assert_close(whole, torch.stack(alone).mean(0), atol=1e-5, rtol=1e-4)
+        close(whole, torch.stack(alone).mean(0))
 
 
 @pytest.mark.parametrize("method", ["greedy_gnorm", "head_importance"])
@@ -89,7 +90,7 @@ def test_every_state_has_the_perplexity_of_the_masked_model(name, method):
     for pruned, value in enumerate(run.table.perplexity):
         with gnorm.masked(model, run.mask(pruned)), torch.no_grad():
             sums = [model(**text).loss.double() * text["labels"].numel() for text in texts_of(batches)]
-        assert value == pytest.approx(math.exp(sum(sums) / sum(target for _, target in LENGTHS)), rel=1e-4)
+        close(value, math.exp(sum(sums) / sum(target for _, target in LENGTHS)))
     hits = kept_of(model, batches, find_metric("token_accuracy", model))
     with torch.no_grad():
         plain = [(model(**text).logits.argmax(-1) == text["labels"]).sum() for text in texts_of(batches)]
@@ -108,10 +109,10 @@ def test_inputs_of_the_decoder_may_be_given(name):
         }
         for batch in batches
     ]
-    torch.testing.assert_close(gnorm.gnorm_scores(model, given), expected, atol=1e-5, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, given), expected)
     some = [batch | {"labels": batches[i]["labels"].clone()} for i, batch in enumerate(given)]
     some[0]["labels"][:, 0] = -100  # a token that is no padding and does not count
-    torch.testing.assert_close(gnorm.gnorm_scores(model, some), expected, atol=1e-5, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, some), expected)
     assert gnorm.prune(model, some, steps=0, progress=False).predictions[0, :, 1].tolist() == [2, 5, 1, 4]
 
 
