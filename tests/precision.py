@@ -71,7 +71,7 @@ def close_files(found, expected, dtype=torch.float32):
 
 
 def _alike(*values):
-    """Tensors as they are where all are; else all as float64."""
+    """Tensors as they are where all are, without gradients; else all as float64."""
     if all(isinstance(value, torch.Tensor) for value in values):
-        return values
+        return [value.detach() for value in values]
     return [torch.tensor(np.asarray(value, dtype=np.float64)) for value in values]
