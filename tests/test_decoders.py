@@ -144,7 +144,7 @@ def test_a_trajectory_takes_the_same_heads_in_the_same_order(method):
     model._supports_attention_backend = False
     padded = gnorm.prune(model, batches, held_out, method=method, progress=False).table
     assert len(packed) == 13
-    close_tables(packed, padded, torch.float64)
+    close_tables(packed, padded, torch.float64, logs=method == "greedy_gnorm")
 
 
 def test_a_function_of_ones_own_gets_predictions_as_wide_as_the_labels():
@@ -254,7 +254,7 @@ def test_padding_in_front_changes_nothing_where_positions_are_relative(method, m
         gnorm.prune(model, batches, method=method, metric=metric, steps=3, progress=False).table
         for batches in (behind, in_front)
     ]
-    close_tables(*of_both, torch.float64)
+    close_tables(*of_both, logs=method == "greedy_gnorm")  # rotations by position are computed in fp32
 
 
 def test_a_token_behind_one_that_is_masked_is_not_counted():

@@ -133,9 +133,8 @@ def test_a_hook_or_a_patched_class_of_somebodys_own_is_not_packed(monkeypatch):
     assert prepared.packing is not None
     hook = model.bert.encoder.layer[1].register_forward_hook(lambda _, __, hidden: hidden * hidden.shape[1])
     assert not packable(model)
-    close_logs(
-        gnorm.gnorm_scores(model, prepared), plain_scores(model, batches), torch.float64
-    )  # prepared before the hook came
+    found = gnorm.gnorm_scores(model, prepared)  # prepared before the hook came
+    close(found, plain_scores(model, batches), torch.float64, scale=1e4)  # attention is saturated: gradients cancel
     hook.remove()
     assert packable(model)
     whole = BertSelfAttention.forward
