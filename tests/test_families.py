@@ -255,7 +255,7 @@ def test_grouped_queries_count_by_key_value_head():
     attention, contexts, weights = model.model.layers[1].self_attn, [], []
     of_head = [attention.q_proj.weight[16:], attention.k_proj.weight[4:], attention.v_proj.weight[4:]]
     numbers = torch.cat([w.detach().flatten() for w in (*of_head, attention.o_proj.weight[:, 16:])]).double()
-    close_logs(weight_magnitude(model, batches)[1, 1], numbers.norm().log(), torch.float64)
+    close_logs(weight_magnitude(model, batches)[1, 1], numbers.norm().log())
     model.set_attn_implementation("eager")
     attention.o_proj.register_forward_pre_hook(lambda _, inputs: contexts.append(inputs[0][..., 16:]))
     attention.register_forward_hook(lambda _, __, output: weights.append(output[1][:, 4:]))

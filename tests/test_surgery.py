@@ -186,7 +186,7 @@ def test_pruned_models_run_in_half_precision(pruned, dtype):
     inputs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs_of(pruned).items()}
     found = half(**inputs).logits
     assert found.dtype == dtype
-    close(found.float(), expected)
+    close(found.float(), expected, dtype)
 
 
 def test_gradients_of_a_pruned_model_are_those_of_the_masked_one():
