@@ -25,7 +25,6 @@ import dataclasses
 import io
 import itertools
 import json
-import platform
 import resource
 import tempfile
 import time
@@ -479,20 +478,12 @@ def literal_step(model: Any, found: list[dict[str, Tensor]]) -> tuple[Tensor, fl
     return literal.scores(model, there), literal.accuracy(model, there)
 
 
-def processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def main(names: list[str]) -> int:
     if unknown := sorted(set(names) - set(TABLES)):
         print(f"table {unknown[0]!r} is not known; choose from {', '.join(TABLES)}", file=sys.stderr)
         return 2
     environment = {
-        "processor": torch.cuda.get_device_name() if GPU else processor(),
+        "processor": torch.cuda.get_device_name() if GPU else provenance.processor(),
         "device": default_device(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

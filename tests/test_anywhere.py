@@ -1,4 +1,4 @@
-"""A saved folder is read by transformers alone, where gnorm is not installed, and gives the same to the last bit."""
+"""A saved folder is read by transformers alone, where gnorm is not installed, and gives the same."""
 
 import itertools
 import json

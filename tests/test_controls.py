@@ -6,6 +6,7 @@ import math
 import literal
 import pytest
 import torch
+from precision import close, differ
 from tiny import ragged_batches, tiny_model
 from torch.nn.functional import cross_entropy
 
@@ -43,7 +44,7 @@ def test_the_oracle_counts_the_texts_that_are_wrong_without_the_head(model):
     costs = [[cost_without(model, layer, head, BATCHES) for head in range(4)] for layer in range(layers)]
     expected = torch.tensor([[wrong + c / (1 + c) for wrong, c in row] for row in costs], dtype=torch.float64)
     found = criteria.oracle(model, BATCHES)
-    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    close(found, expected, torch.float64)
     assert found.floor().tolist() == [[wrong for wrong, _ in row] for row in costs]
 
 
@@ -63,7 +64,7 @@ def test_the_oracle_goes_where_its_own_scores_say():
     """The accuracy that it foresees is the accuracy that is measured."""
     run = gnorm.prune(tiny_model("bert"), BATCHES, method="oracle", progress=False)
     foreseen = [1 - math.floor(score) / 13 for score in run.table.score[1:]]
-    assert run.table.accuracy[1:].tolist() == pytest.approx(foreseen, abs=1e-12)
+    close(run.table.accuracy[1:], foreseen, torch.float64)
 
 
 def test_the_oracle_shows_the_logits_of_the_model_as_it_is():
@@ -76,7 +77,7 @@ def test_the_oracle_shows_the_logits_of_the_model_as_it_is():
     criteria.oracle(model, prepared.with_observer(show))
     with torch.no_grad():
         expected = torch.cat([literal.forward(model, text) for text in literal.texts(BATCHES)])
-    torch.testing.assert_close(torch.tensor([shown[i] for i in range(13)]), expected, atol=1e-4, rtol=0)
+    close(torch.tensor([shown[i] for i in range(13)]), expected)
 
 
 def test_the_oracle_refuses_logits_that_are_not_finite():
@@ -128,8 +129,8 @@ def test_what_is_shuffled_scores_the_same_with_the_same_generator_and_otherwise_
     row, plain = find_method(name), {"gnorm_shuffled_weights": "greedy_gnorm"}.get(name, "head_importance")
     first, again, other = (row.scores(model, BATCHES, seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
-    assert not torch.allclose(first, other)
-    assert not torch.allclose(first, find_method(plain).scores(model, BATCHES, seeded(3)))
+    differ(first, other)
+    differ(first, find_method(plain).scores(model, BATCHES, seeded(3)))
     run = gnorm.prune(model, BATCHES, method=name, trials=2, steps=3, progress=False)
     assert run.order(0) != run.order(1)
 

@@ -1,11 +1,11 @@
 import json
-import math
 from collections import Counter
 
 import pandas as pd
 import pytest
 import torch
 import transformers
+from precision import close
 
 from experiments.data import checkpoints
 from experiments.data.checkpoints import checkpoint
@@ -197,7 +197,7 @@ def test_a_checkpoint_is_trained_once_loads_and_is_right(cache, monkeypatch):
     assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == tokenizer.pad_token_id)
     with torch.inference_mode():
         right = (model(**batch).logits.argmax(-1) == torch.tensor(test["label"])).float().mean().item()
-    assert math.isclose(right, record["accuracy"], abs_tol=1e-6)
+    close(right, record["accuracy"])
 
     monkeypatch.setattr(checkpoints, "_make", lambda *_: pytest.fail("trained twice"))
     assert checkpoint("tiny", RECIPE, progress=False) == folder

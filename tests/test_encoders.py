@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from precision import close, close_logs, differ
 from tiny import SIZES, ragged_batches
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
@@ -103,9 +104,9 @@ def test_masking_equals_zeroing_output_columns_and_ones_are_the_identity(encoder
     with torch.no_grad():
         for block, row in zip(gnorm.attention_blocks(zeroed), mask, strict=True):
             block.output.weight[:, (~row).repeat_interleave(8)] = 0
-    assert not torch.allclose(logits(zeroed), before, atol=1e-3)
+    differ(logits(zeroed), before)
     with gnorm.masked(encoder, mask):
-        torch.testing.assert_close(logits(encoder), logits(zeroed), atol=1e-6, rtol=0)
+        close(logits(encoder), logits(zeroed))
 
 
 @pytest.mark.parametrize("which", ["unequal", "empty", "thin", "none"])
@@ -116,14 +117,14 @@ def test_masked_equals_removed_equals_reloaded(name, which, tmp_path):
     with gnorm.masked(model, mask):
         expected = logits(model)
     gnorm.remove_heads(model, mask)
-    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits(copy.deepcopy(model)), expected, atol=1e-5, rtol=0)
+    close(logits(model), expected)
+    close(logits(copy.deepcopy(model)), expected)
     assert torch.equal(gnorm.head_mask_of(model), mask)
     reloaded = gnorm.load_pruned(gnorm.save_pruned(model, tmp_path / "pruned"))
     weights = reloaded.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     # the file's weights may lie in memory otherwise aligned, and a product of them be rounded otherwise
-    torch.testing.assert_close(logits(reloaded), logits(model), atol=1e-6, rtol=0)
+    close(logits(reloaded), logits(model))
     assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     for block, other in zip(gnorm.attention_blocks(model), gnorm.attention_blocks(reloaded), strict=True):
         rows = len(block.kept) * 8
@@ -141,9 +142,9 @@ def test_removal_in_two_steps_with_eager_attention_equals_one(encoder):
         expected = logits(encoder)
     gnorm.remove_heads(encoder, first)
     with gnorm.masked(encoder, second):
-        torch.testing.assert_close(logits(encoder), expected, atol=1e-5, rtol=0)
+        close(logits(encoder), expected)
     gnorm.remove_heads(encoder, second)
-    torch.testing.assert_close(logits(encoder), expected, atol=1e-5, rtol=0)
+    close(logits(encoder), expected)
 
 
 def test_attentions_are_those_of_the_heads_left_layer_by_layer(encoder):
@@ -172,7 +173,7 @@ def test_scores_equal_gradients_of_one_batch_at_a_time(encoder):
                 sums[layer, i] += linear.weight.grad.double().view(4, -1).norm(dim=1)
     encoder.zero_grad()
     expected = sums.prod(1).log()
-    torch.testing.assert_close(gnorm.gnorm_scores(encoder, batches), expected, atol=2e-4, rtol=0)
+    close_logs(gnorm.gnorm_scores(encoder, batches), expected)
 
 
 def test_images_are_counted_in_tokens_so_that_memory_is_bounded():
@@ -198,7 +199,7 @@ def test_entropies_are_those_of_the_attentions_that_the_model_hands_out(encoder)
             for p, weights in enumerate(attentions):
                 total[p * rows // len(attentions)] += torch.special.entr(weights).sum(-1).mean(-1)[0].double()
             texts += 1
-    torch.testing.assert_close(found, total / texts, atol=1e-5, rtol=0)
+    close(found, total / texts)
 
 
 def test_pruning_runs_to_the_last_head(encoder):

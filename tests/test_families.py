@@ -6,6 +6,7 @@ import layouts
 import pytest
 import test_encoders
 import torch
+from precision import close, close_logs, differ
 from tiny import ragged_batches
 from transformers import (
     AutoConfig,
@@ -208,7 +209,7 @@ def test_order_and_scores_equal_those_of_a_literal_loop_to_the_last_head(name):
         scores.append(float(table[chosen]))
         layouts.blocks(model)[chosen[0]][3].zero(torch.arange(heads) == chosen[1])
     assert run.order() == order
-    assert run.table.score[1:].tolist() == pytest.approx(scores, abs=1e-3)
+    close_logs(run.table.score[1:], scores)
     if name not in LANGUAGE_MODELS:
         with torch.no_grad():
             hits = torch.cat([logits(model, batch).argmax(1) == batch["labels"] for batch in batches])
@@ -223,18 +224,18 @@ def test_masked_equals_removed_equals_reloaded(name, tmp_path):
             block[3].zero(~of_row)
         with torch.no_grad():
             expected, intact = logits(zeroed, batches[0]), logits(model, batches[0])
-            assert not torch.allclose(expected, intact, atol=1e-3)
+            differ(expected, intact)
             with gnorm.masked(model, mask):
-                torch.testing.assert_close(logits(model, batches[0]), expected, atol=2e-5, rtol=0)
+                close(logits(model, batches[0]), expected)
                 scores = None if name in TRANSLATORS else gnorm.gnorm_scores(model, batches)
             gnorm.remove_heads(smaller, mask)
-            torch.testing.assert_close(logits(smaller, batches[0]), expected, atol=2e-5, rtol=0)
+            close(logits(smaller, batches[0]), expected)
             assert torch.equal(gnorm.head_mask_of(smaller), mask)
             if scores is not None:
                 found = gnorm.gnorm_scores(smaller, batches)
-                torch.testing.assert_close(found[mask], scores[mask], atol=1e-3, rtol=0)
+                close_logs(found[mask], scores[mask])
             reloaded = gnorm.load_pruned(gnorm.save_pruned(smaller, tmp_path / str(number)))
-            torch.testing.assert_close(logits(reloaded, batches[0]), expected, atol=2e-5, rtol=0)
+            close(logits(reloaded, batches[0]), expected)
             assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     of_texts = (gnorm.attention_entropy, gnorm.activation_energy, head_importance, output_norm, weight_magnitude)
     for criterion in () if name in TRANSLATORS else of_texts:
@@ -254,7 +255,7 @@ def test_grouped_queries_count_by_key_value_head():
     attention, contexts, weights = model.model.layers[1].self_attn, [], []
     of_head = [attention.q_proj.weight[16:], attention.k_proj.weight[4:], attention.v_proj.weight[4:]]
     numbers = torch.cat([w.detach().flatten() for w in (*of_head, attention.o_proj.weight[:, 16:])]).double()
-    assert float(weight_magnitude(model, batches)[1, 1]) == pytest.approx(float(numbers.norm().log()), abs=1e-6)
+    close_logs(weight_magnitude(model, batches)[1, 1], numbers.norm().log())
     model.set_attn_implementation("eager")
     attention.o_proj.register_forward_pre_hook(lambda _, inputs: contexts.append(inputs[0][..., 16:]))
     attention.register_forward_hook(lambda _, __, output: weights.append(output[1][:, 4:]))
@@ -264,8 +265,8 @@ def test_grouped_queries_count_by_key_value_head():
                 model(ids[None, : mask.sum()])
     energy = torch.stack([context.square().sum(-1).mean() for context in contexts]).mean()
     entropy = torch.stack([torch.special.entr(w).sum(-1).mean() for w in weights]).mean()
-    assert float(gnorm.activation_energy(model, batches)[1, 1]) == pytest.approx(float(energy), rel=1e-5)
-    assert float(gnorm.attention_entropy(model, batches)[1, 1]) == pytest.approx(float(entropy), rel=1e-5)
+    close(float(gnorm.activation_energy(model, batches)[1, 1]), float(energy))
+    close(float(gnorm.attention_entropy(model, batches)[1, 1]), float(entropy))
     gnorm.remove_heads(model, [[1, 1], [0, 1]])
     assert torch.equal(attention.q_proj.weight, of_head[0])
     assert attention.o_proj.in_features == 16
@@ -287,7 +288,7 @@ def test_contexts_of_a_decoder_are_averaged_over_its_own_tokens():
     handle.remove()
     energy = seen[0].square().sum(-1).double()  # (text, token, head)
     expected = (energy[0, :4].mean(0) + energy[1].mean(0)) / 2
-    torch.testing.assert_close(gnorm.activation_energy(model, [batch])[-1], expected)
+    close(gnorm.activation_energy(model, [batch])[-1], expected)
 
 
 CACHES = {
@@ -453,7 +454,7 @@ def test_cross_attention_without_an_encoder_scores_as_nothing():
     batches = [batch | {"labels": batch["input_ids"]} for batch in ragged_batches(2, longest=11)]
     scores = gnorm.gnorm_scores(model, batches)
     assert scores.isneginf().tolist() == [[False, False], [True, True]]
-    torch.testing.assert_close(scores, scores_by_hand(model, batches), atol=1e-3, rtol=0)
+    close_logs(scores, scores_by_hand(model, batches))
 
 
 def test_entropy_of_cross_attention_counts_the_tokens_of_the_encoder():
@@ -469,4 +470,4 @@ def test_entropy_of_cross_attention_counts_the_tokens_of_the_encoder():
         weights = eager(**batch, output_attentions=True).cross_attentions[-1].double()  # (text, head, query, key)
     by_token = torch.special.entr(weights).sum(-1)
     expected = (by_token[0, :, :4].mean(1) + by_token[1].mean(1)) / 2
-    torch.testing.assert_close(gnorm.attention_entropy(model, [batch])[-1], expected, atol=1e-6, rtol=0)
+    close(gnorm.attention_entropy(model, [batch])[-1], expected)

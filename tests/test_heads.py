@@ -6,6 +6,7 @@ import literal
 import pytest
 import textpruner
 import torch
+from precision import close, differ
 from tiny import ragged_batches, tiny_model
 from transformers import BloomConfig, BloomForCausalLM
 
@@ -58,9 +59,9 @@ def test_masked_equals_textpruners_zeroed_weights(model, empty_layer, tmp_path):
         zeroed, general_config=textpruner.GeneralConfig(use_device="cpu", output_dir=str(tmp_path))
     ).prune_with_masks(head_mask=mask.float(), keep_shape=True, set_masks=True)
     expected = logits(zeroed)
-    assert not torch.allclose(expected, logits(model))
+    differ(expected, logits(model))
     with gnorm.masked(model, mask):
-        assert (logits(model) - expected).abs().max() < 1e-6
+        close(logits(model), expected)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -72,7 +73,7 @@ def test_removed_equals_masked(family, attention, empty_layer):
         expected = logits(model)
     parameters = sum(p.numel() for p in model.parameters())
     gnorm.remove_heads(model, mask)
-    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    close(logits(model), expected)
     assert torch.equal(gnorm.head_mask_of(model), mask)
     assert [b.kept for b in gnorm.attention_blocks(model)] == [tuple(row.nonzero()[:, 0].tolist()) for row in mask]
     per_head = 4 * 8 * 32 + 3 * 8  # rows of query, key, value and columns of output; three biases
@@ -84,7 +85,7 @@ def test_all_heads_removed(model):
     with gnorm.masked(model, nothing):
         expected = logits(model)
     gnorm.remove_heads(model, nothing)
-    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    close(logits(model), expected)
     assert bool((gnorm.gnorm_scores(model, ragged_batches()) == -torch.inf).all())
 
 
@@ -94,9 +95,9 @@ def test_repeated_removal_counts_heads_as_the_intact_model_does(model):
         expected = logits(model)
     gnorm.remove_heads(model, first)
     with gnorm.masked(model, second):  # masking what is left of a pruned model
-        torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+        close(logits(model), expected)
     gnorm.remove_heads(model, second)
-    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    close(logits(model), expected)
     assert torch.equal(gnorm.head_mask_of(model), first & second)
 
 
@@ -159,7 +160,7 @@ def test_a_module_that_may_return_anything_is_not_passed_by(monkeypatch):
     with gnorm.masked(model, mask):
         expected = logits(model)
     gnorm.remove_heads(model, mask)
-    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    close(logits(model), expected)
     assert not ["forward" for block in gnorm.attention_blocks(model) if "forward" in vars(block.module)]
 
 

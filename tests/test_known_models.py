@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from precision import close, close_logs
 from tiny import SIZES, ragged_batches, tiny_model
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, BertModel, BertPreTrainedModel
@@ -98,9 +99,9 @@ def plain_accuracy(model, batches):
     return hits.double().mean().item()
 
 
-def assert_plain(model, batches, tolerance=1e-4):
-    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), plain_scores(model, batches), atol=tolerance, rtol=0)
-    assert gnorm.accuracy(model, batches) == pytest.approx(plain_accuracy(model, batches), abs=1e-12)
+def assert_plain(model, batches):
+    close_logs(gnorm.gnorm_scores(model, batches), plain_scores(model, batches))
+    close(gnorm.accuracy(model, batches), plain_accuracy(model, batches), torch.float64)
 
 
 @pytest.mark.parametrize("texts", TEXTS)
@@ -111,7 +112,7 @@ def test_own_classifiers_are_given_their_batches_as_they_are(kind, texts):
     assert_plain(model, batches)
     found = gnorm.prune(model, batches, progress=False, steps=3)
     with gnorm.masked(model, found.mask(3)):
-        assert found.table.accuracy.iloc[-1] == pytest.approx(plain_accuracy(model, batches), abs=1e-12)
+        close(found.table.accuracy.iloc[-1], plain_accuracy(model, batches), torch.float64)
 
 
 def test_a_pooler_or_a_head_of_somebodys_own_is_not_packed():
@@ -132,9 +133,8 @@ def test_a_hook_or_a_patched_class_of_somebodys_own_is_not_packed(monkeypatch):
     assert prepared.packing is not None
     hook = model.bert.encoder.layer[1].register_forward_hook(lambda _, __, hidden: hidden * hidden.shape[1])
     assert not packable(model)
-    torch.testing.assert_close(
-        gnorm.gnorm_scores(model, prepared), plain_scores(model, batches), atol=1e-4, rtol=0
-    )  # prepared before the hook came
+    found = gnorm.gnorm_scores(model, prepared)  # prepared before the hook came
+    close(found, plain_scores(model, batches), torch.float64, scale=1e4)  # attention is saturated: gradients cancel
     hook.remove()
     assert packable(model)
     whole = BertSelfAttention.forward
@@ -156,14 +156,14 @@ class ByDistance(BertSelfAttention):
         return super().forward(hidden_states, bias, **options)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2), (torch.float16, 0.05)])
-def test_attention_with_a_bias_keeps_it_in_every_precision(dtype, tolerance):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_attention_with_a_bias_keeps_it_in_every_precision(dtype):
     model = tiny_model("bert", initializer_range=0.05)
     for layer in model.bert.encoder.layer:
         layer.attention.self.__class__ = ByDistance
     expected = plain_scores(copy.deepcopy(model).double(), ragged_batches())
     found = gnorm.gnorm_scores(model.to(dtype), ragged_batches())
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    close_logs(found, expected, dtype)
 
 
 def sharp(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
@@ -192,7 +192,7 @@ def test_registered_attention_is_the_one_that_is_looked_at(again, monkeypatch):
         for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
             real = [torch.special.entr(a[i, :, :length, :length]).sum(-1).mean(-1).double() for a in attentions]
             total, texts = total + torch.stack(real), texts + 1
-    torch.testing.assert_close(gnorm.attention_entropy(model, batches), total / texts, atol=1e-5, rtol=0)
+    close(gnorm.attention_entropy(model, batches), total / texts)
     monkeypatch.setattr(AttentionInterface, "_global_mapping", {**AttentionInterface._global_mapping, again: silent})
     with pytest.raises(ValueError, match="does not return its attention weights; entropy needs them"):
         gnorm.attention_entropy(model, batches)
@@ -219,9 +219,7 @@ def test_a_field_of_somebodys_own_is_never_cut_by_its_width(width):
     assert_plain(made(TitleAndBody), batches)
     small = gnorm.prepare(batches, made(TitleAndBody), max_tokens=1)
     assert {len(micro.index) for micro in small} == {1}
-    torch.testing.assert_close(
-        gnorm.gnorm_scores(made(TitleAndBody), small), plain_scores(made(TitleAndBody), batches), atol=1e-4, rtol=0
-    )
+    close_logs(gnorm.gnorm_scores(made(TitleAndBody), small), plain_scores(made(TitleAndBody), batches))
 
 
 def test_a_field_that_the_model_does_not_take_is_refused():
@@ -250,10 +248,10 @@ def test_batches_prepared_for_another_model_give_what_they_give_anew():
         prepared = gnorm.prepare(batches, other, max_tokens=30)
         anew = gnorm.prepare(batches, model, max_tokens=30)
         assert torch.equal(gnorm.gnorm_scores(model, prepared), gnorm.gnorm_scores(model, anew))
-        torch.testing.assert_close(gnorm.gnorm_scores(model, prepared), expected, atol=1e-4, rtol=0)
+        close_logs(gnorm.gnorm_scores(model, prepared), expected)
         assert gnorm.accuracy(model, prepared) == gnorm.accuracy(model, batches)
     own = gnorm.prepare(batches, model)
-    torch.testing.assert_close(gnorm.gnorm_scores(model.double(), own), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model.double(), own), expected)
 
 
 def test_prepared_batches_go_wherever_batches_go(model):
@@ -283,7 +281,7 @@ def test_texts_labelled_minus_100_are_not_counted_and_evaluation_refuses_them():
     model, batches = tiny_model("bert"), ragged_batches()
     some = [b | {"labels": torch.where(torch.arange(len(b["labels"])) < 2, -100, b["labels"])} for b in batches]
     kept = [{name: tensor[2:] for name, tensor in batch.items()} for batch in batches]
-    assert gnorm.accuracy(model, some) == pytest.approx(plain_accuracy(model, kept), abs=1e-12)
+    close(gnorm.accuracy(model, some), plain_accuracy(model, kept), torch.float64)
     with pytest.raises(ValueError, match="evaluation batch 0 has labels from -100 to"):
         gnorm.prune(model, some, progress=False)
     assert gnorm.prune(model, some, batches, progress=False, steps=1).correct.shape[1] == 13

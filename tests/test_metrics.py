@@ -2,7 +2,6 @@
 
 import math
 import re
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ import sklearn.metrics
 import torch
 import transformers
 from literal import projections
+from precision import close, close_logs, close_tables
 from tiny import SIZES, ragged_batches, tiny_model
 
 import gnorm
@@ -118,17 +118,17 @@ def test_gnorm_is_that_of_all_logits_that_are_not_padding(problem):
     model, batches = model_for(problem), batches_for(problem)
     assert problem_of(model) is PROBLEMS[problem]
     expected = plain_scores(model, lambda batch: norm_of_real_logits(model, batch), batches)
-    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, batches), expected)
     one_by_one = gnorm.prepare(batches, model, max_tokens=1)
     assert max(len(micro.index) for micro in one_by_one) == 1
-    torch.testing.assert_close(gnorm.gnorm_scores(model, one_by_one), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, one_by_one), expected)
 
 
 @pytest.mark.parametrize("problem", CLASSES)
 def test_criteria_of_a_loss_take_the_models_own(problem):
     model, batches = model_for(problem), batches_for(problem)
     expected = plain_scores(model, lambda batch: model(**batch).loss, batches)
-    torch.testing.assert_close(criteria.gnorm_cross_entropy(model, batches), expected, atol=1e-3, rtol=0)
+    close_logs(criteria.gnorm_cross_entropy(model, batches), expected)
     sums, counted = torch.zeros(2, 4, dtype=torch.float64), 0
     for text in texts_of(batches):
         if (
@@ -142,7 +142,7 @@ def test_criteria_of_a_loss_take_the_models_own(problem):
         sums += torch.stack([(w * w.grad).detach().double().view(32, 4, 8).sum((0, 2)).abs() for w in weights])
         counted += 1
     found = criteria.head_importance(model, batches)
-    torch.testing.assert_close(found, sums / counted, atol=1e-5, rtol=1e-3)
+    close(found, sums / counted)
 
 
 def plain_metric(problem, model, batches):
@@ -189,19 +189,19 @@ def test_every_state_is_measured_and_a_resumed_run_is_the_same(problem, tmp_path
     assert list(run.table.columns) == ["trial", "pruned_heads", "layer", "head", "score", name]
     for pruned, value in enumerate(run.table[name]):
         with gnorm.masked(model, run.mask(pruned)):
-            assert value == pytest.approx(plain_metric(problem, model, held_out), rel=1e-4, abs=1e-6)
+            close(value, plain_metric(problem, model, held_out))
     shared = gnorm.prune(model, held_out, progress=False, steps=0)  # read off the pass that scores
-    assert shared.table[name][0] == pytest.approx(run.table[name][0], rel=1e-5)
+    close(shared.table[name][0], run.table[name][0])
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:4]))
     resumed = gnorm.prune(model, batches, held_out, journal=journal, progress=False)
-    pd.testing.assert_frame_equal(resumed.table, run.table)
+    assert resumed.table.equals(run.table)
     assert resumed.predictions.dtype == run.predictions.dtype
     assert (resumed.predictions == run.predictions).all()
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     results.save_trajectory(run, "smoke", "bert", "greedy_gnorm")
     back = results.load_trajectory("smoke", "bert", "greedy_gnorm")
-    pd.testing.assert_frame_equal(back.table, run.table)
+    close_tables(back.table, run.table, torch.float64)
     assert back.metric is run.metric is gnorm.METRICS[name]
     assert (back.predictions == run.predictions).all()
     assert bootstrap(back, samples=100).tolist() == bootstrap(run, samples=100).tolist()
@@ -217,7 +217,7 @@ def test_other_methods_take_any_head_of_a_model(problem, method):
         return
     run = gnorm.prune(model, batches, method=method, progress=False, steps=1)
     name, alone = run.metric.name, gnorm.prune(model, batches, method="weight_magnitude", progress=False, steps=0)
-    assert run.table[name][0] == pytest.approx(alone.table[name][0], rel=1e-5)
+    close(run.table[name][0], alone.table[name][0])
     left_out = gnorm.prune(
         model, [inputs_of(batch) | batch for batch in batches], method=method, progress=False, steps=1
     )
@@ -235,7 +235,7 @@ def test_metrics_of_classes_are_those_of_scikit_learn():
     }
     for name, value in expected.items():
         run = gnorm.prune(model, batches, method="random", metric=name, steps=2, progress=False)
-        assert run.table[name][0] == pytest.approx(value)
+        close(run.table[name][0], value, torch.float64)
         assert (run.predictions[0] == said.numpy()).all()
         assert (run.labels == meant.numpy()).all()
     with pytest.raises(AttributeError, match="this run was measured by matthews"):
@@ -255,7 +255,7 @@ def test_metrics_of_numbers_and_of_constants():
     }
     for name, value in expected.items():
         run = gnorm.prune(model, batches, method="random", metric=name, steps=0, progress=False)
-        assert run.table[name][0] == pytest.approx(value, abs=1e-6)
+        close(run.table[name][0], value)
     assert gnorm.METRICS["pearson"].value(np.ones(4), np.arange(4.0)) == 0
 
 
@@ -400,8 +400,6 @@ def test_what_is_neither_a_name_nor_a_function_is_no_metric():
 
 # ---------------------------------------------------------------- labels that differ from batch to batch
 
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
-
 
 def numbers(change):
     """Batches of numbers that float16 holds, the labels of the second one changed."""
@@ -428,7 +426,7 @@ def test_whole_numbers_may_be_of_any_type(dtype):
     model, batches = tiny_model("bert"), ragged_batches()
     small = [batches[0], {name: tensor.to(dtype) for name, tensor in batches[1].items()}, batches[2]]
     assert gnorm.measure(model, small) == gnorm.measure(model, batches)
-    close(gnorm.gnorm_scores(model, small), gnorm.gnorm_scores(model, batches))
+    close_logs(gnorm.gnorm_scores(model, small), gnorm.gnorm_scores(model, batches))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])

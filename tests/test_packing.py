@@ -4,10 +4,10 @@ import contextlib
 import copy
 
 import literal
-import pandas as pd
 import pytest
 import torch
 import transformers
+from precision import close, close_logs, close_tables
 from tiny import SIZES, ragged_batches, tiny_model
 
 import gnorm
@@ -48,7 +48,7 @@ def test_a_row_of_tokens_gives_each_text_the_logits_it_has_alone(model, max_toke
     batches = ragged_batches()
     prepared = prepare(batches, model, max_tokens=max_tokens)
     assert prepared.packing == Packing(passes=3, first_token=True)
-    torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+    close(logits_of(model, prepared), one_by_one(model, batches))
 
 
 def test_texts_of_like_length_share_a_rectangle_whatever_their_batches(model):
@@ -59,19 +59,18 @@ def test_texts_of_like_length_share_a_rectangle_whatever_their_batches(model):
     assert packed.texts_in_groups.item_of.tolist() == sorted(range(len(texts)), key=lambda i: -lengths[i])
     assert [r.width for r in packed.length_groups] == sorted({r.width for r in packed.length_groups}, reverse=True)
     expected = literal.scores(copy.deepcopy(model), texts).log()
-    torch.testing.assert_close(gnorm.gnorm_scores(model, texts), expected, atol=1e-4, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, texts), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_kernel_for_wide_texts_and_the_weights_of_short_ones_agree(model, dtype, monkeypatch):
     model, batches = model.to(dtype), ragged_batches()
     gnorm.remove_heads(model, MASK[: len(gnorm.attention_blocks(model))])
-    tolerance = {"atol": 1e-4 if dtype == torch.float32 else 1e-12, "rtol": 0}
     by_weights = gnorm.gnorm_scores(model, batches), logits_of(model, prepare(batches, model))
     monkeypatch.setattr(gnorm.engine.attention, "EXPLICIT_ATTENTION_TOKENS", 0)
     monkeypatch.setattr(gnorm.engine.attention, "_ExplicitAttention", None)
-    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), by_weights[0], **tolerance)
-    torch.testing.assert_close(logits_of(model, prepare(batches, model)), by_weights[1], **tolerance)
+    close_logs(gnorm.gnorm_scores(model, batches), by_weights[0], dtype)
+    close(logits_of(model, prepare(batches, model)), by_weights[1], dtype)
 
 
 @pytest.mark.parametrize("gone", [gnorm.masked, None])
@@ -80,10 +79,10 @@ def test_unequal_and_empty_blocks_are_packed_too(model, gone):
     prepared = prepare(batches, model)
     if gone:
         with gnorm.masked(model, mask):
-            torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+            close(logits_of(model, prepared), one_by_one(model, batches))
     else:
         gnorm.remove_heads(model, mask)
-        torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+        close(logits_of(model, prepared), one_by_one(model, batches))
 
 
 def test_a_classifier_that_reads_every_token_gets_padded_texts():
@@ -99,9 +98,9 @@ def test_a_classifier_that_reads_every_token_gets_padded_texts():
     ]
     prepared = prepare(batches, model)
     assert prepared.packing is None
-    torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+    close(logits_of(model, prepared), one_by_one(model, batches))
     expected = literal.scores(copy.deepcopy(model), batches).log()
-    torch.testing.assert_close(gnorm.gnorm_scores(model, prepared), expected, atol=1e-4, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, prepared), expected)
 
 
 def test_a_model_that_is_not_packed_scores_the_same(model):
@@ -110,8 +109,8 @@ def test_a_model_that_is_not_packed_scores_the_same(model):
     model._supports_attention_backend = False
     prepared = prepare(batches, model)
     assert prepared.packing is None
-    torch.testing.assert_close(gnorm.gnorm_scores(model, prepared), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits_of(model, prepared), one_by_one(model, batches), atol=2e-6, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, prepared), expected)
+    close(logits_of(model, prepared), one_by_one(model, batches))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -127,7 +126,7 @@ def test_derivatives_by_masks_of_packed_texts_are_those_of_padded_ones(model, ma
         found = [in_order(mask_derivatives(model, gnorm.attention_blocks(model), p)) for p in (packed, padded)]
     assert packed.packing
     for of_packed, of_padded in zip(*found, strict=True):
-        torch.testing.assert_close(of_packed, of_padded, atol=1e-14, rtol=1e-9)
+        close(of_packed, of_padded, torch.float64)
     assert torch.cat(found[0], 1).any(1).tolist() == [i != 1 for i in range(13)]  # text 1 does not count
 
 
@@ -148,17 +147,16 @@ def test_a_bias_by_position_goes_packed_and_is_that_of_each_text_alone(gone, exp
         gnorm.remove_heads(model, gone)
     prepared = prepare(batches, model)
     assert prepared.packing == Packing(passes=3, in_tuples=True)
-    exactly = {"atol": 1e-12, "rtol": 0}
     caches = layer_input_caches(model, prepared)
     for _ in range(2):  # the second pass starts at the last layer
-        torch.testing.assert_close(logits_of(model, prepared, caches), one_by_one(model, batches), **exactly)
+        close(logits_of(model, prepared, caches), one_by_one(model, batches), torch.float64)
     ways = gnorm.gnorm_scores, gnorm.attention_entropy, gnorm.criteria.head_importance
     packed = [scores(model, prepared) for scores in ways]
     monkeypatch.setattr(gnorm.engine.known_models, "OWN_ATTENTION", ())
     padded = prepare(batches, model)
     assert padded.packing is None
     for scores, expected in zip(ways, packed, strict=True):
-        torch.testing.assert_close(scores(model, padded), expected, **exactly)
+        close(scores(model, padded), expected, torch.float64)
 
 
 def test_attention_of_ones_own_is_noticed_and_not_packed():
@@ -213,7 +211,7 @@ def test_trajectories_are_the_same_with_nothing_kept(model, method, monkeypatch)
     found = gnorm.prune(model, *texts, method=method, progress=False)
     monkeypatch.setattr(gnorm.pruning, "layer_input_caches", lambda _, prepared: [NO_CACHE] * len(prepared))
     expected = gnorm.prune(model, *texts, method=method, progress=False)
-    pd.testing.assert_frame_equal(found.table, expected.table)
+    close_tables(found.table, expected.table, logs=method == "greedy_gnorm")
     assert (found.correct == expected.correct).all()
 
 
@@ -267,9 +265,7 @@ def test_embeddings_of_batches_of_different_widths_are_padded_like_ids(model):
         {"inputs_embeds": embed(batch["input_ids"]).detach(), "attention_mask": batch["attention_mask"]}
         for batch in batches
     ]
-    torch.testing.assert_close(
-        gnorm.gnorm_scores(model, embedded), gnorm.gnorm_scores(model, batches), atol=1e-4, rtol=0
-    )
+    close_logs(gnorm.gnorm_scores(model, embedded), gnorm.gnorm_scores(model, batches))
 
 
 def test_a_model_that_gives_tuples_and_ids_that_are_none_are_refused():

@@ -7,6 +7,7 @@ import literal
 import numpy as np
 import pytest
 import torch
+from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 from torch.nn.functional import linear
 
@@ -55,9 +56,9 @@ def test_values_and_gradients_are_those_of_linear(counted, shape, bias):
     with products._FasterLinear():
         found = linear(*mine)
     assert bool(counted) == (0 not in shape)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    close(found.double(), expected)
     for one, other in zip(torch.autograd.grad(found, mine[: 2 + bias], cotangent), wanted, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+        close(one.double(), other)
 
 
 @HERE
@@ -65,7 +66,7 @@ def test_views_are_taken_as_they_lie(counted):
     torch.manual_seed(0)
     wide, tall = torch.randn(9, 60), torch.randn(30, 9)
     for x, weight in ((wide[:, 5:25], torch.randn(6, 20)), (tall.T[:, ::2], torch.randn(12, 15)[::2]), (wide.T, tall)):
-        torch.testing.assert_close(products.product(x, weight), x @ weight.T, rtol=1e-5, atol=1e-5)
+        close(products.product(x, weight), x @ weight.T)
     assert len(counted) == 3
 
 
@@ -103,7 +104,7 @@ def test_weights_of_a_kind_of_their_own_are_left_to_it(counted):
     x, weight = torch.randn(7, 20), torch.randn(6, 20)
     with products._FasterLinear():
         found = linear(x, weight.as_subclass(Doubled), None)
-    torch.testing.assert_close(found, 2 * x @ weight.T)
+    close(found, 2 * x @ weight.T)
 
 
 @HERE
@@ -115,8 +116,8 @@ def test_prune_equals_the_literal_algorithm(counted, family, method):
     trajectory = gnorm.prune(model, batches, method=method, progress=False)
     assert counted
     assert trajectory.order() == order
-    np.testing.assert_allclose(trajectory.table.score[1:], np.log(scores), atol=2e-4)
-    assert trajectory.table.accuracy.tolist() == pytest.approx(accuracies, abs=1e-12)
+    close_logs(trajectory.table.score[1:], np.log(scores))
+    close(trajectory.table.accuracy, accuracies, torch.float64)
 
 
 @HERE
@@ -131,7 +132,7 @@ def test_no_criterion_gives_other_scores(counted, family, method):
     with switched_off():
         expected = method.scores(model, batches, torch.Generator().manual_seed(0))
     assert counted == []
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    close(found, expected)
 
 
 @HERE

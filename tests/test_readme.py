@@ -29,6 +29,13 @@ def test_the_generated_part_is_not_stale(path):
     assert pages.page(path, text) == text, "run `make readme` and commit"
 
 
+def test_no_time_is_given_without_the_processor_that_took_it(monkeypatch):
+    read = pages.read_json
+    assert "minutes" not in pages.how_made() or pages.read_json(pages.RESULTS / "manifest.json")["processor"]
+    monkeypatch.setattr(pages, "read_json", lambda path: {"processor": "Abacus"} | read(path))
+    assert "; on Abacus the 20 trajectories took " in pages.how_made()
+
+
 def test_the_page_on_performance_is_not_stale():
     assert performance.page() == (ROOT / "docs" / "performance.md").read_text("utf-8"), "run `make readme` and commit"
 

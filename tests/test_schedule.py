@@ -6,6 +6,7 @@ import literal
 import numpy as np
 import pytest
 import torch
+from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
 import gnorm
@@ -28,9 +29,9 @@ def equals_literal(trajectory, given=None, evaluation=EVALUATION, **options):
     """Order, scores and accuracies are those of the literal loop."""
     order, products, accuracies = literal.prune(given or model(), SCORING, evaluation, **options)
     assert trajectory.order() == order
-    assert trajectory.table.score[1:].tolist() == pytest.approx(np.log(products).tolist(), abs=1e-7)
+    close_logs(trajectory.table.score[1:], np.log(products), torch.float64)
     expected = [accuracies[pruned] for pruned in trajectory.table.pruned_heads]
-    assert trajectory.table.accuracy.tolist() == pytest.approx(expected, abs=1e-12)
+    close(trajectory.table.accuracy, expected, torch.float64)
 
 
 def same(first, second):
@@ -143,7 +144,7 @@ def test_the_gap_is_that_between_heads_that_go_and_heads_of_the_layer_that_stay(
     scores = gnorm.gnorm_scores(model(), SCORING).sort(1).values
     trajectory = run(layers=[2, 0, 2], heads_per_step=3, steps=1)
     expected = min(scores[2, 2] - scores[2, 1], scores[0, 1] - scores[0, 0]).item()
-    assert trajectory.info["smallest_gap"] == pytest.approx(expected, abs=1e-9)
+    close_logs(trajectory.info["smallest_gap"], expected, torch.float64)
     emptied = run(layers=[1, 1, 1, 1], heads_per_step=4, steps=1)  # all of a layer: nothing was chosen
     assert emptied.info["smallest_gap"] == math.inf
     assert emptied.order() == [(1, int(head)) for head in gnorm.gnorm_scores(model(), SCORING)[1].argsort()]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
 import gnorm
@@ -22,7 +23,7 @@ from gnorm.scoring import ENTROPY_FORMS
 def test_log_norm_exact_values():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]])
     assert log_norm(x).tolist() == [math.log(5), -math.inf, 0.0]
-    assert log_norm(x.double()).tolist() == pytest.approx([math.log(5), -math.inf, 0.0])
+    close_logs(log_norm(x.double()).tolist(), [math.log(5), -math.inf, 0.0], torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -30,7 +31,7 @@ def test_products_of_norms_far_below_fp32_neither_underflow_nor_tie(dtype):
     product = 3 * log_norm(torch.tensor([[1e-40]], dtype=dtype))
     other = 3 * log_norm(torch.tensor([[2e-40]], dtype=dtype))
     assert torch.tensor(1e-40) ** 3 == torch.tensor(2e-40) ** 3 == 0
-    assert other - product == pytest.approx(3 * math.log(2), abs=1e-4)  # 1e-40 is subnormal in fp32: 5 digits
+    close_logs((other - product).item(), 3 * math.log(2))  # 1e-40 is subnormal in fp32: 5 digits
 
 
 @given(
@@ -44,7 +45,7 @@ def test_log_norm_of_scaled_rows(values, exponent, dtype):
     x = torch.tensor([values], dtype=dtype) * 10.0**exponent
     x = torch.where(x.abs() < torch.finfo(dtype).tiny, 0, x)
     expected = math.hypot(*x[0].tolist())
-    assert log_norm(x).item() == pytest.approx(math.log(expected) if expected else -math.inf, abs=1e-5)
+    close_logs(log_norm(x).item(), math.log(expected) if expected else -math.inf, dtype)
 
 
 def test_log_norm_keeps_what_is_not_finite():
@@ -91,7 +92,7 @@ def test_a_batch_without_attention_mask_goes_whole():
     model = tiny_model("bert")
     batch = {"input_ids": torch.randint(3, 99, (4, 7)), "labels": torch.zeros(4, dtype=torch.long)}
     full = batch | {"attention_mask": torch.ones(4, 7, dtype=torch.long)}
-    torch.testing.assert_close(gnorm.gnorm_scores(model, [batch]), gnorm.gnorm_scores(model, [full]), atol=1e-5, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, [batch]), gnorm.gnorm_scores(model, [full]))
 
 
 @pytest.mark.parametrize(
@@ -165,9 +166,7 @@ def plain_entropies(model, batches):
 def test_entropy_equals_one_text_at_a_time(family):
     model = tiny_model(family, attn_implementation="eager")
     batches = ragged_batches()
-    torch.testing.assert_close(
-        gnorm.attention_entropy(model, batches), plain_entropies(model, batches), atol=1e-5, rtol=0
-    )
+    close(gnorm.attention_entropy(model, batches), plain_entropies(model, batches))
 
 
 def test_entropy_leaves_the_attention_implementation_as_it_was():
@@ -188,17 +187,15 @@ def test_uniform_attention_has_the_entropy_of_its_length():
     batches = ragged_batches()
     lengths = [int(n) for batch in batches for n in batch["attention_mask"].sum(1)]
     expected = sum(math.log(n) for n in lengths) / len(lengths)
-    torch.testing.assert_close(
-        gnorm.attention_entropy(model, batches), torch.full((3, 4), expected).double(), atol=1e-5, rtol=0
-    )
+    close(gnorm.attention_entropy(model, batches), torch.full((3, 4), expected).double())
 
 
 def test_entropy_forms():
     a = torch.tensor([0.0, 0.5])
     assert ENTROPY_FORMS["plain"](a, 0.1)[0].isnan()
-    assert ENTROPY_FORMS["exact"](a, 0.1).tolist() == pytest.approx([0.0, 0.5 * math.log(2)])
-    assert ENTROPY_FORMS["eps_inside"](a, 0.1).tolist() == pytest.approx([0.0, -0.5 * math.log(0.6)])
-    assert ENTROPY_FORMS["eps_both"](a, 0.1).tolist() == pytest.approx([-0.1 * math.log(0.1), -0.6 * math.log(0.6)])
+    close(ENTROPY_FORMS["exact"](a, 0.1).tolist(), [0.0, 0.5 * math.log(2)])
+    close(ENTROPY_FORMS["eps_inside"](a, 0.1).tolist(), [0.0, -0.5 * math.log(0.6)])
+    close(ENTROPY_FORMS["eps_both"](a, 0.1).tolist(), [-0.1 * math.log(0.1), -0.6 * math.log(0.6)])
     with pytest.raises(ValueError, match="entropy form 'log2' is not known"):
         gnorm.attention_entropy(tiny_model("bert"), ragged_batches(), form="log2")
 
@@ -231,7 +228,7 @@ def test_activation_energy_equals_one_text_at_a_time(model):
                 for context in seen:  # (token, head * 8)
                     total[layer] += context.view(length, 4, 8).square().sum(-1).mean(0).double()
             texts += 1
-    torch.testing.assert_close(gnorm.activation_energy(model, batches), total / texts, atol=1e-4, rtol=1e-5)
+    close(gnorm.activation_energy(model, batches), total / texts)
 
 
 def test_criteria_of_a_pruned_model_speak_of_the_heads_that_are_left(model):
@@ -243,7 +240,7 @@ def test_criteria_of_a_pruned_model_speak_of_the_heads_that_are_left(model):
     gnorm.remove_heads(pruned, mask)
     scores = gnorm.gnorm_scores(pruned, ragged_batches())
     assert scores[0, 1] == -torch.inf
-    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
+    close_logs(scores, expected)
     for criterion in (gnorm.attention_entropy, gnorm.activation_energy):
         assert criterion(pruned, ragged_batches())[0, 1] == -torch.inf
 

@@ -6,6 +6,7 @@ import math
 import layouts
 import pytest
 import torch
+from precision import close, close_logs
 from test_families import make
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
@@ -67,12 +68,12 @@ def test_scores_are_those_of_autograd(name):
         return torch.cat([model(**text).logits.flatten() for text in texts_of([batch])]).norm()
 
     expected = scores_by_hand(model, batches, norm)
-    torch.testing.assert_close(gnorm.gnorm_scores(model, batches), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, batches), expected)
     one_by_one = gnorm.prepare(batches, model, max_tokens=1)
     assert max(len(micro.index) for micro in one_by_one) == 1
-    torch.testing.assert_close(gnorm.gnorm_scores(model, one_by_one), expected, atol=1e-3, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, one_by_one), expected)
     by_loss = scores_by_hand(model, batches, lambda batch: model(**batch).loss)
-    torch.testing.assert_close(criteria.gnorm_cross_entropy(model, batches), by_loss, atol=1e-3, rtol=0)
+    close_logs(criteria.gnorm_cross_entropy(model, batches), by_loss)
 
 
 def test_entropy_of_cross_attention_leaves_out_padding_of_either_side(name):
@@ -80,7 +81,7 @@ def test_entropy_of_cross_attention_leaves_out_padding_of_either_side(name):
     for form in ("exact", "eps_both"):  # in the second a key that is padding would count
         whole = gnorm.attention_entropy(model, batches, form=form)
         alone = [gnorm.attention_entropy(model, [text], form=form) for text in texts_of(batches)]
-        torch.testing.assert_close(whole, torch.stack(alone).mean(0), atol=1e-5, rtol=1e-4)
+        close(whole, torch.stack(alone).mean(0))
 
 
 @pytest.mark.parametrize("method", ["greedy_gnorm", "head_importance"])
@@ -91,7 +92,7 @@ def test_every_state_has_the_perplexity_of_the_masked_model(name, method):
     for pruned, value in enumerate(run.table.perplexity):
         with gnorm.masked(model, run.mask(pruned)), torch.no_grad():
             sums = [model(**text).loss.double() * text["labels"].numel() for text in texts_of(batches)]
-        assert value == pytest.approx(math.exp(sum(sums) / sum(target for _, target in LENGTHS)), rel=1e-4)
+        close(value, math.exp(sum(sums) / sum(target for _, target in LENGTHS)))
     hits = kept_of(model, batches, find_metric("token_accuracy", model))
     with torch.no_grad():
         plain = [(model(**text).logits.argmax(-1) == text["labels"]).sum() for text in texts_of(batches)]
@@ -110,10 +111,10 @@ def test_inputs_of_the_decoder_may_be_given(name):
         }
         for batch in batches
     ]
-    torch.testing.assert_close(gnorm.gnorm_scores(model, given), expected, atol=1e-5, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, given), expected)
     some = [batch | {"labels": batches[i]["labels"].clone()} for i, batch in enumerate(given)]
     some[0]["labels"][:, 0] = -100  # a token that is no padding and does not count
-    torch.testing.assert_close(gnorm.gnorm_scores(model, some), expected, atol=1e-5, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, some), expected)
     assert gnorm.prune(model, some, steps=0, progress=False).predictions[0, :, 1].tolist() == [2, 5, 1, 4]
 
 
@@ -162,12 +163,12 @@ def test_the_decoder_reads_what_the_model_makes_of_labels_alone(name):
         sounds = torch.randn(2, 2, 16, 48, generator=torch.Generator().manual_seed(2))
         batches = [{"input_features": s, "labels": b["labels"]} for s, b in zip(sounds, batches, strict=True)]
     expected = perplexity_by_hand(model, batches)
-    assert gnorm.measure(model, batches) == pytest.approx(expected, rel=1e-4)
-    assert gnorm.measure(model, Again(batches)) == pytest.approx(expected, rel=1e-4)
+    close(gnorm.measure(model, batches), expected)
+    close(gnorm.measure(model, Again(batches)), expected)
     scores = gnorm.gnorm_scores(model, batches)
-    torch.testing.assert_close(gnorm.gnorm_scores(model, Again(batches)), scores, atol=1e-5, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, Again(batches)), scores)
     small = [batches[0], {**batches[1], "labels": batches[1]["labels"].to(torch.int16)}]
-    torch.testing.assert_close(gnorm.gnorm_scores(model, small), scores, atol=1e-5, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, small), scores)
 
 
 def test_labels_that_the_model_makes_nothing_of_are_refused():
@@ -183,7 +184,7 @@ def test_a_decoder_has_a_vocabulary_of_its_own(source, target):
     two = {"decoder_vocab_size": target, "share_encoder_decoder_embeddings": False}
     model, batches = make("marian", AutoModelForSeq2SeqLM, vocab_size=source, **two), batches_of()
     batches[0]["labels"][0, 0], batches[0]["input_ids"][0, 0] = target - 1, source - 1  # the last of either
-    assert gnorm.measure(model, batches) == pytest.approx(perplexity_by_hand(model, batches), rel=1e-4)
+    close(gnorm.measure(model, batches), perplexity_by_hand(model, batches))
     assert int(inputs_of(model, 40, 40)["decoder_input_ids"].max()) < target
     for name, size in (("labels", target), ("input_ids", source)):
         beyond = copy.deepcopy(batches)
@@ -203,7 +204,7 @@ def test_labels_may_be_given_with_some_batches():
     labels = bare.pop("labels")
     bare["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
     bare["decoder_attention_mask"] = (labels != -100).long()
-    torch.testing.assert_close(gnorm.gnorm_scores(model, [batches[0], bare]), expected, atol=1e-5, rtol=0)
+    close_logs(gnorm.gnorm_scores(model, [batches[0], bare]), expected)
     with pytest.raises(ValueError, match="batch 1 has no `labels`"):
         gnorm.measure(model, [batches[0], bare])
 

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from precision import close
 from test_encoders import make, masks
 from test_heads import BATCH, logits, random_mask
 from tiny import ragged_batches, tiny_model
@@ -26,7 +27,7 @@ def test_a_pruned_model_reloads_equal_to_the_masked_one(model, empty, tmp_path):
     folder = gnorm.save_pruned(model, tmp_path / "pruned ünd saved")
     reloaded = gnorm.load_pruned(folder)
     assert torch.equal(logits(reloaded), logits(model))
-    torch.testing.assert_close(logits(reloaded), expected, atol=1e-5, rtol=0)
+    close(logits(reloaded), expected)
     assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     assert not reloaded.training
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
@@ -164,7 +165,7 @@ def test_pruned_models_are_traced_whole_by_the_compiler(pruned):
     inputs = inputs_of(pruned)
     with torch.no_grad():
         compiled = torch.compile(pruned, backend="eager", fullgraph=True)(**inputs).logits
-        torch.testing.assert_close(compiled, pruned(**inputs).logits, atol=1e-5, rtol=0)
+        close(compiled, pruned(**inputs).logits)
     torch._dynamo.reset()
 
 
@@ -185,7 +186,7 @@ def test_pruned_models_run_in_half_precision(pruned, dtype):
     inputs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs_of(pruned).items()}
     found = half(**inputs).logits
     assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), expected, atol=0.15, rtol=0.05)
+    close(found.float(), expected, dtype)
 
 
 def test_gradients_of_a_pruned_model_are_those_of_the_masked_one():
@@ -200,10 +201,10 @@ def test_gradients_of_a_pruned_model_are_those_of_the_masked_one():
     for block, other, row in zip(gnorm.attention_blocks(model), gnorm.attention_blocks(masked), mask, strict=True):
         rows = row.repeat_interleave(8)
         if row.any():
-            torch.testing.assert_close(block.query.weight.grad, other.query.weight.grad[rows], atol=1e-6, rtol=1e-4)
-            torch.testing.assert_close(block.value.bias.grad, other.value.bias.grad[rows], atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(block.output.weight.grad, other.output.weight.grad[:, rows], atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(block.output.bias.grad, other.output.bias.grad, atol=1e-6, rtol=1e-4)
+            close(block.query.weight.grad, other.query.weight.grad[rows])
+            close(block.value.bias.grad, other.value.bias.grad[rows])
+        close(block.output.weight.grad, other.output.weight.grad[:, rows])
+        close(block.output.bias.grad, other.output.bias.grad)
 
 
 def test_a_trainer_trains_saves_and_evaluates_a_pruned_model(tmp_path):
@@ -323,7 +324,7 @@ def test_heads_that_timestamps_are_taken_from_are_numbered_anew(removals, left, 
         expected = timestamps(intact)
     reloaded = gnorm.load_pruned(gnorm.save_pruned(smaller, tmp_path / "model"))
     for model in (smaller, reloaded):
-        torch.testing.assert_close(timestamps(model), expected)
+        close(timestamps(model), expected)
 
 
 def test_timestamps_without_any_of_their_heads_are_refused(caplog):

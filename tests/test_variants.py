@@ -3,6 +3,7 @@
 import literal
 import pytest
 import torch
+from precision import close_logs
 from tiny import ragged_batches, tiny_model
 
 import gnorm
@@ -41,10 +42,6 @@ def norms(model, objective, weighted=False):
     return sums
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected.log(), atol=1e-8, rtol=0)
-
-
 def test_rows_of_one_factor_are_what_they_say(family):
     model = tiny_model(family).double()
     with torch.no_grad():
@@ -65,7 +62,7 @@ def test_rows_of_one_factor_are_what_they_say(family):
         "gnorm_margin": norms(model, mean_margin)[:, :3].prod(1),
     }
     for name, products in expected.items():
-        close(MORE_METHODS[name].criterion(model, BATCHES), products)
+        close_logs(MORE_METHODS[name].criterion(model, BATCHES), products.log(), torch.float64)
     assert len({tuple(products.flatten().tolist()) for products in expected.values()}) == len(expected)
 
 
@@ -73,7 +70,7 @@ def test_options_go_together():
     model = tiny_model("roberta").double()
     expected = norms(model, norm_of_centred, weighted=True)[:, [3, 1]].sum(1)
     options = {"parts": ("output", "key"), "combine": "sum", "weighted": True, "centred": True}
-    close(gnorm.gnorm_scores(model, BATCHES, **options), expected)
+    close_logs(gnorm.gnorm_scores(model, BATCHES, **options), expected.log(), torch.float64)
 
 
 @pytest.mark.parametrize("name", ["gnorm_qkvo", "gnorm_weighted", "gnorm_centred", "gnorm_margin"])
@@ -82,7 +79,7 @@ def test_batches_that_are_split_and_texts_that_share_a_pass_score_the_same(name)
     expected = criterion(model, BATCHES)
     for max_tokens in (1, 7, 1000):
         prepared = prepare(BATCHES, model, max_tokens=max_tokens)
-        torch.testing.assert_close(criterion(model, prepared), expected, atol=1e-8, rtol=0)
+        close_logs(criterion(model, prepared), expected, torch.float64)
 
 
 def test_no_variant_looks_at_labels():

@@ -16,6 +16,7 @@ import pytest
 from distributed import Client, LocalCluster
 from filelock import Timeout
 from pipeline import ROOT, in_process
+from precision import close_files
 
 import run_all
 from experiments import runs
@@ -81,7 +82,7 @@ def surroundings(run="run", **changed):
 
 def test_workers_leave_what_one_process_leaves(one_by_one, output, threads, capsys):
     workers.make_pieces(WANTED, "smoke", "cpu", {}, jobs=2)
-    assert saved(output) == one_by_one
+    close_files(saved(output), one_by_one)
     said = capsys.readouterr().err
     assert "pieces 100%" in said
     assert "running=0" in said
@@ -107,7 +108,7 @@ def test_a_cluster_of_which_a_worker_is_killed_leaves_what_one_process_leaves(on
         work.result(200)
         assert not work.exception()
         assert len(set(client.run(os.getpid).values()) - set(at_first.values())) == 1  # Dask put another in its place
-    assert saved(output) == one_by_one
+    close_files(saved(output), one_by_one)
 
 
 def test_gpus_are_dealt_out_and_threads_divided(output, monkeypatch):

@@ -284,6 +284,7 @@ def _write_report(plan: Plan, seconds: float, about: dict[str, Any]) -> None:
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
         "environment": provenance.environment(),
+        "processor": provenance.processor(),
         **about,
         "notebooks": stamps,
     }

@@ -1,8 +1,8 @@
 """One run over several processes: which micro-batches each rank takes, and how what it computes comes together.
 
 Every rank holds the same model and the same texts, and runs the same program. Micro-batches are those of one process;
-each is computed by one rank. What it gives is gathered and added in the order of one process, so sums are equal to the
-last bit and every rank goes on with the same numbers.
+each is computed by one rank. What it gives is gathered and added in the order of one process, so every rank goes on
+with the same numbers, and sums are those of one process to the precision of a pass.
 """
 
 from __future__ import annotations
