@@ -1,4 +1,6 @@
-"""Which models may lose their padding: known by the classes of their modules, never by trial.
+"""Which models may lose their padding, and whose heads are known: by the classes of their modules, never by trial.
+
+``is_tested``: the project's tests hold the heads of such models to be where the family's row says.
 
 ``ignores_padding``: padding behind a text changes no result of a classifier. ``causal``: it changes no logit of a token
 in a causal language model. ``packable``: beyond that, packed texts give the same as padded ones. A model that is none
@@ -47,7 +49,42 @@ OWN_ATTENTION = ("MPNetSelfAttention",)
 SOFTMAX_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
+# Modules of transformers that its models share.
+SHARED_MODULES = ("transformers.activations", "transformers.pytorch_utils")
+
+
 WRITTEN_BY = ("transformers", "torch", "gnorm")  # packages whose hooks and forwards are known
+
+
+_AS_SHIPPED = dict(FAMILIES)
+
+
+def is_tested(model: Any) -> bool:
+    """Whether the tests of the package hold that the heads of such a model lie where its row says.
+
+    They do where the row comes with the package; the model's class is one of transformers for its ``model_type``; every
+    module is torch's or one that transformers wrote for that model; and no forward, and no attention function, comes
+    from outside ``WRITTEN_BY``.
+    """
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    kind, model_type = type(model), getattr(model.config, "model_type", "")
+    if (
+        FAMILIES.get(model_type) is not _AS_SHIPPED.get(model_type)
+        or not kind.__module__.startswith("transformers.models.")
+        or getattr(kind.config_class, "model_type", "") != model_type
+    ):
+        return False
+    kinds, own = set(), (kind.__module__, *SHARED_MODULES)
+    left = [model]
+    while left:
+        module = left.pop()
+        kinds.add(type(module))
+        forward = module.__dict__.get("forward")
+        if forward is not None and not _known(forward):
+            return False
+        left += filter(None, module._modules.values())
+    written = all((k.__module__.startswith("torch.") or k.__module__ in own) and _known(k.forward) for k in kinds)
+    return written and plain_attention(model)
 
 
 def ignores_padding(model: Any) -> bool:
@@ -95,7 +132,7 @@ def _as_written(model: Any, row: str) -> bool:
     ):
         return False
     kinds = {type(module) for module in model.modules()}
-    own = (kind.__module__, "transformers.activations", "transformers.pytorch_utils")
+    own = (kind.__module__, *SHARED_MODULES)
     return (
         all(k in TOKENWISE or k in MODULES_OF_PADDED or k.__module__ in own for k in kinds)
         and all(_known(k.forward) for k in kinds)

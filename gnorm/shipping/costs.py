@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..engine.examples import Inputs, inputs_of, usual_lengths
 from ..engine.state import evaluating, is_compiled
 from ..heads import head_mask_of
-from .export import Exported, Inputs, export_onnx, inputs_of, usual_lengths
+from .export import Exported, export_onnx
 
 
 def cost(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..heads import attention_blocks, head_mask_of
 from ..surgery import remove_heads
+from ..trials import untried
 from .errors import LIBRARY_ERRORS, in_short
 from .modeling import PRUNED_WHEN_BUILT, others_in
 
@@ -186,7 +187,7 @@ def pruned_when_built(kind: Any) -> Any:
         vars(config).update({"auto_map": others} if others else {})
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
-            with torch.device("cpu"):  # of masks; the weights may be on the meta device
+            with torch.device("cpu"), untried():  # of masks; the weights are yet to come
                 if mask is not None:
                     remove_heads(self, mask)
                 if pruned:
@@ -242,6 +243,8 @@ def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[s
     exact = is_pruned(config) or (config.architectures or [kind.__name__])[0] != kind.__name__
     if message := _misfit(model, loading_info, _folder_of(source, options), exact, options):
         raise MisfitError(message, loading_info)
+    if is_pruned(model.config):
+        attention_blocks(model)  # tries a model that the package's tests say nothing of
     return model, loading_info
 
 
