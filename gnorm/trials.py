@@ -62,20 +62,30 @@ def try_out(model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None
     tried = next((one for one in ((*key[:-1], True), key) if one in _TRIED), None)
     if tried is None:
         with untried(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-            copy = _with_random_attention(model)
+            try:
+                copy, why_not = _with_random_attention(model), ""
+            except ValueError as error:  # it can be scored, but not pruned
+                copy, why_not = model, str(error)
             with evaluating(copy):
                 examples = _runnable(copy, [inputs()] if inputs else [])
                 _ours(f"{type(copy).__name__} cannot be scored", lambda: try_row(copy, examples[-1]))
-                _TRIED[key] = _removal(copy, examples)
+                _TRIED[key] = why_not or _removal(copy, examples)
         tried = key
     if (message := _TRIED[tried]) and (removal or not intact):
         raise ValueError(message)
 
 
 def _key(model: Any, family: Family) -> tuple[Any, ...]:
-    """What a trial's result depends on: the classes of the model and its modules, its configuration, and its row."""
+    """What a trial's result depends on: the classes of the model and its modules, functions in the place of their
+    forwards, its configuration, and its row."""
     options = {name: value for name, value in sorted(vars(model.config).items()) if name not in NOT_TRIED}
-    return type(model), frozenset(map(type, model.modules())), repr(options), family
+    return type(model), frozenset(map(_written_as, model.modules())), repr(options), family
+
+
+def _written_as(module: nn.Module) -> tuple[Any, ...]:
+    forward = vars(module).get("forward")
+    function = getattr(forward, "func", forward)  # of a partial
+    return type(module), getattr(function, "__code__", None) or repr(function)
 
 
 def _with_random_attention(model: Any) -> nn.Module:
@@ -147,7 +157,7 @@ def _runnable(copy: Any, given: Sequence[Mapping[str, Tensor]]) -> list[dict[str
     for alternatives in (*_random(copy), *own):
         for make in alternatives:
             try:
-                one = {n: t.float() if t.is_floating_point() else t for n, t in make().items()}
+                one = {n: t.to(copy.dtype) if t.is_floating_point() else t for n, t in make().items()}
                 with torch.no_grad():
                     finite = all(bool(tensor.isfinite().all()) for tensor in _outputs(copy, one).values())
                 if not finite:

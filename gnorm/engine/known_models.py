@@ -82,7 +82,7 @@ def is_tested(model: Any) -> bool:
         forward = module.__dict__.get("forward")
         if forward is not None and not _known(forward):
             return False
-        left += filter(None, module._modules.values())
+        left += [below for below in module._modules.values() if below is not None]
     written = all((k.__module__.startswith("torch.") or k.__module__ in own) and _known(k.forward) for k in kinds)
     return written and plain_attention(model)
 

@@ -27,8 +27,10 @@ def try_row(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
     with evaluating(model):
         outputs, contexts = _seen(model, blocks, inputs)
         for block in blocks:
-            if (block.query in outputs) != (block.output in contexts):
-                name = "output" if block.query in outputs else "query"
+            seen = {name: block.projection(name).module in outputs for name in ("query", "key", "value")}
+            seen["output"] = block.output in contexts
+            if any(seen.values()) and not all(seen.values()):
+                name = next(name for name in seen if not seen[name])
                 raise ValueError(
                     f"the {name} projection of {type(block.module).__name__} is never called as a module, so heads "
                     "cannot be seen there: such a model cannot be pruned by head."
