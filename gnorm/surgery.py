@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layers, skip_attention
 from .engine.projections import cut
 from .engine.state import in_use, with_own_config
-from .heads import AttentionBlock, attention_blocks, blocks_of, checked_mask, mask_of, refuse_removal, try_out
+from .heads import AttentionBlock, blocks_of, checked_mask, config_of, mask_of, refuse_removal, try_out
 
 
 @torch.inference_mode(False)  # the new parameters can be trained even if the caller is in inference mode
@@ -30,7 +30,7 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     Raises ``ValueError`` for a mask of the wrong shape or with values other than 0 and 1, for a model under
     ``gnorm.masked``, and as ``attention_blocks`` does.
     """
-    attention_blocks(model)  # refuses what is no model
+    config_of(model)  # refuses what is no model
     try_out(model, removal=True)
     with in_use(model):
         blocks = blocks_of(model)

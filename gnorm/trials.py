@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .engine.checks import parameter_of
 from .engine.errors import in_short
 from .engine.examples import examples_of, inputs_of, longest_input, usual_lengths
 from .engine.families import FAMILIES, Family
 from .engine.rows import try_row
 from .engine.state import copy_of, evaluating
-from .heads import head_mask_of, masked, owners_of
+from .heads import blocks_of, head_mask_of, masked, owners_of
 from .surgery import remove_heads
 
 T = TypeVar("T")
@@ -61,17 +62,20 @@ def try_out(model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None
     key = (*_key(model, family), intact)
     tried = next((one for one in ((*key[:-1], True), key) if one in _TRIED), None)
     if tried is None:
+        blocks_of(model)  # refuses what cannot be read
         with untried(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             try:
-                copy, why_not = _with_random_attention(model), ""
+                copy, message = _with_random_attention(model), ""
             except ValueError as error:  # it can be scored, but not pruned
-                copy, why_not = model, str(error)
+                copy, message = model, str(error)
             with evaluating(copy):
                 examples = _runnable(copy, [inputs()] if inputs else [])
                 _ours(f"{type(copy).__name__} cannot be scored", lambda: try_row(copy, examples[-1]))
-                _TRIED[key] = why_not or _removal(copy, examples)
-        tried = key
-    if (message := _TRIED[tried]) and (removal or not intact):
+                if copy is not model:
+                    message = _TRIED[key] = _removal(copy, examples)
+    else:
+        message = _TRIED[tried]
+    if message and (removal or not intact):
         raise ValueError(message)
 
 
@@ -83,8 +87,11 @@ def _key(model: Any, family: Family) -> tuple[Any, ...]:
 
 
 def _written_as(module: nn.Module) -> tuple[Any, ...]:
+    """The class of a module, and the function that somebody put in the place of its forward."""
     forward = vars(module).get("forward")
     function = getattr(forward, "func", forward)  # of a partial
+    if function is None or str(getattr(function, "__module__", "")).startswith("gnorm."):
+        return type(module), None
     return type(module), getattr(function, "__code__", None) or repr(function)
 
 
@@ -100,7 +107,7 @@ def _with_random_attention(model: Any) -> nn.Module:
     within = {parameter for owner in owners_of(copy) for parameter in owner.parameters()}
     for parameter in copy.parameters():
         if parameter.is_floating_point() and parameter.numel() and (parameter in within or heads in parameter.shape):
-            drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            drawn = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter.device)
             matrix = parameter.dim() > 1
             drawn = drawn / max(1, parameter[0].numel()) ** 0.5 if matrix else parameter.detach() + 0.3 * drawn
             parameter.data.copy_(drawn)
@@ -152,12 +159,12 @@ def _runnable(copy: Any, given: Sequence[Mapping[str, Tensor]]) -> list[dict[str
     """
     found: list[dict[str, Tensor]] = []
     errors: list[BaseException] = []
-    modules = dict(copy.named_modules())
+    modules, dtype = dict(copy.named_modules()), parameter_of(copy).dtype
     own: list[list[Callable[[], Mapping[str, Tensor]]]] = [[partial(dict, one)] for one in given]
     for alternatives in (*_random(copy), *own):
         for make in alternatives:
             try:
-                one = {n: t.to(copy.dtype) if t.is_floating_point() else t for n, t in make().items()}
+                one = {n: t.to(dtype) if t.is_floating_point() else t for n, t in make().items()}
                 with torch.no_grad():
                     finite = all(bool(tensor.isfinite().all()) for tensor in _outputs(copy, one).values())
                 if not finite:
@@ -174,7 +181,7 @@ def _runnable(copy: Any, given: Sequence[Mapping[str, Tensor]]) -> list[dict[str
             found.append(one)
             break
     if not found:
-        why = f"{type(errors[-1]).__name__}: {in_short(errors[-1])}" if errors else "no input"
+        why = f"{type(errors[0]).__name__}: {in_short(errors[0])}" if errors else "no input"
         raise ValueError(
             f"{type(copy).__name__} does not run on random inputs ({why}), on which its heads are tried before they "
             "are believed: show it texts of its own first, with gnorm.prepare(batches, model)."

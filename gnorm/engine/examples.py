@@ -13,9 +13,12 @@ from .problems import problem_of
 
 Inputs = dict[str, Tensor]
 
+LETTERS = 128  # where a model knows letters and no words
+
 
 def _texts(config: Any, batch: int, length: int) -> Inputs:
-    ids = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+    known = getattr(config, "vocab_size", LETTERS)
+    ids = torch.randint(known, (batch, length), generator=torch.Generator().manual_seed(0))
     return {"input_ids": _ended(config, ids, torch.full((batch, 1), length)), "attention_mask": torch.ones_like(ids)}
 
 

@@ -10,7 +10,7 @@ of these goes through padded, as its batches are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -74,17 +74,21 @@ def is_tested(model: Any) -> bool:
         or getattr(kind.config_class, "model_type", "") != model_type
     ):
         return False
-    kinds, own = set(), (kind.__module__, *SHARED_MODULES)
-    left = [model]
-    while left:
+    own, kinds, forwards, configs, left = (kind.__module__, *SHARED_MODULES), set(), [], {}, [model]
+    while left:  # many times as fast as model.modules()
         module = left.pop()
         kinds.add(type(module))
-        forward = module.__dict__.get("forward")
-        if forward is not None and not _known(forward):
-            return False
-        left += [below for below in module._modules.values() if below is not None]
-    written = all((k.__module__.startswith("torch.") or k.__module__ in own) and _known(k.forward) for k in kinds)
-    return written and plain_attention(model)
+        of_module = module.__dict__
+        if (forward := of_module.get("forward")) is not None:
+            forwards.append(forward)
+        if (config := of_module.get("config")) is not None:
+            configs[id(config)] = config
+        left += [below for below in of_module["_modules"].values() if below is not None]
+    return (
+        all(k.__module__.startswith("torch.") or k.__module__ in own for k in kinds)
+        and all(map(_known, (*forwards, *(k.forward for k in kinds))))
+        and _plain(configs.values())
+    )
 
 
 def ignores_padding(model: Any) -> bool:
@@ -176,9 +180,13 @@ def _known(function: Any) -> bool:
 
 def plain_attention(model: Any) -> bool:
     """Whether all modules compute softmax attention by functions of transformers' own."""
+    return _plain(getattr(module, "config", None) for module in model.modules())
+
+
+def _plain(configs: Iterable[Any]) -> bool:
+    """``plain_attention`` of modules with these configurations."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    owners = (getattr(module, "config", None) for module in model.modules())
-    names = {name for config in owners if (name := getattr(config, "_attn_implementation", None)) is not None}
+    names = {name for config in configs if (name := getattr(config, "_attn_implementation", None)) is not None}
     functions = [ALL_ATTENTION_FUNCTIONS[name] for name in names if name in ALL_ATTENTION_FUNCTIONS]
     return names <= set(SOFTMAX_ATTENTION) and all(_known(function) for function in functions)
