@@ -198,9 +198,9 @@ RIGHT = {
 @pytest.mark.parametrize("which", RIGHT)
 def test_what_is_right_passes_and_is_tried_once(which, monkeypatch):
     model, runs = RIGHT[which](monkeypatch), []
-    run = trials._runnable
+    run = trials.runnable
     monkeypatch.setattr(trials, "_TRIED", {})
-    monkeypatch.setattr(trials, "_runnable", lambda *given: runs.append(1) or run(*given))
+    monkeypatch.setattr(trials, "runnable", lambda *given: runs.append(1) or run(*given))
     mask = gnorm.prune(model, ragged_batches(1), progress=False).mask(pruned_heads=5)
     smaller = copy.deepcopy(model)
     gnorm.remove_heads(smaller, mask)
