@@ -6,7 +6,7 @@ architecture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .engine.errors import in_short
 from .engine.families import FAMILIES, Family
+from .engine.known_models import is_tested
 from .engine.projections import Projection, check_projection, rows_of, size_of_module
 from .engine.state import in_use, uncompiled
 
@@ -151,18 +153,49 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     """The attention blocks of ``model``, in the order of the mask's rows: encoder self-attention, decoder
     self-attention, cross-attention, first layer first; layers that share a block (ALBERT) count as one.
 
+    A model whose row was registered, or whose classes are not transformers' own, is tried at its first use: see
+    ``trials.try_out``.
+
     Raises as ``config_of`` does, and ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where
     the model has no module of the row's names or attention that the row does not name, where blocks have unequally
-    many heads, or where a projection is no linear layer with a weight of its own, or not of the size that its heads
-    need.
+    many heads, where a projection is no linear layer with a weight of its own, or not of the size that its heads
+    need, where the model or its configuration cannot be read by the row, or where the trial fails.
     """
+    blocks = blocks_of(model)
+    try_out(model)
+    return blocks
+
+
+def try_out(model: nn.Module, inputs: Callable[[], Mapping[str, Tensor]] | None = None, removal: bool = False) -> None:
+    """``trials.try_out`` a model that the package's tests say nothing of."""
+    if not is_tested(model):
+        from .trials import try_out  # which removes heads, by way of this module
+
+        try_out(model, inputs, removal)
+
+
+def blocks_of(model: nn.Module) -> list[AttentionBlock]:
+    """``attention_blocks`` of a model that has been tried, or is about to be."""
     config = config_of(model)
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"attention heads of model_type {config.model_type!r} are not known (known: {', '.join(FAMILIES)}); "
             f"add a row of module names with gnorm.register({config.model_type!r}, blocks, query, key, value, output)."
         )
-    family = FAMILIES[config.model_type]
+    try:
+        return _read(model, config, FAMILIES[config.model_type])
+    except ValueError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a configuration makes of names that it does not know
+        raise ValueError(
+            f"{type(model).__name__} cannot be read by the row of model_type {config.model_type!r} "
+            f"({type(error).__name__}: {in_short(error)}): its configuration must give num_attention_heads, and "
+            "hidden_size or head_dim, as one number each for all layers; otherwise it cannot be pruned by head."
+        ) from None
+
+
+def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
+    """The blocks that the row ``family`` names in ``model``."""
     _check_said(config, family)
     names = _names(family.blocks)
     of_encoder, of_self = (len(_named(model, names[:i], missing=len(names) > i)) for i in (1, 2))
@@ -277,6 +310,11 @@ def _beside_projections(block: AttentionBlock) -> str:
     return ""
 
 
+def owners_of(model: nn.Module) -> list[nn.Module]:
+    """For every attention block of ``model``, in order, the module that the family's row names."""
+    return _named(model, FAMILIES[model.config.model_type].blocks)  # type: ignore[union-attr, index]
+
+
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """For every attention block of ``model``, in order, the module that owns it: the layers of an encoder. A block in
     a plain list owns itself."""
@@ -310,7 +348,11 @@ def _named(model: nn.Module, patterns: str | tuple[str, ...], missing: bool = Fa
 
 def head_mask_of(model: nn.Module) -> Tensor:
     """The head mask (layer, head), bool: true for the heads that are left; all of them before ``remove_heads``."""
-    blocks = attention_blocks(model)
+    return mask_of(attention_blocks(model))
+
+
+def mask_of(blocks: Sequence[AttentionBlock]) -> Tensor:
+    """``head_mask_of`` a model of these blocks."""
     mask = torch.zeros(len(blocks), blocks[0].num_heads, dtype=torch.bool)
     for row, block in zip(mask, blocks, strict=True):
         row[list(block.kept)] = True

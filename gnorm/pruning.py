@@ -22,11 +22,11 @@ from .engine.batches import Prepared, given_and_prepared, layer_input_caches, sa
 from .engine.checks import Batch, check_labels
 from .engine.ranks import check_equal, gather, raising_together, rank_of
 from .engine.state import copy_of, in_use
-from .heads import attention_blocks, head_mask_of, refuse_removal
+from .heads import blocks_of, mask_of, refuse_removal, try_out
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .methods import Method, find_method
 from .metrics import METRICS, Measure, Metric, find_metric, kept_of
-from .surgery import remove_heads, try_removal
+from .surgery import remove_heads
 from .trajectory import NEAR_TIE, Trajectory
 
 
@@ -81,7 +81,7 @@ def prune(
     rescore_every = whole("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
     metric = find_metric(metric, model)
     texts = _Texts.of(model, scoring, evaluation, metric, process_group)
-    try_removal(model, next(iter(texts.evaluation)).padded[0].inputs)
+    try_out(model, lambda: next(iter(texts.evaluation)).padded[0].inputs, removal=True)
     if layers is None and row.follows:
         options = {"progress": progress, "process_group": process_group}
         leader = prune(
@@ -122,10 +122,10 @@ def prune(
 
 def _head_mask(model: nn.Module) -> Tensor:
     """(layer, head) bool mask of a model whose heads can be removed."""
-    blocks = attention_blocks(model)  # refuses what is no model
+    blocks = blocks_of(model)  # refuses what is no model; its texts serve to try it
     with in_use(model):
         refuse_removal(blocks)
-        return head_mask_of(model)
+        return mask_of(blocks)
 
 
 def _checked_counts(method: str, heads: int, seed: Any, trials: Any, steps: Any, heads_per_step: Any) -> dict[str, int]:

@@ -17,7 +17,7 @@ from .engine.gradients import QKV, gradient_norms, log_norm_of
 from .engine.known_models import plain_attention
 from .engine.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
 from .engine.state import attention_implementation, in_use
-from .heads import AttentionBlock, attention_blocks, head_mask_of
+from .heads import AttentionBlock, blocks_of, head_mask_of
 
 
 class Criterion(Protocol):
@@ -116,7 +116,7 @@ def attention_entropy(
     if form not in ENTROPY_FORMS:
         raise ValueError(f"entropy form {form!r} is not known; choose one of {', '.join(ENTROPY_FORMS)}.")
 
-    queries = attention_blocks(model)[0].queries_per_head
+    queries = blocks_of(model)[0].queries_per_head
 
     def entropy(weights: Tensor, mask: Tensor | None) -> Tensor:
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))  # (text, query head, query, key)
@@ -150,7 +150,7 @@ def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> 
 
     Raises ``ValueError`` where logits are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
-    context_dim = attention_blocks(model)[0].context_dim
+    context_dim = blocks_of(model)[0].context_dim
 
     def energy(context: Tensor, mask: Tensor | None) -> Tensor:  # context: (text, token, head * context_dim)
         return context.double().unflatten(-1, (-1, context_dim)).square().sum(-1).transpose(1, 2)

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layers, skip_attention
-from .engine.packing import logits_of
 from .engine.projections import cut
-from .engine.rows import is_tested
-from .engine.state import copy_of, in_use, own_modes, with_own_config
-from .heads import AttentionBlock, attention_blocks, checked_mask, config_of, head_mask_of, masked, refuse_removal
+from .engine.state import in_use, with_own_config
+from .heads import AttentionBlock, blocks_of, checked_mask, config_of, mask_of, refuse_removal, try_out
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +42,11 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     does.
     """
     config_of(model)  # refuses what is no model
+    try_out(model, removal=True)
     with in_use(model):
-        blocks = attention_blocks(model)
+        blocks = blocks_of(model)
         refuse_removal(blocks)
-        new_mask = checked_mask(mask, blocks) & head_mask_of(model)
+        new_mask = checked_mask(mask, blocks) & mask_of(blocks)
         numbers = _renumbered(model, blocks, new_mask)
         for block, row in zip(blocks, new_mask, strict=True):
             stay = row[list(block.kept)]  # (kept,)
@@ -102,33 +101,3 @@ def _adapt(block: AttentionBlock, heads: list[int]) -> None:
         cut_argument(block.module, heads, block.per_head)
     if block.skippable and not heads:
         skip_attention(block.module, block.output, block.norm, bool(block.shared_bias))
-
-
-def try_removal(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-    """Remove heads from a copy of a model of a registered family, and raise ``ValueError`` where that differs from
-    masking them.
-
-    inputs: of at least one text. Every second head goes, then all. Models of the families that come with the package
-    are held against that by its tests, and are not tried.
-    """
-    if is_tested(model):
-        return
-    copy = copy_of(model).float().eval()
-    one = {name: t[:1].float() if t.is_floating_point() else t[:1] for name, t in inputs.items()}
-    numbers = torch.arange(len(head_mask_of(copy)))[:, None] + torch.arange(attention_blocks(copy)[0].num_heads)
-    for mask in (numbers % 2 == 0, numbers < 0):
-        with own_modes(), torch.no_grad():
-            with masked(copy, mask):
-                expected = logits_of(copy, one)
-            remove_heads(copy, mask)
-            try:
-                off = float((logits_of(copy, one) - expected).abs().max() / (1 + expected.abs().max()))
-            except Exception as error:  # noqa: BLE001 - whatever a module makes of unusual sizes
-                what = f"it does not run ({' '.join(str(error).split())[:200]})"
-            else:
-                what = "" if off < 1e-3 else f"its logits are off by {off:.1g} of the largest"
-        if what:
-            raise ValueError(
-                f"{type(model).__name__} does not work with heads removed, {what}: correct per_head, also or skippable "
-                "in the family's row with gnorm.register, or mask heads instead."
-            )

@@ -253,7 +253,7 @@ def test_a_projection_that_is_never_called_is_named(monkeypatch):
     monkeypatch.setattr(gnorm.heads, "FAMILIES", dict(gnorm.heads.FAMILIES))
     names = ("self.query", "self.key.linear", "self.value", "output.dense")
     gnorm.register("bert", "encoder.layer.*.attention", *names)
-    with pytest.raises(ValueError, match="the key projection of a block is never called"):
+    with pytest.raises(ValueError, match="the key projection of BertSelfAttention is never called"):
         gnorm.gnorm_scores(model, ragged_batches(1))
 
 

@@ -16,7 +16,7 @@ from ..engine.products import faster_products
 from ..engine.ranks import in_order
 from ..engine.state import copy_of, evaluating
 from ..engine.streams import batch_of_texts, remade
-from ..heads import attention_blocks, head_mask_of, masked, table_of
+from ..heads import blocks_of, head_mask_of, masked, table_of
 from ..scoring import Criterion
 from .of_loss import loss_terms
 
@@ -31,8 +31,8 @@ def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     Raises ``ValueError`` for texts without labels, where logits are not finite, and as ``prepare`` and
     ``attention_blocks`` do.
     """
-    blocks, mask = attention_blocks(model), head_mask_of(model)
     prepared = prepare(batches, model)
+    blocks, mask = blocks_of(model), head_mask_of(model)
     problem, texts = problem_of(model), int(loss_terms(prepared, model, "the oracle").sum())
 
     def costs(caches: Sequence[LayerInputCache], observed: Prepared) -> Iterator[tuple[int, tuple[int, float]]]:

@@ -13,7 +13,7 @@ from ..engine.mask_derivatives import mask_derivatives
 from ..engine.problems import problem_of
 from ..engine.ranks import gather, in_order
 from ..engine.streams import batch_of_texts
-from ..heads import attention_blocks, table_of
+from ..heads import blocks_of, table_of
 from ..scoring import attention_entropy
 
 
@@ -47,7 +47,7 @@ def _sum_over_texts(model: nn.Module, prepared: Prepared, terms: Tensor, of: Cal
 
     terms: (text,) the terms of each text's loss, which is their mean.
     """
-    blocks = attention_blocks(model)
+    blocks = blocks_of(model)
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
 
     def summands() -> Iterator[tuple[int, list[Tensor]]]:
@@ -70,7 +70,7 @@ def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
 
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
-    blocks = attention_blocks(model)
+    blocks = blocks_of(model)
     prepared = by_batch(prepare(batches, model))
     terms = loss_terms(prepared, model, "output saliency")
     batch_of = batch_of_texts(prepared.batches)

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from ..engine.batches import Prepared, prepare
 from ..engine.checks import Batch
 from ..engine.observation import mean_over_texts, run_padded, sums_over_contexts
-from ..heads import AttentionBlock, attention_blocks, table_of
+from ..heads import AttentionBlock, attention_blocks, blocks_of, table_of
 from ..norms import log_norm
 
 
@@ -64,7 +64,8 @@ def flap(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
 
     Raises ``ValueError`` where logits are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
-    blocks = attention_blocks(model)
+    prepared = prepare(batches, model)
+    blocks = blocks_of(model)
     widths = [len(block.kept) * block.context_dim for block in blocks]
     zeros = [torch.zeros(3, width, dtype=torch.float64) for width in widths]
 
@@ -72,7 +73,7 @@ def flap(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
         tokens = (context.flatten(0, 1) if mask is None else context[mask]).double()  # (token, kept * context_dim)
         return torch.stack([torch.ones_like(tokens), tokens, tokens.square()]).sum(1)
 
-    sums = sums_over_contexts(model, prepare(batches, model), moments, zeros)
+    sums = sums_over_contexts(model, prepared, moments, zeros)
     scores = []
     for block, (count, total, squares) in zip(blocks, sums, strict=True):
         variance = (squares - total.square() / count.clamp(min=1)) / (count - 1).clamp(min=1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..heads import layers_of
+from ..heads import layers_of, try_out
 from .attention import AbsorbedProjection
 from .checks import PER_TEXT, PER_TOKEN, Batch, check_labels, checked, parameter_of, size_of, tables_of
 from .families import FAMILIES
@@ -27,7 +27,6 @@ from .padding import PackedTexts
 from .passes import naming_texts
 from .problems import LABELS, NOT_COUNTED, Problem, labels_in, problem_of
 from .ranks import Division
-from .rows import try_row
 from .state import evaluating
 from .streams import Stream, is_stream
 
@@ -261,15 +260,15 @@ def prepare(
     """
     if isinstance(batches, Prepared):
         return _prepared_for(model, batches)
-    parameter = parameter_of(model)
+    parameter_of(model)
     if is_stream(batches):
         stream = Stream(batches, model, _trims(model))
         _, _, first = next(stream.windows())
-        try_row(model, _inputs_on(parameter.device, first[0]))
+        _try_out(model, first)
         cut = _Cutting.of(first, model, stream.alike, together, max_tokens)
         return Prepared(_Windows(stream, cut), cut.packing, stream, _traits(model), together, max_tokens)
     found = list(checked(batches, model))
-    try_row(model, _inputs_on(parameter.device, found[0]))
+    _try_out(model, found)
     cut = _Cutting.of(found, model, all(map(_trims(model), found)), together, max_tokens)
     return Prepared(list(cut(found)), cut.packing, found, _traits(model), together, max_tokens)
 
@@ -287,6 +286,17 @@ def try_pass(batch: Batch, model: nn.Module, numbers: Tensor | None = None) -> T
 def _inputs_on(device: torch.device, batch: Batch) -> dict[str, Tensor]:
     """What the model's forward takes of a batch."""
     return {name: tensor.to(device) for name, tensor in batch.items() if name not in LABELS}
+
+
+def _try_out(model: Any, batches: Iterable[Batch]) -> None:
+    """``try_out`` a model of a known family; the first texts of ``batches`` serve too."""
+
+    def inputs() -> dict[str, Tensor]:
+        first = {name: tensor[:2] for name, tensor in next(iter(batches)).items()}
+        return _inputs_on(parameter_of(model).device, first)
+
+    if getattr(model.config, "model_type", "") in FAMILIES:
+        try_out(model, inputs)
 
 
 @dataclass(frozen=True)
@@ -367,6 +377,8 @@ def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
     """``prepared``, made anew if it does not fit ``model``: it was made for another model, or its texts are packed and
     the model has since got a hook that rules packing out."""
     parameter_of(model)
+    if prepared.batches:
+        _try_out(model, prepared.batches)
     same = prepared.made_for in ((), _traits(model))
     if same and (prepared.packing is None or not prepared.batches or packable(model)):
         return prepared

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..heads import AttentionBlock, attention_blocks, head_mask_of, table_of
+from ..heads import AttentionBlock, blocks_of, head_mask_of, table_of
 from ..norms import log_norm
 from .batches import Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
 from .checks import Batch
@@ -57,7 +57,7 @@ def gradient_norms(
 
     Raises ``ValueError`` where gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
-    blocks = attention_blocks(model)
+    blocks = blocks_of(model)
     live = [block for block in blocks if block.kept]
     heads = [len(block.kept) for block in live for _ in parts]
     projections = [part for block in live for of_module in block.by_module(parts).values() for part in of_module]
@@ -84,6 +84,12 @@ def gradient_norms(
     scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
     if not bool((scores < torch.inf).all()):
         raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
+    if len(live) == len(blocks) and bool((scores == -torch.inf).all()):
+        raise ValueError(
+            f"no gradient flows through any head of {type(model).__name__}, so every score is -inf: the logits of "
+            "these texts depend on no query, key or value. Give texts of more than one token, a classifier whose "
+            "weights are not all zero, and the kernel that the model computes attention with."
+        )
     return scores
 
 
@@ -144,7 +150,7 @@ def gradients_by_batch(
     batch's texts; it comes in the place of Z.
     ``parts`` names other projections than Q, K and V.
     """
-    live = [block for block in attention_blocks(model) if block.kept]
+    live = [block for block in blocks_of(model) if block.kept]
     projections = [of_module for block in live for of_module in block.by_module(parts).values()]
     totals: list[Tensor] = []
     starts: list[Tensor] = []
@@ -288,7 +294,7 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     """
     if not bool(head_mask_of(model).all()):
         raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
-    if (queries := attention_blocks(model)[0].queries_per_head) > 1:
+    if (queries := blocks_of(model)[0].queries_per_head) > 1:
         raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
     prepared = prepare(batches, model)
     with evaluating(model), faster_products(model), forwarding(model, prepared) as forward:

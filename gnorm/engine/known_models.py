@@ -1,4 +1,6 @@
-"""Which models may lose their padding: known by the classes of their modules, never by trial.
+"""Which models may lose their padding, and whose heads are known: by the classes of their modules, never by trial.
+
+``is_tested``: the project's tests hold the heads of such models to be where the family's row says.
 
 ``ignores_padding``: padding behind a text changes no result of a classifier. ``causal``: it changes no logit of a token
 in a causal language model. ``packable``: beyond that, packed texts give the same as padded ones. A model that is none
@@ -8,7 +10,7 @@ of these goes through padded, as its batches are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -47,7 +49,46 @@ OWN_ATTENTION = ("MPNetSelfAttention",)
 SOFTMAX_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
+# Modules of transformers that its models share.
+SHARED_MODULES = ("transformers.activations", "transformers.pytorch_utils")
+
+
 WRITTEN_BY = ("transformers", "torch", "gnorm")  # packages whose hooks and forwards are known
+
+
+_AS_SHIPPED = dict(FAMILIES)
+
+
+def is_tested(model: Any) -> bool:
+    """Whether the tests of the package hold that the heads of such a model lie where its row says.
+
+    They do where the row comes with the package; the model's class is one of transformers for its ``model_type``; every
+    module is torch's or one that transformers wrote for that model; and no forward, and no attention function, comes
+    from outside ``WRITTEN_BY``.
+    """
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    kind, model_type = type(model), getattr(model.config, "model_type", "")
+    if (
+        FAMILIES.get(model_type) is not _AS_SHIPPED.get(model_type)
+        or not kind.__module__.startswith("transformers.models.")
+        or getattr(kind.config_class, "model_type", "") != model_type
+    ):
+        return False
+    own, kinds, forwards, configs, left = (kind.__module__, *SHARED_MODULES), set(), [], {}, [model]
+    while left:  # many times as fast as model.modules()
+        module = left.pop()
+        kinds.add(type(module))
+        of_module = module.__dict__
+        if (forward := of_module.get("forward")) is not None:
+            forwards.append(forward)
+        if (config := of_module.get("config")) is not None:
+            configs[id(config)] = config
+        left += [below for below in of_module["_modules"].values() if below is not None]
+    return (
+        all(k.__module__.startswith("torch.") or k.__module__ in own for k in kinds)
+        and all(map(_known, (*forwards, *(k.forward for k in kinds))))
+        and _plain(configs.values())
+    )
 
 
 def ignores_padding(model: Any) -> bool:
@@ -95,7 +136,7 @@ def _as_written(model: Any, row: str) -> bool:
     ):
         return False
     kinds = {type(module) for module in model.modules()}
-    own = (kind.__module__, "transformers.activations", "transformers.pytorch_utils")
+    own = (kind.__module__, *SHARED_MODULES)
     return (
         all(k in TOKENWISE or k in MODULES_OF_PADDED or k.__module__ in own for k in kinds)
         and all(_known(k.forward) for k in kinds)
@@ -139,9 +180,13 @@ def _known(function: Any) -> bool:
 
 def plain_attention(model: Any) -> bool:
     """Whether all modules compute softmax attention by functions of transformers' own."""
+    return _plain(getattr(module, "config", None) for module in model.modules())
+
+
+def _plain(configs: Iterable[Any]) -> bool:
+    """``plain_attention`` of modules with these configurations."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    owners = (getattr(module, "config", None) for module in model.modules())
-    names = {name for config in owners if (name := getattr(config, "_attn_implementation", None)) is not None}
+    names = {name for config in configs if (name := getattr(config, "_attn_implementation", None)) is not None}
     functions = [ALL_ATTENTION_FUNCTIONS[name] for name in names if name in ALL_ATTENTION_FUNCTIONS]
     return names <= set(SOFTMAX_ATTENTION) and all(_known(function) for function in functions)

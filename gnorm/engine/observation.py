@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..heads import AttentionBlock, attention_blocks, table_of
+from ..heads import AttentionBlock, blocks_of, table_of
 from .batches import MicroBatch, Prepared
 from .packing import NO_CACHE, logits_of, not_finite, packed_forward
 from .padding import LengthGroup
@@ -44,7 +44,7 @@ def run_padded(
     masks: dict[str, Tensor | None] = {}
     of_keys: dict[str, Tensor | None] = {}
     with ExitStack() as hooks:
-        for layer, block in enumerate(attention_blocks(model)):
+        for layer, block in enumerate(blocks_of(model)):
             if block.kept:
                 at = {"layer": layer, "sides": block.sides}
                 call = partial(
@@ -85,7 +85,7 @@ def _check_tokens(mask: Tensor | None, tokens: int) -> None:
 
 def run_packed(model: nn.Module, prepared: Prepared, on_block: OnBlock, after_pass: AfterPass) -> None:
     """Pass packed texts through the model and call ``on_block`` with the attention weights of every block."""
-    layers = {block.module: layer for layer, block in enumerate(attention_blocks(model))}
+    layers = {block.module: layer for layer, block in enumerate(blocks_of(model))}
 
     def on_weights(module: nn.Module, weights: Tensor, group: LengthGroup) -> None:
         real = None if group.bias is None else group.bias[:, 0, 0] == 0
@@ -122,7 +122,7 @@ def mean_over_texts(
         means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)  # (text, head)
         return means.sum(0)
 
-    blocks = attention_blocks(model)
+    blocks = blocks_of(model)
     zeros = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
     sums, sequences = _observe(model, prepared, run, sum_over_texts, zeros)
     return table_of(blocks, [total / sequences for total in sums])
@@ -179,7 +179,7 @@ def _observe(
 def returning_attentions(model: nn.Module) -> Iterator[None]:
     """Within a ``with`` block, attention modules that take ``output_attentions`` are called with it."""
     with ExitStack() as hooks:
-        for block in attention_blocks(model):
+        for block in blocks_of(model):
             signature = inspect.signature(block.module.forward)
             if "output_attentions" in signature.parameters:
                 ask = partial(_with_output_attentions, signature=signature)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..heads import AttentionBlock, attention_blocks, layers_of
+from ..heads import AttentionBlock, blocks_of, layers_of
 from .attention import (
     AbsorbedProjection,
     explicit_attention,
@@ -282,7 +282,7 @@ def packed_forward(
     from transformers import AttentionInterface  # an import of seconds, already paid by whoever has a model
 
     AttentionInterface.register(ATTENTION_NAME, _packed_attention)
-    blocks, layers = attention_blocks(model), layers_of(model)
+    blocks, layers = blocks_of(model), layers_of(model)
     like = next(model.parameters()).detach()
 
     def forward(

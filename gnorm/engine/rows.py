@@ -1,8 +1,4 @@
-"""Whether a row of module names says how heads lie in a model: tried on one text.
-
-The rows that come with the package are held against every family by its tests. A row that somebody registered is tried
-here, once for each kind of model.
-"""
+"""Whether a row of module names says how heads lie in a model: tried on some texts."""
 
 from __future__ import annotations
 
@@ -14,46 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads import AttentionBlock, attention_blocks
-from .families import FAMILIES, Family
+from ..heads import AttentionBlock, blocks_of
 from .state import evaluating
-
-_TESTED = dict(FAMILIES)
-
-_TRIED: set[tuple[type, Family, str]] = set()
 
 SMALL = 1e-3  # of the largest gradient: more than rounding leaves where nothing flows
 
 
-def is_tested(model: Any) -> bool:
-    """Whether the row of the model's family is one that comes with the package."""
-    model_type = model.config.model_type
-    return FAMILIES.get(model_type) is _TESTED.get(model_type)
-
-
-def try_row(model: Any, inputs: Mapping[str, Tensor]) -> None:
-    """Raise ``ValueError`` where a registered row gives a head rows that are not its own.
+def try_row(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` where the row of a model's family gives a head rows that are not its own.
 
     inputs: of at least one text. What a head hands to the output projection must depend on the rows of query, key and
-    value that the row of the family gives to that head, and on no others of its block. The value rows of a module that
-    holds query and key too must be those that contexts are sums of.
+    value that the row of the family gives to that head, and on no others of its block; at least on those of value. The
+    value rows of a module that holds query and key too must be those that contexts are sums of.
     """
-    family = FAMILIES.get(getattr(model.config, "model_type", ""))
-    if family is None or is_tested(model):
-        return
-    key = type(model), family, repr(model.config.to_dict())
-    if key not in _TRIED:
-        _try(model, {name: tensor[:1] for name, tensor in inputs.items()})
-        _TRIED.add(key)
-
-
-def _try(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-    blocks = [block for block in attention_blocks(model) if block.kept]
+    blocks = [block for block in blocks_of(model) if block.kept]
     with evaluating(model):
         outputs, contexts = _seen(model, blocks, inputs)
         for block in blocks:
-            if (block.query in outputs) != (block.output in contexts):
-                name = "output" if block.query in outputs else "query"
+            seen = {name: block.projection(name).module in outputs for name in ("query", "key", "value")}
+            seen["output"] = block.output in contexts
+            if any(seen.values()) and not all(seen.values()):
+                name = next(name for name in seen if not seen[name])
                 raise ValueError(
                     f"the {name} projection of {type(block.module).__name__} is never called as a module, so heads "
                     "cannot be seen there: such a model cannot be pruned by head."
@@ -72,6 +49,8 @@ def _try_head(
         drawn = torch.randn(start.shape[-1], generator=generator)  # (context_dim,)
         start[..., head, :] = drawn.to(start)  # (text, token, kept, context_dim)
         starts.append(start.flatten(-2))
+        if not contexts[block.output].requires_grad:
+            raise ValueError(_no_gradient(block, head))
     modules = [module for block in blocks for module in block.by_module() if module in outputs]
     gradients = torch.autograd.grad(
         [contexts[block.output] for block in blocks],
@@ -125,7 +104,8 @@ def _check_head(
     gradients: Mapping[nn.Module, Tensor | None],
     product: float,
 ) -> None:
-    """``ValueError`` where gradients of a head's context lie on rows of other heads. product: <context, start>."""
+    """``ValueError`` where gradients of a head's context lie on rows of other heads, or on none of its values.
+    product: <context, start>."""
     for module, parts in block.by_module().items():
         gradient = gradients.get(module)
         if parts[0].of_input or gradient is None:
@@ -149,3 +129,14 @@ def _check_head(
                     f"the value rows of {what} lie elsewhere than the row of the family says (all queries, all keys, "
                     "all values; with `together` head by head): such a model cannot be pruned by head."
                 )
+    of_values = gradients.get(block.value)
+    if of_values is None or not bool(of_values[..., block.projection("value").rows[head].to(of_values.device)].any()):
+        raise ValueError(_no_gradient(block, head))
+
+
+def _no_gradient(block: AttentionBlock, head: int) -> str:
+    return (
+        f"no gradient flows through head {block.kept[head]} of {type(block.module).__name__}: what it hands to the "
+        "output projection depends on none of its value rows; correct the names with gnorm.register, or install the "
+        "kernel that the model computes attention with."
+    )

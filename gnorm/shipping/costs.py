@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..engine.examples import Inputs, Length, inputs_of, usual_lengths
 from ..engine.passes import naming_texts
 from ..engine.state import evaluating, is_compiled
 from ..heads import head_mask_of
-from .export import Exported, Inputs, Length, export_onnx, inputs_of, usual_lengths
+from .export import Exported, export_onnx
 
 
 def cost(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..heads import attention_blocks, head_mask_of
 from ..surgery import remove_heads
+from ..trials import untried
 from .errors import LIBRARY_ERRORS, in_short
 from .modeling import PRUNED_WHEN_BUILT, others_in
 
@@ -201,7 +202,7 @@ def pruned_when_built(kind: Any) -> Any:
         vars(config).update({"auto_map": others} if others else {})
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
-            with torch.device("cpu"):  # of masks; the weights may be on the meta device
+            with torch.device("cpu"), untried():  # of masks; the weights are yet to come
                 if mask is not None:
                     remove_heads(self, mask)
                 if pruned:
@@ -269,6 +270,8 @@ def load_checked(source: Source, kind: Any, new_head: bool = False, **options: A
         log.warning("%s has no weights for %s: they are new, so train them.", folder, _some(new))
     if left_out:
         log.warning("%s has weights that %s does not use: %s.", folder, kind.__name__, _some(left_out))
+    if is_pruned(model.config):
+        attention_blocks(model)  # tries a model that the package's tests say nothing of
     return model, loading_info
 
 

@@ -15,7 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from ..heads import attention_blocks, head_mask_of
+from ..heads import attention_blocks, head_mask_of, try_out
 from .errors import LIBRARY_ERRORS, in_short
 from .folders import free_folder, whole_folder
 from .loading import pruned_when_built
@@ -86,6 +86,7 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
     is no tokenizer; and as ``attention_blocks`` does.
     """
     attention_blocks(model)
+    try_out(model, removal=True)
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     kind = plain_class(model)
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):

@@ -1,0 +1,116 @@
+"""Random inputs of a model, made from its configuration: texts, images or sounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import longest_text, tables_of
+from .problems import problem_of
+
+Inputs = dict[str, Tensor]
+
+# Tokens, pixels a side, samples or frames; of an image that is not square (height, width).
+Length = int | tuple[int, int]
+
+LETTERS = 128  # where a model knows letters and no words
+
+
+def _texts(config: Any, batch: int, length: int) -> Inputs:
+    known = getattr(config, "vocab_size", LETTERS)
+    ids = torch.randint(known, (batch, length), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": _ended(config, ids, torch.full((batch, 1), length)), "attention_mask": torch.ones_like(ids)}
+
+
+def _ended(config: Any, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Token ids (text, token) of texts of ``lengths`` (text, 1). Where the model has a decoder, each ends in the token
+    that its classifiers read, and has no other of that kind."""
+    if not getattr(config, "is_encoder_decoder", False) or (end := config.eos_token_id) is None:
+        return ids
+    return ids.masked_fill(ids == end, (end + 1) % config.vocab_size).scatter(1, lengths - 1, end)
+
+
+def _images(config: Any, batch: int, length: Length) -> Inputs:
+    sides, generator = (length, length) if isinstance(length, int) else length, torch.Generator().manual_seed(0)
+    return {"pixel_values": torch.randn(batch, config.num_channels, *sides, generator=generator)}
+
+
+def _sounds(config: Any, batch: int, length: int) -> Inputs:
+    bins = (config.num_mel_bins,) if hasattr(config, "num_mel_bins") else ()
+    return {"input_values": torch.randn(batch, length, *bins, generator=torch.Generator().manual_seed(0))}
+
+
+def _spectrograms(config: Any, batch: int, length: int) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    return {"input_features": torch.randn(batch, config.num_mel_bins, length, generator=generator)}
+
+
+# (configuration, batch, length) -> random inputs, by the name of the main input.
+INPUTS: Mapping[str, Callable[[Any, int, Any], Inputs]] = {
+    "input_ids": _texts,
+    "pixel_values": _images,
+    "input_values": _sounds,
+    "input_features": _spectrograms,
+}
+
+LONGEST = 512  # tokens of a text, where no table of positions bounds it
+
+SECOND = 16_000  # samples of a sound
+
+
+def inputs_of(model: Any, batch: int, length: Length) -> Inputs:
+    """Random inputs of a model; those of a decoder that generates too. A text has one choice."""
+    inputs = INPUTS[main_input(model)](model.config, batch, length)
+    if "choice" in problem_of(model).inputs:
+        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
+    if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
+        ids = inputs.get("input_ids", _texts(model.config, batch, 1)["input_ids"])
+        rows = tables_of(model).get("decoder_input_ids") or model.config.vocab_size
+        inputs["decoder_input_ids"] = ids.remainder(rows)
+    return inputs
+
+
+def main_input(model: Any) -> str:
+    """The name of the model's main input; ``ValueError`` where it is none of ``INPUTS``."""
+    name = str(getattr(model, "main_input_name", None))
+    if name not in INPUTS:
+        raise ValueError(f"inputs called {name!r} are not known; known: {', '.join(INPUTS)}.")
+    return name
+
+
+def longest_input(model: Any) -> int:
+    """The most tokens of a text: as the position tables of the model allow; ``LONGEST`` at most if it has no table."""
+    return longest_text(model) or min(int(getattr(model.config, "max_position_embeddings", LONGEST)), LONGEST)
+
+
+def usual_lengths(model: Any) -> Sequence[Length]:
+    """Usual lengths that the model takes: in tokens, pixels a side, samples of a sound, or frames of a spectrogram."""
+    config, name = model.config, main_input(model)
+    if name == "input_ids":
+        return sorted({min(length, longest_input(model)) for length in (32, 128)})
+    if name == "pixel_values":
+        size = config.image_size
+        return [size if isinstance(size, int) else size[0] if size[0] == size[1] else tuple(size)]
+    frames = 2 * config.max_source_positions if name == "input_features" else getattr(config, "max_length", SECOND)
+    return [frames if hasattr(config, "num_mel_bins") else SECOND]
+
+
+def examples_of(model: Any, batch: int, length: int) -> Inputs:
+    """All inputs of the model: images, sounds, or texts of growing length up to ``length``, padded at the end."""
+    config = model.config
+    if main_input(model) == "input_ids":
+        length = min(length, longest_input(model))
+        examples = inputs_of(model, batch, length)
+        position = torch.arange(length)
+        lengths = (torch.arange(1, batch + 1) * length // batch).clamp(min=1)[:, None]  # (text, 1)
+        mask = position < lengths  # (text, token)
+        examples["input_ids"] = _ended(config, examples["input_ids"].where(mask, config.pad_token_id or 0), lengths)
+        examples["attention_mask"] = mask.long()
+        if (getattr(config, "type_vocab_size", None) or 0) > 1:
+            examples["token_type_ids"] = (mask & (position >= lengths // 2)).long()
+    else:
+        examples = inputs_of(model, batch, usual_lengths(model)[0])
+    return {name: tensor.to(model.device) for name, tensor in examples.items()}

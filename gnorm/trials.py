@@ -1,0 +1,102 @@
+"""Trials of models that the package's tests say nothing of: with a row that was registered, or with classes of one's
+own.
+
+Such a model is tried before it is believed, at its first use by any function, once for each class, configuration and
+row. Everything happens on a copy with random weights in its attention blocks, so that heads differ and no gate or norm
+hides what they do: ``rows.try_row``, and then heads are removed and the results held against those of masks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engine.errors import in_short
+from .engine.families import FAMILIES
+from .engine.rows import try_row
+from .engine.state import evaluating
+from .engine.trial_runs import as_ours, differ, key_of, outputs, runnable, with_random_attention
+from .heads import blocks_of, head_mask_of, masked
+from .surgery import remove_heads
+
+_TRIED: dict[tuple[Any, ...], str] = {}  # by class, configuration and row: why heads cannot be removed; "" if they can
+
+_AT_WORK = threading.local()
+
+
+@contextmanager
+def untried() -> Iterator[None]:
+    """Within the block, no model is tried in this thread: for models that wait for their weights."""
+    before, _AT_WORK.now = getattr(_AT_WORK, "now", False), True
+    try:
+        yield
+    finally:
+        _AT_WORK.now = before
+
+
+def try_out(model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None, removal: bool = False) -> None:
+    """Raise ``ValueError`` where the heads of ``model`` are not those that its family's row says, or where removing
+    heads differs from masking them and they are removed, or are to be. The model stays as it is.
+
+    inputs: makes those of some texts, as not every model takes random ones (``examples_of``). removal: heads are to be
+    removed.
+    """
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    if model.config.model_type not in FAMILIES or getattr(_AT_WORK, "now", False):
+        return
+    intact = all(map(all, getattr(model.config, "head_mask", None) or ()))
+    key = (*key_of(model), intact)
+    tried = next((one for one in ((*key[:-1], True), key) if one in _TRIED), None)
+    if tried is None:
+        blocks_of(model)  # refuses what cannot be read
+        with untried(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            try:
+                copy, message = with_random_attention(model), ""
+            except ValueError as error:  # it can be scored, but not pruned
+                copy, message = model, str(error)
+            with evaluating(copy):
+                examples = runnable(copy, [inputs()] if inputs else [])
+                as_ours(f"{type(copy).__name__} cannot be scored", lambda: try_row(copy, examples[-1]))
+                if copy is not model:
+                    message = _TRIED[key] = _removal(copy, examples)
+    else:
+        message = _TRIED[tried]
+    if message and (removal or not intact):
+        raise ValueError(message)
+
+
+def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]]) -> str:
+    """What is wrong with ``copy``, which is in eval mode, once heads are removed; "" where nothing is."""
+    heads, name = head_mask_of(copy), type(copy).__name__
+    with torch.no_grad():
+        whole, again = ([outputs(copy, one) for one in examples] for _ in range(2))
+    if any(differ(*two) for two in zip(again, whole, strict=True)):
+        return (
+            f"{name} gives the same texts other results in every pass, in eval mode too, so that heads cannot be "
+            "compared: take out what is drawn at random."
+        )
+    numbers = torch.arange(len(heads))[:, None] + torch.arange(len(heads[0]))
+    unequal, last = numbers % 3 > 0, torch.arange(len(heads))[:, None] == len(heads) - 1
+    for mask in (unequal, unequal & ~last, numbers < 0):
+        with torch.no_grad():
+            with masked(copy, mask):
+                expected = [outputs(copy, one) for one in examples]
+            remove_heads(copy, mask)
+            try:
+                found = [outputs(copy, one) for one in examples]
+            except Exception as error:  # noqa: BLE001 - whatever a module makes of unusual sizes
+                what = f"it does not run ({in_short(error)})"
+            else:
+                wrong = any(differ(*three) for three in zip(found, expected, whole, strict=True))
+                what = "its results are not those of masked heads" if wrong else ""
+        if what:
+            return (
+                f"{name} does not work with heads removed, {what}: correct per_head, also or skippable in the family's "
+                "row with gnorm.register, or mask heads instead where the attention counts them in a way of its own."
+            )
+    return ""
