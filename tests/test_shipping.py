@@ -430,3 +430,17 @@ def test_the_card_says_how_many_heads_went_at_a_time(home, monkeypatch):
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, heads_per_step=2, progress=False)
     assert "Greedy-Gnorm, 2 heads at a time" in (shipping.ship(own, run, "smaller") / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "cut", [None, {"direction": "Right", "max_length": 24, "strategy": "LongestFirst", "stride": 0}]
+)
+def test_the_tokenizer_is_saved_as_it_was_loaded(cut, home):
+    """What a call cuts and pads to is kept by a fast tokenizer, and its file would cut every text of another reader."""
+    file = home / "my-checkpoint" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"truncation": cut, "padding": None}), "utf-8")
+    own = shipping.load("my-checkpoint", "my-texts.csv", max_length=8)
+    run = gnorm.prune(own.model, own.scoring, own.choosing, method="weight_magnitude", steps=1, progress=False)
+    shipping.ship(own, run, "smaller", 1, by="heads")
+    saved = json.loads((home / "smaller" / "tokenizer.json").read_text("utf-8"))
+    assert (saved["truncation"], saved["padding"]) == (cut, None)

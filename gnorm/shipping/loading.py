@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -99,7 +100,8 @@ def load(
     problem = problem_of(model)
     reader = READERS[problem.name]
     tokens = max_length or _longest(model, tokenizer)
-    with_padding = tokenizer if problem.by_text else padding_behind(tokenizer)
+    # a copy: what a call cuts and pads to, a fast tokenizer keeps, and would save
+    with_padding = copy.deepcopy(tokenizer) if problem.by_text else padding_behind(tokenizer)
     encode = Encoder(with_padding, model, tokens, torch.Generator().manual_seed(seed))
     frame = labelled(texts, model.config, str(checkpoint), labels, problem)
     if reader.fits is not None:
@@ -269,7 +271,7 @@ def _check_task(problem: Problem, config: Any, tokenizer: Any, checkpoint: str) 
     if problem.by_text and tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
     if problem.side and hasattr(tokenizer, "tgt_lang"):
-        _check_languages(tokenizer, checkpoint)
+        _check_languages(copy.deepcopy(tokenizer), checkpoint)
     if (needs := READERS[problem.name].needs) and not getattr(tokenizer, needs, None):
         raise ValueError(f"the tokenizer of {checkpoint} has no {NEEDS[needs]}.")
 
