@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layers, skip_attention
+from .engine.families import FAMILIES, Family
+from .engine.fewer_heads import (
+    count_heads,
+    cut_argument,
+    cut_argument_of_layers,
+    drop_projections,
+    skip_attention,
+)
 from .engine.packing import logits_of
 from .engine.projections import cut
 from .engine.rows import is_tested
@@ -21,9 +28,10 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
 
     mask: (layer, head), 1 keeps and 0 removes. Indices are those of the intact model. A head that was removed before
     stays removed whatever the mask says. Layers may keep different numbers of heads, or none. The attributes of the
-    attention modules that count heads follow. A layer without heads skips query, key, value and attention, where its
-    family's row allows that; its output projection then has no columns and adds its bias alone. The mask of kept heads
-    is written to ``model.config.head_mask``, which ``head_mask_of`` reads and ``save_pretrained`` saves. A
+    attention modules that count heads follow. A layer without heads has no projections any more: what its attention
+    adds is the bias of the output projection, or nothing; that bias is a parameter of the module that held the
+    projection, such as ``output.dense_bias``. The layer skips attention, where its family's row allows that. The mask
+    of kept heads is written to ``model.config.head_mask``, which ``head_mask_of`` reads and ``save_pretrained`` saves. A
     configuration that other models share is copied first.
 
     The sliced projections have new parameters. An optimizer made before holds the old ones and does not train the new
@@ -37,26 +45,30 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
         blocks = attention_blocks(model)
         refuse_removal(blocks)
         new_mask = checked_mask(mask, blocks) & head_mask_of(model)
+        family = FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
         for block, row in zip(blocks, new_mask, strict=True):
             stay = row[list(block.kept)]  # (kept,)
-            if not stay.all():
-                for module, parts in block.by_module().items():
+            as_version_1 = not row.any() and block.projections  # without rows, since version 1.0 cut them so
+            if not stay.all() or as_version_1:
+                for module, parts in block.by_module().items() if stay.any() else ():
                     rows = torch.cat([part.rows[stay].flatten() for part in parts]).sort().values
                     cut(module, rows, parts[0].of_input)
-                _adapt(block, row.nonzero()[:, 0].tolist())
+                _adapt(block, row.nonzero()[:, 0].tolist(), family)
         if not new_mask.all():
             with_own_config(model).head_mask = new_mask.int().tolist()
 
 
-def _adapt(block: AttentionBlock, heads: list[int]) -> None:
+def _adapt(block: AttentionBlock, heads: list[int], family: Family) -> None:
     """Make the attention module of a block work with ``heads``, whose weights alone are left."""
-    count_heads(block.module, len(heads), len(block.kept))
+    count_heads(block.module, len(heads), max(1, len(block.kept)))
     if block.shared_bias:
         cut_argument_of_layers(block.module, heads, block.per_head, *block.shared_bias)
     elif block.per_head:
         cut_argument(block.module, heads, block.per_head)
+    if not heads:
+        drop_projections(block.owner, family.inputs, family.output)
     if block.skippable and not heads:
-        skip_attention(block.module, block.output, block.norm, bool(block.shared_bias))
+        skip_attention(block.module, block.owner, family.output, block.norm, bool(block.shared_bias))
 
 
 def try_removal(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:

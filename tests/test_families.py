@@ -6,7 +6,7 @@ import layouts
 import pytest
 import test_encoders
 import torch
-from tiny import ragged_batches
+from tiny import ragged_batches, without_elements
 from transformers import (
     AutoConfig,
     AutoModelForAudioClassification,
@@ -234,6 +234,7 @@ def test_masked_equals_removed_equals_reloaded(name, tmp_path):
                 found = gnorm.gnorm_scores(smaller, batches)
                 torch.testing.assert_close(found[mask], scores[mask], atol=1e-3, rtol=0)
             reloaded = gnorm.load_pruned(gnorm.save_pruned(smaller, tmp_path / str(number)))
+            assert not without_elements(smaller) + without_elements(reloaded)
             torch.testing.assert_close(logits(reloaded, batches[0]), expected, atol=2e-5, rtol=0)
             assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     of_texts = (gnorm.attention_entropy, gnorm.activation_energy, head_importance, output_norm, weight_magnitude)

@@ -49,6 +49,11 @@ class Family:
     together: bool = False
     shared_bias: tuple[str, ...] = ()
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of all projections but the output projection, each module once."""
+        return tuple(dict.fromkeys((self.query, self.key, self.value, *self.also)))
+
 
 _BERT_LIKE = Family(
     "encoder.layer.*.attention",

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import PickleError
@@ -18,6 +18,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..engine.projections import cut
 from ..heads import attention_blocks, head_mask_of
 from ..surgery import remove_heads
 from .errors import LIBRARY_ERRORS, in_short
@@ -172,10 +173,10 @@ def _subclasses(kind: Any) -> Iterator[Any]:
         yield from _subclasses(below)
 
 
-def pruned_when_built(kind: Any) -> Any:
+def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_heads) -> Any:
     """A subclass of ``kind`` whose models are built whole and then lose the heads that their configuration removes.
 
-    The weights of a pruned model fit such a model. Building changes the configuration: the ``pruned_heads`` of
+    The weights of a pruned model fit such a model. remove: (model, mask), what takes the heads out. Building changes the configuration: the ``pruned_heads`` of
     transformers 4 become a ``head_mask``, and ``auto_map`` no longer names the modelling file of the folder.
     """
 
@@ -188,11 +189,22 @@ def pruned_when_built(kind: Any) -> Any:
         if mask is not None or pruned:
             with torch.device("cpu"):  # of masks; the weights may be on the meta device
                 if mask is not None:
-                    remove_heads(self, mask)
+                    remove(self, mask)
                 if pruned:
-                    remove_heads(self, _all_but(pruned, head_mask_of(self)))
+                    remove(self, _all_but(pruned, head_mask_of(self)))
 
     return type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__, PRUNED_WHEN_BUILT: True})
+
+
+def _remove_as_version_1(model: Any, mask: Any) -> None:
+    """Remove heads as version 1.0 and transformers 4 did: a layer without heads keeps projections without rows."""
+    mask = torch.as_tensor(mask).bool() & head_mask_of(model)
+    empty = ~mask.any(1)  # (layer,)
+    remove_heads(model, mask | empty[:, None])
+    for block, without_heads in zip(attention_blocks(model), empty, strict=True):
+        for module, parts in block.by_module().items() if without_heads else ():
+            cut(module, torch.arange(0), parts[0].of_input)
+    model.config.head_mask = mask.int().tolist()
 
 
 def _all_but(pruned: Any, mask: Tensor) -> Tensor:
@@ -231,17 +243,23 @@ def load_checked(source: Source, kind: Any, **options: Any) -> tuple[Any, dict[s
     """
     config = read_config(source, **options)
     kind = find_class(source, config, kind, options)
+    options_too = {"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
     try:
         with quiet_library():  # errors get their own messages below
-            model, loading_info = pruned_when_built(kind).from_pretrained(
-                _name(source), **{"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
-            )
+            model, loading_info = pruned_when_built(kind).from_pretrained(_name(source), **options_too)
+            if as_version_1 := loading_info["unexpected_keys"] and not head_mask_of(model).any(1).all():
+                built = pruned_when_built(kind, _remove_as_version_1)
+                model, loading_info = built.from_pretrained(_name(source), **options_too)
+                lost = {name for name in loading_info["missing_keys"] if not model.get_parameter(name).numel()}
+                loading_info["missing_keys"] -= lost  # of no elements; accelerate's save_model leaves them out
     except LIBRARY_ERRORS as error:
         raise _unreadable(error, _folder_of(source, options), kind) from None
     model.__class__ = kind
     exact = is_pruned(config) or (config.architectures or [kind.__name__])[0] != kind.__name__
     if message := _misfit(model, loading_info, _folder_of(source, options), exact, options):
         raise MisfitError(message, loading_info)
+    if as_version_1:
+        remove_heads(model, head_mask_of(model))
     return model, loading_info
 
 
