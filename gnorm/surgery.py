@@ -8,13 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.families import FAMILIES, Family
-from .engine.fewer_heads import (
-    count_heads,
-    cut_argument,
-    cut_argument_of_layers,
-    drop_projections,
-    skip_attention,
-)
+from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layers, drop_projections, skip_attention
 from .engine.packing import logits_of
 from .engine.projections import cut
 from .engine.rows import is_tested
@@ -31,8 +25,8 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     attention modules that count heads follow. A layer without heads has no projections any more: what its attention
     adds is the bias of the output projection, or nothing; that bias is a parameter of the module that held the
     projection, such as ``output.dense_bias``. The layer skips attention, where its family's row allows that. The mask
-    of kept heads is written to ``model.config.head_mask``, which ``head_mask_of`` reads and ``save_pretrained`` saves. A
-    configuration that other models share is copied first.
+    of kept heads is written to ``model.config.head_mask``, which ``head_mask_of`` reads and ``save_pretrained`` saves.
+    A configuration that other models share is copied first.
 
     The sliced projections have new parameters. An optimizer made before holds the old ones and does not train the new
     ones, so make optimizers (and a ``Trainer``) afterwards. A compiled model has to be compiled again.

@@ -176,14 +176,16 @@ def _subclasses(kind: Any) -> Iterator[Any]:
 def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_heads) -> Any:
     """A subclass of ``kind`` whose models are built whole and then lose the heads that their configuration removes.
 
-    The weights of a pruned model fit such a model. remove: (model, mask), what takes the heads out. Building changes the configuration: the ``pruned_heads`` of
-    transformers 4 become a ``head_mask``, and ``auto_map`` no longer names the modelling file of the folder.
+    The weights of a pruned model fit such a model. remove: (model, mask), what takes the heads out. Building changes
+    the configuration: the ``pruned_heads`` of transformers 4 become a ``head_mask``, and neither ``auto_map`` nor
+    ``needs_transformers`` tells of the modelling file of the folder any more.
     """
 
     def build(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
         mask, pruned = (vars(config).pop(name, None) for name in ("head_mask", "pruned_heads"))
         others = others_in(config)  # save_pretrained writes the configuration, and no modelling file
-        vars(config).pop("auto_map", None)
+        for name in ("auto_map", "needs_transformers"):
+            vars(config).pop(name, None)
         vars(config).update({"auto_map": others} if others else {})
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
@@ -293,7 +295,7 @@ def _misfit(model: Any, loading_info: Mapping[str, Any], folder: Path, exact: bo
             f"instead, or take {prefix!r} out of the names in the file."
         )
     if (mismatched := loading_info["mismatched_keys"]) and not options.get("ignore_mismatched_sizes"):
-        attention = {id(module) for block in attention_blocks(model) for module in block.module.modules()}
+        attention = {id(module) for block in attention_blocks(model) for module in block.owner.modules()}
         in_attention = any(id(model.get_submodule(name.rpartition(".")[0])) in attention for name, *_ in mismatched)
         name, stored, expected = min(mismatched)
         what, short = "its configuration", "the configuration"

@@ -108,6 +108,7 @@ def modeling_file(kinds: Iterable[str], config: Any) -> str:
         functions=functions,
         source=_source,
         version=transformers.__version__,
+        needed=tuple(map(int, family.since.split("."))),
     )
 
 

@@ -15,6 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
+from ..engine.families import FAMILIES
 from ..heads import attention_blocks, head_mask_of
 from .errors import LIBRARY_ERRORS, in_short
 from .folders import free_folder, whole_folder
@@ -60,14 +61,16 @@ def save_pruned(
 def _as_saved(model: Any) -> Iterator[str]:
     """Within the block the model is as it is saved; yields the text of its modelling file, "" for none.
 
-    ``model.config`` has the head mask, even if no head was removed, and names the modelling file. A model that such a
+    ``model.config`` has the head mask, even if no head was removed, and names the modelling file and the version of
+    transformers that the file needs. A model that such a
     file built has the class of transformers, so that ``save_pretrained`` does not copy the file.
     """
     built, kind, config = getattr(model, "_orig_mod", model), plain_class(model), model.config
     attributes, before, built_by = vars(config), dict(vars(config)), type(built)
     mask = head_mask_of(model).int().tolist()
     ours = auto_map_of_body(kind, config, len(mask)) | auto_map(kind, config)
-    saved = {"head_mask": mask, "auto_map": others_in(config) | ours}
+    needed = f">={FAMILIES[config.model_type].since}" if ours else ""
+    saved = {"head_mask": mask, "auto_map": others_in(config) | ours, "needs_transformers": needed}
     attributes.update({name: value for name, value in saved.items() if value})
     built.__class__ = kind
     try:
