@@ -298,7 +298,9 @@ def test_a_row_that_skips_nothing_leaves_no_weight_without_elements(tmp_path, mo
     assert torch.equal(logits(read), logits(model))
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor", "ignore:.*quantized tensor"
+)
 def test_a_layer_without_heads_is_right_in_eight_bits_in_optimizers_and_in_other_savers(tmp_path):
     """Weights without elements gave wrong numbers in torch's qint8, ZeroDivisionError in Adafactor and a folder that
     could not be read by accelerate."""
