@@ -323,6 +323,13 @@ def test_a_layer_without_heads_is_right_in_eight_bits_in_optimizers_and_in_other
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_batches_prepared_for_a_model_fit_it_once_a_layer_is_empty():
+    model = tiny_model("bert")
+    prepared = gnorm.prepare(ragged_batches(), model)
+    gnorm.remove_heads(model, EMPTY)
+    assert gnorm.prepare(prepared, model) is prepared
+
+
 def test_a_block_without_heads_says_that_it_has_no_projections():
     model = tiny_model("bert")
     gnorm.remove_heads(model, EMPTY)
