@@ -51,7 +51,8 @@ class AttentionBlock:
     head is a key-value head and the ``queries_per_head`` query heads that read it. ``head_dim`` counts the rows of key
     and value that belong to one head; query has ``context_dim`` rows a head, ``output`` as many columns. ``kept`` lists
     the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
-    that ``Family.also`` names. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
+    that ``Family.also`` names; none where no head is left. ``owner``: the module whose name the family's row gives,
+    which holds all of them. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
     of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``skippable``, ``norm``: as in ``Family``.
     """
 
@@ -59,6 +60,7 @@ class AttentionBlock:
     num_heads: int
     head_dim: int
     kept: tuple[int, ...]
+    owner: nn.Module
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
     queries_per_head: int = 1
     sides: tuple[str, str] = ("", "")
@@ -73,8 +75,11 @@ class AttentionBlock:
         return self.queries_per_head * self.head_dim
 
     def projection(self, name: str) -> Projection:
-        """The projection called query, key, value or output."""
-        return next(projection for projection in self.projections if projection.name == name)
+        """The projection called query, key, value or output; ``ValueError`` where no head is left."""
+        for projection in self.projections:
+            if projection.name == name:
+                return projection
+        raise ValueError(f"{type(self.module).__name__} has no {name} projection any more: all its heads are removed.")
 
     def by_module(self, names: Sequence[str] | None = None) -> dict[Any, list[Projection]]:
         """The projections of these names (all of them if None), by the module that holds them."""
@@ -210,6 +215,7 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
         heads = tuple(head for head, bit in enumerate(row) if bit)
         block = AttentionBlock(
             projections=_projections(owner, family, len(heads), head_dim, query_heads // num_heads),
+            owner=owner,
             num_heads=num_heads,
             head_dim=head_dim,
             kept=heads,
@@ -229,7 +235,13 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
 def _projections(
     owner: nn.Module, family: Family, heads: int, head_dim: int, queries_per_head: int
 ) -> tuple[Projection, ...]:
-    """The projections of a block of which ``heads`` heads are left."""
+    """The projections of a block of which ``heads`` heads are left.
+
+    A block without heads has none; version 1.0 left it projections without rows.
+    """
+    around, _, last = family.output.rpartition(".")
+    if not heads and last not in _module(owner, around)._modules:
+        return ()
     context_dim = queries_per_head * head_dim
     names = {"query": family.query, "key": family.key, "value": family.value}
     widths = {"query": context_dim, "key": head_dim, "value": head_dim}
@@ -284,7 +296,7 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
                 "gnorm.register."
             )
     for layer, block in enumerate(blocks):
-        if beside := _beside_projections(block):
+        if block.projections and (beside := _beside_projections(block)):
             raise ValueError(
                 f"{type(block.module).__name__} has {beside} beside its projections, which a row of module names does "
                 "not share out among heads: such a model cannot be pruned by head."
@@ -412,9 +424,11 @@ def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
     anew before every pass (torch.nn.utils.prune, spectral_norm).
     """
     for layer, block in enumerate(blocks):
-        if any(getattr(hook, "func", None) is _zero_heads for hook in block.output._forward_pre_hooks.values()):
-            raise ValueError("heads cannot be removed while the model is under gnorm.masked: leave that block first.")
         for linear in block.by_module():
+            if any(getattr(hook, "func", None) is _zero_heads for hook in linear._forward_pre_hooks.values()):
+                raise ValueError(
+                    "heads cannot be removed while the model is under gnorm.masked: leave that block first."
+                )
             for part in ("weight", "bias"):
                 if f"{part}_orig" in linear._parameters:
                     spectral = any(type(h).__name__ == "SpectralNorm" for h in linear._forward_pre_hooks.values())

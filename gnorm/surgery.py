@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layers, skip_attention
+from .engine.families import FAMILIES, Family
+from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layers, drop_projections, skip_attention
 from .engine.projections import cut
 from .engine.state import in_use, with_own_config
 from .heads import AttentionBlock, blocks_of, checked_mask, config_of, mask_of, refuse_removal, try_out
@@ -27,10 +28,11 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
 
     mask: (layer, head), 1 keeps and 0 removes. Indices are those of the intact model. A head that was removed before
     stays removed whatever the mask says. Layers may keep different numbers of heads, or none. The attributes of the
-    attention modules that count heads follow. A layer without heads skips query, key, value and attention, where its
-    family's row allows that; its output projection then has no columns and adds its bias alone. The mask of kept heads
-    is written to ``model.config.head_mask``, which ``head_mask_of`` reads and ``save_pretrained`` saves. A
-    configuration that other models share is copied first. ``alignment_heads`` in a generation configuration, which
+    attention modules that count heads follow. A layer without heads has no projections any more: what its attention
+    adds is the bias of the output projection, or nothing; that bias is a parameter of the module that held the
+    projection, such as ``output.dense_bias``. The layer skips attention, where its family's row allows that. The mask
+    of kept heads is written to ``model.config.head_mask``, which ``head_mask_of`` reads and ``save_pretrained`` saves.
+    A configuration that other models share is copied first. ``alignment_heads`` in a generation configuration, which
     Whisper takes timestamps of words from, then lists those that are left, as the smaller model numbers them; if none
     is left, it goes too, and a line of the log says so.
 
@@ -48,13 +50,15 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
         refuse_removal(blocks)
         new_mask = checked_mask(mask, blocks) & mask_of(blocks)
         numbers = _renumbered(model, blocks, new_mask)
+        family = FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
         for block, row in zip(blocks, new_mask, strict=True):
             stay = row[list(block.kept)]  # (kept,)
-            if not stay.all():
-                for module, parts in block.by_module().items():
+            as_version_1 = not row.any() and block.projections  # without rows, since version 1.0 cut them so
+            if not stay.all() or as_version_1:
+                for module, parts in block.by_module().items() if stay.any() else ():
                     rows = torch.cat([part.rows[stay].flatten() for part in parts]).sort().values
                     cut(module, rows, parts[0].of_input)
-                _adapt(block, row.nonzero()[:, 0].tolist())
+                _adapt(block, row.nonzero()[:, 0].tolist(), family)
         if not new_mask.all():
             with_own_config(model).head_mask = new_mask.int().tolist()
         if numbers:
@@ -92,12 +96,14 @@ def _with_numbers(generation_config: Any, numbers: Mapping[str, list[list[int]]]
     return changed
 
 
-def _adapt(block: AttentionBlock, heads: list[int]) -> None:
+def _adapt(block: AttentionBlock, heads: list[int], family: Family) -> None:
     """Make the attention module of a block work with ``heads``, whose weights alone are left."""
-    count_heads(block.module, len(heads), len(block.kept))
+    count_heads(block.module, len(heads), max(1, len(block.kept)))
     if block.shared_bias:
         cut_argument_of_layers(block.module, heads, block.per_head, *block.shared_bias)
     elif block.per_head:
         cut_argument(block.module, heads, block.per_head)
+    if not heads:
+        drop_projections(block.owner, family.inputs, family.output)
     if block.skippable and not heads:
-        skip_attention(block.module, block.output, block.norm, bool(block.shared_bias))
+        skip_attention(block.module, block.owner, family.output, block.norm, bool(block.shared_bias))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -261,6 +262,53 @@ def test_load_pruned_runs_no_code_of_a_folder(tmp_path, modules):
     assert ran.exists()
 
 
+@pytest.mark.parametrize("kind", ["bert", "albert", "gpt2", "llama", "t5-generates"])
+def test_the_folder_of_a_model_with_a_head_is_read_as_its_body(kind, tmp_path, modules):
+    """By ``AutoModel``, as an intact folder is: feature extraction and sentence-transformers ask for that."""
+    name, _, generates = kind.partition("-")
+    if name in ("bert", "albert"):
+        model = cut(tiny_model(name))
+    else:
+        model = cut(test_families.make(name, transformers.AutoModelForSeq2SeqLM if generates else None))
+    folder = gnorm.save_pruned(model, tmp_path / "model", WORDS)
+    body, found = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert type(body).__mro__[1] is transformers.AutoModel._model_mapping[type(model.config)]
+    assert not any(found[of] for of in ("missing_keys", "mismatched_keys"))
+    assert torch.equal(gnorm.head_mask_of(body), gnorm.head_mask_of(model))
+    batch = BATCH | ({"decoder_input_ids": BATCH["input_ids"][:, :3]} if name == "t5" else {})
+    with torch.no_grad():
+        expected = aligned(model)(**batch, output_hidden_states=True)
+        given = aligned(body)(**batch)
+    of_model = expected.decoder_hidden_states if name == "t5" else expected.hidden_states
+    assert torch.equal(given.last_hidden_state, of_model[-1])
+    if name == "bert":
+        extract = transformers.pipeline("feature-extraction", str(folder), trust_remote_code=True)
+        assert torch.tensor(extract("w1 w2")).shape == (1, 4, 32)
+
+
+def test_a_body_with_other_attention_than_the_model_is_not_named(tmp_path):
+    """``AutoModel`` of a Whisper has a decoder, its classifier has none."""
+    folder = gnorm.save_pruned(cut(test_families.make("whisper")), tmp_path / "model")
+    assert list(json.loads((folder / "config.json").read_text())["auto_map"]) == ["AutoModelForAudioClassification"]
+
+
+@pytest.mark.parametrize(("name", "since", "older"), [("t5", "5.15", "5.14.1"), ("bert", "4.57", "4.56.2")])
+def test_a_folder_says_which_transformers_it_needs_and_refuses_an_older_one(name, since, older, tmp_path, monkeypatch):
+    """Up to 5.14.1, the T5 of transformers drops its mask where it is given a bias by position."""
+    model = cut(tiny_model(name) if name == "bert" else test_families.make(name))
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    assert json.loads((folder / "config.json").read_text())["needs_transformers"] == f">={since}"
+    assert not hasattr(model.config, "needs_transformers")
+    assert not hasattr(gnorm.load_pruned(folder).config, "needs_transformers")
+    file = str(folder / "modeling_pruned.py")
+    imported = sys.modules["transformers"]  # not always the module that was imported first
+    monkeypatch.setattr(imported, "__version__", older)
+    with pytest.raises(ImportError, match=rf"needs transformers {since} or later, but {older} is installed"):
+        runpy.run_path(file)
+    monkeypatch.setattr(imported, "__version__", f"{since}.0.dev0")
+    runpy.run_path(file)
+
+
 class OnesOwn(transformers.BertForSequenceClassification):
     """Transformers does not have this class."""
 
@@ -273,6 +321,7 @@ def test_a_modelling_file_is_there_only_where_it_is_right(tmp_path):
     folder = gnorm.save_pruned(model, tmp_path / "model")
     assert model.config.auto_map == config.auto_map == {"AutoConfig": "mine.Config"}
     named = {"AutoModelForSequenceClassification": "modeling_pruned.BertForSequenceClassification"}
+    named["AutoModel"] = "modeling_pruned.BertModel"
     assert json.loads((folder / "config.json").read_text())["auto_map"] == config.auto_map | named
     gnorm.load_pruned(folder).save_pretrained(tmp_path / "plain")
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["auto_map"] == config.auto_map

@@ -3,9 +3,13 @@
 import importlib.util
 import sys
 
+import onnx
+import onnxruntime
+import onnxruntime.quantization
 import pytest
 import test_families
 import torch
+import transformers
 from precision import close
 from test_encoders import MODELS, batches_of, make
 from tiny import tiny_model
@@ -91,6 +95,41 @@ def test_the_file_of_a_model_that_tells_texts_apart_is_fed_with_their_types(bert
     assert_same_logits(path, bert, [batch | {"token_type_ids": types}, batch | {"token_type_ids": 0 * types}])
     longest = torch.full((2, longest_input(bert)), 5)
     assert_same_logits(path, bert, [dict.fromkeys(names, longest.clamp(max=1))])
+
+
+def test_the_file_of_a_layer_without_heads_holds_no_tensor_of_size_0_and_is_right_in_eight_bits(bert, export, tmp_path):
+    path = export(bert, tmp_path / "model.onnx")
+    assert not [weight.name for weight in onnx.load(path).graph.initializer if 0 in weight.dims]
+    eight = tmp_path / "eight.onnx"
+    onnxruntime.quantization.quantize_dynamic(path, eight, weight_type=onnxruntime.quantization.QuantType.QInt8)
+    batch = batches_of(bert)[0]
+    fed = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    fed["token_type_ids"] = torch.zeros_like(fed["input_ids"])
+    with torch.inference_mode():
+        assert 0 < float((Exported(eight)(**fed) - bert(**fed).logits).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("name", ["bart", pytest.param("t5", marks=pytest.mark.soak)])
+def test_texts_and_targets_have_lengths_of_their_own(name, tmp_path):
+    model = test_families.make(name, transformers.AutoModelForSeq2SeqLM)
+    shape = gnorm.head_mask_of(model).shape
+    gnorm.remove_heads(model, test_families.random_masks(shape)[0])
+    path = gnorm.export_onnx(model, tmp_path / "model.onnx")
+    session = Exported(path).session
+    axes = {given.name: given.shape for given in (*session.get_inputs(), *session.get_outputs())}
+    assert axes["input_ids"] == axes["attention_mask"] == ["batch", "length"]
+    assert axes["decoder_input_ids"] == ["batch", "decoder_length"]
+    assert axes["logits"][:2] == ["batch", "decoder_length"]
+    assert not [weight.name for weight in onnx.load(path).graph.initializer if 0 in weight.dims]
+    batches = [
+        {
+            "input_ids": torch.full((2, length), 7),
+            "attention_mask": torch.ones(2, length, dtype=torch.long),
+            "decoder_input_ids": torch.full((2, target), 9),
+        }
+        for length, target in ((12, 12), (12, 5), (5, 12), (12, 1))
+    ]
+    assert_same_logits(path, model, batches)
 
 
 def test_the_model_stays_as_it_was(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import test_encoders
 import torch
 from precision import close, close_logs, differ
-from tiny import ragged_batches
+from tiny import ragged_batches, without_elements
 from transformers import (
     AutoConfig,
     AutoModelForAudioClassification,
@@ -235,6 +235,7 @@ def test_masked_equals_removed_equals_reloaded(name, tmp_path):
                 found = gnorm.gnorm_scores(smaller, batches)
                 close_logs(found[mask], scores[mask])
             reloaded = gnorm.load_pruned(gnorm.save_pruned(smaller, tmp_path / str(number)))
+            assert not without_elements(smaller) + without_elements(reloaded)
             close(logits(reloaded, batches[0]), expected)
             assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     of_texts = (gnorm.attention_entropy, gnorm.activation_energy, head_importance, output_norm, weight_magnitude)

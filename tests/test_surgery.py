@@ -4,14 +4,16 @@ import copy
 import json
 import pickle
 
+import accelerate
 import datasets
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from precision import close
 from test_encoders import make, masks
 from test_heads import BATCH, logits, random_mask
-from tiny import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model, without_elements
 
 import gnorm
 
@@ -203,8 +205,9 @@ def test_gradients_of_a_pruned_model_are_those_of_the_masked_one():
         if row.any():
             close(block.query.weight.grad, other.query.weight.grad[rows])
             close(block.value.bias.grad, other.value.bias.grad[rows])
-        close(block.output.weight.grad, other.output.weight.grad[:, rows])
-        close(block.output.bias.grad, other.output.bias.grad)
+            close(block.output.weight.grad, other.output.weight.grad[:, rows])
+        bias = block.output.bias if row.any() else block.owner.output.dense_bias
+        close(bias.grad, other.output.bias.grad)
 
 
 def test_a_trainer_trains_saves_and_evaluates_a_pruned_model(tmp_path):
@@ -243,6 +246,101 @@ def test_a_trainer_trains_saves_and_evaluates_a_pruned_model(tmp_path):
     reloaded = gnorm.load_pruned(checkpoint)
     assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     assert torch.equal(logits(reloaded), logits(model))
+
+
+EMPTY = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("left", ["all", "one", "none"], ids=lambda left: f"{left} of the empty tensors")
+@pytest.mark.parametrize("name", ["bert", "mpnet", "albert"])
+def test_folders_of_version_1_with_weights_without_elements_are_read(name, left, tmp_path):
+    """There a layer without heads had projections of size 0; accelerate's save_model dropped all of them but one."""
+    model = make(name)
+    mask = EMPTY if name != "albert" else torch.zeros(1, 4, dtype=torch.long)
+    before = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    with gnorm.masked(model, mask):
+        expected = logits(model)
+    gnorm.remove_heads(model, mask)
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    gone = {}
+    for path in before.keys() - {path for path, _ in model.named_modules()}:
+        output = weights.pop(f"{path}_bias", None)
+        gone[f"{path}.weight"] = torch.zeros(0, 32) if output is None else torch.zeros(32, 0)
+        gone[f"{path}.bias"] = torch.zeros(0) if output is None else output
+    assert len(gone) == 8
+    empty = sorted(path for path, tensor in gone.items() if not tensor.numel())
+    for path in {"all": [], "one": empty[1:], "none": empty}[left]:
+        del gone[path]
+    safetensors.torch.save_file(weights | gone, folder / "model.safetensors", {"format": "pt"})
+    read = gnorm.load_pruned(folder)
+    close(logits(read), expected)
+    assert torch.equal(gnorm.head_mask_of(read), mask.bool())
+    assert not without_elements(read)
+    assert read.state_dict().keys() == model.state_dict().keys()
+    whole = min(before.keys() & {path.rpartition(".")[0] for path in gone})
+    gone[f"{whole}.weight"] = torch.zeros(32, 32)
+    safetensors.torch.save_file(weights | gone, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"contradict the head mask in its config.json: .* the mask needs"):
+        gnorm.load_pruned(folder)
+
+
+def test_a_row_that_skips_nothing_leaves_no_weight_without_elements(tmp_path, monkeypatch):
+    monkeypatch.setitem(gnorm.heads.FAMILIES, "bert", gnorm.heads.FAMILIES["bert"])
+    gnorm.register("bert", "encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense")
+    model = tiny_model("bert")
+    with gnorm.masked(model, EMPTY):
+        expected = logits(model)
+    gnorm.remove_heads(model, EMPTY)
+    assert not without_elements(model)
+    close(logits(model), expected)
+    read = gnorm.load_pruned(gnorm.save_pruned(model, tmp_path / "model"))
+    assert torch.equal(logits(read), logits(model))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor", "ignore:.*quantized tensor"
+)
+def test_a_layer_without_heads_is_right_in_eight_bits_in_optimizers_and_in_other_savers(tmp_path):
+    """Weights without elements gave wrong numbers in torch's qint8, ZeroDivisionError in Adafactor and a folder that
+    could not be read by accelerate."""
+    model = tiny_model("bert")
+    gnorm.remove_heads(model, EMPTY)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert torch.equal(gnorm.head_mask_of(model), EMPTY.bool())
+    assert 0 < float((logits(quantised) - logits(model)).abs().max()) < 0.1
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    accelerate.Accelerator(cpu=True).save_model(model, folder)
+    assert torch.equal(logits(gnorm.load_pruned(folder)), logits(model))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.1)
+    model(**ragged_batches(1, 6)[0]).loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, norm_type=float("inf"))
+    optimizer.step()
+    bias = "bert.encoder.layer.1.attention.output.dense_bias"
+    assert not torch.equal(model.state_dict()[bias], before[bias])
+    model.load_state_dict(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_batches_prepared_for_a_model_fit_it_once_a_layer_is_empty():
+    model = tiny_model("bert")
+    prepared = gnorm.prepare(ragged_batches(), model)
+    gnorm.remove_heads(model, EMPTY)
+    assert gnorm.prepare(prepared, model) is prepared
+
+
+def test_a_block_without_heads_says_that_it_has_no_projections():
+    model = tiny_model("bert")
+    gnorm.remove_heads(model, EMPTY)
+    block = gnorm.attention_blocks(model)[1]
+    assert (block.kept, block.projections) == ((), ())
+    with pytest.raises(ValueError, match="BertSelfAttention has no query projection any more: all its heads"):
+        _ = block.query
+    with gnorm.masked(model, torch.ones(3, 4)):
+        kept = logits(model)
+    gnorm.remove_heads(model, torch.ones(3, 4))
+    assert torch.equal(logits(model), kept)
 
 
 @pytest.mark.parametrize("content", ["", "[" * 100_000, "null"])

@@ -29,6 +29,11 @@ def tiny_model(family, seed=0, **overrides):
     return model.eval()
 
 
+def without_elements(model):
+    """The names of the parameters and buffers of size 0."""
+    return [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.numel()]
+
+
 def ragged_batches(count=3, size=5, seed=1, longest=17, vocabulary=120, labels=3):
     """Batches of random texts of 2 to ``longest`` tokens, each padded to its own longest; the last one is smaller."""
     generator = torch.Generator().manual_seed(seed)

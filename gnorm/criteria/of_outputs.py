@@ -22,6 +22,9 @@ def weight_magnitude(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     blocks = attention_blocks(model)
     norms = []
     for block in blocks:
+        if not block.kept:
+            norms.append(torch.zeros(0))
+            continue
         parts = [block.projection(name) for name in ("query", "key", "value", "output")]
         by_head = [part.by_head(part.matrix) for part in parts]  # each (kept, rows of a head, other side)
         alike = [w.reshape(len(w), block.head_dim, w.shape[1] // block.head_dim * w.shape[2]) for w in by_head]
@@ -76,6 +79,9 @@ def flap(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     sums = sums_over_contexts(model, prepared, moments, zeros)
     scores = []
     for block, (count, total, squares) in zip(blocks, sums, strict=True):
+        if not block.kept:
+            scores.append(torch.zeros(0))
+            continue
         variance = (squares - total.square() / count.clamp(min=1)) / (count - 1).clamp(min=1)
         columns = block.projection("output").matrix.double().cpu().square().sum(0)
         by_head = (variance * columns).unflatten(0, (len(block.kept), block.context_dim)).sum(1)

@@ -26,6 +26,7 @@ from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forwa
 from .padding import PackedTexts
 from .passes import naming_texts
 from .problems import LABELS, NOT_COUNTED, Problem, labels_in, problem_of
+from .projections import is_plain
 from .ranks import Division
 from .state import evaluating
 from .streams import Stream, is_stream
@@ -406,10 +407,11 @@ def same_batches(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
 
 
 def _traits(model: Any) -> tuple[Any, ...]:
-    """What prepared batches depend on in a model. Removing or masking heads does not change it."""
+    """What prepared batches depend on in a model. Removing or masking heads does not change it: linear layers, which
+    may go with the last head of a layer, do not count."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     parameter = next(model.parameters())
-    modules = tuple((type(module).__module__, type(module).__qualname__) for module in model.modules())
+    modules = tuple((type(m).__module__, type(m).__qualname__) for m in model.modules() if not is_plain(m))
     of_module = parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
     return type(model), *of_module, attention_window(model)
 

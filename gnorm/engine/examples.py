@@ -98,8 +98,9 @@ def usual_lengths(model: Any) -> Sequence[Length]:
     return [frames if hasattr(config, "num_mel_bins") else SECOND]
 
 
-def examples_of(model: Any, batch: int, length: int) -> Inputs:
-    """All inputs of the model: images, sounds, or texts of growing length up to ``length``, padded at the end."""
+def examples_of(model: Any, batch: int, length: int, target: int | None = None) -> Inputs:
+    """All inputs of the model: images, sounds, or texts of growing length up to ``length``, padded at the end; the
+    texts of a decoder have ``target`` tokens, or as many."""
     config = model.config
     if main_input(model) == "input_ids":
         length = min(length, longest_input(model))
@@ -113,4 +114,6 @@ def examples_of(model: Any, batch: int, length: int) -> Inputs:
             examples["token_type_ids"] = (mask & (position >= lengths // 2)).long()
     else:
         examples = inputs_of(model, batch, usual_lengths(model)[0])
+    if target and (ids := examples.get("decoder_input_ids")) is not None:
+        examples["decoder_input_ids"] = ids[:, torch.arange(min(target, longest_input(model))) % ids.shape[1]]
     return {name: tensor.to(model.device) for name, tensor in examples.items()}

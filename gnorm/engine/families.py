@@ -32,6 +32,8 @@ class Family:
     causal: the causal language model of transformers whose layers take each token on its own, but for softmax attention
     to the tokens before it by transformers' own functions. Positions come with the embeddings, or as
     ``position_embeddings`` (cos, sin) of rotary attention. So its texts may be packed.
+    since: the first version of transformers, "major.minor", whose modules are as the row says. ``save_pruned`` writes
+    it into folders, whose modelling file refuses an older one.
     """
 
     blocks: str | tuple[str, ...]
@@ -48,6 +50,12 @@ class Family:
     causal: str = ""
     together: bool = False
     shared_bias: tuple[str, ...] = ()
+    since: str = "4.57"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of all projections but the output projection, each module once."""
+        return tuple(dict.fromkeys((self.query, self.key, self.value, *self.also)))
 
 
 _BERT_LIKE = Family(
@@ -60,13 +68,16 @@ _BERT_LIKE = Family(
     skippable=True,
 )
 
-_VIT_LIKE = Family("layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True)
+_VIT_LIKE = Family(
+    "layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True, since="5.10"
+)
 
 _WAV2VEC2_LIKE = replace(
     _VIT_LIKE,
     blocks="encoder.layers.*.attention",
     output="out_proj",
     feed_forward="encoder.layers.*.feed_forward.output_dense",
+    since="5.16",
 )
 
 _LLAMA_LIKE = Family(
@@ -97,6 +108,7 @@ _T5_LIKE = Family(
     per_head="position_bias",
     skippable=True,
     shared_bias=("relative_attention_bias", "compute_bias"),
+    since="5.15",  # up to 5.14 a bias that is given takes the place of the mask
 )
 
 _GPTJ_LIKE = Family("h.*.attn", "q_proj", "k_proj", "v_proj", "out_proj", "h.*.mlp.fc_out", skippable=True)
@@ -127,6 +139,7 @@ FAMILIES: dict[str, Family] = {
         "out_lin",
         "transformer.layer.*.ffn.lin2",
         skippable=True,
+        since="5.0",
         classifier="DistilBertForSequenceClassification",
     ),
     "deberta-v2": Family(
@@ -158,7 +171,9 @@ FAMILIES: dict[str, Family] = {
     "vit": _VIT_LIKE,
     "deit": _VIT_LIKE,
     "beit": replace(_VIT_LIKE, per_head="attention_mask"),  # its bias by position comes as a mask
-    "dinov2": replace(_VIT_LIKE, blocks="encoder.layer.*.attention", feed_forward="encoder.layer.*.mlp.fc2"),
+    "dinov2": replace(
+        _VIT_LIKE, blocks="encoder.layer.*.attention", feed_forward="encoder.layer.*.mlp.fc2", since="5.19"
+    ),
     "audio-spectrogram-transformer": _VIT_LIKE,
     "wav2vec2": _WAV2VEC2_LIKE,
     "hubert": _WAV2VEC2_LIKE,

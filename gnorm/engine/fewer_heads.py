@@ -1,18 +1,19 @@
 """How an attention module of transformers works with fewer heads than it was built with, or with none.
 
-``gnorm.storage.modeling`` copies these functions into saved folders, so they use nothing of gnorm but
-``projections.is_transposed``.
+``gnorm.storage.modeling`` copies these functions into saved folders, so they use nothing of gnorm but what they
+import from ``projections``.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from .projections import is_transposed
+from .projections import size_of_module
 
 # Arguments of attention modules in transformers that give cross-attention what an encoder has made.
 ENCODER_STATES = ("key_value_states", "encoder_hidden_states")
@@ -89,15 +90,51 @@ def _cache_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return next((given for given in (*args, *kwargs.values()) if hasattr(given, "get_seq_length")), None)
 
 
-def skip_attention(module: Any, output: nn.Module, norm: nn.Module | None = None, shared_bias: bool = False) -> None:
-    """Let an attention module without heads compute ``without_heads``, with the output projection if it is its own."""
-    own = any(output is other for other in module.modules())
+def drop_projections(block: Any, inputs: Iterable[str], output: str) -> None:
+    """Take the projections out of a block without heads: their weights have no elements, which many tools get wrong.
+
+    inputs, output: the names of the modules below ``block``; those that it lacks are passed over. A function takes the
+    place of each: ``without_rows``, and ``bias_alone`` for the output projection, whose bias becomes a parameter
+    NAME_bias of the module around it.
+    """
+    for path in dict.fromkeys((*inputs, output)):
+        around, _, name = path.rpartition(".")
+        owner = block.get_submodule(around)
+        if (projection := owner._modules.pop(name, None)) is None:
+            continue
+        owner._is_hf_initialized = True  # transformers looks for no weights to initialise in it
+        if path == output:
+            owner.register_parameter(f"{name}_bias", projection.bias)
+            setattr(owner, name, partial(bias_alone, owner, f"{name}_bias", size_of_module(projection)[0]))
+        else:
+            setattr(owner, name, without_rows)
+
+
+def without_rows(hidden_states: Tensor) -> Tensor:
+    """What a projection without rows gives: (text, token, 0)."""
+    return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
+
+
+def bias_alone(owner: nn.Module, name: str, width: int, context: Tensor) -> Tensor:
+    """What an output projection without columns gives, (text, token, width): the parameter ``name`` of ``owner``, or
+    zeros where there is none. Only the number of texts and tokens of ``context`` counts."""
+    bias, shape = getattr(owner, name), (*context.shape[:-1], width)
+    return context.new_zeros(shape) if bias is None else bias.expand(shape).clone()
+
+
+def skip_attention(
+    module: Any, block: Any, output: str, norm: nn.Module | None = None, shared_bias: bool = False
+) -> None:
+    """Let an attention module without heads compute ``without_heads``, after ``drop_projections`` of its block."""
+    around, _, name = output.rpartition(".")
+    owner = block.get_submodule(around)
+    project = getattr(owner, name) if any(owner is other for other in module.modules()) else None
     layer = next((getattr(module, name) for name in LAYER_NUMBERS if hasattr(module, name)), None)
-    module.forward = partial(without_heads, output if own else None, norm, layer, shared_bias)
+    module.forward = partial(without_heads, project, norm, layer, shared_bias)
 
 
 def without_heads(
-    output: Any,
+    project: Callable[[Tensor], Tensor] | None,
     norm: nn.Module | None,
     layer: int | None,
     shared_bias: bool,
@@ -105,19 +142,17 @@ def without_heads(
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Tensor | None, ...]:
-    """The forward pass of an attention module without heads, computed from an empty context.
+    """The forward pass of an attention module without heads.
 
-    output, norm: the output projection and the normalisation, where the module itself applies them after attention.
+    project, norm: ``bias_alone`` of its output projection and the normalisation, where the module itself applies them
+    after attention. Where ``bias_alone`` comes later, the hidden states stand for the contexts that it does not read.
     layer: its number in a cache of keys and values. Dropout is left out: it has nothing to drop. Returns hidden states
     (text, token, hidden), and attention weights for no heads; between them the place of a shared bias.
 
     A cache counts its tokens by what each layer has put in, so one zero a token is put in.
     """
     texts, tokens, _width = hidden_states.shape
-    context = hidden_states.new_empty(texts, tokens, 0)
-    if output is not None:
-        # Conv1D makes a view of its input, which an empty one does not allow
-        context = output.bias.expand(texts, tokens, -1) if is_transposed(output) else output(context)
+    context = hidden_states if project is None else project(hidden_states)
     if norm is not None:
         context = norm(hidden_states + context)
     cache = _cache_in(args, kwargs)

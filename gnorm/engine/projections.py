@@ -62,6 +62,11 @@ def is_transposed(module: Any) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
+def is_plain(module: Any) -> bool:
+    """Whether the module computes y = W x + b and nothing else: ``torch.nn.Linear``, or ``Conv1D``."""
+    return is_transposed(module) or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
+
+
 def size_of_module(module: Any) -> tuple[int, int]:
     """(out, in) of a projection's module."""
     return (module.nf, module.nx) if is_transposed(module) else (module.out_features, module.in_features)
@@ -104,9 +109,10 @@ def check_projection(linear: Any, what: str) -> None:
             f"{what} is quantised ({kind.__name__}): load the model in float32, bfloat16 or float16, remove heads, and "
             "quantise what is left."
         )
-    plain = is_transposed(linear) or (isinstance(linear, nn.Linear) and kind.forward is nn.Linear.forward)
     parameters = type(weight) in (nn.Parameter, type(None)) and type(bias) in (nn.Parameter, type(None))
-    if not plain or not parameters or (weight is None and "weight_orig" not in own):  # torch.nn.utils.prune's name
+    if (
+        not is_plain(linear) or not parameters or (weight is None and "weight_orig" not in own)
+    ):  # torch.nn.utils.prune's name
         raise ValueError(
             f"{what} is no torch.nn.Linear with parameters of its own but {kind.__name__}: put a plain linear layer in "
             "its place (an adapter merged, a quantised layer dequantised)."

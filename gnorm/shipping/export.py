@@ -23,12 +23,13 @@ from ..engine.state import attention_implementation, evaluating
 from ..heads import attention_blocks
 from ..storage.folders import free_file, free_folder, replace_files
 
-EXPORTED_WITH = (2, 8)  # texts and tokens of the example that the exporter runs the model on
+EXPORTED_WITH = (2, 8, 5)  # texts, tokens and tokens of a decoder of the example that the exporter runs the model on
 
-# The logits of a file are compared with the model's on this many texts or images, of these lengths in tokens; the last
-# texts are as long as the model takes them.
+# The logits of a file are compared with the model's on this many texts or images, of these lengths in tokens, in the
+# encoder and in a decoder; the last texts are as long as the model takes them.
 CHECKED_WITH = (1, 3, 4)
 CHECKED_LENGTHS = (1, 16)
+CHECKED_TARGETS = (7, 1, 16)
 
 WEIGHTS = ".data"  # the ending of the second file, for weights that do not fit into the first
 
@@ -45,9 +46,10 @@ def export_onnx(
     path: the file; for an empty folder, model.onnx in it. overwrite: replace an existing file.
 
     inputs: the names of the file's inputs: input_ids, attention_mask and, for models with segments, token_type_ids,
-    each (batch, length); or pixel_values (batch, channel, height, width), or a sound. If None, all that the model
-    takes. The output is logits (batch, ...). Batch and length of texts may differ between calls, the size of an image
-    and the length of a sound (a second, or a spectrogram of the usual length) may not. tolerance: the largest
+    each (batch, length); or pixel_values (batch, channel, height, width), or a sound; and decoder_input_ids (batch,
+    decoder_length) of a decoder that generates. If None, all that the model takes. The output is logits (batch, ...).
+    Batch and both lengths of texts may differ between calls, the size of an image and the length of a sound (a second,
+    or a spectrogram of the usual length) may not. tolerance: the largest
     difference allowed between a logit of the file and of the model.
 
     The file holds the weights too. Weights of more than 2 GB lie in a second file, with .data after the name. The files
@@ -113,13 +115,14 @@ class _Logits(nn.Module):
 
 def _write(model: Any, path: Path, example: Inputs) -> None:
     axes = {0: "batch", 1: "length"} if "input_ids" in example else {0: "batch"}
+    of_decoder = {"decoder_input_ids": {0: "batch", 1: "decoder_length"}} if "decoder_input_ids" in example else {}
     # eager attention: other implementations give more nodes and no more speed, or cannot be exported at all
     with attention_implementation(model, "eager"), _quiet():
         program = torch.onnx.export(
             _Logits(model).eval(),
             kwargs={"inputs": example},
             dynamo=True,
-            dynamic_shapes={"inputs": dict.fromkeys(example, axes)},
+            dynamic_shapes={"inputs": dict.fromkeys(example, axes) | of_decoder},
             input_names=list(example),
             output_names=["logits"],
             verbose=False,
@@ -140,7 +143,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
-                "ignore", "# The axis name: (batch|length|decoder length) will not be used", UserWarning
+                "ignore", "# The axis name: (batch|length|decoder_length) will not be used", UserWarning
             )
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield
@@ -151,7 +154,8 @@ def _quiet() -> Iterator[None]:
 def _check(model: Any, path: Path, names: Sequence[str], tolerance: float) -> None:
     """``ValueError`` where the file's logits are not those of the model."""
     lengths = (*CHECKED_LENGTHS, longest_input(model)) if "input_ids" in names else (0, 0, 0)  # unused for images
-    examples = [examples_of(model, *shape) for shape in zip(CHECKED_WITH, lengths, strict=True)]
+    shapes = zip(CHECKED_WITH, lengths, CHECKED_TARGETS, strict=True)
+    examples = [examples_of(model, *shape) for shape in shapes]
     fed = [{name: example[name] for name in names} for example in examples]
     expected = [logits_of(model, inputs).cpu() for inputs in fed]
     try:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import PickleError
@@ -19,7 +19,8 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..heads import attention_blocks, head_mask_of
+from ..engine.projections import cut
+from ..heads import attention_blocks, blocks_of, head_mask_of
 from ..surgery import remove_heads
 from ..trials import untried
 from .errors import LIBRARY_ERRORS, in_short
@@ -188,27 +189,47 @@ def _subclasses(kind: Any) -> Iterator[Any]:
         yield from _subclasses(below)
 
 
-def pruned_when_built(kind: Any) -> Any:
+def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_heads) -> Any:
     """A subclass of ``kind`` whose models are built whole and then lose the heads that their configuration removes.
 
-    The weights of a pruned model fit such a model. Building changes the configuration: the ``pruned_heads`` of
-    transformers 4 become a ``head_mask``, and ``auto_map`` no longer names the modelling file of the folder.
+    The weights of a pruned model fit such a model. remove: (model, mask), what takes the heads out. Building changes
+    the configuration: the ``pruned_heads`` of transformers 4 become a ``head_mask``, and neither ``auto_map`` nor
+    ``needs_transformers`` tells of the modelling file of the folder any more.
     """
 
     def build(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
         mask, pruned = (vars(config).pop(name, None) for name in ("head_mask", "pruned_heads"))
         others = others_in(config)  # save_pretrained writes the configuration, and no modelling file
-        vars(config).pop("auto_map", None)
+        for name in ("auto_map", "needs_transformers"):
+            vars(config).pop(name, None)
         vars(config).update({"auto_map": others} if others else {})
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
             with torch.device("cpu"), untried():  # of masks; the weights are yet to come
                 if mask is not None:
-                    remove_heads(self, mask)
+                    remove(self, mask)
                 if pruned:
-                    remove_heads(self, _all_but(pruned, head_mask_of(self)))
+                    remove(self, _all_but(pruned, head_mask_of(self)))
 
     return type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__, PRUNED_WHEN_BUILT: True})
+
+
+def _remove_as_version_1(model: Any, mask: Any) -> None:
+    """Remove heads as version 1.0 and transformers 4 did: a layer without heads keeps projections without rows."""
+    mask = torch.as_tensor(mask).bool() & head_mask_of(model)
+    empty = ~mask.any(1)  # (layer,)
+    remove_heads(model, mask | empty[:, None])
+    for block, without_heads in zip(attention_blocks(model), empty, strict=True):
+        for module, parts in block.by_module().items() if without_heads else ():
+            cut(module, torch.arange(0), parts[0].of_input)
+    model.config.head_mask = mask.int().tolist()
+
+
+def _cut_as_version_1(model: Any, loading_info: Mapping[str, Any]) -> bool:
+    """Whether the file has projections without rows for layers without heads, which version 1.0 left there."""
+    empty = {id(block.owner) for block in blocks_of(model) if not block.kept}
+    within = [f".{name}." for name, module in model.named_modules() if id(module) in empty]
+    return any(part in f".{name}" for name in loading_info["unexpected_keys"] for part in within)
 
 
 def _all_but(pruned: Any, mask: Tensor) -> Tensor:
@@ -249,11 +270,15 @@ def load_checked(source: Source, kind: Any, new_head: bool = False, **options: A
     """
     config = read_config(source, **options)
     kind = find_class(source, config, kind, options)
+    options_too = {"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
     try:
         with quiet_library():  # errors get their own messages below
-            model, loading_info = pruned_when_built(kind).from_pretrained(
-                _name(source), **{"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
-            )
+            model, loading_info = pruned_when_built(kind).from_pretrained(_name(source), **options_too)
+            if as_version_1 := _cut_as_version_1(model, loading_info):
+                built = pruned_when_built(kind, _remove_as_version_1)
+                model, loading_info = built.from_pretrained(_name(source), **options_too)
+                lost = {name for name in loading_info["missing_keys"] if not model.get_parameter(name).numel()}
+                loading_info["missing_keys"] -= lost  # of no elements; accelerate's save_model leaves them out
     except LIBRARY_ERRORS as error:
         raise _unreadable(error, _folder_of(source, options), kind) from None
     model.__class__ = kind
@@ -270,6 +295,8 @@ def load_checked(source: Source, kind: Any, new_head: bool = False, **options: A
         log.warning("%s has no weights for %s: they are new, so train them.", folder, _some(new))
     if left_out:
         log.warning("%s has weights that %s does not use: %s.", folder, kind.__name__, _some(left_out))
+    if as_version_1:
+        remove_heads(model, head_mask_of(model))
     if is_pruned(model.config):
         attention_blocks(model)  # tries a model that the package's tests say nothing of
     return model, loading_info
@@ -350,7 +377,7 @@ def _misfit(model: Any, loading_info: Mapping[str, Any], allowed: set[str], fold
             f"instead, or take {prefix!r} out of the names in the file."
         )
     if mismatched := [each for each in loading_info["mismatched_keys"] if each[0] not in allowed]:
-        attention = {id(module) for block in attention_blocks(model) for module in block.module.modules()}
+        attention = {id(module) for block in attention_blocks(model) for module in block.owner.modules()}
         in_attention = any(id(model.get_submodule(name.rpartition(".")[0])) in attention for name, *_ in mismatched)
         name, stored, expected = min(mismatched)
         what, short = "its configuration", "the configuration"

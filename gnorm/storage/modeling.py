@@ -1,22 +1,27 @@
 """The modelling file beside saved weights: transformers alone loads the folder with it.
 
-A folder of a pruned model holds ``modeling_pruned.py``, and ``auto_map`` in its config.json names the class in that
-file, as for any custom model on a hub. The file is made from the row of the model's family in ``gnorm.heads`` and from
-the source of the functions that ``remove_heads`` itself uses. ``load_pruned`` never runs it.
+A folder of a pruned model holds ``modeling_pruned.py``, and ``auto_map`` in its config.json names the classes in that
+file, as for any custom model on a hub: the model's own, and its body's, which ``AutoModel`` gives. The file is made
+from the row of the model's family in ``FAMILIES`` and from the source of the functions that ``remove_heads`` itself
+uses. ``load_pruned`` never runs it.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jinja2
+import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
 from ..engine import fewer_heads, projections
 from ..engine.families import FAMILIES
+from ..heads import attention_blocks
 
 MODULE = "modeling_pruned"  # the name of the file is this and .py
 
@@ -49,14 +54,30 @@ def auto_map(kind: Any, config: Any) -> dict[str, str]:
     return dict.fromkeys(autos or ["AutoModel"], f"{MODULE}.{kind.__name__}")
 
 
+def auto_map_of_body(kind: Any, config: Any, rows: int) -> dict[str, str]:
+    """What config.json says of ``AutoModel`` where that gives another class than ``kind``: its body, without a head.
+
+    rows: of the head mask. Empty where the body has other attention blocks, as an encoder whose ``AutoModel`` has a
+    decoder too, and for a class that is not one of transformers.
+    """
+    body: Any = modeling_auto.AutoModel._model_mapping.get(type(config), None)
+    if not isinstance(body, type) or body is kind or not auto_map(kind, config):
+        return {}
+    intact = copy.deepcopy(config)
+    intact.head_mask = None
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        blocks = attention_blocks(body(intact))
+    return {"AutoModel": f"{MODULE}.{body.__name__}"} if len(blocks) == rows else {}
+
+
 def others_in(config: Any) -> dict[str, Any]:
     """The entries of ``config.auto_map`` that name another file than the modelling file of a pruned model."""
     named = getattr(config, "auto_map", None) or {}
     return {auto: place for auto, place in named.items() if f"{MODULE}." not in str(place)}
 
 
-def modeling_file(kind: Any, config: Any) -> str:
-    """The text of the modelling file for pruned models of ``kind``, a class of transformers."""
+def modeling_file(kinds: Iterable[str], config: Any) -> str:
+    """The text of the modelling file for pruned models of ``kinds``, names of classes of transformers."""
     family = FAMILIES[config.model_type]
     blocks = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
     environment = jinja2.Environment(
@@ -67,6 +88,7 @@ def modeling_file(kind: Any, config: Any) -> str:
         keep_trailing_newline=True,
     )
     functions = ["is_transposed", "cut", "count_heads"]
+    functions += ["drop_projections", "size_of_module", "without_rows", "bias_alone"]
     if family.shared_bias:
         functions += ["cut_argument_of_layers", "cut_shared_bias", "hand_on_shared_bias"]
     elif family.per_head:
@@ -77,16 +99,16 @@ def modeling_file(kind: Any, config: Any) -> str:
         functions += ["_cache_in"]
     constants = ["HEAD_COUNTS", *(["ENCODER_STATES", "LAYER_NUMBERS"] if family.skippable else [])]
     return environment.get_template(f"{MODULE}.py.j2").render(
-        kind=kind.__name__,
+        kinds=list(kinds),
         mark=PRUNED_WHEN_BUILT,
         family=family,
         blocks=[re.escape(name).replace(r"\*", r"\w+") for name in blocks],
-        inputs=list(dict.fromkeys((family.query, family.key, family.value, *family.also))),
         owner=family.query.rpartition(".")[0],
         constants={name: getattr(fewer_heads, name) for name in constants},
         functions=functions,
         source=_source,
         version=transformers.__version__,
+        needed=tuple(map(int, family.since.split("."))),
     )
 
 

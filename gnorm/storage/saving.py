@@ -15,11 +15,12 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
+from ..engine.families import FAMILIES
 from ..heads import attention_blocks, head_mask_of, try_out
 from .errors import LIBRARY_ERRORS, in_short
 from .folders import free_folder, whole_folder
 from .loading import pruned_when_built
-from .modeling import MODULE, auto_map, modeling_file, others_in, plain_class
+from .modeling import MODULE, auto_map, auto_map_of_body, modeling_file, others_in, plain_class
 
 
 def save_pruned(
@@ -30,7 +31,8 @@ def save_pruned(
     The folder holds model.safetensors and config.json. The ``head_mask`` (layer, head) in config.json says which heads
     are kept; its ``architectures`` names the model's class. Where that is a class of transformers, modeling_pruned.py
     lets transformers load the folder without gnorm: ``from_pretrained`` of the Auto class, and ``pipeline``, with leave
-    to run code of the folder. ``huggingface_hub.upload_folder`` brings it to a hub.
+    to run code of the folder. ``AutoModel``, feature extraction and sentence-transformers read the model's body in it.
+    ``huggingface_hub.upload_folder`` brings it to a hub.
     tokenizer: saved beside the model; an image processor works as well. card: the text of the folder's README.md, such
     as ``gnorm.shipping.card`` writes it. overwrite: replace a folder that holds files; an empty folder needs no
     ``overwrite``. The folder appears whole or not at all.
@@ -59,17 +61,21 @@ def save_pruned(
 def _as_saved(model: Any) -> Iterator[str]:
     """Within the block the model is as it is saved; yields the text of its modelling file, "" for none.
 
-    ``model.config`` has the head mask, even if no head was removed, and names the modelling file. A model that such a
+    ``model.config`` has the head mask, even if no head was removed, and names the modelling file and the version of
+    transformers that the file needs. A model that such a
     file built has the class of transformers, so that ``save_pretrained`` does not copy the file.
     """
     built, kind, config = getattr(model, "_orig_mod", model), plain_class(model), model.config
     attributes, before, built_by = vars(config), dict(vars(config)), type(built)
-    ours = auto_map(kind, config)
-    saved = {"head_mask": head_mask_of(model).int().tolist(), "auto_map": others_in(config) | ours}
+    mask = head_mask_of(model).int().tolist()
+    ours = auto_map_of_body(kind, config, len(mask)) | auto_map(kind, config)
+    needed = f">={FAMILIES[config.model_type].since}" if ours else ""
+    saved = {"head_mask": mask, "auto_map": others_in(config) | ours, "needs_transformers": needed}
     attributes.update({name: value for name, value in saved.items() if value})
     built.__class__ = kind
     try:
-        yield modeling_file(kind, config) if ours else ""
+        kinds = dict.fromkeys(place.rpartition(".")[2] for place in ours.values())
+        yield modeling_file(kinds, config) if ours else ""
     finally:
         built.__class__ = built_by
         for name in saved:
