@@ -21,7 +21,7 @@ def call(*arguments, output, root=ROOT, **environment):
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=900,
     )
 
 

@@ -146,7 +146,7 @@ def test_every_notebook_runs_alone_from_the_root_and_from_its_own_folder(name, f
         capture_output=True,
         text=True,
         check=False,
-        timeout=500,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     outputs = [

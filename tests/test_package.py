@@ -114,7 +114,7 @@ def test_the_wheel_works_and_loads_nothing_of_the_extras(installed, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     numbers, loaded = done.stdout.splitlines()

@@ -29,7 +29,7 @@ def ranks(tmp_path_factory):
     with subprocess.Popen(command, **options) as torchrun:
         with mock.patch.dict(gnorm.MORE_METHODS), mock.patch.object(streams, "WINDOW_TEXTS"):  # put back afterwards
             alone = two_ranks.runs(folder)
-        _, errors = torchrun.communicate(timeout=240)
+        _, errors = torchrun.communicate(timeout=900)
     assert torchrun.returncode == 0, errors[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)], alone
 
