@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import nbformat
 import pytest
@@ -16,7 +17,7 @@ from experiments.data.profiles import models_for
 from experiments.files import paths
 from experiments.files.paths import results_folder
 from experiments.runs import results, trajectories
-from gnorm import METHODS, heads
+from gnorm import METHODS, MORE_METHODS, heads
 
 MODEL = "bert"
 
@@ -94,9 +95,9 @@ def test_unknown_names_are_refused_before_anything_runs(models, methods, complai
     assert not list(empty.iterdir())
 
 
-def test_a_bert_is_rebuilt_by_hand_where_none_is_among_the_models(empty, monkeypatch):
-    monkeypatch.setattr(heads, "FAMILIES", dict(heads.FAMILIES))
-    rebuilt = execute("custom_bert_pruning", models=["roberta"], steps=2)
+def test_a_bert_is_rebuilt_by_hand_where_none_is_among_the_models(empty):
+    with mock.patch.dict(heads.FAMILIES), mock.patch.dict(MORE_METHODS):
+        rebuilt = execute("custom_bert_pruning", models=["roberta"], steps=2)
     assert rebuilt["by_hand"].order() == rebuilt["theirs"].order()
     assert rebuilt["task"].model.config.model_type == "bert"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
@@ -82,9 +83,10 @@ def gradient_norms(
     terms = sums.expand(sum(heads)).split(heads)
     joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
     scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
-    if not bool((scores < torch.inf).all()):
+    largest = float(scores.max())  # NaN where one is
+    if not largest < math.inf:
         raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
-    if len(live) == len(blocks) and bool((scores == -torch.inf).all()):
+    if len(live) == len(blocks) and largest == -math.inf:
         raise ValueError(
             f"no gradient flows through any head of {type(model).__name__}, so every score is -inf: the logits of "
             "these texts depend on no query, key or value. Give texts of more than one token, a classifier whose "
