@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .engine.families import FAMILIES, Family
 from .engine.fewer_heads import count_heads, cut_argument, cut_argument_of_layers, drop_projections, skip_attention
 from .engine.projections import cut
-from .engine.state import in_use, with_own_config
+from .engine.state import copy_of, in_use, with_own_config
 from .heads import AttentionBlock, blocks_of, checked_mask, config_of, mask_of, refuse_removal, try_out
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,15 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
         if numbers:
             plain: Any = getattr(model, "_orig_mod", model)  # of a compiled model
             plain.generation_config = _with_numbers(plain.generation_config, numbers)
+
+
+def as_removed(model: Any) -> Any:
+    """``model`` as ``remove_heads`` leaves one: itself; where version 1.0 left projections without rows, a copy."""
+    if all(block.kept or not block.projections for block in blocks_of(model)):
+        return model
+    smaller = copy_of(getattr(model, "_orig_mod", model))  # of a compiled model
+    remove_heads(smaller, mask_of(blocks_of(smaller)))
+    return smaller
 
 
 def _renumbered(model: Any, blocks: Sequence[AttentionBlock], mask: Tensor) -> dict[str, list[list[int]]]:

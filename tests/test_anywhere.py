@@ -7,17 +7,21 @@ import runpy
 import subprocess
 import sys
 
+import onnx
 import pytest
 import test_encoders
 import test_families
 import torch
 import transformers
 from hub import Hub
+from precision import close
 from test_families import SEVERAL, random_masks
-from tiny import ragged_batches, tiny_model
+from tiny import ragged_batches, tiny_model, without_elements
 
 import gnorm
+from gnorm.engine import projections
 from gnorm.engine.families import FAMILIES
+from gnorm.shipping.costs import intact_of
 from gnorm.storage.loading import load_checked
 from gnorm.storage.modeling import auto_map
 
@@ -238,6 +242,8 @@ def test_what_a_modelling_file_built_is_pruned_further_and_saved_again(name, tmp
     again = gnorm.save_pruned(model, tmp_path / "again")
     assert type(model) is kind
     model.save_pretrained(tmp_path / "plain")
+    assert type(gnorm.load_pruned(again, model_class=kind)) is type(ours)
+    assert type(intact_of(model)) is type(ours)
     for place in (again, tmp_path / "plain"):
         read = auto.from_pretrained(place, trust_remote_code=True)
         assert torch.equal(logits(read, batch), expected)
@@ -247,6 +253,31 @@ def test_what_a_modelling_file_built_is_pruned_further_and_saved_again(name, tmp
         assert torch.equal(gnorm.head_mask_of(reloaded), gnorm.head_mask_of(ours))
         assert (place / "modeling_pruned.py").read_text() == (folder / "modeling_pruned.py").read_text()
     assert json.loads((again / "config.json").read_text())["architectures"] == [type(ours).__name__]
+
+
+def as_version_1_built(model, mask):
+    """A layer without heads has projections without rows, as the modelling files of version 1.0 left them."""
+    gnorm.remove_heads(model, mask | ~mask.any(1, keepdim=True))
+    for block, row in zip(gnorm.attention_blocks(model), mask, strict=True):
+        for module, parts in block.by_module().items() if not row.any() else ():
+            projections.cut(module, torch.arange(0), parts[0].of_input)
+    model.config.head_mask = mask.int().tolist()
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_what_a_modelling_file_of_version_1_built_is_saved_and_exported(family, tmp_path):
+    model, mask = tiny_model(family), torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    batch = {name: tensor for name, tensor in ragged_batches()[0].items() if name != "labels"}
+    as_version_1_built(model, mask)
+    expected, weights = logits(model, batch), {name: each.clone() for name, each in model.state_dict().items()}
+    assert without_elements(model)
+    read = gnorm.load_pruned(gnorm.save_pruned(model, tmp_path / "model"))
+    close(logits(read, batch), expected)
+    assert not without_elements(read)
+    stored = onnx.load(gnorm.export_onnx(model, tmp_path / "model.onnx")).graph.initializer
+    assert all(0 not in each.dims for each in stored)
+    assert {name: each.shape for name, each in model.state_dict().items()} == {n: w.shape for n, w in weights.items()}
+    assert torch.equal(logits(model, batch), expected)
 
 
 def test_load_pruned_runs_no_code_of_a_folder(tmp_path, modules):

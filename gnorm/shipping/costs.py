@@ -20,6 +20,7 @@ from ..engine.examples import Inputs, Length, inputs_of, usual_lengths
 from ..engine.passes import naming_texts
 from ..engine.state import evaluating, is_compiled
 from ..heads import head_mask_of
+from ..storage.modeling import plain_class
 from .export import Exported, export_onnx
 
 
@@ -99,7 +100,7 @@ def intact_of(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     config.head_mask = None
     with torch.random.fork_rng():
-        return type(model)(config).to(model.device, model.dtype).eval()
+        return plain_class(model)(config).to(model.device, model.dtype).eval()
 
 
 def _exported(models: Sequence[nn.Module], inputs: Sequence[str]) -> list[nn.Module]:

@@ -22,6 +22,7 @@ from ..engine.packing import logits_of
 from ..engine.state import attention_implementation, evaluating
 from ..heads import attention_blocks
 from ..storage.folders import free_file, free_folder, replace_files
+from ..surgery import as_removed
 
 EXPORTED_WITH = (2, 8, 5)  # texts, tokens and tokens of a decoder of the example that the exporter runs the model on
 
@@ -62,6 +63,7 @@ def export_onnx(
     """
     _require()
     attention_blocks(model)  # refuses models of unknown families
+    model = as_removed(model)
     path = Path(path).expanduser()
     if path.is_dir():
         path = free_folder(path, overwrite) / "model.onnx"

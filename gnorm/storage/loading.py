@@ -24,7 +24,7 @@ from ..heads import attention_blocks, blocks_of, head_mask_of
 from ..surgery import remove_heads
 from ..trials import untried
 from .errors import LIBRARY_ERRORS, in_short
-from .modeling import PRUNED_WHEN_BUILT, others_in
+from .modeling import PRUNED_WHEN_BUILT, others_in, without_modeling_file
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def find_class(source: Source, config: Any, given: Any, options: Mapping[str, An
     mapping = getattr(given, "_model_mapping", None)
     if given is not None and mapping is None:
         if isinstance(given, type) and issubclass(given, transformers.PreTrainedModel):
-            return given
+            return without_modeling_file(given)
         raise TypeError(f"model_class={given!r} is no class of models: give the class that the model was saved from.")
     if mapping is not None and type(config) not in mapping:
         raise ValueError(f"{given.__name__} has no class for model_type {config.model_type!r}: give another class.")

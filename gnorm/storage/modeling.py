@@ -21,7 +21,7 @@ from transformers.models.auto import modeling_auto
 
 from ..engine import fewer_heads, projections
 from ..engine.families import FAMILIES
-from ..heads import attention_blocks
+from ..heads import blocks_of
 
 MODULE = "modeling_pruned"  # the name of the file is this and .py
 
@@ -32,7 +32,11 @@ PRUNED_WHEN_BUILT = (
 
 def plain_class(model: Any) -> Any:
     """The class of a model without what a compiler, ``pruned_when_built`` or a modelling file has put over it."""
-    kind = type(getattr(model, "_orig_mod", model))
+    return without_modeling_file(type(getattr(model, "_orig_mod", model)))
+
+
+def without_modeling_file(kind: Any) -> Any:
+    """A class of models without what ``pruned_when_built`` or a modelling file has put over it."""
     return next(above for above in kind.__mro__ if PRUNED_WHEN_BUILT not in vars(above))
 
 
@@ -66,7 +70,7 @@ def auto_map_of_body(kind: Any, config: Any, rows: int) -> dict[str, str]:
     intact = copy.deepcopy(config)
     intact.head_mask = None
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        blocks = attention_blocks(body(intact))
+        blocks = blocks_of(body(intact))  # only its names: no weights are there to try it with
     return {"AutoModel": f"{MODULE}.{body.__name__}"} if len(blocks) == rows else {}
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..engine.families import FAMILIES
 from ..heads import attention_blocks, head_mask_of, try_out
+from ..surgery import as_removed
 from .errors import LIBRARY_ERRORS, in_short
 from .folders import free_folder, whole_folder
 from .loading import pruned_when_built
@@ -41,6 +42,7 @@ def save_pruned(
     """
     folder = free_folder(folder, overwrite)
     check_saving(model, tokenizer)
+    model = as_removed(model)
     with whole_folder(folder, overwrite) as unfinished, _as_saved(model) as modeling:
         try:
             model.save_pretrained(unfinished)
@@ -84,7 +86,8 @@ def _as_saved(model: Any) -> Iterator[str]:
 
 
 def check_saving(model: Any, tokenizer: Any = None) -> None:
-    """Refuse a model that could not be saved, or not be loaded again. Changes nothing and copies no weights.
+    """Refuse a model that could not be saved, or not be loaded again. Changes nothing, and copies no weights but those
+    of a model that a folder of version 1.0 built.
 
     Raises ``ValueError`` where the configuration cannot be written as JSON and read again, where the model's class does
     not build a model with the same modules, parameters and buffers from it, where parameters have several precisions
@@ -93,7 +96,7 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
     """
     attention_blocks(model)
     try_out(model, removal=True)
-    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    model = as_removed(getattr(model, "_orig_mod", model))  # of a compiled model
     kind = plain_class(model)
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise TypeError(f"a {type(tokenizer).__name__} has no save_pretrained: give a tokenizer of transformers.")
