@@ -417,6 +417,11 @@ def _zero_heads(columns: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tu
     return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * context_dim)
 
 
+def is_masked(linear: nn.Module) -> bool:
+    """Whether heads are masked at this output projection, within a block of ``gnorm.masked``."""
+    return any(getattr(hook, "func", None) is _zero_heads for hook in linear._forward_pre_hooks.values())
+
+
 def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
     """Raise ``ValueError`` where heads cannot be removed from a model.
 
@@ -425,7 +430,7 @@ def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
     """
     for layer, block in enumerate(blocks):
         for linear in block.by_module():
-            if any(getattr(hook, "func", None) is _zero_heads for hook in linear._forward_pre_hooks.values()):
+            if is_masked(linear):
                 raise ValueError(
                     "heads cannot be removed while the model is under gnorm.masked: leave that block first."
                 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..heads import AttentionBlock, blocks_of, head_mask_of, table_of
+from ..heads import AttentionBlock, blocks_of, head_mask_of, is_masked, table_of
 from ..norms import log_norm
 from .batches import Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
 from .checks import Batch
@@ -86,7 +86,9 @@ def gradient_norms(
     largest = float(scores.max())  # NaN where one is
     if not largest < math.inf:
         raise ValueError("the gradients are not finite: look for NaN or infinity in the weights, or use float32.")
-    if len(live) == len(blocks) and largest == -math.inf:
+    if largest == -math.inf and all(
+        len(block.kept) == block.num_heads and not is_masked(block.output) for block in blocks
+    ):
         raise ValueError(
             f"no gradient flows through any head of {type(model).__name__}, so every score is -inf: the logits of "
             "these texts depend on no query, key or value. Give texts of more than one token, a classifier whose "
