@@ -755,7 +755,7 @@ class Check:
         of, expected, r = self.draw, self.expected, random.Random(self.draw.seed)
 
         def ask(name: str) -> Tensor:
-            with of.around(), self.refused_where_nothing_flows(of.hidden) as refused:
+            with self.refused_where_nothing_flows(of.hidden) as refused, of.around():
                 return CRITERIA[name].criterion(model, self.given(model))
             return refused
 
@@ -849,7 +849,7 @@ class Check:
         left = int((~of.removed).sum())
         steps = min(math.ceil(left / count), r.randint(0, 3))
         run = None
-        with of.around(), self.refused_where_nothing_flows(of.removed):
+        with self.refused_where_nothing_flows(of.removed), of.around():
             run = gnorm.prune(
                 model,
                 of.batches,
