@@ -107,7 +107,7 @@ def kept_of(
     with in_use(model):
         prepared = prepare(batches, model, together=True)
         tally = Tally(prepared, model, metric.kept, metric.name)
-        with evaluating(model), faster_products(model), forwarding(model, prepared) as forward, torch.inference_mode():
+        with evaluating(model), faster_products(model), forwarding(model, prepared) as forward, torch.no_grad():
             for micro, cache in with_caches(prepared.mine, caches or []):
                 tally(forward(micro, cache)[0], micro)
         return tally.result()

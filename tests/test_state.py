@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from precision import close, close_logs, differ
+from test_families import batches_of, make
 from tiny import SIZES, ragged_batches, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -264,3 +265,14 @@ def test_a_model_that_cannot_be_copied_is_refused():
     model.classifier.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"BertForSequenceClassification cannot be copied \(.*lock.*\): take off"):
         gnorm.prune(model, ragged_batches(), progress=False)
+
+
+def test_what_a_model_keeps_of_a_pass_can_be_trained_with():
+    """BEiT keeps the index of its relative positions from one pass to the next: made within inference mode, it would
+    stop the backward pass of whoever trains the model later."""
+    model, batches = make("beit/relative"), batches_of("beit/relative")
+    gnorm.accuracy(model, batches)
+    gnorm.activation_energy(model, batches)
+    gnorm.cost(model, [1])
+    model.train()(**batches[0]).loss.backward()
+    assert all(bool(block.value.weight.grad.any()) for block in gnorm.attention_blocks(model))

@@ -56,7 +56,7 @@ def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
 
     caches = layer_input_caches(model, prepared.mine)
     scores = []
-    with evaluating(model), faster_products(model), torch.inference_mode():
+    with evaluating(model), faster_products(model), torch.no_grad():
         cost(caches, prepared)  # the intact model: fills the caches, and shows its logits
         for layer, block in enumerate(blocks):
             below = [

@@ -168,7 +168,7 @@ def _observe(
         finite.append(micro.without_padding(logits).isfinite().all())
         prepared.notify(logits, micro)
 
-    with evaluating(model), faster_products(model), torch.inference_mode():
+    with evaluating(model), faster_products(model), torch.no_grad():
         run(model, prepared.mine, on_block, after_pass)
     if finite and not bool(torch.stack(finite).all()):
         raise ValueError(not_finite("a text"))

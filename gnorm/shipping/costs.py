@@ -118,7 +118,7 @@ def flops_of(model: nn.Module, inputs: Inputs) -> int:
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # FlopCounterMode does not count it
     with (
         evaluating(model),
-        torch.inference_mode(),
+        torch.no_grad(),
         FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_flops}) as counter,
     ):
         with naming_texts(model, inputs):
@@ -134,7 +134,7 @@ def seconds_of(models: Sequence[nn.Module], inputs: Inputs, rounds: int, seconds
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.no_grad())
         while len(turns) < 2 + 5 or (len(turns) < 2 + rounds and spent < seconds):
             turn = [0.0] * len(models)
             for i in range(len(models)):
