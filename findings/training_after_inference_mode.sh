@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # One would guess: a model that was measured within torch.inference_mode() can be trained afterwards.
-# What happens: BEiT with relative positions computes an index of positions once and keeps it (an lru_cache of the
-#   method). Made within inference mode, it is an inference tensor, and the first training step after that ends in
-#   RuntimeError: Inference tensors cannot be saved for backward. Within torch.no_grad() nothing happens.
+# What happens: BEiT with relative positions computes an index of positions once for each number of patches and keeps it
+#   for all models of the process (an lru_cache of a static method). Made within inference mode, it is an inference
+#   tensor, and the first training step after that, of any such model, ends in RuntimeError: Inference tensors cannot be
+#   saved for backward. Within torch.no_grad() nothing happens.
 # Version: transformers 5.23.0, torch 2.13.0
 # Source: transformers/models/beit/modeling_beit.py, BeitRelativePositionBias.generate_relative_position_index;
 #   transformers/pytorch_utils.py, compile_compatible_method_lru_cache
@@ -25,19 +26,18 @@ from transformers import BeitConfig, BeitForImageClassification
 
 print("transformers", transformers.__version__, "torch", torch.__version__)
 sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-config = BeitConfig(image_size=16, patch_size=4, use_relative_position_bias=True, num_labels=3, **sizes)
-inputs = {"pixel_values": torch.zeros(2, 3, 16, 16), "labels": torch.tensor([0, 1])}
-for mode in (torch.no_grad, torch.inference_mode):
-    torch.manual_seed(0)
-    model = BeitForImageClassification(config).eval()
+for mode, pixels in ((torch.no_grad, 16), (torch.inference_mode, 24)):  # each number of patches has an index of its own
+    config = BeitConfig(image_size=pixels, patch_size=4, use_relative_position_bias=True, num_labels=3, **sizes)
+    inputs = {"pixel_values": torch.zeros(2, 3, pixels, pixels), "labels": torch.tensor([0, 1])}
+    measured, another = (BeitForImageClassification(config) for _ in range(2))
     with mode():
-        model(**inputs)
+        measured.eval()(**inputs)
     try:
-        model.train()(**inputs).loss.backward()
+        another.train()(**inputs).loss.backward()
         said = "it trains"
     except RuntimeError as error:
         said = str(error)[:60]
-    print(f"after a pass within torch.{mode.__name__}():", said)
+    print(f"another model, after a pass within torch.{mode.__name__}():", said)
     assert ("Inference tensors" in said) == (mode is torch.inference_mode), said
-print("As stated: a pass within inference mode stops the training after it.")
+print("As stated: a pass within inference mode stops the training after it, of other models too.")
 EOF
