@@ -139,7 +139,7 @@ class OrderedSums:
     def add(self, i: int, summand: Tensor) -> None:
         """Add to sum number ``i``."""
         if self._group is None:
-            self._sums[i] += summand
+            self._sums[i] = self._sums[i] + summand  # not in place: whoever made it may be in inference mode
         else:
             self._parts.append((i, summand))
 
@@ -155,7 +155,7 @@ class OrderedSums:
         if self._group is not None:
             for parts in in_order(self._group, self._finished):
                 for i, summand in parts:
-                    self._sums[i] += summand
+                    self._sums[i] = self._sums[i] + summand
         return self._sums
 
 
