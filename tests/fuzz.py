@@ -199,7 +199,8 @@ OPTIONS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "wav2vec2": _of_sounds,
     "hubert": _of_sounds,
     "whisper": lambda r: {
-        **_of_bart(r),
+        **(bart := _of_bart(r)),
+        "d_model": max(4, bart["d_model"]),  # the sinusoids of its positions are not defined for two
         "num_mel_bins": 4,
         "max_source_positions": 6,
         "max_target_positions": POSITIONS,
