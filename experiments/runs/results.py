@@ -91,12 +91,7 @@ def save_figure(figure: Figure, profile: str, name: str) -> Image:
     contents = {suffix: _drawn(figure, suffix) for suffix in ("pdf", "png")}
     paths = [write(figures_folder(profile) / f"{name}.{suffix}", content) for suffix, content in contents.items()]
     print("written:", *map(shown, paths))
-    return _image(figure, contents["png"])
-
-
-def as_image(figure: Figure) -> Image:
-    """The image of a figure for a notebook; nothing is written."""
-    return _image(figure, _drawn(figure, "png"))
+    return Image(data=contents["png"], width=100 * figure.get_figwidth())
 
 
 def _drawn(figure: Figure, suffix: str) -> bytes:
@@ -105,10 +100,6 @@ def _drawn(figure: Figure, suffix: str) -> bytes:
     metadata = {"pdf": {"CreationDate": None}, "png": {"Software": ""}}[suffix]
     figure.savefig(buffer, format=suffix, dpi=160, bbox_inches="tight", metadata=metadata)
     return buffer.getvalue()
-
-
-def _image(figure: Figure, png: bytes) -> Image:
-    return Image(data=png, width=100 * figure.get_figwidth())
 
 
 def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
