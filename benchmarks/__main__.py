@@ -43,11 +43,11 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import gnorm
 from experiments.files import provenance
-from gnorm.engine import batches
-from gnorm.engine.answers import Tally
-from gnorm.engine.packing import NO_CACHE
-from gnorm.engine.products import product
-from gnorm.engine.state import default_device
+from gnorm.engine.forward.packing import NO_CACHE
+from gnorm.engine.forward.products import product
+from gnorm.engine.model.state import default_device
+from gnorm.engine.tally import Tally
+from gnorm.engine.texts import batches
 from gnorm.metrics import correct_texts
 from gnorm.storage.files import write
 
@@ -229,7 +229,7 @@ def optimisations() -> Iterator[dict[str, Any]]:
 
 
 def without_onednn(action: Callable[..., Any], *arguments: Any) -> None:
-    with mock.patch.object(gnorm.engine.products, "SMALLEST", np.inf):
+    with mock.patch.object(gnorm.engine.forward.products, "SMALLEST", np.inf):
         action(*arguments)
 
 

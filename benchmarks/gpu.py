@@ -38,11 +38,13 @@ if MISSING and "gnorm" not in sys.modules:  # the engine needs none of them, onl
     sys.modules["gnorm"] = types.ModuleType("gnorm")
     sys.modules["gnorm"].__path__ = [str(ROOT / "gnorm")]
 
-from gnorm import norms
-from gnorm.engine import batches, factors, packing
-from gnorm.engine import products as cpu_products
-from gnorm.engine.answers import Tally
-from gnorm.engine.state import evaluating
+from gnorm.engine.backward import factors
+from gnorm.engine.forward import packing
+from gnorm.engine.forward import products as cpu_products
+from gnorm.engine.model import norms
+from gnorm.engine.model.state import evaluating
+from gnorm.engine.tally import Tally
+from gnorm.engine.texts import batches
 from gnorm.heads import head_mask_of
 from gnorm.scoring import gnorm_scores
 from gnorm.surgery import remove_heads

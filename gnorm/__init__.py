@@ -8,8 +8,9 @@ when its name is used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .engine.batches import prepare
-from .heads import AttentionBlock, attention_blocks, head_mask_of, masked, register, without_feed_forward
+from .engine.model.blocks import AttentionBlock
+from .engine.texts.batches import prepare
+from .heads import attention_blocks, head_mask_of, masked, register, without_feed_forward
 from .methods import METHODS, MORE_METHODS, Method
 from .metrics import METRICS, Metric, accuracy, measure
 from .pruning import prune

@@ -1,26 +1,23 @@
-"""Where attention heads live in a model, and masking them.
+"""Attention heads: where they live in a model, and masking them.
 
-A family is one row of module names in ``FAMILIES`` (engine/families.py). Nothing else in the package knows an
+A family is one row of module names in ``FAMILIES`` (engine/model/families.py). Nothing else in the package knows an
 architecture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .engine.errors import in_short
-from .engine.families import FAMILIES, Family
-from .engine.known_models import is_tested
-from .engine.projections import Projection, check_projection, rows_of, size_of_module
-from .engine.state import in_use, uncompiled
+from .engine.model.blocks import AttentionBlock, _named, blocks_of, checked_mask, mask_of
+from .engine.model.families import FAMILIES, Family
+from .engine.model.masking import masking
+from .engine.model.state import in_use, uncompiled
+from .engine.trials.trial import try_out
 
 
 def register(
@@ -43,123 +40,12 @@ def register(
     FAMILIES[model_type] = Family(blocks, *names, together=together, shared_bias=shared_bias)
 
 
-@dataclass(frozen=True)
-class AttentionBlock:
-    """The projections of one attention block.
-
-    ``num_heads`` counts the heads of the intact block: the smallest units that can go alone. With grouped queries a
-    head is a key-value head and the ``queries_per_head`` query heads that read it. ``head_dim`` counts the rows of key
-    and value that belong to one head; query has ``context_dim`` rows a head, ``output`` as many columns. ``kept`` lists
-    the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
-    that ``Family.also`` names; none where no head is left. ``owner``: the module whose name the family's row gives,
-    which holds all of them. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
-    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``skippable``, ``norm``: as in ``Family``.
-    """
-
-    projections: tuple[Projection, ...]
-    num_heads: int
-    head_dim: int
-    kept: tuple[int, ...]
-    owner: nn.Module
-    module: nn.Module  # the module that owns query, key and value and computes the attention weights
-    queries_per_head: int = 1
-    sides: tuple[str, str] = ("", "")
-    per_head: str = ""
-    shared_bias: tuple[str, ...] = ()
-    skippable: bool = False
-    norm: nn.Module | None = None
-
-    @property
-    def context_dim(self) -> int:
-        """How many numbers a head hands to the output projection, for each token."""
-        return self.queries_per_head * self.head_dim
-
-    def projection(self, name: str) -> Projection:
-        """The projection called query, key, value or output; ``ValueError`` where no head is left."""
-        for projection in self.projections:
-            if projection.name == name:
-                return projection
-        raise ValueError(f"{type(self.module).__name__} has no {name} projection any more: all its heads are removed.")
-
-    def by_module(self, names: Sequence[str] | None = None) -> dict[Any, list[Projection]]:
-        """The projections of these names (all of them if None), by the module that holds them."""
-        found: dict[Any, list[Projection]] = {}
-        for projection in self.projections if names is None else map(self.projection, names):
-            found.setdefault(projection.module, []).append(projection)
-        return found
-
-    @property
-    def query(self) -> Any:
-        """The module of the query projection; key and value have the same one where they are fused."""
-        return self.projection("query").module
-
-    @property
-    def key(self) -> Any:
-        """The module of the key projection."""
-        return self.projection("key").module
-
-    @property
-    def value(self) -> Any:
-        """The module of the value projection."""
-        return self.projection("value").module
-
-    @property
-    def output(self) -> Any:
-        """The module of the output projection."""
-        return self.projection("output").module
-
-    @property
-    def also(self) -> tuple[Any, ...]:
-        """The modules of the projections that ``Family.also`` names."""
-        return tuple(projection.module for projection in self.projections if projection.name == "position")
-
-
-WRAPPERS = {  # class name -> what to give instead of an object of it
-    "PeftModel": "what its merge_and_unload() returns",
-    "PeftMixedModel": "what its merge_and_unload() returns",
-    "CrossEncoder": "its .model",
-    "SentenceTransformer": "an AutoModelForSequenceClassification fine-tuned from it, as it has no classifier",
-    "DataParallel": "its .module",
-    "DistributedDataParallel": "its .module",
-    "DeepSpeedEngine": "its .module",
-    "Pipeline": "its .model",
-    "Trainer": "its .model",
-}
-
-
-def wrapped_in(model: Any) -> str:
-    """For an object known to wrap a model, what to give instead of it; "" for any other."""
-    return next((WRAPPERS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in WRAPPERS), "")
-
-
-def _child_of(model: Any) -> str:
-    """The name of the only child of ``model`` that is a model of transformers with a head; "" where there is none."""
-    children = model.named_children() if isinstance(model, nn.Module) else ()
-    found = [name for name, child in children if getattr(child, "base_model", child) is not child]
-    return found[0] if len(found) == 1 else ""
-
-
-def config_of(model: Any) -> Any:
-    """The configuration of a model of transformers.
-
-    Raises ``ValueError`` for an object that only wraps a model, such as PEFT's, and says what to give instead;
-    ``TypeError`` for what is no model of transformers.
-    """
-    if inside := wrapped_in(model):
-        raise ValueError(f"{type(model).__name__} wraps a model: give {inside}.")
-    config = getattr(model, "config", None)
-    if not hasattr(config, "model_type") or not isinstance(model, nn.Module):
-        hint = f"give its .{inside}" if (inside := _child_of(model)) else "it has no config with a model_type"
-        raise TypeError(f"{type(model).__name__} is no model of transformers: {hint}.")
-    return config
-
-
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     """The attention blocks of ``model``, in the order of the mask's rows: encoder self-attention, decoder
     self-attention, cross-attention, first layer first; layers that share a block (ALBERT) count as one.
 
     A model whose row was registered, or whose classes are not transformers' own, is tried at its first use: see
-    ``trials.try_out``.
+    ``engine.trials``.
 
     Raises as ``config_of`` does, and ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where
     the model has no module of the row's names or attention that the row does not name, where blocks have unequally
@@ -171,222 +57,9 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
     return blocks
 
 
-def try_out(model: nn.Module, inputs: Callable[[], Mapping[str, Tensor]] | None = None, removal: bool = False) -> None:
-    """``trials.try_out`` a model that the package's tests say nothing of."""
-    if not is_tested(model):
-        from .trials import try_out  # which removes heads, by way of this module
-
-        try_out(model, inputs, removal)
-
-
-def blocks_of(model: nn.Module) -> list[AttentionBlock]:
-    """``attention_blocks`` of a model that has been tried, or is about to be."""
-    config = config_of(model)
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"attention heads of model_type {config.model_type!r} are not known (known: {', '.join(FAMILIES)}); "
-            f"add a row of module names with gnorm.register({config.model_type!r}, blocks, query, key, value, output)."
-        )
-    try:
-        return _read(model, config, FAMILIES[config.model_type])
-    except ValueError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a configuration makes of names that it does not know
-        raise ValueError(
-            f"{type(model).__name__} cannot be read by the row of model_type {config.model_type!r} "
-            f"({type(error).__name__}: {in_short(error)}): its configuration must give num_attention_heads, and "
-            "hidden_size or head_dim, as one number each for all layers; otherwise it cannot be pruned by head."
-        ) from None
-
-
-def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
-    """The blocks that the row ``family`` names in ``model``."""
-    _check_said(config, family)
-    names = _names(family.blocks)
-    of_encoder, of_self = (len(_named(model, names[:i], missing=len(names) > i)) for i in (1, 2))
-    owners = _named(model, family.blocks)
-    query_heads = int(config.num_attention_heads)
-    num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
-    sizes = (getattr(config, name, None) for name in ("head_dim", "attention_head_size"))
-    head_dim = int(next(filter(None, sizes), config.hidden_size // query_heads))
-    kept = getattr(config, "head_mask", None) or [[1] * num_heads] * len(owners)
-    blocks = []
-    for number, (owner, row) in enumerate(zip(owners, kept, strict=True)):
-        heads = tuple(head for head, bit in enumerate(row) if bit)
-        block = AttentionBlock(
-            projections=_projections(owner, family, len(heads), head_dim, query_heads // num_heads),
-            owner=owner,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            kept=heads,
-            module=owner.get_submodule(family.query.rpartition(".")[0]),
-            queries_per_head=query_heads // num_heads,
-            sides=("decoder_" * (number >= of_encoder), "decoder_" * (of_encoder <= number < of_self)),
-            per_head=family.per_head,
-            shared_bias=family.shared_bias,
-            skippable=family.skippable,
-            norm=_module(owner, family.norm) if family.norm else None,
-        )
-        blocks.append(block)
-    _check_projections(blocks)
-    return blocks
-
-
-def _projections(
-    owner: nn.Module, family: Family, heads: int, head_dim: int, queries_per_head: int
-) -> tuple[Projection, ...]:
-    """The projections of a block of which ``heads`` heads are left.
-
-    A block without heads has none; version 1.0 left it projections without rows.
-    """
-    around, _, last = family.output.rpartition(".")
-    if not heads and last not in _module(owner, around)._modules:
-        return ()
-    context_dim = queries_per_head * head_dim
-    names = {"query": family.query, "key": family.key, "value": family.value}
-    widths = {"query": context_dim, "key": head_dim, "value": head_dim}
-    found = []
-    for name, path in names.items():
-        inside = {other: widths[other] for other in names if names[other] == path}
-        rows = rows_of(heads, inside, family.together)[name]
-        found.append(Projection(name, _module(owner, path), rows))
-    columns = rows_of(heads, {"output": context_dim}, family.together)["output"]
-    found.append(Projection("output", _module(owner, family.output), columns, of_input=True))
-    modules = dict(owner.named_modules())
-    rows = rows_of(heads, {"position": head_dim}, family.together)["position"]
-    return (*found, *(Projection("position", modules[path], rows) for path in family.also if path in modules))
-
-
-def _module(owner: nn.Module, path: str) -> nn.Module:
-    """The module of this name below ``owner``, a block."""
-    try:
-        return owner.get_submodule(path)
-    except AttributeError:
-        raise ValueError(
-            f"no module of {type(owner).__name__} is named {path!r}: correct the family's row with gnorm.register."
-        ) from None
-
-
-def _check_said(config: Any, family: Family) -> None:
-    """Raise ``ValueError`` for attention that a row of module names cannot say, or that this one does not."""
-    said, what = len(_names(family.blocks)), f"the row of model_type {config.model_type!r}"
-    if getattr(config, "add_cross_attention", False) and said < 3:
-        raise ValueError(f"config.add_cross_attention is set, but {what} names no cross-attention: add it by register.")
-    heads, of_decoder = config.num_attention_heads, getattr(config, "decoder_attention_heads", None)
-    if said > 1 and of_decoder not in (None, heads):
-        raise ValueError(
-            f"the encoder has {heads} heads a layer and the decoder {of_decoder}, a head mask (layer, head) needs as "
-            "many in every layer: such a model cannot be pruned by head."
-        )
-
-
-def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
-    """Raise ``ValueError`` for a projection that cannot be cut to fewer heads, for a weight that two modules share, and
-    for a module that is not of the size that its heads need."""
-    owners: dict[int, str] = {}
-    for layer, block in enumerate(blocks):
-        for module, parts in block.by_module().items():
-            what = f"the {' and '.join(part.name for part in parts)} projection of layer {layer}"
-            check_projection(module, what)
-            if (other := owners.setdefault(id(module.weight), what)) != what:
-                raise ValueError(f"{what} shares its weight with {other}: give each a weight of its own first.")
-        if block.per_head and block.per_head not in signature(type(block.module).forward).parameters:
-            raise ValueError(
-                f"{type(block.module).__name__} takes no {block.per_head!r}: correct per_head in the family's row with "
-                "gnorm.register."
-            )
-    for layer, block in enumerate(blocks):
-        if block.projections and (beside := _beside_projections(block)):
-            raise ValueError(
-                f"{type(block.module).__name__} has {beside} beside its projections, which a row of module names does "
-                "not share out among heads: such a model cannot be pruned by head."
-            )
-        for module, parts in block.by_module().items():
-            size, needed = size_of_module(module)[parts[0].of_input], sum(part.rows.numel() for part in parts)
-            if size != needed:
-                raise ValueError(
-                    f"layer {layer} has {size} {' and '.join(part.name for part in parts)} rows, its "
-                    f"{len(block.kept)} heads of {block.head_dim} need {needed}: the weights contradict "
-                    "config.head_mask, or the model shares keys and values between heads."
-                )
-
-
-def _beside_projections(block: AttentionBlock) -> str:
-    """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, no
-    vector that all heads share, not of the norm and not of the shared bias; "" where there is none."""
-    known = {*block.by_module(), block.norm, *(getattr(block.module, name, None) for name in block.shared_bias[:1])}
-    for path, module in block.module.named_modules():
-        for name, parameter in module._parameters.items() if module not in known else ():
-            if parameter is not None and tuple(parameter.shape) != (block.head_dim,):
-                return f"{path}.{name} of shape {tuple(parameter.shape)}".removeprefix(".")
-    return ""
-
-
-def owners_of(model: nn.Module) -> list[nn.Module]:
-    """For every attention block of ``model``, in order, the module that the family's row names."""
-    return _named(model, FAMILIES[model.config.model_type].blocks)  # type: ignore[union-attr, index]
-
-
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """For every attention block of ``model``, in order, the module that owns it: the layers of an encoder. A block in
-    a plain list owns itself."""
-    blocks = _names(FAMILIES[model.config.model_type].blocks)  # type: ignore[union-attr, index]
-    return _named(model, tuple(name if name.endswith("*") else name.rpartition(".")[0] for name in blocks))
-
-
-def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else names
-
-
-def _named(model: nn.Module, patterns: str | tuple[str, ...], missing: bool = False) -> list[Any]:
-    """The modules below the base model whose names are ``patterns``, first layer first; none only if ``missing``."""
-    base: Any = getattr(model, "base_model", model)
-    found: list[Any] = []
-    for pattern in _names(patterns):
-        of_pattern = [base]
-        for name in pattern.split("."):
-            below = (module.children() if name == "*" else [getattr(module, name, None)] for module in of_pattern)
-            of_pattern = [module for modules in below for module in modules if isinstance(module, nn.Module)]
-        found += of_pattern
-    if not found and not missing:
-        if inside := _child_of(model):
-            raise ValueError(f"{type(model).__name__} wraps a model: give its .{inside}.")
-        raise ValueError(
-            f"no module of {type(base).__name__} is named {' or '.join(map(repr, _names(patterns)))}; correct the row "
-            f"of model_type {base.config.model_type!r} with gnorm.register."
-        )
-    return found
-
-
 def head_mask_of(model: nn.Module) -> Tensor:
     """The head mask (layer, head), bool: true for the heads that are left; all of them before ``remove_heads``."""
     return mask_of(attention_blocks(model))
-
-
-def mask_of(blocks: Sequence[AttentionBlock]) -> Tensor:
-    """``head_mask_of`` a model of these blocks."""
-    mask = torch.zeros(len(blocks), blocks[0].num_heads, dtype=torch.bool)
-    for row, block in zip(mask, blocks, strict=True):
-        row[list(block.kept)] = True
-    return mask
-
-
-def checked_mask(mask: Tensor | Sequence[Sequence[int]], blocks: Sequence[AttentionBlock]) -> Tensor:
-    """``mask`` as a (layer, head) bool tensor on the CPU; 1 keeps a head, 0 takes it out.
-
-    Raises ``ValueError`` for what makes no tensor, for a shape other than (blocks, heads of a block), and for values
-    other than 0 and 1.
-    """
-    try:
-        mask = torch.as_tensor(mask).detach().cpu()
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"the head mask is no (layer, head) table of numbers: {error}.") from None
-    shape = (len(blocks), blocks[0].num_heads)
-    if tuple(mask.shape) != shape:
-        raise ValueError(f"the head mask has shape {tuple(mask.shape)}, this model needs (layer, head) = {shape}.")
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("the head mask holds values other than 0 and 1; 1 keeps a head, 0 takes it out.")
-    return mask.bool()
 
 
 @contextmanager
@@ -401,47 +74,8 @@ def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator
     model under a mask, and as ``attention_blocks`` does.
     """
     blocks = attention_blocks(model)
-    mask = checked_mask(mask, blocks)
-    with ExitStack() as hooks:
-        hooks.enter_context(in_use(model, masks=True))
-        hooks.enter_context(uncompiled(model))
-        for block, row in zip(blocks, mask, strict=True):
-            gone = ~row[list(block.kept)]
-            if gone.any():
-                columns = gone.repeat_interleave(block.context_dim).to(block.output.weight.device)  # (context,)
-                hooks.callback(block.output.register_forward_pre_hook(partial(_zero_heads, columns)).remove)
+    with masking(model, blocks, checked_mask(mask, blocks)):
         yield
-
-
-def _zero_heads(columns: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-    return (inputs[0].masked_fill(columns, 0),)  # (batch, token, kept * context_dim)
-
-
-def is_masked(linear: nn.Module) -> bool:
-    """Whether heads are masked at this output projection, within a block of ``gnorm.masked``."""
-    return any(getattr(hook, "func", None) is _zero_heads for hook in linear._forward_pre_hooks.values())
-
-
-def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
-    """Raise ``ValueError`` where heads cannot be removed from a model.
-
-    They cannot under ``gnorm.masked``, whose mask would no longer fit the projections, nor where a weight is computed
-    anew before every pass (torch.nn.utils.prune, spectral_norm).
-    """
-    for layer, block in enumerate(blocks):
-        for linear in block.by_module():
-            if is_masked(linear):
-                raise ValueError(
-                    "heads cannot be removed while the model is under gnorm.masked: leave that block first."
-                )
-            for part in ("weight", "bias"):
-                if f"{part}_orig" in linear._parameters:
-                    spectral = any(type(h).__name__ == "SpectralNorm" for h in linear._forward_pre_hooks.values())
-                    undo = "remove_spectral_norm" if spectral else "prune.remove"
-                    raise ValueError(
-                        f"the {part} of a projection of layer {layer} is made anew before every pass: make it final "
-                        f'first, with torch.nn.utils.{undo}(projection, "{part}").'
-                    )
 
 
 @contextmanager
@@ -461,11 +95,3 @@ def without_feed_forward(model: nn.Module) -> Iterator[None]:
         for linear in _named(model, FAMILIES[config.model_type].feed_forward):
             hooks.callback(linear.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),)).remove)
         yield
-
-
-def table_of(blocks: Sequence[AttentionBlock], values: Sequence[Tensor]) -> Tensor:
-    """The table (layer, head) float64 of ``values``, (kept head,) for each block; -inf for heads that are gone."""
-    scores = torch.full((len(blocks), blocks[0].num_heads), -torch.inf, dtype=torch.float64)
-    for row, block, of_block in zip(scores, blocks, values, strict=True):
-        row[list(block.kept)] = of_block.double()
-    return scores

@@ -25,9 +25,9 @@ from .criteria import (
     shuffled_weights,
     weight_magnitude,
 )
-from .engine.batches import Prepared
-from .engine.checks import Batch
-from .engine.gradients import QKV
+from .engine.backward.gradients import QKV
+from .engine.model.sizes import Batch
+from .engine.texts.batches import Prepared
 from .scoring import Criterion, activation_energy, attention_entropy, gnorm_scores, uniform_scores
 
 # criterion: a score of its own. control: what is left without the score, without what the model has learned, or with

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .engine.answers import Kept, Tally, hits, labels_in_order, losses, predictions, token_hits
-from .engine.batches import Prepared, forwarding, prepare, with_caches
-from .engine.checks import Batch
+from .engine.forward.packing import LayerInputCache
+from .engine.forward.products import faster_products
+from .engine.forwarding import forwarding, with_caches
 from .engine.measures import Measure, by_scipy, by_sklearn, perplexity, ratio, share_of_hits, span_f1
-from .engine.packing import LayerInputCache
-from .engine.problems import PROBLEMS, problem_of
-from .engine.products import faster_products
-from .engine.state import evaluating, in_use
-from .heads import config_of
+from .engine.model.blocks import config_of
+from .engine.model.problems import PROBLEMS, problem_of
+from .engine.model.sizes import Batch
+from .engine.model.state import evaluating, in_use
+from .engine.tally import Kept, Tally, hits, labels_in_order, losses, predictions, token_hits
+from .engine.texts.batches import Prepared, prepare
 
 
 @dataclass(frozen=True)

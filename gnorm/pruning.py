@@ -17,12 +17,16 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .engine.answers import Tally, as_json, from_json, labels_in_order
-from .engine.batches import Prepared, given_and_prepared, layer_input_caches, same_batches
-from .engine.checks import Batch, check_labels
-from .engine.ranks import check_equal, gather, raising_together, rank_of
-from .engine.state import copy_of, in_use
-from .heads import blocks_of, mask_of, refuse_removal, try_out
+from .engine.forwarding import layer_input_caches
+from .engine.model.blocks import blocks_of, mask_of
+from .engine.model.masking import refuse_removal
+from .engine.model.sizes import Batch
+from .engine.model.state import copy_of, in_use
+from .engine.tally import Tally, as_json, from_json, labels_in_order
+from .engine.texts.batches import Prepared, given_and_prepared, same_batches
+from .engine.texts.checks import check_labels
+from .engine.texts.ranks import check_equal, gather, raising_together, rank_of
+from .engine.trials.trial import try_out
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .methods import Method, find_method
 from .metrics import METRICS, Measure, Metric, find_metric, kept_of

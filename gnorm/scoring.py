@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .engine.batches import MicroBatch, Prepared, prepare
-from .engine.checks import Batch
-from .engine.gradients import QKV, gradient_norms, log_norm_of
-from .engine.known_models import plain_attention
-from .engine.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
-from .engine.state import attention_implementation, in_use
-from .heads import AttentionBlock, blocks_of, head_mask_of
+from .engine.backward.gradients import QKV, gradient_norms, log_norm_of
+from .engine.backward.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
+from .engine.model.blocks import AttentionBlock, blocks_of
+from .engine.model.known_models import plain_attention
+from .engine.model.sizes import Batch
+from .engine.model.state import attention_implementation, in_use
+from .engine.texts.batches import Prepared, prepare
+from .engine.texts.micro_batches import MicroBatch
+from .heads import head_mask_of
 
 
 class Criterion(Protocol):

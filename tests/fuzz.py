@@ -34,7 +34,7 @@ from transformers import (
 )
 
 import gnorm
-from gnorm.engine.batches import prepare
+from gnorm.engine.texts.batches import prepare
 from gnorm.methods import METHODS, MORE_METHODS
 
 VOCABULARY, POSITIONS, LONGEST = 60, 32, 20
@@ -48,13 +48,13 @@ AMPLIFIED = 30  # sums in another order than plain autograd's may be off by that
 
 # Limits that are small for small models, so that every path is taken: module, name and values to draw from.
 LIMITS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
-    ("gnorm.engine.batches", "MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
-    ("gnorm.engine.batches", "PACKED_MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
-    ("gnorm.engine.batches", "OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
-    ("gnorm.engine.batches", "PACKED_OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
-    ("gnorm.engine.batches", "CACHE_BYTES", (1, 2000)),
-    ("gnorm.engine.attention", "EXPLICIT_ATTENTION_TOKENS", (0, 4)),
-    ("gnorm.engine.products", "SMALLEST", (1, 500)),
+    ("gnorm.engine.texts.batches", "MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
+    ("gnorm.engine.texts.batches", "PACKED_MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
+    ("gnorm.engine.texts.batches", "OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
+    ("gnorm.engine.texts.batches", "PACKED_OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
+    ("gnorm.engine.texts.batches", "CACHE_BYTES", (1, 2000)),
+    ("gnorm.engine.forward.attention", "EXPLICIT_ATTENTION_TOKENS", (0, 4)),
+    ("gnorm.engine.forward.products", "SMALLEST", (1, 500)),
 )
 
 

@@ -19,8 +19,8 @@ from test_families import SEVERAL, random_masks
 from tiny import ragged_batches, tiny_model, without_elements
 
 import gnorm
-from gnorm.engine import projections
-from gnorm.engine.families import FAMILIES
+from gnorm.engine.model import projections
+from gnorm.engine.model.families import FAMILIES
 from gnorm.shipping.costs import intact_of
 from gnorm.storage.loading import load_checked
 from gnorm.storage.modeling import auto_map

@@ -11,7 +11,7 @@ from tiny import tiny_model
 
 import gnorm
 import run_all
-from gnorm.heads import FAMILIES
+from gnorm.engine.model.families import FAMILIES
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 EXAMPLES = {

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import gnorm
 from gnorm import criteria
-from gnorm.engine.batches import prepare
+from gnorm.engine.texts.batches import prepare
 from gnorm.methods import find_method
 
 BATCHES = ragged_batches()

@@ -9,9 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import gnorm
 from gnorm.criteria import gnorm_by_text, gnorm_cross_entropy, gnorm_margin, head_importance, oracle
-from gnorm.engine.batches import forwarding, layer_input_caches, prepare
-from gnorm.engine.packing import Packing
-from gnorm.heads import FAMILIES
+from gnorm.engine.forward.failures import forwarding, layer_input_caches
+from gnorm.engine.forward.packing import Packing
+from gnorm.engine.model.families import FAMILIES
+from gnorm.engine.texts.batches import prepare
 
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 CONFIGS = {
@@ -92,7 +93,7 @@ def test_packed_texts_give_what_padded_ones_give(name):
 @pytest.mark.parametrize("mask", [None, UNEQUAL, torch.zeros(3, 4).tolist()])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_whatever_looks_at_a_model_sees_the_same(name, mask, explicit_tokens, monkeypatch):
-    monkeypatch.setattr(gnorm.engine.attention, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
+    monkeypatch.setattr(gnorm.engine.forward.attention, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
     model = cut(make(name), mask)
     packed, padded = ways(model, texts(), max_tokens=40)  # batches are cut, in parts of unequal width
     for scores in (gnorm.gnorm_scores, gnorm_cross_entropy, gnorm_margin, gnorm_by_text, oracle):

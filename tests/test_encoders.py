@@ -9,8 +9,9 @@ from tiny import SIZES, ragged_batches, without_elements
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import gnorm
-from gnorm.engine.batches import MAX_TOKENS, prepare
-from gnorm.engine.state import evaluating
+from gnorm.engine.model.state import evaluating
+from gnorm.engine.texts.batches import prepare
+from gnorm.engine.texts.micro_batches import MAX_TOKENS
 
 IMAGES = {"image_size": 16, "patch_size": 4, "num_channels": 3}
 # What each configuration needs beside the sizes; a family comes twice where its configuration alters the block.

@@ -35,7 +35,7 @@ def test_scores_equal_the_literal_ones(model):
 
 def test_a_batch_cut_into_single_texts_scores_like_one_forward(model):
     batches = ragged_batches()
-    singles = gnorm.engine.batches.prepare(batches, model, max_tokens=1)
+    singles = gnorm.engine.texts.batches.prepare(batches, model, max_tokens=1)
     assert all(len(micro.index) == 1 for micro in singles)
     close_logs(gnorm.gnorm_scores(model, singles), gnorm.gnorm_scores(model, batches))
 
@@ -121,7 +121,7 @@ def test_summed_gradients_are_those_of_the_literal_objective(model):
     reference = copy.deepcopy(model)
     for batch in batches:
         literal.forward(reference, batch).norm().backward()
-    gradients = gnorm.engine.gradients.weight_gradients(model, batches)
+    gradients = gnorm.engine.backward.gradients.weight_gradients(model, batches)
     for layer, found in zip(literal.projections(reference), gradients, strict=True):
         for linear, gradient in zip(layer[:3], found, strict=True):
             close(gradient, linear.weight.grad)

@@ -15,8 +15,8 @@ from test_encoders import MODELS, batches_of, make
 from tiny import tiny_model
 
 import gnorm
-from gnorm.engine.examples import inputs_of, longest_input, usual_lengths
-from gnorm.engine.state import evaluating
+from gnorm.engine.model.state import evaluating
+from gnorm.engine.trials.examples import inputs_of, longest_input, usual_lengths
 from gnorm.shipping.export import Exported
 
 # Two layers, one head of four gone and then all, so that layers are unequal and one is empty; or no head left at all.

@@ -20,8 +20,8 @@ from transformers import (
 import gnorm
 from gnorm.criteria.of_loss import head_importance
 from gnorm.criteria.of_outputs import flap, output_norm, weight_magnitude
-from gnorm.engine.known_models import ignores_padding
-from gnorm.heads import FAMILIES
+from gnorm.engine.model.families import FAMILIES
+from gnorm.engine.model.known_models import ignores_padding
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 GROUPED = SIZES | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 4}
@@ -361,7 +361,7 @@ def test_what_a_row_cannot_say_is_refused_by_name():
     with pytest.raises(ValueError, match="layer 1 has 90 query and key and value rows, its 4 heads of 8 need 96"):
         gnorm.remove_heads(model, torch.ones(2, 4))
     with pytest.raises(ValueError, match="4 query heads share a key"):
-        gnorm.engine.gradients.weight_gradients(make("llama"), batches_of("llama"))
+        gnorm.engine.backward.gradients.weight_gradients(make("llama"), batches_of("llama"))
     sounds = [batch | {"attention_mask": torch.ones(4, 320).long()} for batch in batches_of("wav2vec2")]
     with pytest.raises(ValueError, match="the attention mask has 320 entries a text, its layers see 20 tokens"):
         gnorm.activation_energy(make("wav2vec2"), sounds)

@@ -8,7 +8,7 @@ import pytest
 import test_families
 import torch
 
-from gnorm.heads import FAMILIES
+from gnorm.engine.model.families import FAMILIES
 
 SHORT = 60  # draws of every run of the tests
 LONG = int(os.environ.get("GNORM_FUZZ_DRAWS") or 20_000)  # draws of the soak

@@ -13,7 +13,7 @@ from tiny import ragged_batches, tiny_model
 
 import gnorm
 from benchmarks import gpu
-from gnorm.engine import factors
+from gnorm.engine.backward import factors
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "gpt2"])

@@ -11,7 +11,8 @@ from tiny import ragged_batches, tiny_model
 from transformers import BloomConfig, BloomForCausalLM
 
 import gnorm
-from gnorm.engine.state import evaluating
+from gnorm.engine.model.families import FAMILIES
+from gnorm.engine.model.state import evaluating
 
 BATCH = {name: tensor for name, tensor in ragged_batches(1, 6)[0].items() if name != "labels"}
 
@@ -140,7 +141,7 @@ def test_an_unknown_architecture_is_named_with_the_remedy():
 
 
 def test_a_new_family_is_one_row(monkeypatch):
-    monkeypatch.setattr("gnorm.heads.FAMILIES", {})
+    monkeypatch.delitem(FAMILIES, "bert")
     model = tiny_model("bert")
     with pytest.raises(ValueError, match="not known"):
         gnorm.attention_blocks(model)
@@ -153,7 +154,7 @@ def test_a_new_family_is_one_row(monkeypatch):
 
 def test_a_module_that_may_return_anything_is_not_passed_by(monkeypatch):
     """A row of one's own says nothing of what the attention module returns: without heads it runs as it did."""
-    monkeypatch.setattr("gnorm.heads.FAMILIES", {})
+    monkeypatch.delitem(FAMILIES, "bert")
     gnorm.register("bert", "encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense")
     model = tiny_model("bert")
     mask = random_mask(model, empty_layer=1)

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 import gnorm
-from gnorm.engine.known_models import ignores_padding, packable
+from gnorm.engine.model.known_models import ignores_padding, packable
 
 MASK = [[1, 0, 1, 1], [0, 1, 1, 1], [1, 1, 0, 0]]
 

@@ -17,7 +17,7 @@ import gnorm
 from experiments.analysis import tables
 from experiments.runs import results
 from gnorm import criteria
-from gnorm.engine.problems import PROBLEMS, problem_of
+from gnorm.engine.model.problems import PROBLEMS, problem_of
 from gnorm.metrics import correct_texts
 from gnorm.trajectory import area_interval, bootstrap, curve, solution
 

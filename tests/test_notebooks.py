@@ -17,7 +17,8 @@ from experiments.data.profiles import models_for
 from experiments.files import paths
 from experiments.files.paths import results_folder
 from experiments.runs import results, trajectories
-from gnorm import METHODS, MORE_METHODS, heads
+from gnorm import METHODS, MORE_METHODS
+from gnorm.engine.model import blocks as heads
 
 MODEL = "bert"
 

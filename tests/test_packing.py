@@ -11,9 +11,11 @@ from precision import close, close_logs, close_tables
 from tiny import SIZES, ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine.batches import Prepared, forwarding, layer_input_caches, prepare
-from gnorm.engine.mask_derivatives import mask_derivatives
-from gnorm.engine.packing import NO_CACHE, Packing
+from gnorm.engine.backward.mask_derivatives import mask_derivatives
+from gnorm.engine.forward.failures import forwarding, layer_input_caches
+from gnorm.engine.forward.packing import NO_CACHE, Packing
+from gnorm.engine.model.families import FAMILIES
+from gnorm.engine.texts.batches import Prepared, prepare
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
 
@@ -67,8 +69,8 @@ def test_the_kernel_for_wide_texts_and_the_weights_of_short_ones_agree(model, dt
     model, batches = model.to(dtype), ragged_batches()
     gnorm.remove_heads(model, MASK[: len(gnorm.attention_blocks(model))])
     by_weights = gnorm.gnorm_scores(model, batches), logits_of(model, prepare(batches, model))
-    monkeypatch.setattr(gnorm.engine.attention, "EXPLICIT_ATTENTION_TOKENS", 0)
-    monkeypatch.setattr(gnorm.engine.attention, "_ExplicitAttention", None)
+    monkeypatch.setattr(gnorm.engine.forward.attention, "EXPLICIT_ATTENTION_TOKENS", 0)
+    monkeypatch.setattr(gnorm.engine.forward.attention, "_ExplicitAttention", None)
     close_logs(gnorm.gnorm_scores(model, batches), by_weights[0], dtype)
     close(logits_of(model, prepare(batches, model)), by_weights[1], dtype)
 
@@ -140,7 +142,7 @@ def in_order(derivatives):
 @pytest.mark.parametrize("explicit_tokens", [128, 0])
 @pytest.mark.parametrize("gone", [None, [[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]], torch.zeros(3, 4).tolist()])
 def test_a_bias_by_position_goes_packed_and_is_that_of_each_text_alone(gone, explicit_tokens, monkeypatch):
-    monkeypatch.setattr(gnorm.engine.attention, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
+    monkeypatch.setattr(gnorm.engine.forward.attention, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
     model, batches = tiny_model("mpnet").double(), ragged_batches()
     torch.nn.init.normal_(model.mpnet.encoder.relative_attention_bias.weight)
     if gone:
@@ -152,7 +154,7 @@ def test_a_bias_by_position_goes_packed_and_is_that_of_each_text_alone(gone, exp
         close(logits_of(model, prepared, caches), one_by_one(model, batches), torch.float64)
     ways = gnorm.gnorm_scores, gnorm.attention_entropy, gnorm.criteria.head_importance
     packed = [scores(model, prepared) for scores in ways]
-    monkeypatch.setattr(gnorm.engine.known_models, "OWN_ATTENTION", ())
+    monkeypatch.setattr(gnorm.engine.model.known_models, "OWN_ATTENTION", ())
     padded = prepare(batches, model)
     assert padded.packing is None
     for scores, expected in zip(ways, packed, strict=True):
@@ -186,7 +188,7 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     assert len(prepared) > 1
     if room != "all layers":
         tokens = sum(int(micro.lengths.sum()) for micro in prepared)
-        monkeypatch.setattr(gnorm.engine.batches, "CACHE_BYTES", tokens * 32 * 4 * 2)
+        monkeypatch.setattr(gnorm.engine.texts.batches, "CACHE_BYTES", tokens * 32 * 4 * 2)
     kept, ran, mask = layer_input_caches(model, prepared), [], gnorm.head_mask_of(model)
     layers = model.base_model.encoder.layer
     for number, layer in enumerate(layers):
@@ -250,7 +252,7 @@ def test_a_projection_that_is_never_called_is_named(monkeypatch):
     model = tiny_model("bert")
     for layer in model.bert.encoder.layer:
         layer.attention.self.key = Unseen(layer.attention.self.key)
-    monkeypatch.setattr(gnorm.heads, "FAMILIES", dict(gnorm.heads.FAMILIES))
+    monkeypatch.setitem(FAMILIES, "bert", FAMILIES["bert"])
     names = ("self.query", "self.key.linear", "self.value", "output.dense")
     gnorm.register("bert", "encoder.layer.*.attention", *names)
     with pytest.raises(ValueError, match="the key projection of BertSelfAttention is never called"):

@@ -47,7 +47,7 @@ from experiments.files.paths import figures_folder, results_folder, run_folder, 
 from experiments.pipeline import preflight, runner
 from experiments.report import rendering
 from experiments.runs import intact, results
-from gnorm import heads
+from gnorm.engine.model import blocks as heads
 from gnorm.shipping.costs import memory_mb, num_parameters
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from tiny import ragged_batches, tiny_model
 from torch.nn.functional import linear
 
 import gnorm
-from gnorm.engine import products
+from gnorm.engine.forward import products
 from gnorm.methods import METHODS, MORE_METHODS
 
 HERE = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN")

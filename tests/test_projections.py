@@ -1,7 +1,5 @@
 """A projection is a plain linear layer with parameters of its own; others are refused with the remedy."""
 
-import copy
-
 import pytest
 import torch
 from precision import close_logs
@@ -10,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import gnorm
+from gnorm.engine.model.families import FAMILIES
 
 MASK = [[1, 0, 1, 1]] * 3
 NAMES = ("query", "key", "value")
@@ -160,7 +159,7 @@ def test_a_removal_that_is_refused_in_the_last_layer_has_cut_no_other():
 
 
 def test_a_row_with_a_wrong_per_head_is_refused(monkeypatch):
-    monkeypatch.setattr(gnorm.heads, "FAMILIES", copy.copy(gnorm.heads.FAMILIES))
+    monkeypatch.setitem(FAMILIES, "bert", FAMILIES["bert"])
     names = ("encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense")
     gnorm.register("bert", *names, per_head="position_bias")
     with pytest.raises(ValueError, match="BertSelfAttention takes no 'position_bias': correct per_head"):

@@ -13,8 +13,8 @@ import two_ranks
 from precision import close_tables
 
 import gnorm
-from gnorm.engine import streams
-from gnorm.engine.ranks import Division
+from gnorm.engine.texts import streams
+from gnorm.engine.texts.ranks import Division
 
 
 @pytest.fixture(scope="module")

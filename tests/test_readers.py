@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 import gnorm
 from gnorm import shipping
-from gnorm.engine.answers import labels_in_order
-from gnorm.engine.problems import PROBLEMS, problem_of
+from gnorm.engine.model.problems import PROBLEMS, problem_of
+from gnorm.engine.tally import labels_in_order
 from gnorm.metrics import find_metric, kept_of
 from gnorm.shipping.readers import READERS, labelled
 

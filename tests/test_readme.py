@@ -11,7 +11,7 @@ from pipeline import ROOT
 import gnorm
 from experiments.analysis import claims
 from gnorm import shipping
-from gnorm.heads import FAMILIES
+from gnorm.engine.model.families import FAMILIES
 
 sys.path.insert(0, str(ROOT / "tools"))
 

@@ -10,8 +10,9 @@ from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine.batches import _group_sizes, prepare
-from gnorm.engine.state import evaluating
+from gnorm.engine.model.state import evaluating
+from gnorm.engine.texts.batches import prepare
+from gnorm.engine.texts.micro_batches import _group_sizes
 from gnorm.methods import METHODS
 from gnorm.trajectory import NEAR_TIE
 

@@ -11,10 +11,11 @@ from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine.batches import PACKED_MAX_TOKENS, prepare
-from gnorm.engine.state import evaluating
+from gnorm.engine.model.norms import log_norm
+from gnorm.engine.model.state import evaluating
+from gnorm.engine.texts.batches import prepare
+from gnorm.engine.texts.micro_batches import PACKED_MAX_TOKENS
 from gnorm.metrics import correct_texts
-from gnorm.norms import log_norm
 from gnorm.scoring import ENTROPY_FORMS
 
 # ---------------------------------------------------------------- norms

@@ -12,8 +12,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 import gnorm
 from gnorm import criteria, shipping
-from gnorm.engine.examples import inputs_of
-from gnorm.engine.problems import problem_of
+from gnorm.engine.model.problems import problem_of
+from gnorm.engine.trials.examples import inputs_of
 from gnorm.metrics import find_metric, kept_of
 
 LENGTHS = ((5, 3), (2, 6), (6, 1), (4, 4))  # tokens of each text, and of its target

@@ -13,7 +13,7 @@ from tiny import SIZES, ragged_batches, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import gnorm
-from gnorm.engine.state import in_use
+from gnorm.engine.model.state import in_use
 from gnorm.shipping import recover
 
 MASKS = [torch.ones(3, 4) - torch.nn.functional.one_hot(torch.tensor([head] * 3), 4) for head in range(4)]

@@ -7,8 +7,8 @@ from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine import streams
-from gnorm.engine.batches import layer_input_caches
+from gnorm.engine.forward.failures import layer_input_caches
+from gnorm.engine.texts import streams
 
 
 class Again:

@@ -16,6 +16,7 @@ from test_heads import BATCH, logits, random_mask
 from tiny import ragged_batches, tiny_model, without_elements
 
 import gnorm
+from gnorm.engine.model.families import FAMILIES
 
 
 @pytest.mark.parametrize("empty", ["no layer", "a layer", "every layer"])
@@ -286,7 +287,7 @@ def test_folders_of_version_1_with_weights_without_elements_are_read(name, left,
 
 
 def test_a_row_that_skips_nothing_leaves_no_weight_without_elements(tmp_path, monkeypatch):
-    monkeypatch.setitem(gnorm.heads.FAMILIES, "bert", gnorm.heads.FAMILIES["bert"])
+    monkeypatch.setitem(FAMILIES, "bert", FAMILIES["bert"])
     gnorm.register("bert", "encoder.layer.*.attention", "self.query", "self.key", "self.value", "output.dense")
     model = tiny_model("bert")
     with gnorm.masked(model, EMPTY):

@@ -155,9 +155,9 @@ LOADER = tasks.load_checked.__module__.replace(".", "/") + ".py"
 # A file of the packages, and whether finished trajectories are thrown away when it changes. Notebooks run again always.
 CHANGES = {
     "gnorm/pruning.py": True,
-    "gnorm/norms.py": True,
+    "gnorm/engine/model/norms.py": True,
     "gnorm/criteria/of_loss.py": True,
-    "gnorm/engine/products.py": True,
+    "gnorm/engine/forward/products.py": True,
     "gnorm/engine/__init__.py": True,
     LOADER: True,
     "gnorm/storage/files.py": False,

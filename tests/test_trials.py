@@ -12,10 +12,10 @@ from transformers import AutoConfig
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 import gnorm
-from gnorm import trials
 from gnorm.criteria.of_outputs import weight_magnitude
-from gnorm.engine.known_models import is_tested
-from gnorm.heads import FAMILIES
+from gnorm.engine.model.families import FAMILIES
+from gnorm.engine.model.known_models import is_tested
+from gnorm.engine.trials import trial as trials
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 TEXTS = SIZES | {"vocab_size": 120, "pad_token_id": 1, "num_labels": 3}

@@ -8,7 +8,7 @@ from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm import criteria
-from gnorm.engine.batches import prepare
+from gnorm.engine.texts.batches import prepare
 from gnorm.methods import MORE_METHODS
 
 BATCHES = ragged_batches()

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine import streams
-from gnorm.engine.batches import forwarding
-from gnorm.engine.state import evaluating
-from gnorm.heads import table_of
+from gnorm.engine.forward.failures import forwarding
+from gnorm.engine.model.blocks import table_of
+from gnorm.engine.model.state import evaluating
+from gnorm.engine.texts import streams
 
 SCORING, EVALUATION = ragged_batches(5), ragged_batches(4, seed=9)
 ON_ALL_FAMILIES = ("greedy_gnorm", "attention_entropy")

@@ -24,13 +24,13 @@ What makes the engine fast, none of it at the cost of a different result:
 - **One backward pass** gives the gradients of every layer; the literal procedure makes a pass for each layer.
 - **No padding.** Token rows of several texts go through projections, norms and feed-forward blocks packed, without
   padding. Attention is computed for texts of like length together, whatever batches they belong to
-  (`gnorm/engine/packing.py`). Several batches share a pass: the gradient of a batch is the product of the input and
-  the output gradient of a projection, over the tokens of that batch (`gnorm/engine/gradients.py`). Only models whose
-  classes are known to ignore padding go packed (`gnorm/engine/known_models.py`), classifiers and causal language
-  models; all others go as they were given.
-- **Products of fp32 go to oneDNN**, on a CPU (`gnorm/engine/products.py`). PyTorch has it on board and asks it for
-  lower precisions only; the BLAS that it asks for fp32 does not use AVX-512 on every processor that has it. The
-  precision is the same, the order of the terms of a sum is another.
+  (`gnorm/engine/forward/packing.py`). Several batches share a pass: the gradient of a batch is the product of the
+  input and the output gradient of a projection, over the tokens of that batch (`gnorm/engine/backward/gradients.py`).
+  Only models whose classes are known to ignore padding go packed (`gnorm/engine/model/known_models.py`), classifiers
+  and causal language models; all others go as they were given.
+- **Products of fp32 go to oneDNN**, on a CPU (`gnorm/engine/forward/products.py`). PyTorch has it on board and asks
+  it for lower precisions only; the BLAS that it asks for fp32 does not use AVX-512 on every processor that has it.
+  The precision is the same, the order of the terms of a sum is another.
 - **Attention weights of short texts are kept** for the backward pass, on a CPU: up to 128 tokens that is faster than
   a kernel that computes them again.
 - **The last layer** computes queries, output projection and feed-forward block for the first token alone, in
@@ -38,8 +38,8 @@ What makes the engine fast, none of it at the cost of a different result:
   and head, and meet that vector, not every token: q (W x) = (q W) x.
 - **Evaluations start where something changed.** A head that goes from layer l does not change the input of layer l.
   The inputs of layers are cached between evaluations, and the layers below the change are not computed: half of them,
-  on average. The cache has a limit (`gnorm/engine/batches.py`); where all inputs do not fit, those of every second or
-  third layer are cached.
+  on average. The cache has a limit (`gnorm/engine/texts/batches.py`); where all inputs do not fit, those of every
+  second or third layer are cached.
 - **Accuracy is read off the scoring pass** where both use the same texts, and heads that have gone are cut out of the
   working copy, so that a step costs less than the one before.
 
@@ -62,7 +62,7 @@ step.""",
 
 One scoring by the most tokens of a pass and by the tokens that one more length group (texts of like length, whose
 attention is computed together) is taken to cost; the column `rectangles` counts these groups. `chosen` marks what
-`gnorm/engine/batches.py` has for this kind of device. It is measured here and not when a model is scored: other
+`gnorm/engine/texts/batches.py` has for this kind of device. It is measured here and not when a model is scored: other
 shapes round otherwise, and a run that is taken up again has to end the same. On another kind of machine this table
 says what to write there.""",
     "trajectory": """## A whole trajectory

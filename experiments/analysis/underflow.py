@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gnorm import norms, scoring
+from gnorm import scoring
+from gnorm.engine.model import norms
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

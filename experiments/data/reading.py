@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from gnorm.engine.checks import longest_text
+from gnorm.engine.model.sizes import longest_text
 from gnorm.storage.errors import in_short
 from gnorm.storage.loading import TOKENIZERS, MisfitError, load_checked, quiet_library
 

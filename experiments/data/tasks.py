@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from gnorm.engine.checks import num_texts
-from gnorm.engine.problems import NOT_COUNTED, problem_of
-from gnorm.engine.state import default_device
+from gnorm.engine.model.problems import NOT_COUNTED, problem_of
+from gnorm.engine.model.sizes import num_texts
+from gnorm.engine.model.state import default_device
 from gnorm.heads import head_mask_of
 from gnorm.journal import digest, hash_of_model
 from gnorm.metrics import accuracy, measure

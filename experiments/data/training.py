@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from gnorm.engine.products import faster_products
+from gnorm.engine.forward.products import faster_products
 from gnorm.storage.tokenizing import encoded
 
 from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown

@@ -17,7 +17,7 @@ from typing import Any
 
 import filelock
 
-from gnorm.engine.state import default_device
+from gnorm.engine.model.state import default_device
 from gnorm.storage.files import delete_unfinished, write_json
 
 from ..analysis.published import published_curves

@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gnorm.engine.batches import forwarding, prepare
-from gnorm.engine.checks import Batch
-from gnorm.engine.products import faster_products
-from gnorm.engine.state import evaluating
+from gnorm.engine.forward.products import faster_products
+from gnorm.engine.forwarding import forwarding
+from gnorm.engine.model.sizes import Batch
+from gnorm.engine.model.state import evaluating
+from gnorm.engine.texts.batches import prepare
 from gnorm.heads import masked
 from gnorm.journal import digest
 from gnorm.metrics import accuracy

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import gnorm
-from gnorm.engine.gradients import weight_gradients
+from gnorm.engine.backward.gradients import weight_gradients
 from gnorm.shipping.costs import memory_mb, num_parameters
 from gnorm.trajectory import Trajectory
 

@@ -8,15 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..engine.batches import Prepared, forwarding, labels_of, layer_input_caches, prepare, with_caches
-from ..engine.checks import Batch
-from ..engine.packing import NO_CACHE, LayerInputCache, not_finite
-from ..engine.problems import NOT_COUNTED, problem_of
-from ..engine.products import faster_products
-from ..engine.ranks import in_order
-from ..engine.state import copy_of, evaluating
-from ..engine.streams import batch_of_texts, remade
-from ..heads import blocks_of, head_mask_of, masked, table_of
+from ..engine.forward.packing import NO_CACHE, LayerInputCache, not_finite
+from ..engine.forward.products import faster_products
+from ..engine.forwarding import forwarding, layer_input_caches, with_caches
+from ..engine.model.blocks import blocks_of, table_of
+from ..engine.model.problems import NOT_COUNTED, problem_of
+from ..engine.model.sizes import Batch
+from ..engine.model.state import copy_of, evaluating
+from ..engine.texts.batches import Prepared, prepare
+from ..engine.texts.micro_batches import labels_of
+from ..engine.texts.ranks import in_order
+from ..engine.texts.streams import batch_of_texts, remade
+from ..heads import head_mask_of, masked
 from ..scoring import Criterion
 from .of_loss import loss_terms
 

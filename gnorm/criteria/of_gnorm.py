@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ..engine.batches import MicroBatch, Prepared, labels_of, prepare
-from ..engine.checks import Batch, size_of
-from ..engine.gradients import gradient_norms
-from ..engine.packing import not_finite
-from ..engine.problems import problem_of
-from ..engine.streams import batch_of_texts, remade
+from ..engine.backward.gradients import gradient_norms
+from ..engine.forward.packing import not_finite
+from ..engine.model.problems import problem_of
+from ..engine.model.sizes import Batch, size_of
+from ..engine.texts.batches import Prepared, prepare
+from ..engine.texts.micro_batches import MicroBatch, labels_of
+from ..engine.texts.streams import batch_of_texts, remade
 from ..scoring import gnorm_scores
 from .of_loss import loss_terms
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..engine.batches import Prepared, by_batch, prepare
-from ..engine.checks import Batch
-from ..engine.mask_derivatives import mask_derivatives
-from ..engine.problems import problem_of
-from ..engine.ranks import gather, in_order
-from ..engine.streams import batch_of_texts
-from ..heads import blocks_of, table_of
+from ..engine.backward.mask_derivatives import mask_derivatives
+from ..engine.model.blocks import blocks_of, table_of
+from ..engine.model.problems import problem_of
+from ..engine.model.sizes import Batch
+from ..engine.texts.batches import Prepared, by_batch, prepare
+from ..engine.texts.ranks import gather, in_order
+from ..engine.texts.streams import batch_of_texts
 from ..scoring import attention_entropy
 
 

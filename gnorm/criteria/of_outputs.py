@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..engine.batches import Prepared, prepare
-from ..engine.checks import Batch
-from ..engine.observation import mean_over_texts, run_padded, sums_over_contexts
-from ..heads import AttentionBlock, attention_blocks, blocks_of, table_of
-from ..norms import log_norm
+from ..engine.backward.observation import mean_over_texts, run_padded, sums_over_contexts
+from ..engine.model.blocks import AttentionBlock, blocks_of, table_of
+from ..engine.model.norms import log_norm
+from ..engine.model.sizes import Batch
+from ..engine.texts.batches import Prepared, prepare
+from ..heads import attention_blocks
 
 
 def weight_magnitude(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:

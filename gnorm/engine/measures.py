@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy  # which loads its parts when they are first used
+import scipy
 
 Measure = Callable[[np.ndarray, np.ndarray], float]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from ..engine.batches import prepare
-from ..engine.state import copy_of
+from ..engine.model.state import copy_of
+from ..engine.texts.batches import prepare
 from ..surgery import remove_heads
 from ..trajectory import Trajectory, curve, solution
 from .costs import flops_of, intact_of, num_parameters, seconds_of

@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..engine.state import default_device
-from ..heads import FAMILIES, head_mask_of
+from ..engine.model.blocks import FAMILIES
+from ..engine.model.state import default_device
+from ..heads import head_mask_of
 from ..journal import InUseError
 from ..methods import METHODS, MORE_METHODS, find_method
 from ..metrics import METRICS

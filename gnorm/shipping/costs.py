@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..engine.examples import Inputs, Length, inputs_of, usual_lengths
-from ..engine.passes import naming_texts
-from ..engine.state import evaluating, is_compiled
+from ..engine.forward.failures import naming_texts
+from ..engine.model.state import evaluating, is_compiled
+from ..engine.trials.examples import Inputs, Length, inputs_of, usual_lengths
 from ..heads import head_mask_of
 from ..storage.modeling import plain_class
 from .export import Exported, export_onnx

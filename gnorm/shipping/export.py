@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.examples import Inputs, examples_of, longest_input
-from ..engine.packing import logits_of
-from ..engine.state import attention_implementation, evaluating
+from ..engine.forward.packing import logits_of
+from ..engine.model.removal import as_removed
+from ..engine.model.state import attention_implementation, evaluating
+from ..engine.trials.examples import Inputs, examples_of, longest_input
 from ..heads import attention_blocks
 from ..storage.folders import free_file, free_folder, replace_files
-from ..surgery import as_removed
 
 EXPORTED_WITH = (2, 8, 5)  # texts, tokens and tokens of a decoder of the example that the exporter runs the model on
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from ..engine.passes import is_ours
-from ..engine.problems import NOT_COUNTED
+from ..engine.forward.failures import is_ours
+from ..engine.model.problems import NOT_COUNTED
 from ..storage.errors import in_short
 from ..storage.tokenizing import encoded
 from .targets import choices

@@ -19,12 +19,14 @@ import transformers
 from torch import Tensor
 from transformers.utils import cached_file
 
-from ..engine.batches import prepare, try_pass
-from ..engine.checks import longest_text
-from ..engine.passes import PassError
-from ..engine.problems import PROBLEMS, Problem, activation_of, problem_of, problem_of_class
-from ..engine.state import default_device
-from ..heads import head_mask_of, wrapped_in
+from ..engine.forward.failures import PassError
+from ..engine.forwarding import try_pass
+from ..engine.model.blocks import wrapped_in
+from ..engine.model.problems import PROBLEMS, Problem, activation_of, problem_of, problem_of_class
+from ..engine.model.sizes import longest_text
+from ..engine.model.state import default_device
+from ..engine.texts.batches import prepare
+from ..heads import head_mask_of
 from ..pruning import whole
 from ..storage.errors import in_short
 from ..storage.loading import TOKENIZERS, MisfitError, find_class, load_checked, read_config

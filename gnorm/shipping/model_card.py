@@ -12,7 +12,7 @@ import scipy
 import torch
 from huggingface_hub import ModelCardData
 
-from ..engine.problems import problem_of
+from ..engine.model.problems import problem_of
 from ..heads import head_mask_of
 from ..metrics import METRICS, Metric
 from ..storage.modeling import auto_map, plain_class

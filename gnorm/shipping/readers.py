@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..engine.problems import PROBLEMS, Problem
+from ..engine.model.problems import PROBLEMS, Problem
 from . import inputs, targets
 from .inputs import Encoder, Rows
 from .labels import Labels

@@ -15,10 +15,11 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
 
-from ..engine.checks import Batch, check_labels, checked
-from ..engine.packing import logits_in, logits_of
-from ..engine.problems import LABELS, Problem, problem_of
-from ..engine.state import evaluating, is_compiled, own_modes
+from ..engine.forward.packing import logits_in, logits_of
+from ..engine.model.problems import LABELS, Problem, problem_of
+from ..engine.model.sizes import Batch
+from ..engine.model.state import evaluating, is_compiled, own_modes
+from ..engine.texts.checks import check_labels, checked
 from ..metrics import measure
 from ..pruning import whole
 from ..trajectory import Trajectory

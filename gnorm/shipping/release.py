@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..engine.answers import labels_in_order
-from ..engine.batches import prepare
-from ..engine.checks import Batch, num_texts
-from ..engine.state import copy_of
+from ..engine.model.sizes import Batch, num_texts
+from ..engine.model.state import copy_of
+from ..engine.tally import labels_in_order
+from ..engine.texts.batches import prepare
 from ..heads import head_mask_of
 from ..methods import find_method
 from ..metrics import kept_of

@@ -7,7 +7,7 @@ from pickle import PickleError
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from ..engine.errors import in_short
+from ..engine.model.errors import in_short
 
 __all__ = ["LIBRARY_ERRORS", "in_short"]
 

@@ -19,10 +19,11 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..engine.projections import cut
-from ..heads import attention_blocks, blocks_of, head_mask_of
+from ..engine.model.blocks import blocks_of
+from ..engine.model.projections import cut
+from ..engine.trials.trial import untried
+from ..heads import attention_blocks, head_mask_of
 from ..surgery import remove_heads
-from ..trials import untried
 from .errors import LIBRARY_ERRORS, in_short
 from .modeling import PRUNED_WHEN_BUILT, others_in, without_modeling_file
 

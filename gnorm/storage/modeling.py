@@ -19,9 +19,9 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from ..engine import fewer_heads, projections
-from ..engine.families import FAMILIES
-from ..heads import blocks_of
+from ..engine.model import fewer_heads, projections
+from ..engine.model.blocks import blocks_of
+from ..engine.model.families import FAMILIES
 
 MODULE = "modeling_pruned"  # the name of the file is this and .py
 

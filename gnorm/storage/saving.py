@@ -15,9 +15,10 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from ..engine.families import FAMILIES
-from ..heads import attention_blocks, head_mask_of, try_out
-from ..surgery import as_removed
+from ..engine.model.families import FAMILIES
+from ..engine.model.removal import as_removed
+from ..engine.trials.trial import try_out
+from ..heads import attention_blocks, head_mask_of
 from .errors import LIBRARY_ERRORS, in_short
 from .folders import free_folder, whole_folder
 from .loading import pruned_when_built

@@ -11,8 +11,8 @@ import torch
 from pyarrow import types
 from torch import Tensor
 
-from ..engine.checks import PER_TEXT
-from ..engine.problems import LABELS, NOT_COUNTED
+from ..engine.model.problems import LABELS, NOT_COUNTED
+from ..engine.model.sizes import PER_TEXT
 
 LABEL = dict.fromkeys(("label", "label_ids"), "labels")  # other names of labels, as transformers knows them
 

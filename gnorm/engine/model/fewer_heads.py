@@ -18,8 +18,10 @@ from .projections import size_of_module
 # Arguments of attention modules in transformers that give cross-attention what an encoder has made.
 ENCODER_STATES = ("key_value_states", "encoder_hidden_states")
 
+
 # Attributes of attention modules in transformers: the number of heads, and the width of all heads together.
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "all_head_size", "split_size", "inner_dim")
+
 
 LAYER_NUMBERS = ("layer_idx", "layer_id")  # what they call their number in a cache of keys and values
 

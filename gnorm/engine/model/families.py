@@ -68,9 +68,11 @@ _BERT_LIKE = Family(
     skippable=True,
 )
 
+
 _VIT_LIKE = Family(
     "layers.*.attention", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.fc2", skippable=True, since="5.10"
 )
+
 
 _WAV2VEC2_LIKE = replace(
     _VIT_LIKE,
@@ -80,19 +82,23 @@ _WAV2VEC2_LIKE = replace(
     since="5.16",
 )
 
+
 _LLAMA_LIKE = Family(
     "layers.*.self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "layers.*.mlp.down_proj", skippable=True
 )
 
+
 _OPT_LIKE = replace(
     _LLAMA_LIKE, blocks="decoder.layers.*.self_attn", output="out_proj", feed_forward="decoder.layers.*.fc2"
 )
+
 
 _BART_LIKE = replace(
     _OPT_LIKE,
     blocks=("encoder.layers.*.self_attn", "decoder.layers.*.self_attn", "decoder.layers.*.encoder_attn"),
     feed_forward=("encoder.layers.*.fc2", "decoder.layers.*.fc2"),
 )
+
 
 _T5_LIKE = Family(
     (
@@ -110,6 +116,7 @@ _T5_LIKE = Family(
     shared_bias=("relative_attention_bias", "compute_bias"),
     since="5.15",  # up to 5.14 a bias that is given takes the place of the mask
 )
+
 
 _GPTJ_LIKE = Family("h.*.attn", "q_proj", "k_proj", "v_proj", "out_proj", "h.*.mlp.fc_out", skippable=True)
 

@@ -21,7 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..heads import AttentionBlock, blocks_of, layers_of
+from ..model.blocks import AttentionBlock, blocks_of, layers_of
+from ..model.known_models import causal, owns_attention, packable
+from ..model.problems import gives_tokens, problem_of
+from ..model.sizes import fits, sizes_of
+from ..model.state import attention_implementation, evaluating
 from .attention import (
     AbsorbedProjection,
     explicit_attention,
@@ -29,14 +33,11 @@ from .attention import (
     first_token_attention,
     fused_attention,
 )
-from .checks import fits, sizes_of
-from .known_models import causal, owns_attention, packable
+from .failures import naming_texts
 from .padding import LengthGroup, PackedTexts, PadIndices
-from .passes import naming_texts
-from .problems import gives_tokens, problem_of
-from .state import attention_implementation, evaluating
 
 ATTENTION_NAME = "gnorm_packed"  # under which transformers knows ``_packed_attention``
+
 
 # Not cuDNN's, which takes up to seconds to plan for a shape: every step of pruning makes new ones.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

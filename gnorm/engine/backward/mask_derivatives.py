@@ -9,11 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..heads import AttentionBlock
-from .batches import MicroBatch, Prepared, forwarding, labels_of
-from .problems import problem_of
-from .products import faster_products
-from .state import evaluating
+from ..forward.products import faster_products
+from ..forwarding import forwarding
+from ..model.blocks import AttentionBlock
+from ..model.problems import problem_of
+from ..model.state import evaluating
+from ..texts.batches import Prepared
+from ..texts.micro_batches import MicroBatch, labels_of
 
 
 def mask_derivatives(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..heads import AttentionBlock
+from ..model.blocks import AttentionBlock
 from .padding import LengthGroup, PackedTexts, PadIndices
 
 # The widest length group, in tokens, for which a CPU computes attention with explicit weights. Up to this width that is

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import longest_text, tables_of
-from .problems import problem_of
+from ..model.problems import problem_of
+from ..model.sizes import longest_text, tables_of
 
 Inputs = dict[str, Tensor]
 
+
 # Tokens, pixels a side, samples or frames; of an image that is not square (height, width).
 Length = int | tuple[int, int]
+
 
 LETTERS = 128  # where a model knows letters and no words
 
@@ -56,7 +58,9 @@ INPUTS: Mapping[str, Callable[[Any, int, Any], Inputs]] = {
     "input_features": _spectrograms,
 }
 
+
 LONGEST = 512  # tokens of a text, where no table of positions bounds it
+
 
 SECOND = 16_000  # samples of a sound
 

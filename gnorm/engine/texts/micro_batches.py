@@ -1,37 +1,21 @@
-"""Batches as a user gives them -> micro-batches as they pass through the model.
-
-Texts are grouped by length here, and packed where the model is known to allow it; README.md follows a batch through.
-"""
+"""Texts sorted by length and cut into micro-batches, packed or padded."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar, cast
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..heads import layers_of, try_out
-from .attention import AbsorbedProjection
-from .checks import PER_TEXT, PER_TOKEN, Batch, check_labels, checked, parameter_of, size_of, tables_of
-from .families import FAMILIES
-from .known_models import attention_window, causal, ignores_padding, packable
-from .packing import NO_CACHE, LayerInputCache, Packing, logits_of, packed_forward, packing_of
-from .padding import PackedTexts
-from .passes import naming_texts
-from .problems import LABELS, NOT_COUNTED, Problem, labels_in, problem_of
-from .projections import is_plain
-from .ranks import Division
-from .state import evaluating
-from .streams import Stream, is_stream
-
-T = TypeVar("T")
+from ..forward.packing import Packing, packing_of
+from ..forward.padding import PackedTexts
+from ..model.problems import LABELS, NOT_COUNTED, Problem, labels_in, problem_of
+from ..model.sizes import PER_TEXT, PER_TOKEN, Batch, parameter_of, size_of
 
 
 @dataclass(frozen=True)
@@ -94,129 +78,6 @@ class MicroBatch:
         return tuple(micro_batches)
 
 
-# Called with the logits (text, ...) and the micro-batch of every forward pass of the unaltered model.
-OnLogits = Callable[[Tensor, MicroBatch], None]
-
-
-class Prepared(Sequence[MicroBatch]):
-    """Batches cut into micro-batches and moved to the device, once; goes wherever batches go, for one model alone.
-
-    A sequence of all micro-batches; what computes asks for ``mine``, those of this rank in a run over several
-    processes. batches: as they were given. made_for: what the micro-batches depend on in the model, see ``_traits``;
-    for another model they are made anew from the batches. together: whether the texts of all batches count as one.
-    """
-
-    def __init__(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        packing: Packing | None,
-        batches: Sequence[Batch] | Stream = (),
-        made_for: tuple[Any, ...] = (),
-        together: bool = False,
-        max_tokens: int | None = None,
-    ) -> None:
-        self._micro_batches = micro_batches
-        self.packing = packing
-        self.batches = batches
-        self.made_for = made_for
-        self.together = together
-        self.max_tokens = max_tokens
-        self.observer: OnLogits | None = None
-        self.group: Any = None
-        if isinstance(batches, Stream):
-            self.num_texts = batches.num_texts
-        else:
-            self.num_texts = sum(len(micro.index) for micro in micro_batches)
-        self._known: dict[Any, Any] = {}
-
-    def with_observer(self, observer: OnLogits | None) -> Prepared:
-        """The same micro-batches; ``observer`` is called with the logits of every pass of the unaltered model."""
-        observed = copy.copy(self)
-        observed.observer = observer
-        return observed
-
-    def once(self, what: Any, make: Callable[[], T]) -> T:
-        """What ``make`` gives, made once for all passes over these texts. what: a name for it."""
-        if what not in self._known:
-            self._known[what] = make()
-        return cast(T, self._known[what])
-
-    def check_labels(self, model: nn.Module, purpose: str) -> None:
-        """``checks.check_labels`` of the batches, once for a problem and purpose."""
-        self.once((purpose, problem_of(model)), lambda: check_labels(self.batches, model, purpose))
-
-    def over(self, group: Any) -> Prepared:
-        """The same micro-batches, divided over the ranks of a process group; not divided, if None."""
-        if group is self.group:
-            return self
-        divided = copy.copy(self)
-        divided.group = group
-        vars(divided).pop("_of_this_rank", None)
-        return divided
-
-    @property
-    def mine(self) -> Prepared:
-        """The micro-batches of this rank: whole batches; all of them without a group."""
-        return self if self.group is None else self._of_this_rank
-
-    @cached_property
-    def _of_this_rank(self) -> Prepared:
-        if isinstance(self._micro_batches, _Windows):
-            own: Sequence[MicroBatch] = self._micro_batches.over(self.group)
-        else:
-            takes = Division(self.group).takes
-            own = [micro for micro in self if takes(int(micro.lengths.sum()), self.together or micro.ends)]
-        return Prepared(own, self.packing, self.batches, self.made_for, self.together, self.max_tokens)
-
-    def notify(self, logits: Tensor, micro: MicroBatch) -> None:
-        """Call the observer, if there is one, with the logits (text, class) of a pass of the unaltered model."""
-        if self.observer is not None:
-            self.observer(logits, micro)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._micro_batches[i]
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        return iter(self._micro_batches)
-
-    def __len__(self) -> int:
-        return len(self._micro_batches)
-
-    @property
-    def streamed(self) -> bool:
-        """Whether micro-batches are made anew for every pass, none of them kept."""
-        return isinstance(self._micro_batches, _Windows)
-
-    @property
-    def padded(self) -> Iterator[MicroBatch]:
-        """All texts as padded micro-batches of like length: for hooks that need padded tensors."""
-        return (padded for micro in self for padded in micro.padded)
-
-
-class _Windows(Sequence[MicroBatch]):
-    """The micro-batches of a stream: made window by window, anew by every iteration.
-
-    group: of which this rank's micro-batches are made alone.
-    """
-
-    def __init__(self, stream: Stream, cut: _Cutting, group: Any = None) -> None:
-        self._stream, self._cut, self._group = stream, cut, group
-
-    def over(self, group: Any) -> _Windows:
-        return _Windows(self._stream, self._cut, group)
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        takes, number = Division(self._group).takes, 0
-        for batch, text, window in self._stream.windows():
-            number = yield from self._cut(window, batch, text, number, takes)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __getitem__(self, i: Any) -> Any:
-        return list(self)[i]
-
-
 # What one more length group costs, in tokens. A padded group costs a forward pass of its own, a group of packed texts a
 # call of the attention kernel. On a GPU that is some ten launches a layer; padding, which only attention computes, is
 # cheaper. Measured on a CPU; for packed texts on CUDA chosen by the profile of a step; else assumed.
@@ -231,73 +92,6 @@ MAX_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
 
 
 PACKED_MAX_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
-
-
-CACHE_BYTES = 2**30  # the most that the layer-input caches of one model hold together
-
-
-@torch.inference_mode(False)  # the tensors serve passes with gradients, whatever mode is on outside
-def prepare(
-    batches: Iterable[Batch] | Prepared, model: nn.Module, together: bool = False, max_tokens: int | None = None
-) -> Prepared:
-    """Cut batches into micro-batches, sorted by length, on the model's device.
-
-    batches: mappings of tensors (text, ...): what the model's forward takes, and optionally ``labels`` (text, ...), or
-    ``start_positions`` and ``end_positions`` (text,).
-    together: texts are sorted across batches (evaluation, where a batch means nothing).
-    max_tokens: the most tokens, padding counted, that one micro-batch holds (a single longer text goes alone); it
-    bounds the memory of a forward and backward pass. Default by device.
-
-    Batches keep their own width and their padding where cutting padding is not known to change nothing: the model is
-    none of the known classifiers, its logits are of tokens or choices, or a tensor is not known
-    to have a row a text (``PER_TEXT``) or an entry a token (``PER_TOKEN``).
-
-    Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
-    unequal first dimension, a text with nothing but padding, numbers that are in no table of the model, a text longer
-    than the model takes, something that its forward does not take, batches that do not go together, a model whose
-    weights are not there, on several devices or made within torch.inference_mode, one that gives no logits of the axes
-    of its problem, or one whose registered row gives a head what is not its own. Labels are not checked
-    here but where they are used.
-    """
-    if isinstance(batches, Prepared):
-        return _prepared_for(model, batches)
-    parameter_of(model)
-    if is_stream(batches):
-        stream = Stream(batches, model, _trims(model))
-        _, _, first = next(stream.windows())
-        _try_out(model, first)
-        cut = _Cutting.of(first, model, stream.alike, together, max_tokens)
-        return Prepared(_Windows(stream, cut), cut.packing, stream, _traits(model), together, max_tokens)
-    found = list(checked(batches, model))
-    _try_out(model, found)
-    cut = _Cutting.of(found, model, all(map(_trims(model), found)), together, max_tokens)
-    return Prepared(list(cut(found)), cut.packing, found, _traits(model), together, max_tokens)
-
-
-def try_pass(batch: Batch, model: nn.Module, numbers: Tensor | None = None) -> Tensor:
-    """The logits of a batch as it is, all texts together. numbers: (text,) what errors call them.
-
-    Raises as ``prepare`` does, and ``PassError`` where the model fails.
-    """
-    (one,) = checked([batch], model)
-    with evaluating(model), torch.no_grad():
-        return logits_of(model, _inputs_on(parameter_of(model).device, one), numbers)
-
-
-def _inputs_on(device: torch.device, batch: Batch) -> dict[str, Tensor]:
-    """What the model's forward takes of a batch."""
-    return {name: tensor.to(device) for name, tensor in batch.items() if name not in LABELS}
-
-
-def _try_out(model: Any, batches: Iterable[Batch]) -> None:
-    """``try_out`` a model of a known family; the first texts of ``batches`` serve too."""
-
-    def inputs() -> dict[str, Tensor]:
-        first = {name: tensor[:2] for name, tensor in next(iter(batches)).items()}
-        return _inputs_on(parameter_of(model).device, first)
-
-    if getattr(model.config, "model_type", "") in FAMILIES:
-        try_out(model, inputs)
 
 
 @dataclass(frozen=True)
@@ -372,82 +166,6 @@ def _moved(micro: MicroBatch, batch: int, text: int) -> MicroBatch:
     """``micro`` of later texts: its first batch and text have these numbers."""
     slices = tuple(replace(one, batch=one.batch + batch) for one in micro.batch_slices)
     return replace(micro, index=micro.index + text, batch_slices=slices)
-
-
-def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
-    """``prepared``, made anew if it does not fit ``model``: it was made for another model, or its texts are packed and
-    the model has since got a hook that rules packing out."""
-    parameter_of(model)
-    if prepared.batches:
-        _try_out(model, prepared.batches)
-    same = prepared.made_for in ((), _traits(model))
-    if same and (prepared.packing is None or not prepared.batches or packable(model)):
-        return prepared
-    anew = prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
-    return anew.with_observer(prepared.observer).over(prepared.group)
-
-
-def given_and_prepared(
-    batches: Iterable[Batch] | Prepared, model: nn.Module, group: Any, together: bool = False
-) -> tuple[Iterable[Batch], Prepared]:
-    """The batches as they were given, and prepared for ``model``, divided over the ranks of ``group``."""
-    given = batches if isinstance(batches, Prepared) or is_stream(batches) else list(batches)
-    prepared = prepare(given, model, together=together).over(group)
-    return prepared.batches if isinstance(given, Prepared) else given, prepared
-
-
-def same_batches(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
-    """Whether two lists of batches hold the same tensors; whether two streams are one and the same."""
-    return a is b or (
-        isinstance(a, Sequence)
-        and isinstance(b, Sequence)
-        and len(a) == len(b)
-        and all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x) for x, y in zip(a, b, strict=True))
-    )
-
-
-def _traits(model: Any) -> tuple[Any, ...]:
-    """What prepared batches depend on in a model. Removing or masking heads does not change it: linear layers, which
-    may go with the last head of a layer, do not count."""
-    model = getattr(model, "_orig_mod", model)  # of a compiled model
-    parameter = next(model.parameters())
-    modules = tuple((type(m).__module__, type(m).__qualname__) for m in model.modules() if not is_plain(m))
-    of_module = parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
-    return type(model), *of_module, attention_window(model)
-
-
-def _trims(model: nn.Module) -> Callable[[Batch], bool]:
-    """Whether texts of a batch may leave it and lose their padding; all texts, if so for every batch.
-
-    Texts of a known family whose row names no classifier may not: it may read the last token, or count tokens.
-    """
-    known = FAMILIES.get(getattr(model.config, "model_type", ""))
-    of_padding, by_text = known is None or bool(known.classifier), not problem_of(model).heads
-    packs, ignores = packable(model), ignores_padding(model)
-    if packs and causal(model):
-        return partial(_trims_tokens, attention_window(model))
-
-    def trims(batch: Batch) -> bool:
-        if not by_text or any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for name in batch):
-            return False
-        if not of_padding and any(name in PER_TOKEN for name in batch):
-            return False
-        mask = batch.get("attention_mask")  # without one no padding is known, so none is cut
-        return mask is None or packs or (ignores and bool(mask[:, 0].all()))
-
-    return trims
-
-
-def _trims_tokens(window: float, batch: Batch) -> bool:
-    """``_trims`` of a model with logits of tokens: where padding is known, lies behind texts of at most ``window``
-    tokens, and is labelled ``NOT_COUNTED``."""
-    mask, labels = batch.get("attention_mask"), batch.get("labels")
-    if mask is None or any(name not in (*PER_TOKEN, "labels") for name in batch):
-        return False
-    if mask.shape[1] > window or not bool(mask[:, 0].all()):
-        return False
-    behind = mask.flip(1).cummax(1).values.flip(1) == 0  # (text, token)
-    return labels is None or (labels.shape == mask.shape and bool((labels[behind] == NOT_COUNTED).all()))
 
 
 def _per_token(problem: Problem | None) -> tuple[str, ...]:
@@ -601,15 +319,6 @@ def labels_of(micro: MicroBatch, logits: Tensor) -> Tensor:
     return micro.labels if micro.problem is None else micro.problem.foreseen(micro.labels, micro.real)
 
 
-def by_batch(prepared: Prepared) -> Prepared:
-    """``prepared`` as it is. Raises ``ValueError`` where its batches were joined to one, so no sum over them exists."""
-    if prepared.together:
-        raise ValueError(
-            "these batches were prepared together, as one batch: leave out together=True to score by batch."
-        )
-    return prepared
-
-
 def _joined(batches: Sequence[Batch], pad_token: int, per_token: Sequence[str]) -> dict[str, Tensor]:
     """All batches as one, padded to the longest; without labels where these cannot be joined."""
     joined, values = {}, {"input_ids": pad_token, "labels": NOT_COUNTED}
@@ -678,55 +387,3 @@ def _group_sizes(lengths: list[int], overhead: int, most: int) -> list[int]:
         sizes.append(end - cut[end])
         end = cut[end]
     return sizes[::-1]
-
-
-class Forward(Protocol):
-    """A micro-batch -> its logits (text, ...), and the projections that the pass absorbed."""
-
-    def __call__(
-        self, micro: MicroBatch, cache: LayerInputCache = ...
-    ) -> tuple[Tensor, Sequence[AbsorbedProjection]]: ...
-
-
-@contextmanager
-def forwarding(model: nn.Module, prepared: Prepared) -> Iterator[Forward]:
-    """For a ``with`` block, the function that passes micro-batches of ``prepared`` through ``model``."""
-    if prepared.packing is None:
-        yield lambda micro, cache=NO_CACHE: (logits_of(model, micro.inputs, micro.index), ())
-        return
-    with packed_forward(model, prepared.packing) as forward:
-
-        def guarded(
-            micro: MicroBatch, cache: LayerInputCache = NO_CACHE
-        ) -> tuple[Tensor, Sequence[AbsorbedProjection]]:
-            with naming_texts(model, micro.inputs, micro.index, again=False):
-                return forward(micro.inputs, cast(PackedTexts, micro.packed), cache)
-
-        yield guarded
-
-
-def layer_input_caches(model: nn.Module, prepared: Prepared) -> list[LayerInputCache]:
-    """An empty layer-input cache for each micro-batch.
-
-    It is for all layers, or for every second, third ... where all would take more than ``CACHE_BYTES``; for none where
-    one layer would, texts go through padded, or layers share a block. A stream has no micro-batch to keep one for, so
-    it gets an empty list.
-    """
-    layers, parameter = len(layers_of(model)), next(model.parameters())
-    if prepared.streamed:
-        return []
-    if prepared.packing is None or prepared.packing.passes != layers:
-        return [NO_CACHE] * len(prepared)
-    tokens = sum(int(micro.lengths.sum()) for micro in prepared)
-    hidden: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
-    size = tokens * hidden * parameter.element_size()
-    if size > CACHE_BYTES:
-        return [NO_CACHE] * len(prepared)
-    return [LayerInputCache(range(0, layers, math.ceil(size * layers / CACHE_BYTES))) for _ in prepared]
-
-
-def with_caches(prepared: Prepared, caches: Sequence[LayerInputCache]) -> Iterator[tuple[MicroBatch, LayerInputCache]]:
-    """Each micro-batch with its cache; where there are no caches, with none."""
-    if not caches:
-        return ((micro, NO_CACHE) for micro in prepared)
-    return zip(prepared, caches, strict=True)

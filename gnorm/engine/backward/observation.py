@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..heads import AttentionBlock, blocks_of, table_of
-from .batches import MicroBatch, Prepared
-from .packing import NO_CACHE, logits_of, not_finite, packed_forward
-from .padding import LengthGroup
-from .products import faster_products
-from .ranks import OrderedSums, gather
-from .state import evaluating
+from ..forward.packing import NO_CACHE, logits_of, not_finite, packed_forward
+from ..forward.padding import LengthGroup
+from ..forward.products import faster_products
+from ..model.blocks import AttentionBlock, blocks_of, table_of
+from ..model.state import evaluating
+from ..texts.batches import Prepared
+from ..texts.micro_batches import MicroBatch
+from ..texts.ranks import OrderedSums, gather
 
 # Called with the layer, a tensor of its block (text, ...), and which tokens are real (text, token), None for all: of
 # those that queries come from, and of those that keys come from.

@@ -3,7 +3,7 @@ own.
 
 Such a model is tried before it is believed, at its first use by any function, once for each class, configuration and
 row. Everything happens on a copy with random weights in its attention blocks, so that heads differ and no gate or norm
-hides what they do: ``rows.try_row``, and then heads are removed and the results held against those of masks.
+hides what they do: ``family_check.try_row``, and then heads are removed and the results held against those of masks.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine.errors import in_short
-from .engine.families import FAMILIES
-from .engine.rows import try_row
-from .engine.state import evaluating
-from .engine.trial_runs import as_ours, differ, key_of, outputs, runnable, with_random_attention
-from .heads import blocks_of, head_mask_of, masked
-from .surgery import remove_heads
+from ..model.blocks import blocks_of, mask_of
+from ..model.errors import in_short
+from ..model.families import FAMILIES
+from ..model.known_models import is_tested
+from ..model.masking import masking
+from ..model.removal import remove
+from ..model.state import evaluating
+from .family_check import try_row
+from .trial_runs import as_ours, differ, key_of, outputs, runnable, with_random_attention
 
 _TRIED: dict[tuple[Any, ...], str] = {}  # by class, configuration and row: why heads cannot be removed; "" if they can
+
 
 _AT_WORK = threading.local()
 
@@ -47,6 +50,8 @@ def try_out(model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None
     removed.
     """
     model = getattr(model, "_orig_mod", model)  # of a compiled model
+    if is_tested(model):
+        return
     if model.config.model_type not in FAMILIES or getattr(_AT_WORK, "now", False):
         return
     intact = all(map(all, getattr(model.config, "head_mask", None) or ()))
@@ -72,7 +77,7 @@ def try_out(model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None
 
 def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]]) -> str:
     """What is wrong with ``copy``, which is in eval mode, once heads are removed; "" where nothing is."""
-    heads, name = head_mask_of(copy), type(copy).__name__
+    heads, name = mask_of(blocks_of(copy)), type(copy).__name__
     with torch.no_grad():
         whole, again = ([outputs(copy, one) for one in examples] for _ in range(2))
     if any(differ(*two) for two in zip(again, whole, strict=True)):
@@ -84,9 +89,9 @@ def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]]) -> str:
     unequal, last = numbers % 3 > 0, torch.arange(len(heads))[:, None] == len(heads) - 1
     for mask in (unequal, unequal & ~last, numbers < 0):
         with torch.no_grad():
-            with masked(copy, mask):
+            with masking(copy, blocks_of(copy), mask):
                 expected = [outputs(copy, one) for one in examples]
-            remove_heads(copy, mask)
+            remove(copy, mask)
             try:
                 found = [outputs(copy, one) for one in examples]
             except Exception as error:  # noqa: BLE001 - whatever a module makes of unusual sizes

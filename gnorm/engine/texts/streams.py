@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import Batch, checked, size_of, tables_of, usable, with_decoder
+from ..model.sizes import Batch, size_of, tables_of
+from .checks import checked, usable, with_decoder
 
 WINDOW_TEXTS = 4096  # texts that are sorted by length and packed together, at least
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .batches import MicroBatch, Prepared, labels_of
-from .packing import not_finite
-from .problems import NOT_COUNTED, Problem, problem_of
-from .ranks import gather
+from .forward.packing import not_finite
+from .model.problems import NOT_COUNTED, Problem, problem_of
+from .texts.batches import Prepared
+from .texts.micro_batches import MicroBatch, labels_of
+from .texts.ranks import gather
 
 # (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> what is kept of each text
 Kept = Callable[[Problem, Tensor, Tensor], Tensor]

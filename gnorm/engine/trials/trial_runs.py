@@ -10,17 +10,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..heads import blocks_of, mask_of, owners_of
-from .checks import parameter_of
-from .errors import in_short
+from ..model.blocks import blocks_of, mask_of, owners_of
+from ..model.errors import in_short
+from ..model.families import FAMILIES
+from ..model.sizes import parameter_of
+from ..model.state import copy_of
 from .examples import examples_of, inputs_of, longest_input, usual_lengths
-from .families import FAMILIES
-from .state import copy_of
 
 # Of a configuration: what changes nothing of how attention is computed.
 NO_DIFFERENCE = ("_name_or_path", "architectures", "auto_map", "head_mask", "pruned_heads", "transformers_version")
 
+
 T = TypeVar("T")
+
 
 SHAPES = ((2, 3), (2, 24), (1, 160))  # texts, and tokens of the longest; fewer where the model takes fewer
 

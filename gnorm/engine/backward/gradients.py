@@ -13,18 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..heads import AttentionBlock, blocks_of, head_mask_of, is_masked, table_of
-from ..norms import log_norm
-from .batches import Forward, MicroBatch, Prepared, by_batch, forwarding, prepare
-from .checks import Batch
+from ..forward.packing import not_finite
+from ..forward.products import faster_products
+from ..forwarding import Forward, forwarding
+from ..model.blocks import AttentionBlock, blocks_of, mask_of, table_of
+from ..model.masking import is_masked
+from ..model.norms import log_norm
+from ..model.projections import Projection, size_of_module
+from ..model.sizes import Batch
+from ..model.state import evaluating
+from ..texts.batches import Prepared, by_batch, prepare
+from ..texts.micro_batches import MicroBatch
+from ..texts.ranks import in_order
 from .factors import Factors, gradients_of, log_norms
-from .packing import not_finite
-from .products import faster_products
-from .projections import Projection, size_of_module
-from .ranks import in_order
-from .state import evaluating
 
 READ_TOGETHER = 1024  # batches whose norms leave the device together
+
 
 QKV = ("query", "key", "value")  # the projections of the paper's score
 
@@ -296,9 +300,10 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     Raises ``ValueError`` where heads have been removed from the model (masking is fine), where several query heads
     share a key, and as ``prepare`` does.
     """
-    if not bool(head_mask_of(model).all()):
+    blocks = blocks_of(model)
+    if not bool(mask_of(blocks).all()):
         raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
-    if (queries := blocks_of(model)[0].queries_per_head) > 1:
+    if (queries := blocks[0].queries_per_head) > 1:
         raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
     prepared = prepare(batches, model)
     with evaluating(model), faster_products(model), forwarding(model, prepared) as forward:

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 P = ParamSpec("P")
+
+
 T = TypeVar("T")
 
 

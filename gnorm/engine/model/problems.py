@@ -13,7 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 # The label of a text, or of a token, that metrics and losses leave out, as torch.nn.functional.cross_entropy does.
 NOT_COUNTED = -100
 
+
 POSITIONS = ("start_positions", "end_positions")  # the labels of question answering: the first token and the last one
+
 
 LABELS = ("labels", *POSITIONS)  # what a batch calls its labels
 
@@ -54,6 +56,7 @@ def _squares(logits: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
 
 
 BINARY_CROSS_ENTROPY = Loss(_binary, lambda z, y: z.sigmoid() - y)
+
 
 SQUARED_ERROR = Loss(_squares, lambda z, y: 2 * (z - y))
 
@@ -254,6 +257,7 @@ _ROWS = (
         side="decoder_",
     ),
 )
+
 
 PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
 

@@ -14,10 +14,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from ..norms import log_norm
-from .batches import BatchSlice, MicroBatch
-from .fp32 import cheap_in_fp32, safe_in_fp32
-from .products import product
+from ..forward.products import product
+from ..model.norms import cheap_in_fp32, log_norm, safe_in_fp32
+from ..texts.micro_batches import BatchSlice, MicroBatch
 
 # The factors of a weight's gradient dW = dy.T @ x: x (token, in), the input of the projection, and dy (token, out), the
 # gradient of its output. Of an absorbed projection: x (text, head, hidden) and dy (text, head, head_dim).

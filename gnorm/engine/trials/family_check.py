@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads import AttentionBlock, blocks_of
-from .state import evaluating
+from ..model.blocks import AttentionBlock, blocks_of
+from ..model.state import evaluating
 
 SMALL = 1e-3  # of the largest gradient: more than rounding leaves where nothing flows
 

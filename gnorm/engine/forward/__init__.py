@@ -1,0 +1,1 @@
+"""Forward passes of packed and of padded texts."""

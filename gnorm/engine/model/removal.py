@@ -1,0 +1,99 @@
+"""Heads that go for good: weights are sliced, and what counts or lists heads follows."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import AttentionBlock, blocks_of, checked_mask, mask_of
+from .families import FAMILIES, Family
+from .fewer_heads import count_heads, cut_argument, cut_argument_of_layers, drop_projections, skip_attention
+from .masking import refuse_removal
+from .projections import cut
+from .state import copy_of, in_use, with_own_config
+
+log = logging.getLogger(__name__)
+
+
+# Options of a generation configuration that list heads of cross-attention as (layer, head): Whisper's, for timestamps.
+HEADS_BY_NUMBER = ("alignment_heads",)
+
+
+def remove(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
+    """``gnorm.remove_heads`` of a model that has been tried."""
+    with in_use(model):
+        blocks = blocks_of(model)
+        refuse_removal(blocks)
+        new_mask = checked_mask(mask, blocks) & mask_of(blocks)
+        numbers = _renumbered(model, blocks, new_mask)
+        family = FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
+        for block, row in zip(blocks, new_mask, strict=True):
+            stay = row[list(block.kept)]  # (kept,)
+            as_version_1 = not row.any() and block.projections  # without rows, since version 1.0 cut them so
+            if not stay.all() or as_version_1:
+                for module, parts in block.by_module().items() if stay.any() else ():
+                    rows = torch.cat([part.rows[stay].flatten() for part in parts]).sort().values
+                    cut(module, rows, parts[0].of_input)
+                _adapt(block, row.nonzero()[:, 0].tolist(), family)
+        if not new_mask.all():
+            with_own_config(model).head_mask = new_mask.int().tolist()
+        if numbers:
+            plain: Any = getattr(model, "_orig_mod", model)  # of a compiled model
+            plain.generation_config = _with_numbers(plain.generation_config, numbers)
+
+
+def as_removed(model: Any) -> Any:
+    """``model`` as ``remove_heads`` leaves one: itself; where version 1.0 left projections without rows, a copy."""
+    if all(block.kept or not block.projections for block in blocks_of(model)):
+        return model
+    smaller = copy_of(getattr(model, "_orig_mod", model))  # of a compiled model
+    remove(smaller, mask_of(blocks_of(smaller)))
+    return smaller
+
+
+def _renumbered(model: Any, blocks: Sequence[AttentionBlock], mask: Tensor) -> dict[str, list[list[int]]]:
+    """The options ``HEADS_BY_NUMBER`` of a model, as the heads are numbered once those that ``mask`` keeps are left."""
+    crossing = [(block.kept, row) for block, row in zip(blocks, mask, strict=True) if block.sides == ("decoder_", "")]
+    found: dict[str, list[list[int]]] = {}
+    for name in HEADS_BY_NUMBER if crossing else ():
+        given = getattr(getattr(model, "generation_config", None), name, None)
+        try:
+            for layer, number in () if given is None else given:
+                kept, row = crossing[layer]
+                head = kept[number]
+                found.setdefault(name, []).extend([[int(layer), int(row[:head].sum())]] if row[head] else [])
+        except (IndexError, TypeError, ValueError):
+            raise ValueError(
+                f"generation_config.{name}={given} does not list heads that are left as (layer, head), of "
+                f"{len(crossing)} layers of cross-attention: correct it, or delete it."
+            ) from None
+    return found
+
+
+def _with_numbers(generation_config: Any, numbers: Mapping[str, list[list[int]]]) -> Any:
+    """A copy of ``generation_config``, which other models may share, with these lists of heads; without empty ones."""
+    changed = copy.deepcopy(generation_config)
+    for name, heads in numbers.items():
+        setattr(changed, name, heads)
+        if not heads:
+            delattr(changed, name)
+            log.warning("no head of generation_config.%s is left: it is deleted, and what reads it is refused.", name)
+    return changed
+
+
+def _adapt(block: AttentionBlock, heads: list[int], family: Family) -> None:
+    """Make the attention module of a block work with ``heads``, whose weights alone are left."""
+    count_heads(block.module, len(heads), max(1, len(block.kept)))
+    if block.shared_bias:
+        cut_argument_of_layers(block.module, heads, block.per_head, *block.shared_bias)
+    elif block.per_head:
+        cut_argument(block.module, heads, block.per_head)
+    if not heads:
+        drop_projections(block.owner, family.inputs, family.output)
+    if block.skippable and not heads:
+        skip_attention(block.module, block.owner, family.output, block.norm, bool(block.shared_bias))

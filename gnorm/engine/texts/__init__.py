@@ -1,0 +1,1 @@
+"""Batches as a user gives them, checked and cut into micro-batches."""

@@ -1,0 +1,1 @@
+"""Models that the package's tests say nothing of, tried before they are believed."""
