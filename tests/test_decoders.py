@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import gnorm
 from gnorm.criteria import gnorm_by_text, gnorm_cross_entropy, gnorm_margin, head_importance, oracle
-from gnorm.engine.forward.failures import forwarding, layer_input_caches
 from gnorm.engine.forward.packing import Packing
+from gnorm.engine.forwarding import forwarding, layer_input_caches
 from gnorm.engine.model.families import FAMILIES
 from gnorm.engine.texts.batches import prepare
 

@@ -12,8 +12,8 @@ from tiny import SIZES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.backward.mask_derivatives import mask_derivatives
-from gnorm.engine.forward.failures import forwarding, layer_input_caches
 from gnorm.engine.forward.packing import NO_CACHE, Packing
+from gnorm.engine.forwarding import forwarding, layer_input_caches
 from gnorm.engine.model.families import FAMILIES
 from gnorm.engine.texts.batches import Prepared, prepare
 

@@ -7,7 +7,7 @@ from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine.forward.failures import layer_input_caches
+from gnorm.engine.forwarding import layer_input_caches
 from gnorm.engine.texts import streams
 
 

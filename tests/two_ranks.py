@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine.forward.failures import forwarding
+from gnorm.engine.forwarding import forwarding
 from gnorm.engine.model.blocks import table_of
 from gnorm.engine.model.state import evaluating
 from gnorm.engine.texts import streams
