@@ -91,7 +91,7 @@ def without_feed_forward(model: nn.Module) -> Iterator[None]:
     config: Any = model.config
     with ExitStack() as hooks:
         hooks.enter_context(in_use(model, masks=True))
-        hooks.enter_context(uncompiled(model))
+        hooks.enter_context(uncompiled(model.modules()))
         for linear in _named(model, FAMILIES[config.model_type].feed_forward):
             hooks.callback(linear.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),)).remove)
         yield

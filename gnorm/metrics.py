@@ -6,17 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .engine.forward.packing import LayerInputCache
-from .engine.forward.products import faster_products
-from .engine.forwarding import forwarding, with_caches
+from .engine.forwarding import passes, with_caches
 from .engine.measures import Measure, by_scipy, by_sklearn, perplexity, ratio, share_of_hits, span_f1
 from .engine.model.blocks import config_of
 from .engine.model.problems import PROBLEMS, problem_of
 from .engine.model.sizes import Batch
-from .engine.model.state import evaluating, in_use
+from .engine.model.state import in_use
 from .engine.tally import Kept, Tally, hits, labels_in_order, losses, predictions, token_hits
 from .engine.texts.batches import Prepared, prepare
 
@@ -107,8 +105,8 @@ def kept_of(
     config_of(model)  # refuses what is no model
     with in_use(model):
         prepared = prepare(batches, model, together=True)
-        tally = Tally(prepared, model, metric.kept, metric.name)
-        with evaluating(model), faster_products(model), forwarding(model, prepared) as forward, torch.no_grad():
+        tally = Tally(prepared, metric.kept, metric.name)
+        with passes(prepared) as forward:
             for micro, cache in with_caches(prepared.mine, caches or []):
                 tally(forward(micro, cache)[0], micro)
         return tally.result()
@@ -122,7 +120,7 @@ def measure(
     Raises as ``find_metric`` and ``kept_of`` do.
     """
     row, prepared = find_metric(metric, model), prepare(batches, model, together=True)
-    return row.value(kept_of(model, prepared, row).numpy(), labels_in_order(prepared, model).numpy())
+    return row.value(kept_of(model, prepared, row).numpy(), labels_in_order(prepared).numpy())
 
 
 def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .engine.forwarding import layer_input_caches
-from .engine.model.blocks import blocks_of, mask_of
+from .engine.model.blocks import config_of
 from .engine.model.masking import refuse_removal
+from .engine.model.removal import remove
 from .engine.model.sizes import Batch
 from .engine.model.state import copy_of, in_use
+from .engine.model.subject import Subject
 from .engine.tally import Tally, as_json, from_json, labels_in_order
 from .engine.texts.batches import Prepared, given_and_prepared, same_batches
 from .engine.texts.checks import check_labels
@@ -30,7 +32,6 @@ from .engine.trials.trial import try_out
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .methods import Method, find_method
 from .metrics import METRICS, Measure, Metric, find_metric, kept_of
-from .surgery import remove_heads
 from .trajectory import NEAR_TIE, Trajectory
 
 
@@ -79,8 +80,8 @@ def prune(
     ``TypeError`` for numbers that are not whole and batches of no tensors; ``RuntimeError`` where another run is
     writing the journal; ``OSError`` where the journal cannot be written, finished steps kept.
     """
-    row, model = find_method(method), getattr(model, "_orig_mod", model)  # of a compiled model
-    start = _head_mask(model)
+    row, subject = find_method(method), Subject(model)
+    model, start = subject.model, _head_mask(subject)
     counts = _checked_counts(method, int(start.sum()), seed, trials, steps, heads_per_step)
     rescore_every = whole("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
     metric = find_metric(metric, model)
@@ -124,12 +125,12 @@ def prune(
     return _trajectory(finished, start, texts, info)
 
 
-def _head_mask(model: nn.Module) -> Tensor:
+def _head_mask(subject: Subject) -> Tensor:
     """(layer, head) bool mask of a model whose heads can be removed."""
-    blocks = blocks_of(model)  # refuses what is no model; its texts serve to try it
-    with in_use(model):
-        refuse_removal(blocks)
-        return mask_of(blocks)
+    config_of(subject.model)  # refuses what is no model
+    with in_use(subject.model):
+        refuse_removal(subject.blocks)
+        return subject.mask
 
 
 def _checked_counts(method: str, heads: int, seed: Any, trials: Any, steps: Any, heads_per_step: Any) -> dict[str, int]:
@@ -195,11 +196,11 @@ class _Texts:
         """The texts, checked. Raises as ``prepare`` and ``check_labels`` do."""
         given, score_on = given_and_prepared(scoring, model, group)
         held_out, evaluate_on = given, score_on
-        if evaluation is not None:
+        if evaluation is not None and not (evaluation is scoring and isinstance(scoring, Sequence)):
             held_out, evaluate_on = given_and_prepared(evaluation, model, group, together=True)
         check_labels(held_out, model, metric.name, "evaluation batch", not_counted=False)
         measure_on = score_on if same_batches(given, held_out) else evaluate_on
-        labels = labels_in_order(measure_on, model).numpy()
+        labels = labels_in_order(measure_on).numpy()
         return cls((given, held_out), score_on, measure_on, metric, labels)
 
     @property
@@ -273,8 +274,8 @@ class _Worker:
     ) -> None:
         self.row, self.intact, self.texts, self.measured = row, model, texts, measured
         self.seed, self.trial, self.rescore_every, self.layers = seed, trial, rescore_every, layers
-        self.model, self.mask, self.start = copy_of(model), start.clone(), start
-        self.layer_inputs = layer_input_caches(self.model, texts.evaluation.mine)
+        self.subject, self.mask, self.start = Subject(copy_of(model)), start.clone(), start
+        self.layer_inputs = layer_input_caches(texts.evaluation.of(self.subject).mine)
         self.steps = 0  # done so far
         self.scores: Tensor | None = None  # that the next step chooses by; None where they are to be taken
         self.scored = start.clone()  # the mask of the model that they are taken of
@@ -299,11 +300,12 @@ class _Worker:
 
     def _score(self, batches: Prepared) -> Tensor:
         """(layer, head) scores of the model as it was when they were last due."""
-        model = self.model  # the worker's own: other threads may be at work on the intact one
+        model = self.subject.model  # the worker's own: other threads may be at work on the intact one
+        batches = batches.of(self.subject, held=True)
         if not bool((self.scored == self.mask).all()):  # a run goes on between two scorings
             model = self.intact
             if not bool((self.scored == self.start).all()):
-                remove_heads(model := copy_of(self.intact), self.scored)
+                model = remove(Subject(copy_of(self.intact)), self.scored).model
         began = time.perf_counter()
         scores = self.row.scores(model, batches, _generator(self.seed, self.trial))
         scores = gather(batches.group, scores)[0]  # those of the first rank, whatever the others computed
@@ -335,20 +337,21 @@ class _Worker:
             self.steps += 1
             if self._due():
                 self.scores, self.scored = None, self.mask.clone()
-            remove_heads(self.model, self.mask)
+            self.subject = remove(self.subject, self.mask)
             for of_micro_batch in self.layer_inputs:
                 of_micro_batch.forget(above=min(layer for layer, _, _ in gone))
 
     def _measured(self, score_too: bool) -> _Measured:
         """As measured before where this mask was; read off the passes that score, if ``score_too``."""
         texts, metric = self.texts, self.texts.metric
-        tally = Tally(texts.evaluation, self.model, metric.kept, metric.name)
+        tally = Tally(texts.evaluation, metric.kept, metric.name)
         if score_too:
             self.scores = self._score(texts.scoring.with_observer(tally))
         state = self.mask.numpy().tobytes()
         if state not in self.measured:
             whole = tally.complete
-            kept = tally.result() if whole else kept_of(self.model, texts.evaluation, metric, self.layer_inputs)
+            evaluation = texts.evaluation.of(self.subject, held=True)
+            kept = tally.result() if whole else kept_of(self.subject.model, evaluation, metric, self.layer_inputs)
             self.measured[state] = _Measured.of(kept.numpy(), texts)
         return self.measured[state]
 

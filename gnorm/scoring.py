@@ -13,13 +13,12 @@ from torch.utils.hooks import RemovableHandle
 
 from .engine.backward.gradients import QKV, gradient_norms, log_norm_of
 from .engine.backward.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
-from .engine.model.blocks import AttentionBlock, blocks_of
+from .engine.model.blocks import AttentionBlock
 from .engine.model.known_models import plain_attention
 from .engine.model.sizes import Batch
 from .engine.model.state import attention_implementation, in_use
-from .engine.texts.batches import Prepared, prepare
+from .engine.texts.batches import Prepared, prepare, subject_of
 from .engine.texts.micro_batches import MicroBatch
-from .heads import head_mask_of
 
 
 class Criterion(Protocol):
@@ -118,7 +117,9 @@ def attention_entropy(
     if form not in ENTROPY_FORMS:
         raise ValueError(f"entropy form {form!r} is not known; choose one of {', '.join(ENTROPY_FORMS)}.")
 
-    queries = blocks_of(model)[0].queries_per_head
+    prepared = prepare(batches, model)
+    subject = prepared.subject
+    queries = subject.blocks[0].queries_per_head
 
     def entropy(weights: Tensor, mask: Tensor | None) -> Tensor:
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))  # (text, query head, query, key)
@@ -136,12 +137,12 @@ def attention_entropy(
 
         return block.module.register_forward_hook(hook)
 
-    prepared = prepare(batches, model)
     if prepared.packing is not None:
-        return mean_over_texts(model, prepared, run_packed, entropy)
-    eager = attention_implementation(model, "eager") if plain_attention(model) else nullcontext()
-    with in_use(model), eager, returning_attentions(model):  # own attention functions keep their own weights
-        return mean_over_texts(model, prepared, partial(run_padded, register_hook=register_hook), entropy)
+        return mean_over_texts(prepared, run_packed, entropy)
+    plain = plain_attention(subject.modules)  # own attention functions keep their own weights
+    eager = attention_implementation(subject.model, "eager", subject.modules) if plain else nullcontext()
+    with in_use(subject.model), eager, returning_attentions(subject.blocks):
+        return mean_over_texts(prepared, partial(run_padded, register_hook=register_hook), entropy)
 
 
 def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -152,17 +153,18 @@ def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> 
 
     Raises ``ValueError`` where logits are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
-    context_dim = blocks_of(model)[0].context_dim
+    prepared = prepare(batches, model)
+    context_dim = prepared.subject.blocks[0].context_dim
 
     def energy(context: Tensor, mask: Tensor | None) -> Tensor:  # context: (text, token, head * context_dim)
         return context.double().unflatten(-1, (-1, context_dim)).square().sum(-1).transpose(1, 2)
 
-    return mean_over_texts(model, prepare(batches, model), run_on_contexts, energy)
+    return mean_over_texts(prepared, run_on_contexts, energy)
 
 
 def uniform_scores(
     model: nn.Module, batches: Iterable[Batch] | Prepared, *, generator: torch.Generator | None = None
 ) -> Tensor:
     """Scores drawn uniformly from [0, 1): (layer, head) float64; whatever order they give is a random order."""
-    mask = head_mask_of(model)
+    mask = subject_of(model, batches).mask
     return torch.rand(mask.shape, generator=generator, dtype=torch.float64).masked_fill(~mask, -torch.inf)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .engine.model.blocks import config_of
 from .engine.model.removal import remove
+from .engine.model.subject import Subject
 from .engine.trials.trial import try_out
 
 
@@ -35,4 +36,4 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     """
     config_of(model)  # refuses what is no model
     try_out(model, removal=True)
-    remove(model, mask)
+    remove(Subject(model), mask)

@@ -190,7 +190,7 @@ def train_classifier(
     batches = itertools.chain.from_iterable(itertools.repeat(loader, recipe.epochs))
     with tqdm(batches, f"training {name}", steps, disable=not progress) as bar:
         for batch in bar:
-            with faster_products(model):
+            with faster_products(next(model.parameters())):
                 loss = model(**batch).loss
             optimizer.zero_grad()
             loss.backward()

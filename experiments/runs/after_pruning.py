@@ -12,10 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gnorm.engine.forward.products import faster_products
-from gnorm.engine.forwarding import forwarding
+from gnorm.engine.forwarding import passes
 from gnorm.engine.model.sizes import Batch
-from gnorm.engine.model.state import evaluating
 from gnorm.engine.texts.batches import prepare
 from gnorm.heads import masked
 from gnorm.journal import digest
@@ -39,7 +37,7 @@ def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     """(text, class) float64, in the order in which the batches were given."""
     prepared = prepare(batches, model, together=True)
     index, logits = [], []
-    with evaluating(model), faster_products(model), forwarding(model, prepared) as forward, torch.inference_mode():
+    with passes(prepared) as forward:
         for micro in prepared:
             index.append(micro.index)
             logits.append(forward(micro)[0].double().cpu())

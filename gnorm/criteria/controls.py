@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.forward.packing import NO_CACHE, LayerInputCache, not_finite
-from ..engine.forward.products import faster_products
-from ..engine.forwarding import forwarding, layer_input_caches, with_caches
-from ..engine.model.blocks import blocks_of, table_of
-from ..engine.model.problems import NOT_COUNTED, problem_of
+from ..engine.forwarding import Forward, layer_input_caches, passes, with_caches
+from ..engine.model.blocks import table_of
+from ..engine.model.masking import masking
+from ..engine.model.problems import NOT_COUNTED
 from ..engine.model.sizes import Batch
-from ..engine.model.state import copy_of, evaluating
+from ..engine.model.state import copy_of
 from ..engine.texts.batches import Prepared, prepare
 from ..engine.texts.micro_batches import labels_of
 from ..engine.texts.ranks import in_order
 from ..engine.texts.streams import batch_of_texts, remade
-from ..heads import head_mask_of, masked
 from ..scoring import Criterion
 from .of_loss import loss_terms
 
@@ -35,32 +34,33 @@ def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     ``attention_blocks`` do.
     """
     prepared = prepare(batches, model)
-    blocks, mask = blocks_of(model), head_mask_of(model)
-    problem, texts = problem_of(model), int(loss_terms(prepared, model, "the oracle").sum())
+    subject = prepared.subject
+    blocks, problem, texts = subject.blocks, subject.problem, int(loss_terms(prepared, "the oracle").sum())
 
-    def costs(caches: Sequence[LayerInputCache], observed: Prepared) -> Iterator[tuple[int, tuple[int, float]]]:
-        with forwarding(model, prepared) as forward:
-            for micro, cache in with_caches(prepared.mine, caches):
-                logits = forward(micro, cache)[0]
-                labels = labels_of(micro, logits)
-                observed.notify(logits, micro)
-                right_or_wrong = problem.labels == ("text",)
-                wrong = int((logits.argmax(-1) != labels)[labels != NOT_COUNTED].sum()) if right_or_wrong else 0
-                yield micro.number, (wrong, problem.loss_sum(logits.double(), labels).item())
+    def costs(
+        forward: Forward, caches: Sequence[LayerInputCache], observed: Prepared
+    ) -> Iterator[tuple[int, tuple[int, float]]]:
+        for micro, cache in with_caches(prepared.mine, caches):
+            logits = forward(micro, cache)[0]
+            labels = labels_of(micro, logits)
+            observed.notify(logits, micro)
+            right_or_wrong = problem.labels == ("text",)
+            wrong = int((logits.argmax(-1) != labels)[labels != NOT_COUNTED].sum()) if right_or_wrong else 0
+            yield micro.number, (wrong, problem.loss_sum(logits.double(), labels).item())
 
-    def cost(caches: Sequence[LayerInputCache], observed: Prepared) -> float:
+    def cost(forward: Forward, caches: Sequence[LayerInputCache], observed: Prepared) -> float:
         wrong, loss = 0, 0.0
-        for wrong_texts, part in in_order(prepared.group, costs(caches, observed)):
+        for wrong_texts, part in in_order(prepared.group, costs(forward, caches, observed)):
             wrong, loss = wrong + wrong_texts, loss + part
         if not math.isfinite(loss):
             raise ValueError(not_finite("a text"))
         mean = loss / texts
         return wrong + mean / (1 + mean)
 
-    caches = layer_input_caches(model, prepared.mine)
+    caches = layer_input_caches(prepared.mine)
     scores = []
-    with evaluating(model), faster_products(model), torch.no_grad():
-        cost(caches, prepared)  # the intact model: fills the caches, and shows its logits
+    with passes(prepared) as forward:
+        cost(forward, caches, prepared)  # the intact model: fills the caches, and shows its logits
         for layer, block in enumerate(blocks):
             below = [
                 LayerInputCache(c.layers[: c.layers.index(max(found)) + 1], found)
@@ -70,10 +70,10 @@ def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
             ]
             of_block = torch.zeros(len(block.kept), dtype=torch.float64)
             for i, head in enumerate(block.kept):
-                without = mask.clone()
+                without = subject.mask.clone()
                 without[layer, head] = False
-                with masked(model, without):
-                    of_block[i] = cost(below, prepared.with_observer(None))
+                with masking(subject.model, blocks, without):
+                    of_block[i] = cost(forward, below, prepared.with_observer(None))
             scores.append(of_block)
     return table_of(blocks, scores)
 
@@ -101,10 +101,11 @@ def shuffled_labels(
     ``shuffled_weights``, for criteria that look at labels. Raises as ``criterion`` does, for texts without labels, and
     for labels of tokens, which do not fit another text.
     """
-    prepared, problem = prepare(batches, model), problem_of(model)
+    prepared = prepare(batches, model)
+    problem = prepared.subject.problem
     if not problem.by_text:
         raise ValueError(f"labels cannot be dealt out anew where a model gives {problem.gives}: choose another method.")
-    prepared.check_labels(model, "shuffled labels")
+    prepared.check_labels("shuffled labels")
     labels = torch.cat([batch["labels"] for batch in prepared.batches])
     dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]
     shares = dealt.split(batch_of_texts(prepared.batches).bincount().tolist())

@@ -11,7 +11,6 @@ from torch.nn.functional import one_hot
 
 from ..engine.backward.gradients import gradient_norms
 from ..engine.forward.packing import not_finite
-from ..engine.model.problems import problem_of
 from ..engine.model.sizes import Batch, size_of
 from ..engine.texts.batches import Prepared, prepare
 from ..engine.texts.micro_batches import MicroBatch, labels_of
@@ -43,7 +42,7 @@ def gnorm_cross_entropy(model: nn.Module, batches: Iterable[Batch] | Prepared) -
     gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
     prepared = prepare(batches, model)
-    problem, terms = problem_of(model), loss_terms(prepared, model, "cross-entropy")
+    problem, terms = prepared.subject.problem, loss_terms(prepared, "cross-entropy")
 
     def of_loss(logits: Tensor, micro: MicroBatch) -> Tensor:
         return problem.loss_derivative(logits, labels_of(micro, logits))

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.backward.mask_derivatives import mask_derivatives
-from ..engine.model.blocks import blocks_of, table_of
-from ..engine.model.problems import problem_of
+from ..engine.model.blocks import table_of
 from ..engine.model.sizes import Batch
 from ..engine.texts.batches import Prepared, by_batch, prepare
 from ..engine.texts.ranks import gather, in_order
@@ -27,8 +26,8 @@ def head_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
     prepared = prepare(batches, model)
-    terms = loss_terms(prepared, model, "head importance")
-    return _sum_over_texts(model, prepared, terms, torch.abs) / (terms > 0).sum()
+    terms = loss_terms(prepared, "head importance")
+    return _sum_over_texts(prepared, terms, torch.abs) / (terms > 0).sum()
 
 
 def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -38,20 +37,20 @@ def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     Fisher matrix. Raises as ``head_importance`` does.
     """
     prepared = prepare(batches, model)
-    terms = loss_terms(prepared, model, "Fisher information")
-    return _sum_over_texts(model, prepared, terms, torch.square)
+    terms = loss_terms(prepared, "Fisher information")
+    return _sum_over_texts(prepared, terms, torch.square)
 
 
-def _sum_over_texts(model: nn.Module, prepared: Prepared, terms: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+def _sum_over_texts(prepared: Prepared, terms: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     """(layer, head) the sum over texts of ``of`` (text, kept head) the derivatives of their losses by the masks.
 
     terms: (text,) the terms of each text's loss, which is their mean.
     """
-    blocks = blocks_of(model)
+    blocks = prepared.subject.blocks
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
 
     def summands() -> Iterator[tuple[int, list[Tensor]]]:
-        for micro, derivatives in mask_derivatives(model, blocks, prepared):
+        for micro, derivatives in mask_derivatives(prepared):
             each = terms[micro.index].clamp(min=1)[:, None]
             yield micro.number, [of(d / each).sum(0) for d in derivatives]
 
@@ -70,14 +69,14 @@ def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
 
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
-    blocks = blocks_of(model)
     prepared = by_batch(prepare(batches, model))
-    terms = loss_terms(prepared, model, "output saliency")
+    blocks = prepared.subject.blocks
+    terms = loss_terms(prepared, "output saliency")
     batch_of = batch_of_texts(prepared.batches)
     sizes = torch.zeros(int(batch_of.max()) + 1, dtype=torch.long).index_add(0, batch_of, terms)
     sizes = sizes.clamp(min=1)[:, None]  # (batch, 1)
     sums = [torch.zeros(len(sizes), len(block.kept), dtype=torch.float64) for block in blocks]
-    for micro, derivatives in mask_derivatives(model, blocks, prepared):
+    for micro, derivatives in mask_derivatives(prepared):
         sums = [total.index_add(0, batch_of[micro.index], d) for total, d in zip(sums, derivatives, strict=True)]
     sums = [torch.stack(of_ranks).sum(0) for of_ranks in zip(*gather(prepared.group, sums), strict=True)]  # 0 elsewhere
     return table_of(blocks, [(total / sizes).abs().sum(0) / (terms > 0).sum() for total in sums])
@@ -112,10 +111,10 @@ def _rescaled(scores: Tensor) -> Tensor:
     return (scores - left.min()) / (left.max() - left.min())
 
 
-def loss_terms(prepared: Prepared, model: nn.Module, purpose: str) -> Tensor:
+def loss_terms(prepared: Prepared, purpose: str) -> Tensor:
     """(text,) int64: how many terms the loss of each text has; all labels are checked."""
-    prepared.check_labels(model, purpose)
-    problem = problem_of(model)
+    prepared.check_labels(purpose)
+    problem = prepared.subject.problem
 
     def terms() -> Tensor:
         found = map(problem.foreseen_in, prepared.batches)

@@ -10,17 +10,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..engine.backward.observation import mean_over_texts, run_padded, sums_over_contexts
-from ..engine.model.blocks import AttentionBlock, blocks_of, table_of
+from ..engine.model.blocks import AttentionBlock, table_of
 from ..engine.model.norms import log_norm
 from ..engine.model.sizes import Batch
-from ..engine.texts.batches import Prepared, prepare
-from ..heads import attention_blocks
+from ..engine.texts.batches import Prepared, prepare, subject_of
 
 
 def weight_magnitude(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """Natural logarithm of the L2 norm of a head's weights: (layer, head); rows of query, key and value, columns of
     the output projection, no biases. Looks at no text."""
-    blocks = attention_blocks(model)
+    blocks = subject_of(model, batches).blocks
     norms = []
     for block in blocks:
         if not block.kept:
@@ -55,7 +54,7 @@ def output_norm(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor
         return block.output.register_forward_pre_hook(norms)
 
     run = partial(run_padded, register_hook=register_hook)
-    return mean_over_texts(model, prepare(batches, model), run, lambda norms, _mask: norms)
+    return mean_over_texts(prepare(batches, model), run, lambda norms, _mask: norms)
 
 
 def flap(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -69,7 +68,7 @@ def flap(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     Raises ``ValueError`` where logits are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
     prepared = prepare(batches, model)
-    blocks = blocks_of(model)
+    blocks = prepared.subject.blocks
     widths = [len(block.kept) * block.context_dim for block in blocks]
     zeros = [torch.zeros(3, width, dtype=torch.float64) for width in widths]
 
@@ -77,7 +76,7 @@ def flap(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
         tokens = (context.flatten(0, 1) if mask is None else context[mask]).double()  # (token, kept * context_dim)
         return torch.stack([torch.ones_like(tokens), tokens, tokens.square()]).sum(1)
 
-    sums = sums_over_contexts(model, prepared, moments, zeros)
+    sums = sums_over_contexts(prepared, moments, zeros)
     scores = []
     for block, (count, total, squares) in zip(blocks, sums, strict=True):
         if not block.kept:

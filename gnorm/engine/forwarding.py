@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol, cast
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from .forward.attention import AbsorbedProjection
 from .forward.failures import naming_texts
-from .forward.packing import NO_CACHE, LayerInputCache, logits_of, packed_forward
+from .forward.packing import NO_CACHE, LayerInputCache, OnModuleWeights, logits_of, packed_forward
 from .forward.padding import PackedTexts
-from .model.blocks import layers_of
+from .forward.products import faster_products
 from .model.sizes import Batch, parameter_of
 from .model.state import evaluating
 from .texts.batches import Prepared, _inputs_on
@@ -43,37 +44,51 @@ class Forward(Protocol):
 
 
 @contextmanager
-def forwarding(model: nn.Module, prepared: Prepared) -> Iterator[Forward]:
-    """For a ``with`` block, the function that passes micro-batches of ``prepared`` through ``model``."""
-    if prepared.packing is None:
-        yield lambda micro, cache=NO_CACHE: (logits_of(model, micro.inputs, micro.index), ())
-        return
-    with packed_forward(model, prepared.packing) as forward:
+def passes(
+    prepared: Prepared, grad: bool = False, padded: bool = False, on_weights: OnModuleWeights | None = None
+) -> Iterator[Forward]:
+    """For a ``with`` block, the function that passes micro-batches of ``prepared`` through its model.
 
-        def guarded(
-            micro: MicroBatch, cache: LayerInputCache = NO_CACHE
-        ) -> tuple[Tensor, Sequence[AbsorbedProjection]]:
-            with naming_texts(model, micro.inputs, micro.index, again=False):
-                return forward(micro.inputs, cast(PackedTexts, micro.packed), cache)
+    The model is in eval mode meanwhile, no parameter requires a gradient, and products in fp32 on a CPU go to oneDNN.
+    grad: gradients are recorded, of what hooks require them for. padded: the function is called with padded
+    micro-batches alone. on_weights: called with the attention weights of packed texts, every token of which then goes
+    through all layers.
+    """
+    subject, packing = prepared.subject, None if padded else prepared.packing
+    model = subject.model
+    faster = faster_products(subject.parameter, prepared.most_tokens * subject.largest_weight)
+    with evaluating(model, subject.modules), faster, torch.set_grad_enabled(grad):
+        if packing is None:
+            yield lambda micro, cache=NO_CACHE: (logits_of(model, micro.inputs, micro.index), ())
+            return
+        if on_weights is not None:
+            packing = replace(packing, first_token=False)
+        with packed_forward(subject, packing, on_weights) as forward:
 
-        yield guarded
+            def guarded(
+                micro: MicroBatch, cache: LayerInputCache = NO_CACHE
+            ) -> tuple[Tensor, Sequence[AbsorbedProjection]]:
+                with naming_texts(model, micro.inputs, micro.index, again=False):
+                    return forward(micro.inputs, cast(PackedTexts, micro.packed), cache)
+
+            yield guarded
 
 
-def layer_input_caches(model: nn.Module, prepared: Prepared) -> list[LayerInputCache]:
+def layer_input_caches(prepared: Prepared) -> list[LayerInputCache]:
     """An empty layer-input cache for each micro-batch.
 
     It is for all layers, or for every second, third ... where all would take more than ``CACHE_BYTES``; for none where
     one layer would, texts go through padded, or layers share a block. A stream has no micro-batch to keep one for, so
     it gets an empty list.
     """
-    layers, parameter = len(layers_of(model)), next(model.parameters())
+    subject = prepared.subject
+    layers = len(subject.layers)
     if prepared.streamed:
         return []
     if prepared.packing is None or prepared.packing.passes != layers:
         return [NO_CACHE] * len(prepared)
     tokens = sum(int(micro.lengths.sum()) for micro in prepared)
-    hidden: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
-    size = tokens * hidden * parameter.element_size()
+    size = tokens * subject.model.config.hidden_size * subject.parameter.element_size()
     if size > CACHE_BYTES:
         return [NO_CACHE] * len(prepared)
     return [LayerInputCache(range(0, layers, math.ceil(size * layers / CACHE_BYTES))) for _ in prepared]

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from .forward.packing import not_finite
-from .model.problems import NOT_COUNTED, Problem, problem_of
+from .model.problems import NOT_COUNTED, Problem
 from .texts.batches import Prepared
 from .texts.micro_batches import MicroBatch, labels_of
 from .texts.ranks import gather
@@ -55,10 +55,10 @@ class Tally:
     it is made.
     """
 
-    def __init__(self, prepared: Prepared, model: nn.Module, kept: Kept = hits, purpose: str = "accuracy") -> None:
+    def __init__(self, prepared: Prepared, kept: Kept = hits, purpose: str = "accuracy") -> None:
         if prepared.batches:
-            prepared.check_labels(model, purpose)
-        self._problem, self._kept, self._texts = problem_of(model), kept, prepared.num_texts
+            prepared.check_labels(purpose)
+        self._problem, self._kept, self._texts = prepared.subject.problem, kept, prepared.num_texts
         self._group = prepared.group
         self._texts_seen = 0
         self._seen: list[tuple[Tensor, ...]] = []
@@ -95,9 +95,9 @@ class Tally:
         return [tuple(part.cpu() for part in share) for share in self._seen]
 
 
-def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
+def labels_in_order(prepared: Prepared) -> Tensor:
     """(text, ...) the labels that metrics compare predictions with, in the order of ``Tally.result``."""
-    problem, shares, before = problem_of(model), [], 0
+    problem, shares, before = prepared.subject.problem, [], 0
     for batch in prepared.batches:
         if (labels := problem.foreseen_in(batch)) is None:
             raise ValueError(f"text {before} has no label: give `labels` with every batch.")

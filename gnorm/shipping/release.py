@@ -103,7 +103,7 @@ def smaller_model(own: Own, run: Trajectory, budget: float = 0.01, by: str = "me
         "chosen": {"before": float(states.iloc[0]), "after": float(states[pruned])},
         "metric": run.metric,
         "kept": {"before": before, "after": after},
-        "labels": labels_in_order(prepare(own.testing, own.model), own.model).numpy(),
+        "labels": labels_in_order(prepare(own.testing, own.model)).numpy(),
         "texts": {name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
         "costs": cost(model),
         "training": None,

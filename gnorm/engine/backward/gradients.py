@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..forward.packing import not_finite
-from ..forward.products import faster_products
-from ..forwarding import Forward, forwarding
-from ..model.blocks import AttentionBlock, blocks_of, mask_of, table_of
+from ..forwarding import Forward, passes
+from ..model.blocks import AttentionBlock, table_of
 from ..model.masking import is_masked
 from ..model.norms import log_norm
 from ..model.projections import Projection, size_of_module
 from ..model.sizes import Batch
-from ..model.state import evaluating
 from ..texts.batches import Prepared, by_batch, prepare
 from ..texts.micro_batches import MicroBatch
 from ..texts.ranks import in_order
@@ -62,24 +60,24 @@ def gradient_norms(
 
     Raises ``ValueError`` where gradients are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
-    blocks = blocks_of(model)
-    live = [block for block in blocks if block.kept]
+    prepared = by_batch(prepare(batches, model))
+    subject = prepared.subject
+    blocks, live = subject.blocks, subject.live
     heads = [len(block.kept) for block in live for _ in parts]
     projections = [part for block in live for of_module in block.by_module(parts).values() for part in of_module]
     weights = [part.by_head(part.matrix) for part in projections] if weighted else []
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     if live:
-        prepared = by_batch(prepare(batches, model))
 
         def rows_of_batches(forward: Forward, in_float64: bool) -> Iterator[tuple[int, Tensor]]:
-            of_batches = gradients_by_batch(forward, model, prepared, cotangent, parts)
+            of_batches = gradients_by_batch(forward, prepared, cotangent, parts)
             found = (
                 (b, _row(gradients, weights, log_divisor(start, b), in_float64)) for b, gradients, start in of_batches
             )
             while some := list(islice(found, READ_TOGETHER)):
                 yield from zip((b for b, _ in some), torch.stack([row for _, row in some]).cpu(), strict=True)
 
-        with evaluating(model), faster_products(model), forwarding(model, prepared) as forward:
+        with passes(prepared, grad=True) as forward:
             sums = _sum_over_batches(in_order(prepared.group, rows_of_batches(forward, in_float64=False)))
             if bool(sums.isnan().any()):  # too small or too large for fp32
                 prepared = prepared.with_observer(None)  # which has seen everything
@@ -137,7 +135,6 @@ def _added(before: Tensor, rows: Tensor, first: int) -> Tensor:
 
 def gradients_by_batch(
     forward: Forward,
-    model: nn.Module,
     prepared: Prepared,
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
     parts: Sequence[str] = QKV,
@@ -158,7 +155,7 @@ def gradients_by_batch(
     batch's texts; it comes in the place of Z.
     ``parts`` names other projections than Q, K and V.
     """
-    live = [block for block in blocks_of(model) if block.kept]
+    live = prepared.subject.live
     projections = [of_module for block in live for of_module in block.by_module(parts).values()]
     totals: list[Tensor] = []
     starts: list[Tensor] = []
@@ -203,7 +200,7 @@ class _Call(NamedTuple):
 def _gradient_factors(
     forward: Forward,
     micro: MicroBatch,
-    live: list[AttentionBlock],
+    live: Sequence[AttentionBlock],
     cotangent: Callable[[Tensor, MicroBatch], Tensor],
     parts: Sequence[str],
 ) -> tuple[Tensor, Tensor, list[list[Factors]]]:
@@ -232,7 +229,7 @@ def _gradient_factors(
 def _recorded_pass(
     forward: Forward,
     micro: MicroBatch,
-    live: list[AttentionBlock],
+    live: Sequence[AttentionBlock],
     parts: Sequence[str],
 ) -> tuple[Tensor, list[_Call]]:
     """The logits (text, ...) of a forward pass, and the calls that hooks saw of the modules of projections ``parts``.
@@ -300,12 +297,12 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     Raises ``ValueError`` where heads have been removed from the model (masking is fine), where several query heads
     share a key, and as ``prepare`` does.
     """
-    blocks = blocks_of(model)
-    if not bool(mask_of(blocks).all()):
-        raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
-    if (queries := blocks[0].queries_per_head) > 1:
-        raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
     prepared = prepare(batches, model)
-    with evaluating(model), faster_products(model), forwarding(model, prepared) as forward:
-        total = sum(torch.stack(list(g())) / z.norm() for _, g, z in gradients_by_batch(forward, model, prepared))
+    subject = prepared.subject
+    if not bool(subject.mask.all()):
+        raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
+    if (queries := subject.blocks[0].queries_per_head) > 1:
+        raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
+    with passes(prepared, grad=True) as forward:
+        total = sum(torch.stack(list(g())) / z.norm() for _, g, z in gradients_by_batch(forward, prepared))
     return torch.as_tensor(total).flatten(1, 2).unflatten(0, (-1, 3))

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..forward.products import faster_products
-from ..forwarding import forwarding
+from ..forwarding import passes
 from ..model.blocks import AttentionBlock
-from ..model.problems import problem_of
-from ..model.state import evaluating
 from ..texts.batches import Prepared
 from ..texts.micro_batches import MicroBatch, labels_of
 
 
-def mask_derivatives(
-    model: nn.Module, blocks: Sequence[AttentionBlock], prepared: Prepared
-) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
+def mask_derivatives(prepared: Prepared) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
     """For each micro-batch of this rank: itself, and for every block the (text, kept head) derivatives, by each
     head's mask, of the sum of the terms of each text's loss (``Problem``).
 
@@ -28,20 +23,20 @@ def mask_derivatives(
     dL / dm_h = sum over tokens of <c_h, dL / dc_h>. Passes through a shared block share its mask, and so do the choices
     of a text: their derivatives add up. They are zero where a block is not called, or nothing reads what it gives.
     """
-    live, problem = [i for i, block in enumerate(blocks) if block.kept], problem_of(model)
+    blocks, problem = prepared.subject.blocks, prepared.subject.problem
+    live = [i for i, block in enumerate(blocks) if block.kept]
     calls: list[tuple[int, Tensor]] = []  # the number of a block, and the contexts that it gave in one call
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...], i: int) -> None:
         calls.append((i, inputs[0].requires_grad_()))
 
-    with evaluating(model), forwarding(model, prepared) as forward, ExitStack() as hooks:
+    with passes(prepared, grad=True) as forward, ExitStack() as hooks:
         for i in live:
             hooks.callback(blocks[i].output.register_forward_pre_hook(partial(record, i=i)).remove)
         for micro in prepared.mine if live else ():
             calls.clear()
-            with faster_products(model):
-                logits = forward(micro)[0]  # (text, ...)
-                loss = problem.loss_sum(logits, labels_of(micro, logits))
+            logits = forward(micro)[0]  # (text, ...)
+            loss = problem.loss_sum(logits, labels_of(micro, logits))
             contexts = [context for _, context in calls]
             reads = loss.requires_grad  # not where nothing reads any context
             gradients = torch.autograd.grad(loss, contexts, allow_unused=True) if reads else [None] * len(calls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..forward.packing import NO_CACHE, logits_of, not_finite, packed_forward
+from ..forward.packing import not_finite
 from ..forward.padding import LengthGroup
-from ..forward.products import faster_products
-from ..model.blocks import AttentionBlock, blocks_of, table_of
-from ..model.state import evaluating
+from ..forwarding import passes
+from ..model.blocks import AttentionBlock, table_of
 from ..texts.batches import Prepared
 from ..texts.micro_batches import MicroBatch
 from ..texts.ranks import OrderedSums, gather
@@ -32,7 +30,6 @@ AfterPass = Callable[[MicroBatch, Tensor], None]
 
 
 def run_padded(
-    model: nn.Module,
     prepared: Prepared,
     on_block: OnBlock,
     after_pass: AfterPass,
@@ -45,18 +42,19 @@ def run_padded(
     masks: dict[str, Tensor | None] = {}
     of_keys: dict[str, Tensor | None] = {}
     with ExitStack() as hooks:
-        for layer, block in enumerate(blocks_of(model)):
+        for layer, block in enumerate(prepared.subject.blocks):
             if block.kept:
                 at = {"layer": layer, "sides": block.sides}
                 call = partial(
                     lambda tensor, layer, sides: on_block(layer, tensor, masks[sides[0]], of_keys[sides[1]]), **at
                 )
                 hooks.callback(register_hook(block, call).remove)
+        forward = hooks.enter_context(passes(prepared, padded=True))
         for micro in prepared.padded:
             masks = {side: _real_tokens(micro.inputs, side) for side in ("", "decoder_")}
             # a decoder without a mask of its own attends to padding that is not behind its texts
             of_keys = masks if "decoder_attention_mask" in micro.inputs else {**masks, "decoder_": None}
-            after_pass(micro, logits_of(model, micro.inputs, micro.index))
+            after_pass(micro, forward(micro)[0])
 
 
 def hook_contexts(block: AttentionBlock, call: Callable[[Tensor], None]) -> RemovableHandle:
@@ -84,26 +82,22 @@ def _check_tokens(mask: Tensor | None, tokens: int) -> None:
         )
 
 
-def run_packed(model: nn.Module, prepared: Prepared, on_block: OnBlock, after_pass: AfterPass) -> None:
+def run_packed(prepared: Prepared, on_block: OnBlock, after_pass: AfterPass) -> None:
     """Pass packed texts through the model and call ``on_block`` with the attention weights of every block."""
-    layers = {block.module: layer for layer, block in enumerate(blocks_of(model))}
+    layers = {block.module: layer for layer, block in enumerate(prepared.subject.blocks)}
 
     def on_weights(module: nn.Module, weights: Tensor, group: LengthGroup) -> None:
         real = None if group.bias is None else group.bias[:, 0, 0] == 0
         on_block(layers[module], weights, real, real)
 
-    assert prepared.packing is not None
-    of_all_tokens = dataclasses.replace(prepared.packing, first_token=False)
-    with packed_forward(model, of_all_tokens, on_weights) as forward:
+    with passes(prepared, on_weights=on_weights) as forward:
         for micro in prepared:
-            assert micro.packed is not None
-            after_pass(micro, forward(micro.inputs, micro.packed, NO_CACHE)[0])
+            after_pass(micro, forward(micro)[0])
 
 
 def mean_over_texts(
-    model: nn.Module,
     prepared: Prepared,
-    run: Callable[[nn.Module, Prepared, OnBlock, AfterPass], None],
+    run: Callable[[Prepared, OnBlock, AfterPass], None],
     values: Callable[[Tensor, Tensor | None], Tensor],
 ) -> Tensor:
     """Mean over texts of the mean over real tokens of ``values`` (text, head, token): (layer, head) float64. Each
@@ -123,14 +117,14 @@ def mean_over_texts(
         means = torch.einsum("bht,bt->bh", per_token, real) / real.sum(1, keepdim=True)  # (text, head)
         return means.sum(0)
 
-    blocks = blocks_of(model)
+    blocks = prepared.subject.blocks
     zeros = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
-    sums, sequences = _observe(model, prepared, run, sum_over_texts, zeros)
+    sums, sequences = _observe(prepared, run, sum_over_texts, zeros)
     return table_of(blocks, [total / sequences for total in sums])
 
 
 def sums_over_contexts(
-    model: nn.Module, prepared: Prepared, values: Callable[[Tensor, Tensor | None], Tensor], zeros: Sequence[Tensor]
+    prepared: Prepared, values: Callable[[Tensor, Tensor | None], Tensor], zeros: Sequence[Tensor]
 ) -> list[Tensor]:
     """For every block, the sum of ``values`` of its contexts (text, token, kept * context_dim), of every pass through
     it, and of which tokens are real (text, token), None for all. zeros: what each sum starts from.
@@ -142,17 +136,16 @@ def sums_over_contexts(
         _check_tokens(mask, context.shape[1])
         return values(context, mask)
 
-    return _observe(model, prepared, run_on_contexts, checked, zeros)[0]
+    return _observe(prepared, run_on_contexts, checked, zeros)[0]
 
 
 def _observe(
-    model: nn.Module,
     prepared: Prepared,
-    run: Callable[[nn.Module, Prepared, OnBlock, AfterPass], None],
+    run: Callable[[Prepared, OnBlock, AfterPass], None],
     values: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
     zeros: Sequence[Tensor],
 ) -> tuple[list[Tensor], int]:
-    """``run`` in inference mode: the sum of ``values`` for every block, on the CPU, and how many sequences passed.
+    """``run`` without gradients: the sum of ``values`` for every block, on the CPU, and how many sequences passed.
 
     Raises ``ValueError`` where logits are not finite.
     """
@@ -169,18 +162,17 @@ def _observe(
         finite.append(micro.without_padding(logits).isfinite().all())
         prepared.notify(logits, micro)
 
-    with evaluating(model), faster_products(model), torch.no_grad():
-        run(model, prepared.mine, on_block, after_pass)
+    run(prepared.mine, on_block, after_pass)
     if finite and not bool(torch.stack(finite).all()):
         raise ValueError(not_finite("a text"))
     return sums.result(), sum(gather(prepared.group, sequences))
 
 
 @contextmanager
-def returning_attentions(model: nn.Module) -> Iterator[None]:
+def returning_attentions(blocks: Sequence[AttentionBlock]) -> Iterator[None]:
     """Within a ``with`` block, attention modules that take ``output_attentions`` are called with it."""
     with ExitStack() as hooks:
-        for block in blocks_of(model):
+        for block in blocks:
             signature = inspect.signature(block.module.forward)
             if "output_attentions" in signature.parameters:
                 ask = partial(_with_output_attentions, signature=signature)

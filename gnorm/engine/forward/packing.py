@@ -10,7 +10,7 @@ the rounding of a sum and by nothing else.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..model.blocks import AttentionBlock, blocks_of, layers_of
+from ..model.blocks import AttentionBlock, layers_of
 from ..model.known_models import causal, owns_attention, packable
 from ..model.problems import gives_tokens, problem_of
 from ..model.sizes import fits, sizes_of
 from ..model.state import attention_implementation, evaluating
+from ..model.subject import Subject
 from .attention import (
     AbsorbedProjection,
     explicit_attention,
@@ -210,7 +211,7 @@ def _identity(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 @contextmanager
-def _skipped(layers: list[nn.Module]) -> Iterator[None]:
+def _skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Within a ``with`` block these layers return their input."""
     before = [vars(layer).get("forward") for layer in layers]
     try:
@@ -271,11 +272,11 @@ def _pad(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
 
 @contextmanager
 def packed_forward(
-    model: nn.Module, packing: Packing, on_weights: OnModuleWeights | None = None
+    subject: Subject, packing: Packing, on_weights: OnModuleWeights | None = None
 ) -> Iterator[Callable[[dict[str, Tensor], PackedTexts, LayerInputCache], tuple[Tensor, list[AbsorbedProjection]]]]:
     """A function (inputs, texts, cache) -> logits (text, class) and absorbed projections, for a ``with`` block.
 
-    It runs the layers of ``model`` on packed texts. inputs are padded to the longest text, since embeddings and
+    It runs the layers of a model on packed texts. inputs are padded to the longest text, since embeddings and
     classifier work on padded texts. The pass starts at the highest layer whose input is in ``cache``, and adds to the
     cache. ``on_weights`` is called with the attention weights of every length group; a last pass for first tokens alone
     calls it for none.
@@ -283,8 +284,8 @@ def packed_forward(
     from transformers import AttentionInterface  # an import of seconds, already paid by whoever has a model
 
     AttentionInterface.register(ATTENTION_NAME, _packed_attention)
-    blocks, layers = blocks_of(model), layers_of(model)
-    like = next(model.parameters()).detach()
+    model, blocks, layers = subject.model, subject.blocks, subject.layers
+    like = subject.parameter.detach()
 
     def forward(
         inputs: dict[str, Tensor], texts: PackedTexts, cache: LayerInputCache
@@ -305,7 +306,7 @@ def packed_forward(
             before = partial(_before_layer, block=block, packing=packing)
             hooks.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(layer.register_forward_hook(partial(_after_layer, packing=packing)).remove)
-        hooks.enter_context(attention_implementation(model, ATTENTION_NAME))
+        hooks.enter_context(attention_implementation(model, ATTENTION_NAME, subject.modules))
         hooks.enter_context(sdpa_kernel(KERNELS))
         own = [block for block in blocks if owns_attention(block.module) and "forward" not in vars(block.module)]
         for block in own:
@@ -316,7 +317,7 @@ def packed_forward(
             owner = model.get_submodule(name.rsplit(".", 2)[0])  # of the list of layers
             hooks.callback(owner.register_forward_pre_hook(_first_text_alone).remove)
         if packing.causal:
-            head: Any = model.get_output_embeddings()  # type: ignore[operator]
+            head = model.get_output_embeddings()
             hooks.callback(head.register_forward_pre_hook(_unpad).remove)
             hooks.callback(head.register_forward_hook(_pad).remove)
         yield forward

@@ -9,12 +9,13 @@ torch.compile puts it in the place of linear layers on a CPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
@@ -65,15 +66,15 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def faster_products(model: nn.Module) -> AbstractContextManager[Any]:
+def faster_products(weight: Tensor, largest: float = math.inf) -> AbstractContextManager[Any]:
     """Within a ``with`` block, ``torch.nn.functional.linear`` and every ``torch.nn.Linear`` use ``product`` where the
-    model's weights are in fp32 on a CPU.
+    model's weights are in fp32 on a CPU. weight: one of them. largest: the multiplications of the largest product.
 
-    Gradients can be taken, second derivatives cannot. Elsewhere nothing changes: the mode would only cost Python's time
-    at every operation, for which a GPU waits.
+    Gradients can be taken, second derivatives cannot. Elsewhere, and where all products are small, nothing changes: the
+    mode would only cost Python's time at every operation, for which a GPU waits.
     """
-    weight = next(model.parameters())
-    return _FasterLinear() if weight.device.type == "cpu" and weight.dtype == torch.float32 else nullcontext()
+    useful = weight.device.type == "cpu" and weight.dtype == torch.float32 and largest >= SMALLEST
+    return _FasterLinear() if useful else nullcontext()
 
 
 class _FasterLinear(TorchFunctionMode):

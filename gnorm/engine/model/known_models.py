@@ -10,7 +10,7 @@ of these goes through padded, as its batches are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -91,7 +91,7 @@ def is_tested(model: Any) -> bool:
     )
 
 
-def ignores_padding(model: Any) -> bool:
+def ignores_padding(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
     """Whether padding behind texts is known to change no result, where no text begins with a masked token.
 
     It is known where the model is the classifier that its row in ``FAMILIES`` names; every module is one that
@@ -99,19 +99,19 @@ def ignores_padding(model: Any) -> bool:
     outside ``WRITTEN_BY``; and attention is transformers' own softmax attention, not causal.
     """
     causal_too = any(getattr(model.config, name, False) for name in ("is_causal", "is_decoder"))
-    return _as_written(model, "classifier") and not causal_too
+    return not causal_too and _as_written(model, "classifier", modules)
 
 
-def causal(model: Any) -> bool:
+def causal(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
     """Whether padding behind texts is known to change no logit of a token, where no text begins with a masked token.
 
     It is known where the model is the causal language model that its row names, its modules are as in
     ``ignores_padding``, all attention is causal, and rotary positions are in ``ROTARY``. Texts must not be longer than
     ``attention_window``.
     """
-    if not _as_written(model, "causal"):
+    modules = list(model.modules()) if modules is None else modules
+    if not _as_written(model, "causal", modules):
         return False
-    modules = list(model.modules())
     kinds = [getattr(module, "rope_type", "default") for module in modules]
     return all(kind in ROTARY for kind in kinds) and not any(
         getattr(owner, "is_causal", True) is False for owner in (model.config, *modules)
@@ -124,9 +124,9 @@ def attention_window(model: Any) -> float:
     return math.inf if window is None else window
 
 
-def _as_written(model: Any, row: str) -> bool:
+def _as_written(model: Any, row: str, modules: Sequence[nn.Module] | None = None) -> bool:
     """Whether the model is the one that its family calls ``row``, and nothing in it has been exchanged for what may mix
-    tokens."""
+    tokens. modules: all of the model, where they are known."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     kind, family = type(model), FAMILIES.get(getattr(model.config, "model_type", ""))
     if (
@@ -135,26 +135,28 @@ def _as_written(model: Any, row: str) -> bool:
         or not kind.__module__.startswith("transformers.models.")
     ):
         return False
-    kinds = {type(module) for module in model.modules()}
+    modules = list(model.modules()) if modules is None else modules
+    kinds = {type(module) for module in modules}
     own = (kind.__module__, *SHARED_MODULES)
     return (
         all(k in TOKENWISE or k in MODULES_OF_PADDED or k.__module__ in own for k in kinds)
         and all(_known(k.forward) for k in kinds)
-        and all(_known(function) for module in model.modules() for function in _added_to(module))
-        and plain_attention(model)
+        and all(_known(function) for module in modules for function in _added_to(module))
+        and plain_attention(modules)
     )
 
 
-def packable(model: Any) -> bool:
+def packable(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
     """Whether packed texts are known to give the same as padded ones.
 
     They do where padding is ignored, every module but attention computes each token on its own, and attention can be
     replaced: by transformers, or as a module of ``OWN_ATTENTION``.
     """
-    if not getattr(model, "_supports_attention_backend", False) and not any(map(owns_attention, model.modules())):
+    modules = list(model.modules()) if modules is None else modules
+    if not getattr(model, "_supports_attention_backend", False) and not any(map(owns_attention, modules)):
         return False
-    known = ignores_padding(model) or causal(model)
-    return known and not any(isinstance(module, MODULES_OF_PADDED) for module in model.modules())
+    known = ignores_padding(model, modules) or causal(model, modules)
+    return known and not any(isinstance(module, MODULES_OF_PADDED) for module in modules)
 
 
 def owns_attention(module: nn.Module) -> bool:
@@ -178,9 +180,9 @@ def _known(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).partition(".")[0] in WRITTEN_BY
 
 
-def plain_attention(model: Any) -> bool:
-    """Whether all modules compute softmax attention by functions of transformers' own."""
-    return _plain(getattr(module, "config", None) for module in model.modules())
+def plain_attention(modules: Iterable[nn.Module]) -> bool:
+    """Whether all ``modules`` compute softmax attention by functions of transformers' own."""
+    return _plain(vars(module).get("config") for module in modules)
 
 
 def _plain(configs: Iterable[Any]) -> bool:

@@ -17,7 +17,7 @@ def masking(model: nn.Module, blocks: Sequence[AttentionBlock], mask: Tensor) ->
     """``gnorm.masked`` by a ``mask`` (layer, head) bool, for the blocks of ``model``."""
     with ExitStack() as hooks:
         hooks.enter_context(in_use(model, masks=True))
-        hooks.enter_context(uncompiled(model))
+        hooks.enter_context(uncompiled(model.modules()))
         for block, row in zip(blocks, mask, strict=True):
             gone = ~row[list(block.kept)]
             if gone.any():

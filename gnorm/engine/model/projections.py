@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,10 +50,18 @@ def rows_of(heads: int, widths: Mapping[str, int], together: bool) -> dict[str, 
     module holds all rows of the first head, then all of the second; otherwise all rows of the first projection come
     first, then all of the second.
     """
-    found, before, every = {}, 0, sum(widths.values())
-    for name, width in widths.items():
-        first = torch.arange(heads) * (every if together else width) + before * (1 if together else heads)
-        found[name] = first[:, None] + torch.arange(width)
+    return dict(zip(widths, _rows(heads, tuple(widths.values()), together), strict=True))
+
+
+@cache  # every reading of a model asks for the same few
+@torch.inference_mode(False)
+def _rows(heads: int, widths: tuple[int, ...], together: bool) -> list[Tensor]:
+    """``rows_of``, one projection after the other."""
+    found, before, every = [], 0, sum(widths)
+    for width in widths:
+        first = torch.arange(heads, device="cpu") * (every if together else width)
+        first += before * (1 if together else heads)
+        found.append(first[:, None] + torch.arange(width, device="cpu"))
         before += width
     return found
 

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .blocks import AttentionBlock, blocks_of, checked_mask, mask_of
+from .blocks import AttentionBlock, checked_mask
 from .families import FAMILIES, Family
 from .fewer_heads import count_heads, cut_argument, cut_argument_of_layers, drop_projections, skip_attention
 from .masking import refuse_removal
 from .projections import cut
 from .state import copy_of, in_use, with_own_config
+from .subject import Subject
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +25,16 @@ log = logging.getLogger(__name__)
 HEADS_BY_NUMBER = ("alignment_heads",)
 
 
-def remove(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
-    """``gnorm.remove_heads`` of a model that has been tried."""
+def remove(subject: Subject, mask: Tensor | Sequence[Sequence[int]]) -> Subject:
+    """``gnorm.remove_heads`` of a model that has been tried, which is read anew."""
+    model = subject.model
     with in_use(model):
-        blocks = blocks_of(model)
+        blocks = subject.blocks
         refuse_removal(blocks)
-        new_mask = checked_mask(mask, blocks) & mask_of(blocks)
+        new_mask = checked_mask(mask, blocks) & subject.mask
         numbers = _renumbered(model, blocks, new_mask)
-        family = FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
+        family = FAMILIES[model.config.model_type]
+        after = Subject(model)
         for block, row in zip(blocks, new_mask, strict=True):
             stay = row[list(block.kept)]  # (kept,)
             as_version_1 = not row.any() and block.projections  # without rows, since version 1.0 cut them so
@@ -41,19 +44,19 @@ def remove(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
                     cut(module, rows, parts[0].of_input)
                 _adapt(block, row.nonzero()[:, 0].tolist(), family)
         if not new_mask.all():
-            with_own_config(model).head_mask = new_mask.int().tolist()
+            config = model.config if subject.own_config else with_own_config(model)
+            config.head_mask, after.own_config = new_mask.int().tolist(), True
         if numbers:
-            plain: Any = getattr(model, "_orig_mod", model)  # of a compiled model
-            plain.generation_config = _with_numbers(plain.generation_config, numbers)
+            model.generation_config = _with_numbers(model.generation_config, numbers)
+    return after
 
 
 def as_removed(model: Any) -> Any:
     """``model`` as ``remove_heads`` leaves one: itself; where version 1.0 left projections without rows, a copy."""
-    if all(block.kept or not block.projections for block in blocks_of(model)):
+    subject = Subject(model)
+    if all(block.kept or not block.projections for block in subject.blocks):
         return model
-    smaller = copy_of(getattr(model, "_orig_mod", model))  # of a compiled model
-    remove(smaller, mask_of(blocks_of(smaller)))
-    return smaller
+    return remove(Subject(copy_of(subject.model)), subject.mask).model
 
 
 def _renumbered(model: Any, blocks: Sequence[AttentionBlock], mask: Tensor) -> dict[str, list[list[int]]]:

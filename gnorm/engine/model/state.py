@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -71,8 +71,8 @@ def in_use(model: nn.Module, masks: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules uncompiled for the length of a ``with`` block.
+def uncompiled(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run compiled modules among ``modules`` uncompiled for the length of a ``with`` block.
 
     Compiled code does not call hooks that were registered after compilation. ``torch.compile`` replaces a module's
     forward, ``nn.Module.compile`` its call.
@@ -80,7 +80,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     calls: list[tuple[nn.Module, Any]] = []
     forwards: list[tuple[nn.Module, Any]] = []
     try:
-        for module in model.modules():
+        for module in modules:
             own = vars(module)
             if (call := own.get("_compiled_call_impl")) is not None:
                 calls.append((module, call))
@@ -112,7 +112,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     ``ValueError`` where it cannot be copied, or where a function in the place of a module's forward would call the
     original.
     """
-    with in_use(model), uncompiled(model):
+    with in_use(model), uncompiled(model.modules()):
         for name, module in model.named_modules():
             if isinstance(vars(module).get("forward"), types.FunctionType):
                 raise ValueError(  # noqa: TRY004 - of this model, not of a type
@@ -141,12 +141,12 @@ def own_modes() -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Eval mode, no parameter requires a gradient, nothing compiled, and ``own_modes``.
 
     Feed-forward blocks are not computed in chunks: chunks change no result, but fail on widths that they do not divide.
     Other threads that call gnorm on the model wait; those that call the model itself get a ``ValueError``. Everything
-    is undone on leaving.
+    is undone on leaving. modules: all of the model, where they are known.
     """
     me = threading.get_ident()
 
@@ -157,23 +157,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 "(copy.deepcopy)."
             )
 
-    with in_use(model), uncompiled(model), own_modes():
-        modules = list(model.modules())
+    modules = list(model.modules()) if modules is None else modules
+    with in_use(model), uncompiled(modules), own_modes():
         training = [module for module in modules if module.training]
-        wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        wanted = [p for module in modules for p in module._parameters.values() if p is not None and p.requires_grad]
         chunks = [(m, m.chunk_size_feed_forward) for m in modules if vars(m).get("chunk_size_feed_forward")]
         hook = model.register_forward_pre_hook(refuse_others)
         try:
-            model.eval()
+            if training:
+                model.eval()
             for module, _ in chunks:
                 module.chunk_size_feed_forward = 0  # type: ignore[assignment]
-            for parameter, _ in wanted:
+            for parameter in wanted:
                 parameter.requires_grad_(False)
             yield
         finally:
             hook.remove()
-            for parameter, flag in wanted:
-                parameter.requires_grad_(flag)
+            for parameter in wanted:
+                parameter.requires_grad_(True)
             for module, size in chunks:
                 module.chunk_size_feed_forward = size
             for module in training:
@@ -181,7 +182,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def attention_implementation(model: Any, name: str) -> Iterator[None]:
+def attention_implementation(model: Any, name: str, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Compute attention by the implementation ``name`` for the length of a ``with`` block.
 
     The modules get a configuration of their own meanwhile, since other models may share the one they have.
@@ -189,7 +190,8 @@ def attention_implementation(model: Any, name: str) -> Iterator[None]:
     if getattr(model.config, "_attn_implementation", None) in (None, name):
         yield
         return
-    owners = [(module, config) for module in model.modules() if (config := vars(module).get("config")) is not None]
+    modules = list(model.modules()) if modules is None else modules
+    owners = [(module, config) for module in modules if (config := vars(module).get("config")) is not None]
     replaced = {}
     for _, config in owners:
         replaced[id(config)] = copy.copy(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
@@ -16,6 +17,7 @@ from ..model.known_models import attention_window, causal, ignores_padding, pack
 from ..model.problems import LABELS, NOT_COUNTED, problem_of
 from ..model.projections import is_plain
 from ..model.sizes import PER_TEXT, PER_TOKEN, Batch, parameter_of, tables_of
+from ..model.subject import Subject
 from ..trials.trial import try_out
 from .checks import check_labels, checked
 from .micro_batches import MicroBatch, _Cutting
@@ -41,12 +43,15 @@ class Prepared(Sequence[MicroBatch]):
         self,
         micro_batches: Sequence[MicroBatch],
         packing: Packing | None,
+        subject: Subject,
         batches: Sequence[Batch] | Stream = (),
         made_for: tuple[Any, ...] = (),
         together: bool = False,
         max_tokens: int | None = None,
     ) -> None:
         self._micro_batches = micro_batches
+        self.subject = subject
+        self.held = False
         self.packing = packing
         self.batches = batches
         self.made_for = made_for
@@ -66,15 +71,24 @@ class Prepared(Sequence[MicroBatch]):
         observed.observer = observer
         return observed
 
+    def of(self, subject: Subject, held: bool = False) -> Prepared:
+        """The same micro-batches for a model with other heads, as ``subject`` has read it. held: nothing but the caller
+        changes that model, so ``prepare`` does not read it anew."""
+        other = copy.copy(self)
+        other.subject, other.held = subject, held
+        vars(other).pop("_of_this_rank", None)
+        return other
+
     def once(self, what: Any, make: Callable[[], T]) -> T:
         """What ``make`` gives, made once for all passes over these texts. what: a name for it."""
         if what not in self._known:
             self._known[what] = make()
         return cast(T, self._known[what])
 
-    def check_labels(self, model: nn.Module, purpose: str) -> None:
+    def check_labels(self, purpose: str) -> None:
         """``checks.check_labels`` of the batches, once for a problem and purpose."""
-        self.once((purpose, problem_of(model)), lambda: check_labels(self.batches, model, purpose))
+        subject = self.subject
+        self.once((purpose, subject.problem), lambda: check_labels(self.batches, subject.model, purpose))
 
     def over(self, group: Any) -> Prepared:
         """The same micro-batches, divided over the ranks of a process group; not divided, if None."""
@@ -97,7 +111,8 @@ class Prepared(Sequence[MicroBatch]):
         else:
             takes = Division(self.group).takes
             own = [micro for micro in self if takes(int(micro.lengths.sum()), self.together or micro.ends)]
-        return Prepared(own, self.packing, self.batches, self.made_for, self.together, self.max_tokens)
+        others = self.batches, self.made_for, self.together, self.max_tokens
+        return Prepared(own, self.packing, self.subject, *others)
 
     def notify(self, logits: Tensor, micro: MicroBatch) -> None:
         """Call the observer, if there is one, with the logits (text, class) of a pass of the unaltered model."""
@@ -122,6 +137,14 @@ class Prepared(Sequence[MicroBatch]):
     def padded(self) -> Iterator[MicroBatch]:
         """All texts as padded micro-batches of like length: for hooks that need padded tensors."""
         return (padded for micro in self for padded in micro.padded)
+
+    @cached_property
+    def most_tokens(self) -> float:
+        """The most tokens, padding counted, of a micro-batch; infinite where they are not counted by ids."""
+        ids = ("input_ids", "decoder_input_ids")
+        if self.streamed or any("input_ids" not in micro.inputs for micro in self):
+            return math.inf
+        return max((sum(micro.inputs[n].numel() for n in ids if n in micro.inputs) for micro in self), default=0)
 
 
 class _Windows(Sequence[MicroBatch]):
@@ -174,16 +197,17 @@ def prepare(
     if isinstance(batches, Prepared):
         return _prepared_for(model, batches)
     parameter_of(model)
+    subject = Subject(model)
     if is_stream(batches):
         stream = Stream(batches, model, _trims(model))
         _, _, first = next(stream.windows())
         _try_out(model, first)
         cut = _Cutting.of(first, model, stream.alike, together, max_tokens)
-        return Prepared(_Windows(stream, cut), cut.packing, stream, _traits(model), together, max_tokens)
+        return Prepared(_Windows(stream, cut), cut.packing, subject, stream, _traits(subject), together, max_tokens)
     found = list(checked(batches, model))
     _try_out(model, found)
     cut = _Cutting.of(found, model, all(map(_trims(model), found)), together, max_tokens)
-    return Prepared(list(cut(found)), cut.packing, found, _traits(model), together, max_tokens)
+    return Prepared(list(cut(found)), cut.packing, subject, found, _traits(subject), together, max_tokens)
 
 
 def _inputs_on(device: torch.device, batch: Batch) -> dict[str, Tensor]:
@@ -205,14 +229,27 @@ def _try_out(model: Any, batches: Iterable[Batch]) -> None:
 def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
     """``prepared``, made anew if it does not fit ``model``: it was made for another model, or its texts are packed and
     the model has since got a hook that rules packing out."""
-    parameter_of(model)
-    if prepared.batches:
-        _try_out(model, prepared.batches)
-    same = prepared.made_for in ((), _traits(model))
-    if same and (prepared.packing is None or not prepared.batches or packable(model)):
-        return prepared
+    held = prepared.held and prepared.subject.model is model
+    subject = prepared.subject if held else Subject(model)
+    if not held:
+        parameter_of(model)
+        if prepared.batches:
+            _try_out(model, prepared.batches)
+    same = held or prepared.made_for in ((), _traits(subject))
+    if same and (prepared.packing is None or not prepared.batches or packable(subject.model, subject.modules)):
+        return prepared if held else prepared.of(subject)
     anew = prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
     return anew.with_observer(prepared.observer).over(prepared.group)
+
+
+def subject_of(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Subject:
+    """What is read of ``model``, for a criterion that looks at no text; raises as ``attention_blocks`` does."""
+    if isinstance(batches, Prepared) and batches.held and batches.subject.model is model:
+        return batches.subject
+    subject = Subject(model)
+    if subject.blocks:
+        try_out(subject.model)
+    return subject
 
 
 def given_and_prepared(
@@ -234,12 +271,11 @@ def same_batches(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
     )
 
 
-def _traits(model: Any) -> tuple[Any, ...]:
+def _traits(subject: Subject) -> tuple[Any, ...]:
     """What prepared batches depend on in a model. Removing or masking heads does not change it: linear layers, which
     may go with the last head of a layer, do not count."""
-    model = getattr(model, "_orig_mod", model)  # of a compiled model
-    parameter = next(model.parameters())
-    modules = tuple((type(m).__module__, type(m).__qualname__) for m in model.modules() if not is_plain(m))
+    model, parameter = subject.model, subject.parameter
+    modules = tuple((type(m).__module__, type(m).__qualname__) for m in subject.modules if not is_plain(m))
     of_module = parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
     return type(model), *of_module, attention_window(model)
 

@@ -23,6 +23,7 @@ from ..model.known_models import is_tested
 from ..model.masking import masking
 from ..model.removal import remove
 from ..model.state import evaluating
+from ..model.subject import Subject
 from .family_check import try_row
 from .trial_runs import as_ours, differ, key_of, outputs, runnable, with_random_attention
 
@@ -91,7 +92,7 @@ def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]]) -> str:
         with torch.no_grad():
             with masking(copy, blocks_of(copy), mask):
                 expected = [outputs(copy, one) for one in examples]
-            remove(copy, mask)
+            remove(Subject(copy), mask)
             try:
                 found = [outputs(copy, one) for one in examples]
             except Exception as error:  # noqa: BLE001 - whatever a module makes of unusual sizes
