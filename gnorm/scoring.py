@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .engine.backward.gradients import QKV, gradient_norms, log_norm_of
+from .engine.backward.gradients import gradient_norms, log_norm_of
 from .engine.backward.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
-from .engine.model.blocks import AttentionBlock
+from .engine.model.blocks import QKV, AttentionBlock
 from .engine.model.known_models import plain_attention
 from .engine.model.sizes import Batch
 from .engine.model.state import attention_implementation, in_use

@@ -148,7 +148,7 @@ def test_a_bias_by_position_goes_packed_and_is_that_of_each_text_alone(gone, exp
     if gone:
         gnorm.remove_heads(model, gone)
     prepared = prepare(batches, model)
-    assert prepared.packing == Packing(passes=3, in_tuples=True)
+    assert prepared.packing == Packing(passes=3, in_tuple=1)
     caches = layer_input_caches(model, prepared)
     for _ in range(2):  # the second pass starts at the last layer
         close(logits_of(model, prepared, caches), one_by_one(model, batches), torch.float64)

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from ..forward.packing import not_finite
 from ..forwarding import Forward, passes
-from ..model.blocks import AttentionBlock, table_of
+from ..model.blocks import QKV, AttentionBlock, table_of
 from ..model.masking import is_masked
 from ..model.norms import log_norm
 from ..model.projections import Projection, size_of_module
@@ -26,9 +26,6 @@ from ..texts.ranks import in_order
 from .factors import Factors, gradients_of, log_norms
 
 READ_TOGETHER = 1024  # batches whose norms leave the device together
-
-
-QKV = ("query", "key", "value")  # the projections of the paper's score
 
 
 def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..model.blocks import AttentionBlock, layers_of
-from ..model.known_models import causal, owns_attention, packable
+from ..model.blocks import QKV, AttentionBlock, blocks_of, layers_of
+from ..model.known_models import causal, owns_attention, packable, reads_first_token
 from ..model.problems import gives_tokens, problem_of
 from ..model.sizes import fits, sizes_of
 from ..model.state import attention_implementation, evaluating
@@ -50,8 +50,10 @@ class Packing:
 
     passes: int  # calls of layers in one forward pass
     first_token: bool = True  # whether the last pass goes on with the first token of each text alone
-    in_tuples: bool = False  # whether layers give their output as the first of a tuple
+    in_tuple: int = 0  # of how many a layer's output is the first; 0 where it is no tuple
     causal: bool = False  # whether a token attends to those before it in its text, and to itself, alone
+    of_tokens: bool = False  # whether each token has logits
+    by_batch: bool = False  # whether a projection has inputs beside the tokens, so that batches cannot share a pass
 
 
 @dataclass
@@ -91,7 +93,8 @@ class _Pass:
     absorbed: list[AbsorbedProjection] = field(default_factory=list)
     embedded: Tensor | None = None  # (text, longest, hidden), where the layers' owner was given the first text alone
     causal_bias: Tensor | None = None  # (1, 1, longest, longest): 0 for a key up to the query, -inf for a later one
-    rotations: tuple[Any, tuple[Tensor, ...]] = (None, ())  # cos and sin as layers were given them, and packed
+    rotations: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)  # as given, and packed
+    distances: tuple[Tensor, int, int] | None = None  # ``_distances`` of the longest text
 
     def indices_of(self, heads: int) -> PadIndices:
         """``heads_in_groups``, made once for each number of heads."""
@@ -100,12 +103,12 @@ class _Pass:
         return self.indices[heads]
 
     def packed_rotations(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """cos and sin (text or 1, longest, dim) of rotary attention -> (1, token, dim); made once for all layers."""
-        if self.rotations[0] is not given:
+        """cos and sin (text or 1, longest, dim) of rotary attention -> (1, token, dim); made once for all layers that
+        are given the same."""
+        if id(given) not in self.rotations:
             texts = self.texts.padded_shape[0]
-            packed = tuple(self.texts.unpad(t.expand(texts, -1, -1)) for t in given)
-            self.rotations = given, packed
-        return self.rotations[1]
+            self.rotations[id(given)] = given, tuple(self.texts.unpad(t.expand(texts, -1, -1)) for t in given)
+        return self.rotations[id(given)][1]
 
 
 _CURRENT_PASS: ContextVar[_Pass] = ContextVar("the forward pass of packed texts that this thread is in")
@@ -148,13 +151,80 @@ def _packed_attention(
     return context[None], None
 
 
-def _own_attention(block: AttentionBlock, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-    """In place of the forward of a module of ``OWN_ATTENTION``: the same for packed texts (1, token, hidden)."""
+def _with_bias(block: AttentionBlock, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    """In place of the forward of MPNet's attention: the same for packed texts (1, token, hidden)."""
     call = inspect.signature(type(block.module).forward).bind(block.module, hidden_states, *args, **kwargs)
     projected = (linear(hidden_states) for linear in (block.query, block.key, block.value))
     q, k, v = (t.unflatten(-1, (-1, block.head_dim)).transpose(1, 2) for t in projected)
     bias = call.arguments[block.per_head]
     return (block.output(_packed_attention(block.module, q, k, v, None, position_bias=bias)[0].flatten(2)),)
+
+
+def _disentangled(
+    block: AttentionBlock,
+    hidden_states: Tensor,
+    attention_mask: Tensor,
+    output_attentions: bool = False,
+    query_states: Tensor | None = None,
+    relative_pos: Tensor | None = None,
+    rel_embeddings: Tensor | None = None,
+) -> tuple[Tensor, None]:
+    """In place of the forward of DeBERTa's attention: the same for packed texts (1, token, hidden).
+
+    Scores are (q k + q p_key + k p_query) / sqrt(head_dim * number of the three), where p are projections of the
+    embedding of the distance between query and key (arXiv 2006.03654, Eq. 4). The embeddings of distances that the
+    longest text does not have are not projected.
+    """
+    current, module = _CURRENT_PASS.get(), cast(Any, block.module)
+    texts, kinds = current.texts, module.pos_att_type if module.relative_attention else ()
+    heads = len(block.kept)
+    scale = (block.head_dim * (1 + sum(kind in module.pos_att_type for kind in ("c2p", "p2c")))) ** -0.5
+    q, k, v = (
+        texts.tokens_in_groups.pad(linear(hidden_states)[0].unflatten(-1, (heads, -1)))
+        for linear in (block.query, block.key, block.value)
+    )  # (slot, head, head_dim)
+    tables: dict[str, Tensor] = {}
+    if relative_pos is not None and rel_embeddings is not None:
+        if current.distances is None:
+            current.distances = _distances(relative_pos, module.pos_ebd_size)
+        distances, low, high = current.distances
+        shared = {"c2p": "key_proj", "p2c": "query_proj"} if module.share_att_key else {}
+        names = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"} | shared
+        rows = rel_embeddings[None, low : high + 1]
+        for kind in (kind for kind in names if kind in kinds):
+            tables[kind] = getattr(module, names[kind])(rows)[0].unflatten(-1, (heads, -1)).permute(1, 2, 0)
+    contexts = []
+    for group, shares in texts.by_group(q, k, v):
+        gq, gk, gv = (share.transpose(1, 2) for share in shares)  # (text, head, width, head_dim)
+        scores = gq @ gk.transpose(2, 3)
+        if tables:
+            at = distances[:, : group.width, : group.width].expand(group.texts, heads, -1, -1, -1)
+        if "c2p" in tables:
+            scores = scores + (gq @ tables["c2p"]).gather(-1, at[:, :, 0])
+        if "p2c" in tables:
+            scores = scores + (gk @ tables["p2c"]).gather(-1, at[:, :, 1]).transpose(2, 3)
+        scores = scores * scale if group.bias is None else scores * scale + group.bias
+        weights = scores.softmax(-1)
+        if current.on_weights is not None:
+            current.on_weights(module, weights, group)
+        contexts.append((weights @ gv).transpose(1, 2).flatten(0, 1))  # (text * width, head, head_dim)
+    return texts.tokens_in_groups.unpad(torch.cat(contexts)).flatten(1)[None], None
+
+
+def _distances(relative_pos: Tensor, span: int) -> tuple[Tensor, int, int]:
+    """(2, query, key) the rows of the embeddings of distances, less the first that is used: of queries with keys, and
+    of keys with queries. And the first and the last row. relative_pos (..., query, key); span: of the embeddings."""
+    by_query = relative_pos.reshape(relative_pos.shape[-2:]).long()
+    rows = torch.stack([by_query + span, span - by_query]).clamp(0, 2 * span - 1)
+    low, high = int(rows.min()), int(rows.max())
+    return rows - low, low, high
+
+
+# By the class of ``OWN_ATTENTION``: the forward for packed texts.
+PACKED_ATTENTION: Mapping[str, Callable[..., Any]] = {
+    "MPNetSelfAttention": _with_bias,
+    "DisentangledSelfAttention": _disentangled,
+}
 
 
 def _first_text_alone(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -249,7 +319,8 @@ def _after_layer(_: nn.Module, __: Any, output: Any, packing: Packing) -> Any:
     """Forward hook of every layer: after the last pass, brings texts back to the first dimension."""
     current = _CURRENT_PASS.get()
     if current.calls < packing.passes:
-        return (output,) if packing.in_tuples and isinstance(output, Tensor) else output  # of a skipped layer
+        skipped = packing.in_tuple and isinstance(output, Tensor)
+        return (output, *[None] * (packing.in_tuple - 1)) if skipped else output
     hidden = output[0] if isinstance(output, tuple) else output
     # (1, text, hidden) -> (text, 1, hidden), or (1, token, hidden) -> (text, longest, hidden)
     hidden = hidden.transpose(0, 1) if packing.first_token else current.texts.pad(hidden)
@@ -310,13 +381,13 @@ def packed_forward(
         hooks.enter_context(sdpa_kernel(KERNELS))
         own = [block for block in blocks if owns_attention(block.module) and "forward" not in vars(block.module)]
         for block in own:
-            block.module.forward = partial(_own_attention, block)
+            block.module.forward = partial(PACKED_ATTENTION[type(block.module).__name__], block)
             hooks.callback(delattr, block.module, "forward")
-        if own:
+        if any(block.per_head for block in own):
             name = next(name for name, module in model.named_modules() if module is layers[0])
             owner = model.get_submodule(name.rsplit(".", 2)[0])  # of the list of layers
             hooks.callback(owner.register_forward_pre_hook(_first_text_alone).remove)
-        if packing.causal:
+        if packing.of_tokens:
             head = model.get_output_embeddings()
             hooks.callback(head.register_forward_pre_hook(_unpad).remove)
             hooks.callback(head.register_forward_hook(_pad).remove)
@@ -332,9 +403,15 @@ def packing_of(model: Any, inputs: dict[str, Tensor], number: Tensor | None = No
     if not packable(model):
         return None
     outputs: list[Any] = []
+    tokens: set[int] = set()  # that projections were given at once
     with evaluating(model), ExitStack() as hooks:
         for layer in layers_of(model):
             hooks.callback(layer.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
+        for module in {module for block in blocks_of(model) if block.kept for module in block.by_module(QKV)}:
+            hooks.callback(module.register_forward_pre_hook(lambda _, given: tokens.add(given[0].shape[1])).remove)
         logits_of(model, inputs, number)
-    of_tokens = causal(model)
-    return Packing(len(outputs), not of_tokens, isinstance(outputs[0], tuple), of_tokens)
+    first, causes = reads_first_token(model), causal(model)
+    of_tokens = causes and not problem_of(model).by_text
+    return Packing(
+        len(outputs), first, len(outputs[0]) if isinstance(outputs[0], tuple) else 0, causes, of_tokens, len(tokens) > 1
+    )

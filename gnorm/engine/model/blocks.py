@@ -18,6 +18,8 @@ from .errors import in_short
 from .families import FAMILIES, Family
 from .projections import Projection, check_projection, rows_of, size_of_module
 
+QKV = ("query", "key", "value")  # the projections of the paper's score
+
 
 @dataclass(frozen=True)
 class AttentionBlock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 
@@ -32,6 +33,8 @@ class Family:
     causal: the causal language model of transformers whose layers take each token on its own, but for softmax attention
     to the tokens before it by transformers' own functions. Positions come with the embeddings, or as
     ``position_embeddings`` (cos, sin) of rotary attention. So its texts may be packed.
+    pooled: the classifier of transformers whose layers are as those of ``causal``, but for attention to all tokens of
+    the text within ``sliding_window``, and which pools tokens by the attention mask, or reads the first.
     since: the first version of transformers, "major.minor", whose modules are as the row says. ``save_pruned`` writes
     it into folders, whose modelling file refuses an older one.
     """
@@ -48,9 +51,15 @@ class Family:
     norm: str = ""
     classifier: str = ""
     causal: str = ""
+    pooled: str = ""
     together: bool = False
     shared_bias: tuple[str, ...] = ()
     since: str = "4.57"
+
+    @property
+    def last_token(self) -> str:
+        """The classifier on the layers of ``causal``: it reads the last token of each text that is no padding."""
+        return re.sub("(ForCausalLM|LMHeadModel)$", "ForSequenceClassification", self.causal)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -224,7 +233,16 @@ FAMILIES: dict[str, Family] = {
     "phi": replace(_LLAMA_LIKE, output="dense", feed_forward="layers.*.mlp.fc2", causal="PhiForCausalLM"),
     "eurobert": _LLAMA_LIKE,
     "nomic_bert": _LLAMA_LIKE,
-    "modernbert": Family("layers.*.attn", "Wqkv", "Wqkv", "Wqkv", "Wo", "layers.*.mlp.Wo", skippable=True),
+    "modernbert": Family(
+        "layers.*.attn",
+        "Wqkv",
+        "Wqkv",
+        "Wqkv",
+        "Wo",
+        "layers.*.mlp.Wo",
+        skippable=True,
+        pooled="ModernBertForSequenceClassification",
+    ),
     "t5": _T5_LIKE,
     "mt5": _T5_LIKE,
     "bart": _BART_LIKE,

@@ -3,8 +3,8 @@
 ``is_tested``: the project's tests hold the heads of such models to be where the family's row says.
 
 ``ignores_padding``: padding behind a text changes no result of a classifier. ``causal``: it changes no logit of a token
-in a causal language model. ``packable``: beyond that, packed texts give the same as padded ones. A model that is none
-of these goes through padded, as its batches are.
+in a causal language model, or of a classifier on one. ``packable``: beyond that, packed texts give the same as padded
+ones. A model that is none of these goes through padded, as its batches are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ TOKENWISE = (
     nn.LayerNorm,
     nn.RMSNorm,
     nn.Dropout,
+    nn.Identity,
     nn.Embedding,
     nn.ModuleList,
     nn.Tanh,
@@ -40,10 +41,11 @@ ROTARY = ("default", "linear", "llama3", "yarn")
 MODULES_OF_PADDED = (nn.Conv1d,)  # DeBERTa's: sets padding to zero, and reads the tokens beside each token
 
 
-# Attention modules that compute softmax(q k / sqrt(head_dim) + bias) v themselves and apply the output projection. The
-# bias, an argument that the family's row calls ``per_head``, is made by position alone, by the module that owns the
-# layers: of a text that is cut, it is the same bias, cut.
-OWN_ATTENTION = ("MPNetSelfAttention",)
+# Attention modules that compute attention themselves; forward/packing.py has a forward of each for packed texts.
+# MPNet's takes a bias, the argument that the family's row calls ``per_head``, made by position alone by the module that
+# owns the layers: of a text that is cut, it is the same bias, cut. DeBERTa's multiplies queries and keys with projected
+# embeddings of their distance.
+OWN_ATTENTION = ("MPNetSelfAttention", "DisentangledSelfAttention")
 
 
 SOFTMAX_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -98,24 +100,39 @@ def ignores_padding(model: Any, modules: Sequence[nn.Module] | None = None) -> b
     transformers wrote for that model, or in ``TOKENWISE`` or ``MODULES_OF_PADDED``; no forward or hook comes from
     outside ``WRITTEN_BY``; and attention is transformers' own softmax attention, not causal.
     """
-    causal_too = any(getattr(model.config, name, False) for name in ("is_causal", "is_decoder"))
-    return not causal_too and _as_written(model, "classifier", modules)
+    if any(getattr(model.config, name, False) for name in ("is_causal", "is_decoder")):
+        return False
+    modules = list(model.modules()) if modules is None else modules
+    return any(_as_written(model, row, modules) for row in ("classifier", "pooled")) and _fixed_rotations(modules)
 
 
 def causal(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
     """Whether padding behind texts is known to change no logit of a token, where no text begins with a masked token.
 
-    It is known where the model is the causal language model that its row names, its modules are as in
+    It is known where the model is the causal language model that its row names, or the classifier that reads the last
+    token (whose padding is known by the padding token alone), its modules are as in
     ``ignores_padding``, all attention is causal, and rotary positions are in ``ROTARY``. Texts must not be longer than
     ``attention_window``.
     """
     modules = list(model.modules()) if modules is None else modules
-    if not _as_written(model, "causal", modules):
+    if not any(_as_written(model, row, modules) for row in ("causal", "last_token")):
         return False
-    kinds = [getattr(module, "rope_type", "default") for module in modules]
-    return all(kind in ROTARY for kind in kinds) and not any(
+    return _fixed_rotations(modules) and not any(
         getattr(owner, "is_causal", True) is False for owner in (model.config, *modules)
     )
+
+
+def _fixed_rotations(modules: Iterable[nn.Module]) -> bool:
+    """Whether the frequencies of rotary positions, where there are any, are in ``ROTARY``."""
+    kinds = (getattr(module, "rope_type", "default") for module in modules)
+    return all(k in ROTARY for kind in kinds for k in (kind.values() if isinstance(kind, dict) else (kind,)))
+
+
+def reads_first_token(model: Any) -> bool:
+    """Whether the model, one that ignores padding, is the classifier of its row that reads first tokens alone, and a
+    layer may compute one query a text: its attention is transformers' own, or MPNet's."""
+    family = FAMILIES.get(getattr(model.config, "model_type", ""))
+    return family is not None and type(model).__name__ == family.classifier and not family.also
 
 
 def attention_window(model: Any) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..forward.packing import Packing
 from ..model.families import FAMILIES
-from ..model.known_models import attention_window, causal, ignores_padding, packable
+from ..model.known_models import attention_window, causal, ignores_padding, packable, reads_first_token
 from ..model.problems import LABELS, NOT_COUNTED, problem_of
 from ..model.projections import is_plain
 from ..model.sizes import PER_TEXT, PER_TOKEN, Batch, parameter_of, tables_of
@@ -285,11 +285,13 @@ def _trims(model: nn.Module) -> Callable[[Batch], bool]:
 
     Texts of a known family whose row names no classifier may not: it may read the last token, or count tokens.
     """
-    known = FAMILIES.get(getattr(model.config, "model_type", ""))
-    of_padding, by_text = known is None or bool(known.classifier), not problem_of(model).heads
-    packs, ignores = packable(model), ignores_padding(model)
+    config: Any = model.config
+    known = FAMILIES.get(getattr(config, "model_type", ""))
+    of_padding, by_text = known is None or bool(known.classifier or known.pooled), not problem_of(model).heads
+    packs, ignores, window = packable(model), ignores_padding(model), attention_window(model)
     if packs and causal(model):
-        return partial(_trims_tokens, attention_window(model))
+        return partial(_trims_after_last, window, config.pad_token_id) if by_text else partial(_trims_tokens, window)
+    masked_first = packs and reads_first_token(model)  # a masked token is hidden from the others, and that is all
 
     def trims(batch: Batch) -> bool:
         if not by_text or any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for name in batch):
@@ -297,7 +299,7 @@ def _trims(model: nn.Module) -> Callable[[Batch], bool]:
         if not of_padding and any(name in PER_TOKEN for name in batch):
             return False
         mask = batch.get("attention_mask")  # without one no padding is known, so none is cut
-        return mask is None or packs or (ignores and bool(mask[:, 0].all()))
+        return mask is None or (mask.shape[1] <= window and (masked_first or (ignores and bool(mask[:, 0].all()))))
 
     return trims
 
@@ -310,8 +312,23 @@ def _trims_tokens(window: float, batch: Batch) -> bool:
         return False
     if mask.shape[1] > window or not bool(mask[:, 0].all()):
         return False
-    behind = mask.flip(1).cummax(1).values.flip(1) == 0  # (text, token)
-    return labels is None or (labels.shape == mask.shape and bool((labels[behind] == NOT_COUNTED).all()))
+    return labels is None or (labels.shape == mask.shape and bool((labels[_behind(mask)] == NOT_COUNTED).all()))
+
+
+def _trims_after_last(window: float, pad_token: int | None, batch: Batch) -> bool:
+    """``_trims`` of a classifier that reads the last token that is not ``pad_token``: where padding is known, lies
+    behind texts of at most ``window`` tokens, and is that token."""
+    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
+    if mask is None or ids is None or pad_token is None or any(name not in (*PER_TOKEN, "labels") for name in batch):
+        return False
+    if "inputs_embeds" in batch or mask.shape[1] > window or not bool(mask[:, 0].all()):
+        return False
+    return bool((ids[_behind(mask)] == pad_token).all())
+
+
+def _behind(mask: Tensor) -> Tensor:
+    """(text, token) bool: the padding behind each text."""
+    return mask.flip(1).cummax(1).values.flip(1) == 0
 
 
 def by_batch(prepared: Prepared) -> Prepared:

@@ -150,7 +150,8 @@ class _Cutting:
         if self.packing is None:
             shares = _padded_shares(given, lengths, self.most, device)
         else:
-            shares = (_packed_shares if self.problem.by_text else _shares_of_padded)(given, lengths, self.most)
+            apart = self.packing.by_batch
+            shares = (_packed_shares if self.problem.by_text else _shares_of_padded)(given, lengths, self.most, apart)
         last = {b: k for k, share in enumerate(shares) for b, _ in share}  # the last micro-batch of each batch
         for k, share in enumerate(shares):
             ended = {b for b, _ in share if last[b] == k}
@@ -215,14 +216,16 @@ def _padded_shares(batches: Sequence[Tensor], lengths: Tensor, most: int, device
     return [[(b, group)] for b, texts in enumerate(batches) for group in _length_groups(texts, lengths, overhead, most)]
 
 
-def _packed_shares(batches: Sequence[Tensor], lengths: Tensor, most: int) -> list[Share]:
+def _packed_shares(batches: Sequence[Tensor], lengths: Tensor, most: int, apart: bool = False) -> list[Share]:
     """The texts of consecutive batches, as many in a micro-batch as hold at most ``most`` tokens.
 
-    batches: the texts (text,) of each batch. A batch of more tokens than that is cut, its longest texts first.
+    batches: the texts (text,) of each batch. A batch of more tokens than that is cut, its longest texts first. apart:
+    no two batches share a micro-batch.
     """
     shares: list[Share] = []
     filled = most
     for batch, texts in enumerate(batches):
+        filled = most if apart else filled
         texts = _longest_first(texts, lengths)
         while len(texts):
             fits = max(1, int((lengths[texts].cumsum(0) <= most).sum()))
@@ -236,7 +239,7 @@ def _packed_shares(batches: Sequence[Tensor], lengths: Tensor, most: int) -> lis
     return shares
 
 
-def _shares_of_padded(batches: Sequence[Tensor], lengths: Tensor, most: int) -> list[Share]:
+def _shares_of_padded(batches: Sequence[Tensor], lengths: Tensor, most: int, apart: bool = False) -> list[Share]:
     """As ``_packed_shares``, where ``most`` counts padding too: their logits are padded."""
     shares: list[Share] = []
     count = longest = 0  # of the texts in the last share
@@ -247,7 +250,7 @@ def _shares_of_padded(batches: Sequence[Tensor], lengths: Tensor, most: int) -> 
             fitting = texts[: max(1, most // width)]
             texts = texts[len(fitting) :]
             count, longest = count + len(fitting), max(longest, width)
-            if not shares or count * longest > most:
+            if not shares or count * longest > most or (apart and batch != shares[-1][0][0]):
                 shares.append([])
                 count, longest = len(fitting), width
             shares[-1].append((batch, fitting))
