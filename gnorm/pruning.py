@@ -93,7 +93,7 @@ def prune(
             model, texts.scoring, texts.evaluation, row.follows, metric, counts["steps"], heads_per_step, **options
         )
         layers = [layer for layer, _head in leader.order()]
-    info = {"method": method, **counts, "rescore_every": rescore_every, **_surroundings(model)}
+    info = {"method": method, **counts, "rescore_every": rescore_every, **_environment(model)}
     if layers is not None:
         layers = _checked_layers(layers, start, counts["steps"] * counts["heads_per_step"])
         info["layers"] = layers
@@ -159,8 +159,8 @@ def _checked_layers(layers: Sequence[int], start: Tensor, heads: int) -> list[in
     return layers
 
 
-def _surroundings(model: nn.Module) -> dict[str, Any]:
-    """What a result depends on beside the model and the texts."""
+def _environment(model: nn.Module) -> dict[str, Any]:
+    """The environment of a result: what it depends on beside the model and the texts."""
     parameter = next(model.parameters())
     return {
         "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -205,7 +205,7 @@ class _Texts:
 
     @property
     def shared(self) -> bool:
-        """Whether the metric can be read off the passes that score."""
+        """True if the metric can be read off the passes that score."""
         return self.evaluation is self.scoring
 
     def hashes(self, model: nn.Module) -> dict[str, str]:
@@ -217,7 +217,7 @@ class _Texts:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the metric kept of every evaluation text, (text, ...), and its value."""
+    """The per-text values of the metric, (text, ...), and its value."""
 
     kept: np.ndarray
     value: float
@@ -313,7 +313,7 @@ class _Worker:
         return scores
 
     def _due(self) -> bool:
-        """Whether the next step scores afresh."""
+        """True if the next step scores afresh."""
         return self.rescore_every > 0 and self.steps % self.rescore_every == 0
 
     def _chosen(self, scores: Tensor, count: int) -> tuple[list[tuple[int, int, float]], float]:

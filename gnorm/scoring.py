@@ -22,7 +22,7 @@ from .engine.texts.micro_batches import MicroBatch
 
 
 class Criterion(Protocol):
-    """What a row of METHODS scores heads by: (layer, head) float64, -inf for heads that are gone.
+    """A function that scores heads: (layer, head) float64, -inf for heads that are gone.
 
     The model is scored as it is. A criterion that draws at random takes a ``generator`` too, see ``Method.scores``.
     Other options are bound in the row, by ``functools.partial``. A criterion that makes logits shows them to

@@ -24,7 +24,7 @@ from .of_loss import loss_terms
 
 
 def oracle(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
-    """What pruning is measured by, tried out: (layer, head) how many texts are wrong once this head is gone as well.
+    """Leave-one-out: (layer, head) the number of texts that are wrong once this head is gone as well.
 
     A fraction below one is added, c / (1 + c) of the loss c, so that of two heads with as many wrong texts the one goes
     whose loss is smaller; that fraction is all there is where texts are not right or wrong as a whole. Texts labelled

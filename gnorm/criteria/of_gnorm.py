@@ -51,7 +51,7 @@ def gnorm_cross_entropy(model: nn.Module, batches: Iterable[Batch] | Prepared) -
 
 
 def _log_sizes(prepared: Prepared, counts: Tensor) -> Callable[[Tensor, int], Tensor]:
-    """What ``gradient_norms`` divides by: the logarithm of the sum over a batch's texts of ``counts`` (text,)."""
+    """The divisor of ``gradient_norms``: the logarithm of the sum over a batch's texts of ``counts`` (text,)."""
     batch_of = batch_of_texts(prepared.batches)
     sizes = counts.new_zeros(int(batch_of.max()) + 1).index_add(0, batch_of, counts).tolist()
 

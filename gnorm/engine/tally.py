@@ -74,7 +74,7 @@ class Tally:
 
     @property
     def complete(self) -> bool:
-        """Whether every text has been seen, by this rank or another."""
+        """True if every text has been seen, by this rank or another."""
         return sum(gather(self._group, self._texts_seen)) >= self._texts
 
     def result(self) -> Tensor:

@@ -30,12 +30,12 @@ class OfSlice(Protocol):
 
 
 def stacking_is_faster(device: torch.device) -> bool:
-    """Whether few large products are faster than each gradient on its own."""
+    """True if few large products are faster than each gradient on its own."""
     return device.type != "cpu"
 
 
 def gradients_of(factors: Sequence[Sequence[Factors]], micro: MicroBatch) -> OfSlice:
-    """What gives the gradients of one batch of ``micro`` after the other. factors: of each weight, one pair a call."""
+    """A function that gives the gradients of one batch of ``micro``. factors: of each weight, one pair a call."""
     if stacking_is_faster(factors[0][0][0].device):
         return partial(_together, _stacks(factors), len(factors), micro)
     return partial(_one_by_one, factors, micro)

@@ -27,7 +27,7 @@ OnWeights = Callable[[Tensor, LengthGroup], None]
 
 
 def _bias(group: LengthGroup, position_bias: Tensor | None) -> Tensor | None:
-    """What is added to the attention scores of a length group, each axis of its size or 1: (text, head, query, key).
+    """The bias of the attention scores of a length group, each axis of its size or 1: (text, head, query, key).
 
     None for nothing. position_bias: (1, head, query, key) of a text at least as long.
     """
@@ -38,7 +38,7 @@ def _bias(group: LengthGroup, position_bias: Tensor | None) -> Tensor | None:
 
 
 def explicit_is_faster(texts: PackedTexts, device: torch.device) -> bool:
-    """Whether attention with explicit weights is the faster one for these texts on this device."""
+    """True if attention with explicit weights is the faster one for these texts on this device."""
     return device.type == "cpu" and max(g.width for g in texts.length_groups) <= EXPLICIT_ATTENTION_TOKENS
 
 

@@ -39,7 +39,7 @@ def naming_texts(
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether the package itself raised ``error``."""
+    """True if the package itself raised ``error``."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

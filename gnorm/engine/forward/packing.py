@@ -46,7 +46,7 @@ KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacken
 
 @dataclass(frozen=True)
 class Packing:
-    """How packed texts pass through the layers of a model."""
+    """The way packed texts pass through the layers of a model."""
 
     passes: int  # calls of layers in one forward pass
     first_token: bool = True  # whether the last pass goes on with the first token of each text alone
@@ -263,11 +263,11 @@ def logits_in(model: nn.Module, output: Any, inputs: Mapping[str, Tensor]) -> Te
     if logits is None or of_tokens or not fits(logits, sizes):
         given = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
         needed = ", ".join(axis if size is None else f"{axis} {size}" for axis, size in zip(problem.logits, sizes))
-        mend = "correct its forward" if problem.heads else "load it as a sequence classifier"
+        remedy = "correct its forward" if problem.heads else "load it as a sequence classifier"
         if logits is not None and not of_tokens and fits(logits, [*sizes[:-1], None]) and problem.logits[-1] == "class":
-            mend += f", or set config.{problem.classes} to {logits.shape[-1]} if that is how many classes it has"
-        mend = "set config.return_dict to True" if isinstance(output, tuple) else mend
-        raise ValueError(f"{type(model).__name__} gives {given}, not ({needed}): {mend}.")
+            remedy += f", or set config.{problem.classes} to {logits.shape[-1]} if that is how many classes it has"
+        remedy = "set config.return_dict to True" if isinstance(output, tuple) else remedy
+        raise ValueError(f"{type(model).__name__} gives {given}, not ({needed}): {remedy}.")
     return logits
 
 
@@ -328,7 +328,7 @@ def _after_layer(_: nn.Module, __: Any, output: Any, packing: Packing) -> Any:
 
 
 def _causal_bias(tokens: int, like: Tensor) -> Tensor:
-    """What is added to the attention scores of a text of so many tokens: (1, 1, query, key)."""
+    """The causal bias of attention scores of a text of so many tokens: (1, 1, query, key)."""
     return torch.full((1, 1, tokens, tokens), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
 
 
@@ -396,7 +396,7 @@ def packed_forward(
 
 @torch.no_grad()
 def packing_of(model: Any, inputs: dict[str, Tensor], number: Tensor | None = None) -> Packing | None:
-    """How packed texts pass through ``model``; None where the model needs padded texts.
+    """The way packed texts pass through ``model``; None where the model needs padded texts.
 
     inputs: one text, on which the calls of layers are counted. number: (1,) of that text, where it is not 0.
     """

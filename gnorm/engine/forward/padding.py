@@ -56,7 +56,7 @@ class _IndexSelect(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class PadIndices:
-    """Which item each slot holds, and which slot each item is in. Items are tokens, heads of tokens, or texts.
+    """The item of each slot, and the slot of each item. Items are tokens, heads of tokens, or texts.
 
     Where no slot is padding, this is a permutation: texts are sorted into their length groups by one.
     """

@@ -23,7 +23,7 @@ SMALLEST = 2**21  # multiplications; for a smaller product, the call of oneDNN c
 
 
 def _worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes this product: fp32 on a CPU, large enough, oneDNN built in and not switched off.
+    """True if oneDNN takes this product: fp32 on a CPU, large enough, oneDNN built in and not switched off.
 
     Shapes that do not match go to PyTorch's default, whose error messages are plainer.
     """

@@ -1,4 +1,4 @@
-"""How messages quote the errors of other libraries."""
+"""Messages quote the errors of other libraries."""
 
 from __future__ import annotations
 

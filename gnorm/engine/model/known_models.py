@@ -62,7 +62,7 @@ _AS_SHIPPED = dict(FAMILIES)
 
 
 def is_tested(model: Any) -> bool:
-    """Whether the tests of the package hold that the heads of such a model lie where its row says.
+    """True if the tests of the package hold that the heads of such a model lie where its row says.
 
     They do where the row comes with the package; the model's class is one of transformers for its ``model_type``; every
     module is torch's or one that transformers wrote for that model; and no forward, and no attention function, comes
@@ -94,7 +94,7 @@ def is_tested(model: Any) -> bool:
 
 
 def ignores_padding(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
-    """Whether padding behind texts is known to change no result, where no text begins with a masked token.
+    """True if padding behind texts is known to change no result, where no text begins with a masked token.
 
     It is known where the model is the classifier that its row in ``FAMILIES`` names; every module is one that
     transformers wrote for that model, or in ``TOKENWISE`` or ``MODULES_OF_PADDED``; no forward or hook comes from
@@ -107,7 +107,7 @@ def ignores_padding(model: Any, modules: Sequence[nn.Module] | None = None) -> b
 
 
 def causal(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
-    """Whether padding behind texts is known to change no logit of a token, where no text begins with a masked token.
+    """True if padding behind texts is known to change no logit of a token, where no text begins with a masked token.
 
     It is known where the model is the causal language model that its row names, or the classifier that reads the last
     token (whose padding is known by the padding token alone), its modules are as in
@@ -123,13 +123,13 @@ def causal(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
 
 
 def _fixed_rotations(modules: Iterable[nn.Module]) -> bool:
-    """Whether the frequencies of rotary positions, where there are any, are in ``ROTARY``."""
+    """True if the frequencies of rotary positions, where there are any, are in ``ROTARY``."""
     kinds = (getattr(module, "rope_type", "default") for module in modules)
     return all(k in ROTARY for kind in kinds for k in (kind.values() if isinstance(kind, dict) else (kind,)))
 
 
 def reads_first_token(model: Any) -> bool:
-    """Whether the model, one that ignores padding, is the classifier of its row that reads first tokens alone, and a
+    """True if the model, one that ignores padding, is the classifier of its row that reads first tokens alone, and a
     layer may compute one query a text: its attention is transformers' own, or MPNet's."""
     family = FAMILIES.get(getattr(model.config, "model_type", ""))
     return family is not None and type(model).__name__ == family.classifier and not family.also
@@ -142,7 +142,7 @@ def attention_window(model: Any) -> float:
 
 
 def _as_written(model: Any, row: str, modules: Sequence[nn.Module] | None = None) -> bool:
-    """Whether the model is the one that its family calls ``row``, and nothing in it has been exchanged for what may mix
+    """True if the model is the one that its family calls ``row``, and nothing in it has been exchanged for what may mix
     tokens. modules: all of the model, where they are known."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     kind, family = type(model), FAMILIES.get(getattr(model.config, "model_type", ""))
@@ -164,7 +164,7 @@ def _as_written(model: Any, row: str, modules: Sequence[nn.Module] | None = None
 
 
 def packable(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
-    """Whether packed texts are known to give the same as padded ones.
+    """True if packed texts are known to give the same as padded ones.
 
     They do where padding is ignored, every module but attention computes each token on its own, and attention can be
     replaced: by transformers, or as a module of ``OWN_ATTENTION``.
@@ -177,7 +177,7 @@ def packable(model: Any, modules: Sequence[nn.Module] | None = None) -> bool:
 
 
 def owns_attention(module: nn.Module) -> bool:
-    """Whether the module computes attention itself, in the way that ``OWN_ATTENTION`` says."""
+    """True if the module computes attention itself, in the way that ``OWN_ATTENTION`` says."""
     return type(module).__name__ in OWN_ATTENTION and type(module).__module__.startswith("transformers.models.")
 
 
@@ -192,13 +192,13 @@ def _added_to(module: nn.Module) -> Iterator[Any]:
 
 
 def _known(function: Any) -> bool:
-    """Whether a function or callable object comes from a package of ``WRITTEN_BY``."""
+    """True if a function or callable object comes from a package of ``WRITTEN_BY``."""
     function = getattr(function, "func", function)  # of a partial
     return str(getattr(function, "__module__", "")).partition(".")[0] in WRITTEN_BY
 
 
 def plain_attention(modules: Iterable[nn.Module]) -> bool:
-    """Whether all ``modules`` compute softmax attention by functions of transformers' own."""
+    """True if all ``modules`` compute softmax attention by functions of transformers' own."""
     return _plain(vars(module).get("config") for module in modules)
 
 

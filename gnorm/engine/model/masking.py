@@ -31,7 +31,7 @@ def _zero_heads(columns: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tu
 
 
 def is_masked(linear: nn.Module) -> bool:
-    """Whether heads are masked at this output projection, within a block of ``gnorm.masked``."""
+    """True if heads are masked at this output projection, within a block of ``gnorm.masked``."""
     return any(getattr(hook, "func", None) is _zero_heads for hook in linear._forward_pre_hooks.values())
 
 

@@ -110,7 +110,7 @@ class Problem:
 
     @property
     def by_text(self) -> bool:
-        """Whether a text has one label, or a row of them, whatever its length."""
+        """True if a text has one label, or a row of them, whatever its length."""
         return "token" not in self.logits
 
     def without_padding(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
@@ -269,7 +269,7 @@ def problem_of(model: Any) -> Problem:
 
 
 def gives_tokens(model: Any) -> bool:
-    """Whether ``model`` gives what it was trained on before any task, of each token and in no row of ``PROBLEMS``:
+    """True if ``model`` gives what it was trained on before any task, of each token and in no row of ``PROBLEMS``:
     ELECTRA's discriminator says which tokens were replaced."""
     kinds = type(getattr(model, "_orig_mod", model)).__mro__
     return any(kind.__name__.endswith("ForPreTraining") for kind in kinds)

@@ -67,12 +67,12 @@ def _rows(heads: int, widths: tuple[int, ...], together: bool) -> list[Tensor]:
 
 
 def is_transposed(module: Any) -> bool:
-    """Whether the module holds its weight as (in, out): ``Conv1D`` of transformers."""
+    """True if the module holds its weight as (in, out): ``Conv1D`` of transformers."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
 def is_plain(module: Any) -> bool:
-    """Whether the module computes y = W x + b and nothing else: ``torch.nn.Linear``, or ``Conv1D``."""
+    """True if the module computes y = W x + b and nothing else: ``torch.nn.Linear``, or ``Conv1D``."""
     return is_transposed(module) or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
 
 

@@ -13,12 +13,12 @@ Batch = Mapping[str, Tensor]
 
 
 def size_of(batch: Batch) -> int:
-    """How many texts a batch holds."""
+    """The number of texts of a batch."""
     return len(next(iter(batch.values())))
 
 
 def num_texts(batches: Iterable[Batch]) -> int:
-    """How many texts the batches hold."""
+    """The number of texts of the batches."""
     return sum(map(size_of, batches))
 
 
@@ -115,14 +115,14 @@ def _tables(model: Any, without: nn.Module | None = None) -> dict[str, int | Non
 
 
 def _width(batch: Batch, side: str = "") -> int | None:
-    """How many tokens wide a batch is; None where nothing in it counts tokens. side: of the problem."""
+    """The width of a batch in tokens; None where nothing in it counts tokens. side: of the problem."""
     names = [f"{side}{name}" for name in PER_TOKEN]
     ids, embedded = next((batch[name] for name in names[:4] if name in batch), None), batch.get(names[4])
     return ids.shape[-1] if ids is not None else None if embedded is None else embedded.shape[-2]
 
 
 def sizes_of(axes: Sequence[str], batch: Batch, problem: Problem, model: Any) -> list[int | None]:
-    """How long the axes of logits or labels are for a batch; None where that is not known."""
+    """The lengths of the axes of logits or labels for a batch; None where that is not known."""
     known = {
         "text": size_of(batch),
         "choice": next((batch[name].shape[1] for name in PER_TOKEN if name in batch), None),
@@ -134,5 +134,5 @@ def sizes_of(axes: Sequence[str], batch: Batch, problem: Problem, model: Any) ->
 
 
 def fits(tensor: Tensor, sizes: Sequence[int | None]) -> bool:
-    """Whether a tensor has axes of these sizes, None for any."""
+    """True if a tensor has axes of these sizes, None for any."""
     return len(sizes) == tensor.dim() and all(a in (None, b) for a, b in zip(sizes, tensor.shape, strict=True))

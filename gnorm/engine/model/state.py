@@ -98,7 +98,7 @@ def uncompiled(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model, or a module of it, was compiled by torch.compile or nn.Module.compile."""
+    """True if the model, or a module of it, was compiled by torch.compile or nn.Module.compile."""
     return any(
         vars(module).get("_compiled_call_impl") is not None
         or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")

@@ -14,7 +14,7 @@ from .projections import is_plain
 
 
 class Subject:
-    """What is read of a model: true until its heads change or a module is exchanged.
+    """Everything that is read of a model: true until its heads change or a module is exchanged.
 
     model: the one behind ``torch.compile``. Everything else is read at its first use. ``blocks`` raises as
     ``blocks_of`` does; the model has been tried, or is about to be.
@@ -51,7 +51,7 @@ class Subject:
 
     @cached_property
     def problem(self) -> Problem:
-        """What the model is asked."""
+        """The problem that the model is for."""
         return problem_of(self.model)
 
     @cached_property

@@ -80,7 +80,7 @@ class Prepared(Sequence[MicroBatch]):
         return other
 
     def once(self, what: Any, make: Callable[[], T]) -> T:
-        """What ``make`` gives, made once for all passes over these texts. what: a name for it."""
+        """The result of ``make``, called once for all passes over these texts. what: its name."""
         if what not in self._known:
             self._known[what] = make()
         return cast(T, self._known[what])
@@ -130,7 +130,7 @@ class Prepared(Sequence[MicroBatch]):
 
     @property
     def streamed(self) -> bool:
-        """Whether micro-batches are made anew for every pass, none of them kept."""
+        """True if micro-batches are made anew for every pass, none of them kept."""
         return isinstance(self._micro_batches, _Windows)
 
     @property
@@ -211,7 +211,7 @@ def prepare(
 
 
 def _inputs_on(device: torch.device, batch: Batch) -> dict[str, Tensor]:
-    """What the model's forward takes of a batch."""
+    """The tensors of a batch that the model's forward takes."""
     return {name: tensor.to(device) for name, tensor in batch.items() if name not in LABELS}
 
 
@@ -243,7 +243,7 @@ def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
 
 
 def subject_of(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Subject:
-    """What is read of ``model``, for a criterion that looks at no text; raises as ``attention_blocks`` does."""
+    """The subject of ``model``, for a criterion that looks at no text; raises as ``attention_blocks`` does."""
     if isinstance(batches, Prepared) and batches.held and batches.subject.model is model:
         return batches.subject
     subject = Subject(model)
@@ -262,7 +262,7 @@ def given_and_prepared(
 
 
 def same_batches(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
-    """Whether two lists of batches hold the same tensors; whether two streams are one and the same."""
+    """True if two lists of batches hold the same tensors; whether two streams are one and the same."""
     return a is b or (
         isinstance(a, Sequence)
         and isinstance(b, Sequence)
@@ -272,8 +272,8 @@ def same_batches(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
 
 
 def _traits(subject: Subject) -> tuple[Any, ...]:
-    """What prepared batches depend on in a model. Removing or masking heads does not change it: linear layers, which
-    may go with the last head of a layer, do not count."""
+    """The traits of a model that prepared batches depend on. Removing or masking heads does not change them: linear
+    layers, which may go with the last head of a layer, do not count."""
     model, parameter = subject.model, subject.parameter
     modules = tuple((type(m).__module__, type(m).__qualname__) for m in subject.modules if not is_plain(m))
     of_module = parameter.dtype, parameter.device, modules, tuple(tables_of(model).items())
@@ -281,7 +281,7 @@ def _traits(subject: Subject) -> tuple[Any, ...]:
 
 
 def _trims(model: nn.Module) -> Callable[[Batch], bool]:
-    """Whether texts of a batch may leave it and lose their padding; all texts, if so for every batch.
+    """True if texts of a batch may leave it and lose their padding; all texts, if so for every batch.
 
     Texts of a known family whose row names no classifier may not: it may read the last token, or count tokens.
     """

@@ -248,7 +248,7 @@ def check_labels(
 
 
 def _fits(labels: Tensor, batch: Batch, problem: Problem, model: Any) -> bool:
-    """Whether labels have the axes of the problem, as long as the batch and the model make them."""
+    """True if labels have the axes of the problem, as long as the batch and the model make them."""
     sizes = sizes_of(problem.labels, batch, problem, model)
     return fits(labels, sizes) or (problem.squeezed and sizes[1] == 1 and fits(labels, sizes[:1]))
 

@@ -45,13 +45,13 @@ class MicroBatch:
 
     @property
     def sequences(self) -> int:
-        """How many sequences of tokens the layers see: one a text, or one for every choice of a text."""
+        """The number of sequences that the layers see: one a text, or one for every choice of a text."""
         ids = next((self.inputs[name] for name in ("input_ids", "attention_mask") if name in self.inputs), self.index)
         return max(len(self.index), ids.shape[:-1].numel())
 
     @property
     def ends(self) -> bool:
-        """Whether no later micro-batch holds texts of the same batch."""
+        """True if no later micro-batch holds texts of the same batch."""
         return all(batch_slice.last for batch_slice in self.batch_slices)
 
     def without_padding(self, logits: Tensor, value: float = 0) -> Tensor:
@@ -96,7 +96,7 @@ PACKED_MAX_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 @dataclass(frozen=True)
 class _Cutting:
-    """How batches are cut into micro-batches for a model."""
+    """The way batches are cut into micro-batches for a model."""
 
     trim: bool  # whether texts may leave their batches and lose their padding
     packing: Packing | None
@@ -335,8 +335,8 @@ def _joined(batches: Sequence[Batch], pad_token: int, per_token: Sequence[str]) 
     for name in (name for name in batches[0] if name != "labels"):
         tensors = padded(name, [batch[name] for batch in batches])
         if len({t.shape[1:] for t in tensors}) > 1:
-            mend = "bring all to one size" if name in PER_TEXT else "give an attention_mask with every batch"
-            raise ValueError(f"{name} differs in shape from batch to batch: {mend}.")
+            remedy = "bring all to one size" if name in PER_TEXT else "give an attention_mask with every batch"
+            raise ValueError(f"{name} differs in shape from batch to batch: {remedy}.")
         joined[name] = torch.cat(tensors)
     if all("labels" in batch for batch in batches):
         labels = padded("labels", [batch["labels"] for batch in batches])
@@ -371,7 +371,7 @@ def _trimmed(tensors: dict[str, Tensor], longest: int, per_token: Sequence[str])
 
 
 def _group_sizes(lengths: list[int], overhead: int, most: int) -> list[int]:
-    """How many texts each length group takes at the least total cost, by dynamic programming.
+    """The number of texts of each length group at the least total cost, by dynamic programming.
 
     lengths: longest first. A group costs its tokens, padding counted, plus ``overhead``. It holds at most ``most``
     tokens, or one text.

@@ -146,7 +146,7 @@ class OrderedSums:
             self._parts.append((i, summand))
 
     def finish(self, micro_batch: int) -> None:
-        """What was added since the last call is of the micro-batch of this number."""
+        """Mark the summands added since the last call as those of this micro-batch."""
         if self._group is None:
             return
         self._finished.append((micro_batch, self._parts))
@@ -173,7 +173,7 @@ class Division:
         self._to: int | None = None  # the rank of the batch that is not at its end
 
     def takes(self, tokens: int, ends: bool) -> bool:
-        """Whether this rank gets the next micro-batch, of so many tokens. ends: no later one shares a batch with it."""
+        """True if this rank gets the next micro-batch, of so many tokens. ends: no later one shares a batch with it."""
         to = self._tokens.index(min(self._tokens)) if self._to is None else self._to
         self._tokens[to] += tokens
         self._to = None if ends else to

@@ -16,7 +16,7 @@ WINDOW_TEXTS = 4096  # texts that are sorted by length and packed together, at l
 
 
 def is_stream(batches: Any) -> bool:
-    """Whether batches are read anew for every pass: they can be iterated over again, and are no sequence.
+    """True if batches are read anew for every pass: they can be iterated over again, and are no sequence.
 
     An iterator, such as a generator, gives its batches once: it is made a list. ``TypeError`` for a data set whose
     texts are in no batches.
@@ -83,7 +83,7 @@ def _sum(batch: Batch) -> float:
 
 
 class _Remade:
-    """What ``make`` gives of batches, made anew by every iteration."""
+    """Batches transformed by ``make``, re-created on each iteration."""
 
     def __init__(self, batches: Iterable[Batch], make: Callable[[Iterable[Batch]], Iterator[Batch]]) -> None:
         self._batches, self._make = batches, make

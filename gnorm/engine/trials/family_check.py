@@ -1,4 +1,4 @@
-"""Whether a row of module names says how heads lie in a model: tried on some texts."""
+"""A row of module names, checked against a model: do heads lie where it says? Tried on some texts."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _try_head(
 def _seen(
     model: nn.Module, blocks: list[AttentionBlock], inputs: Mapping[str, Tensor]
 ) -> tuple[dict[nn.Module, Tensor], dict[nn.Module, Tensor]]:
-    """What query, key, value and position projections give, cut off from what is below, and what output projections
-    take: by module."""
+    """The outputs of query, key, value and position projections, cut off from what is below, and the inputs of output
+    projections: by module."""
     outputs: dict[nn.Module, Tensor] = {}
     contexts: dict[nn.Module, Tensor] = {}
 

@@ -77,7 +77,7 @@ def try_out(model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None
 
 
 def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]]) -> str:
-    """What is wrong with ``copy``, which is in eval mode, once heads are removed; "" where nothing is."""
+    """The fault of ``copy``, which is in eval mode, once heads are removed; "" where there is none."""
     heads, name = mask_of(blocks_of(copy)), type(copy).__name__
     with torch.no_grad():
         whole, again = ([outputs(copy, one) for one in examples] for _ in range(2))

@@ -1,4 +1,4 @@
-"""What trials of a model are made of: a copy with random attention, inputs that it runs on, and its results."""
+"""The parts of a trial: a copy with random attention, inputs that it runs on, and its results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPES = ((2, 3), (2, 24), (1, 160))  # texts, and tokens of the longest; fewer 
 
 
 def key_of(model: Any) -> tuple[Any, ...]:
-    """What a trial's result depends on: the classes of the model and its modules, functions in the place of their
+    """The key of a trial's result: the classes of the model and its modules, functions in the place of their
     forwards, its configuration, and its row."""
     options = {name: value for name, value in sorted(vars(model.config).items()) if name not in NO_DIFFERENCE}
     return type(model), frozenset(map(_written_as, model.modules())), repr(options), FAMILIES[model.config.model_type]
@@ -124,7 +124,7 @@ def _random(copy: Any) -> Iterator[list[Callable[[], Mapping[str, Tensor]]]]:
 
 
 def outputs(copy: Any, inputs: Mapping[str, Tensor]) -> dict[tuple[str, int], Tensor]:
-    """What the attention blocks give, pass by pass, and the model itself."""
+    """The outputs of the attention blocks, pass by pass, and of the model itself."""
     found: dict[tuple[str, int], Tensor] = {}
 
     def keep(_: nn.Module, __: Any, output: Any, name: str) -> None:
@@ -151,7 +151,7 @@ def _first_tensor(output: Any) -> Tensor | None:
 def differ(
     found: Mapping[Any, Tensor], expected: Mapping[Any, Tensor], whole: Mapping[Any, Tensor] | None = None
 ) -> bool:
-    """Whether results differ by more than rounding, held against what heads do: their distance from the ``whole``."""
+    """True if results differ by more than rounding, held against what heads do: their distance from the ``whole``."""
     for name in found.keys() & expected.keys():
         one, other = found[name], expected[name]
         if one.shape != other.shape:
@@ -163,7 +163,7 @@ def differ(
 
 
 def as_ours(what: str, call: Callable[[], T]) -> T:
-    """What ``call`` gives; the errors of other libraries as a ``ValueError`` that begins with ``what``."""
+    """The result of ``call``; errors of other libraries are raised as a ``ValueError`` that begins with ``what``."""
     try:
         return call()
     except ValueError:
