@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gnorm.engine.checks import num_texts
 from gnorm.engine.examples import longest_text
+from gnorm.engine.problems import NOT_COUNTED
 from gnorm.engine.state import default_device
 from gnorm.heads import head_mask_of
 from gnorm.journal import digest, hash_of_model
@@ -72,7 +73,7 @@ class Task:
             raise ValueError(f"{self.name}: there is no split {sizes.split!r}; there are {', '.join(self.splits)}.")
         split = self.splits[sizes.split]
         if name == "evaluation":  # texts that no class of the model fits are scored, not evaluated
-            split = split.select([i for i, label in enumerate(split["label"]) if label != reading.NO_CLASS])
+            split = split.select([i for i, label in enumerate(split["label"]) if label != NOT_COUNTED])
         if sizes.overlong == "leave out":
             whole = encoded(self.tokenizer, split[:], self.model, truncation=False, verbose=False)
             lengths = [len(ids) for ids in whole["input_ids"]]

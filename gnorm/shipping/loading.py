@@ -27,11 +27,11 @@ from ..engine.state import default_device
 from ..heads import head_mask_of, wrapped_in
 from ..pruning import whole
 from ..storage.errors import in_short
+from ..storage.labels import Labels, class_names
 from ..storage.loading import TOKENIZERS, MisfitError, find_class, load_checked, read_config
 from ..storage.saving import check_saving
 from ..storage.tokenizing import Encoder, in_batches
 from .inputs import padding_behind, special_ids
-from .labels import Labels, class_names
 from .readers import NEEDS, READERS, Reader, labelled
 from .texts import name_of
 

@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 
 from ..engine.problems import PROBLEMS, Problem
+from ..storage.labels import Labels
 from ..storage.tokenizing import Encoder, Inputs, Rows, continued, with_labels
 from . import inputs, targets
-from .labels import Labels
 from .targets import INPUTS, Source
 from .texts import Cells, Sets, cells_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from .labels import Labels, class_names, classes_of
+from ..storage.labels import Labels, class_names, classes_of
 from .texts import Cells, Sets
 
 FLAGS = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}  # whether a text has a class
