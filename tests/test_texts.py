@@ -116,7 +116,7 @@ def test_cells_keep_separators_line_breaks_and_what_looks_like_something_else():
             '{"text":5,"label":1}',
             "row 1 of a.jsonl has 5 as text, which is no string: make it a column of strings",
         ),
-        ("a.jsonl", '{"text":"a","label":1}\n{"text":\n', r"a.jsonl cannot be read as JSON \(.*\): save it anew"),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":\n', r"a.jsonl cannot be read as JSON-lines \(.*\): save it anew"),
         ("a.json", '{"data":[{"text":"a","label":1}]}', "a.json has no column 'label': .*; it has 'data'"),
     ],
 )

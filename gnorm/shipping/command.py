@@ -28,6 +28,7 @@ from . import RECOMMENDED, load
 from .choosing import BUDGETS
 from .costs import cost
 from .release import smaller_model
+from .texts import A_FILE
 
 USAGE = (ValueError, TypeError, OSError, ModuleNotFoundError)  # what functions raise before they change anything
 
@@ -59,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     scoring = command("score", do_score, "Score the heads of a model: a table, and a map of what would go first.")
     for each in (pruning, scoring):
         each.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a model and its tokenizer")
-        each.add_argument("texts", metavar="TEXTS", help="CSV, JSON-lines or Parquet file of texts and labels")
+        each.add_argument("texts", metavar="TEXTS", help=f"{A_FILE} of texts and labels")
         each.add_argument("--method", default=RECOMMENDED, metavar="NAME", help=f"default: {RECOMMENDED}")
         each.add_argument("--labels", choices=("names", "numbers"), help="for labels that can be read both ways")
         each.add_argument("--device", choices=("cpu", "cuda", "mps"), help=f"default: {default_device()}")
@@ -68,14 +69,8 @@ def arguments() -> argparse.ArgumentParser:
     pruning.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     pruning.add_argument("--overwrite", action="store_true", help="replace OUT where it holds files")
     how_many = pruning.add_mutually_exclusive_group()
-    for flag, kind, says in (
-        ("budget", float, "as many heads as keep the metric within N of the intact model's; the default, with 0.01"),
-        ("heads", int, "N heads"),
-        ("parameters", float, "as few heads as leave this share of the parameters, such as 0.8"),
-        ("operations", float, "as few heads as leave this share of the operations of a forward pass"),
-        ("latency", float, "as few heads as leave this share of the measured time of a forward pass"),
-    ):
-        how_many.add_argument(f"--{flag}", type=kind, metavar="N", help=says)
+    for name, row in BUDGETS.items():
+        how_many.add_argument(f"--{row.flag or name}", dest=f"by_{name}", type=row.kind, metavar="N", help=row.help)
 
     costing = command("cost", do_cost, "What a model costs beside the intact one: parameters, operations, time.")
     costing.add_argument("folder", metavar="FOLDER", help="folder of a pruned or an intact model")
@@ -91,8 +86,8 @@ def do_prune(asked: argparse.Namespace) -> None:
     if journal.exists() and not asked.resume:
         raise FileExistsError(f"{journal} holds the steps of an earlier run: add --resume to go on, or delete it.")
     find_method(asked.method)
-    given = {name: vars(asked)[name] for name in BUDGETS if vars(asked).get(name) is not None}
-    by, budget = next(iter(given.items()), ("metric", 0.01 if asked.budget is None else asked.budget))
+    given = {name: n for name in BUDGETS if (n := vars(asked)[f"by_{name}"]) is not None}
+    ((by, budget),) = (given or {"metric": 0.01}).items()
     own = load(asked.checkpoint, asked.texts, device=asked.device, labels=asked.labels)
     check_room(out, sum(p.numel() * p.element_size() for p in own.model.parameters()))
     steps_before, began = _steps_in(journal), False

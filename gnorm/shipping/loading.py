@@ -72,7 +72,7 @@ def load(
 
     checkpoint: a folder (or a name on the hub) with model and tokenizer; the model may be pruned already. Its config
     names its class, and so its task; a model of no task that is known is loaded as a sequence classifier.
-    texts: the path of a CSV, JSON-lines or Parquet file, or a DataFrame or a ``datasets.Dataset``, with the columns of
+    texts: the path of a file in one of ``texts.FORMATS``, or a DataFrame or a ``datasets.Dataset``, with the columns of
     the task (``readers.READERS``): text and label for classes, several classes or a number, with text_pair for pairs;
     tokens and tags; question, context, answer and answer_start; text, choices and label; text and target for an
     encoder with a decoder; text alone for other language models. Labels are class names as in the model's
