@@ -644,6 +644,25 @@ def test_a_pruned_body_under_another_head(saved, kind, new, left_out, size, tmp_
     assert type(again) is kind
 
 
+@pytest.mark.parametrize(("kind", "part"), [("T5EncoderModel", "get_encoder"), ("BartForCausalLM", "get_decoder")])
+def test_a_part_of_a_model_is_taken_from_the_whole(kind, part, tmp_path):
+    kind = getattr(transformers, kind)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 60}
+    sizes |= {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 16))}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 0}
+    model = transformers.AutoModelForSeq2SeqLM.from_config(kind.config_class(**sizes)).eval()
+    mask = gnorm.head_mask_of(model)
+    mask[:, 1] = False
+    gnorm.remove_heads(model, mask)
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    saved, remedy = type(model).__name__, r"take its get_encoder\(\) or get_decoder\(\)"
+    with pytest.raises(ValueError, match=f"its head mask is that of a {saved}, .*: load that, and {remedy}"):
+        gnorm.load_pruned(folder, model_class=kind)
+    ids = torch.arange(3, 9)[None]
+    expected, found = (getattr(each, part)()(ids)[0] for each in (model, gnorm.load_pruned(folder)))
+    assert torch.equal(found, expected)
+
+
 def test_another_head_does_not_excuse_a_damaged_body(folder):
     rename(folder, lambda name: name.replace("layer.1.output", "layer.1.result"))
     with pytest.raises(ValueError, match=r"bert.encoder.layer.1.output.LayerNorm.bias, .* do not match\."):

@@ -215,7 +215,7 @@ def _only_pickled(content):
         ),
         (
             lambda: _change_config(id2label={"de": 0}, label2id={}),
-            "id2label in config.json of my-checkpoint must give names",
+            "id2label in my-checkpoint/config.json must give names",
         ),
         (lambda: _change_config(label2id={"de": "0"}), "label2id in config.json of my-checkpoint gives '0' for 'de'"),
         (

@@ -198,14 +198,6 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
     )
     if embeds and not (folder / "config.json").is_file():
         raise ValueError(no_classifier)
-    id2label: Any = {}
-    with suppress(Exception):  # read_config gives the error a message
-        id2label = transformers.PreTrainedConfig.get_config_dict(checkpoint)[0].get("id2label") or {}
-    if not all(str(key).strip().isdecimal() for key in id2label):
-        raise ValueError(
-            f"id2label in config.json of {checkpoint} must give names to numbers, as in "
-            '{"0": "negative", "1": "positive"}.'
-        )
     config = read_config(checkpoint)
     if quantised := getattr(config, "quantization_config", None):
         method = dict(quantised).get("quant_method", "in a way that it does not name")
@@ -220,7 +212,7 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
             f"{checkpoint} has no tokenizer: save the one that the model was fine-tuned with there."
         )
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, config=config)
     except Exception as error:  # noqa: BLE001 libraries raise anything for a broken file
         remedy = "install what it needs" if isinstance(error, ImportError) else "save it anew with save_pretrained"
         raise ValueError(f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): {remedy}.") from None

@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import PickleError
 from typing import Any
@@ -115,6 +115,14 @@ def read_config(source: Source, **options: Any) -> Any:
                 f"{folder} has no config.json, and the hub gives no model of that name: give the folder that "
                 "save_pretrained or gnorm.save_pruned wrote, or a name on the hub."
             ) from None
+        id2label: Any = {}
+        with suppress(Exception):  # the file cannot be read at all
+            id2label = transformers.PreTrainedConfig.get_config_dict(source)[0].get("id2label") or {}
+        if not all(str(key).strip().isdecimal() for key in id2label):
+            raise ValueError(
+                f"id2label in {folder / 'config.json'} must give names to numbers, as in "
+                '{"0": "negative", "1": "positive"}.'
+            ) from None
         raise ValueError(
             f"{folder / 'config.json'} is damaged, or of a model type that transformers {transformers.__version__} "
             f"does not know ({in_short(error)}): save the model anew."
@@ -206,6 +214,12 @@ def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_hea
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
             with torch.device("cpu"), untried():  # of masks; the weights are yet to come
+                saved = (getattr(config, "architectures", None) or [kind.__name__])[0]
+                if mask is not None and saved != kind.__name__ and len(mask) > len(head_mask_of(self)):
+                    raise ValueError(
+                        f"its head mask is that of a {saved}, which has more layers with attention: load that, and "
+                        "take its get_encoder() or get_decoder()"
+                    )
                 if mask is not None:
                     remove(self, mask)
                 if pruned:
