@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +21,15 @@ NEAR_TIE = 1e-4
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The steps of a pruning run and how good the model was after each.
+    """The steps of a pruning run, and the metric of the model after each.
 
     table: columns trial, pruned_heads, layer, head, score, and the metric by its name, such as accuracy. The first row
     of a trial is the intact model (no layer, head, score); after it comes a row for each head that was removed, in
     order. Heads removed in the same step share ``pruned_heads`` (the number removed after the step) and the metric
     (measured after the step).
-    predictions: (row, text, ...) what the metric kept of each evaluation text; of accuracy, whether it was classified
-    correctly. labels: (text, ...) what other metrics compare it with; may be None for accuracy.
+    per_text: (row, text, ...) the values of each evaluation text that the metric is computed from: of accuracy a hit or
+    a miss (bool), of token accuracy and perplexity two sums, of other metrics the prediction. labels: (text, ...) those
+    that predictions are compared with; may be None where ``metric.is_mean``.
     start: (layer, head) bool mask of the model before the run.
     info: how the run was made (method, seed, sizes, device, precision, versions, seconds), and how close its choices
     were. The gap of a step lies between the last head that was removed and the first that was kept, in units of the
@@ -35,23 +37,29 @@ class Trajectory:
     """
 
     table: pd.DataFrame
-    predictions: np.ndarray
+    per_text: np.ndarray
     start: Tensor
     info: dict[str, Any]
     metric: Metric = METRICS["accuracy"]
     labels: np.ndarray | None = None
 
     @property
+    def predictions(self) -> np.ndarray:
+        """The name of ``per_text`` in version 1.0."""
+        warnings.warn("Trajectory.predictions is called per_text now.", DeprecationWarning, stacklevel=2)
+        return self.per_text
+
+    @property
     def correct(self) -> np.ndarray:
-        """(row, text) bool, which texts were classified correctly; ``AttributeError`` for a run by another metric."""
-        if self.metric.name != "accuracy":
-            raise AttributeError(f"this run was measured by {self.metric.name}: look at its predictions and labels.")
-        return self.predictions
+        """(row, text) bool, the text was classified correctly; ``AttributeError`` for a run by another metric."""
+        if not (self.metric.is_mean and self.per_text.dtype == bool):
+            raise AttributeError(f"this run was measured by {self.metric.name}: look at its per_text and labels.")
+        return self.per_text
 
     @property
     def num_texts(self) -> int:
-        """How many texts the model was measured on."""
-        return int(self.predictions.shape[1])
+        """The number of texts that the model was measured on."""
+        return int(self.per_text.shape[1])
 
     def order(self, trial: int = 0) -> list[tuple[int, int]]:
         """The removed heads, (layer, head), in order; ``ValueError`` for a trial that was not run."""
@@ -87,34 +95,38 @@ def area(values: pd.Series) -> float:
     return float(np.trapezoid(values, values.index / values.index[-1]))
 
 
-def answers(trajectory: Trajectory) -> pd.DataFrame:
-    """(state, text) the share of trials in which a text was classified correctly; 0 or 1 where there is one trial.
+def text_curves(trajectory: Trajectory) -> pd.DataFrame:
+    """(state, text) the number of each text whose mean is the metric, such as a hit or a miss; the mean over trials.
 
-    A state is a number of pruned heads that was measured; it is the index.
+    A state is a number of pruned heads that was measured; it is the index. Raises ``AttributeError`` for a run by a
+    metric that is not the mean of numbers of texts (``Metric.is_mean``).
     """
+    if not trajectory.metric.is_mean:
+        raise AttributeError(f"{trajectory.metric.name} is not a mean over texts: compute it of texts together.")
     table = trajectory.table.reset_index(drop=True)
     states = table.drop_duplicates(["trial", "pruned_heads"]).groupby("pruned_heads")
-    return pd.DataFrame({pruned: trajectory.correct[rows.index].mean(0) for pruned, rows in states}).T
+    return pd.DataFrame({pruned: trajectory.per_text[rows.index].mean(0) for pruned, rows in states}).T
 
 
 def text_areas(trajectory: Trajectory) -> np.ndarray:
-    """(text,) the area under each text's own curve, 0 to 1; their mean is the area under the accuracy curve.
+    """(text,) the area under each text's own curve; their mean is the area under the curve of the metric.
 
-    Raises ``AttributeError`` for a run measured by another metric.
+    Raises ``AttributeError`` as ``text_curves`` does.
     """
-    by_state = answers(trajectory)
+    by_state = text_curves(trajectory)
     return np.trapezoid(by_state.to_numpy(), by_state.index / by_state.index[-1], axis=0)
 
 
 def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """(sample, state) values of the metric; each sample draws evaluation texts with replacement, the same for every
-    state. A metric other than accuracy is computed anew for every sample, of which there are a tenth.
+    state. A metric that is not the mean of numbers of texts is computed anew for every sample, of which there are a
+    tenth.
     """
-    texts, by_accuracy = trajectory.num_texts, trajectory.metric.name == "accuracy"
-    samples = samples if by_accuracy else math.ceil(samples / 10)
+    texts, is_mean = trajectory.num_texts, trajectory.metric.is_mean
+    samples = samples if is_mean else math.ceil(samples / 10)
     draws = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=samples)
-    if by_accuracy:
-        return draws @ answers(trajectory).to_numpy().T / texts
+    if is_mean:
+        return draws @ text_curves(trajectory).to_numpy().T / texts
     table, labels = trajectory.table.reset_index(drop=True), trajectory.labels
     assert labels is not None
     values = np.empty((samples, len(table)))
@@ -122,7 +134,7 @@ def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.
     for sample, counts in zip(values, draws):
         drawn = np.repeat(np.arange(texts), counts)
         for row in states.index:
-            sample[row] = trajectory.metric.value(trajectory.predictions[row][drawn], labels[drawn])
+            sample[row] = trajectory.metric.value(trajectory.per_text[row][drawn], labels[drawn])
     by_state = states.groupby("pruned_heads")
     return np.stack([values[:, rows.index].mean(1) for _, rows in by_state], axis=1)
 

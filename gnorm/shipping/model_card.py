@@ -8,18 +8,17 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import scipy
 import torch
 from huggingface_hub import ModelCardData
 
 from ..engine.problems import problem_of
 from ..heads import head_mask_of
-from ..metrics import METRICS, Metric
+from ..metrics import Metric
 from ..storage.modeling import auto_map, plain_class
 from ..trajectory import interval, wilson
 from .readers import READERS
 
-SAMPLES = 1000  # of a bootstrap
+SAMPLES = 1000  # of a bootstrap; ten times as many of a mean, which is quickly computed
 
 
 def card(
@@ -34,9 +33,9 @@ def card(
     """The text of a model card, README.md: Markdown after a YAML header that model hubs read.
 
     template: "summary.txt.j2" says it in four lines, for a terminal.
-    kept: what ``metric`` keeps of the test texts, by "before", "after" and, where it was trained further, "recovered",
-    for the same texts; labels: theirs. The change is that from before to the last of them.
-    Accuracies have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts.
+    kept: the metric's ``per_text`` values of the test texts, by "before", "after" and, where it was trained further,
+    "recovered", for the same texts; labels: theirs. The change is that from before to the last of them.
+    Shares of hits have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts.
     about: the other variables of the template.
     """
     before, after = kept["before"], kept.get("recovered", kept["after"])
@@ -44,12 +43,7 @@ def card(
     def change(texts: np.ndarray) -> float:
         return metric.value(after[texts], labels[texts]) - metric.value(before[texts], labels[texts])
 
-    if metric is METRICS["accuracy"]:
-        changes = (after.astype(float) - before,)
-        bounds = scipy.stats.bootstrap(changes, np.mean, method="percentile", rng=0).confidence_interval
-        low, high = float(bounds.low), float(bounds.high)
-    else:
-        low, high = _bootstrapped(change, len(labels))
+    low, high = _bootstrapped(metric, change, len(labels))
     reader = READERS[problem_of(model).name]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gnorm.shipping", ""), undefined=jinja2.StrictUndefined
@@ -62,6 +56,7 @@ def card(
         ).to_yaml(),
         auto=next(iter(auto_map(plain_class(model), model.config)), ""),
         metric=metric,
+        hits=hits(metric, before),
         usage=reader.usage,
         values={name: _with_interval(metric, of_model, labels) for name, of_model in kept.items()},
         change={"mean": change(np.arange(len(labels))), "low": low, "high": high},
@@ -74,16 +69,21 @@ def card(
 
 
 def _with_interval(metric: Metric, kept: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The metric of the texts and its interval: Wilson's for accuracy."""
-    if metric is METRICS["accuracy"]:
+    """The metric of the texts and its interval: Wilson's where it is a share of hits."""
+    if hits(metric, kept):
         low, high = wilson(int(kept.sum()), len(kept))
     else:
-        low, high = _bootstrapped(lambda texts: metric.value(kept[texts], labels[texts]), len(labels))
+        low, high = _bootstrapped(metric, lambda texts: metric.value(kept[texts], labels[texts]), len(labels))
     return {"value": metric.value(kept, labels), "low": low, "high": high}
 
 
-def _bootstrapped(measure: Callable[[np.ndarray], float], texts: int) -> tuple[float, float]:
+def hits(metric: Metric, per_text: np.ndarray) -> bool:
+    """True where the metric is a share of texts."""
+    return metric.is_mean and per_text.dtype == bool
+
+
+def _bootstrapped(metric: Metric, measure: Callable[[np.ndarray], float], texts: int) -> tuple[float, float]:
     """The 95 % percentile interval of a function of the numbers of texts (text,), drawn with replacement."""
-    draws = np.random.default_rng(0).integers(texts, size=(SAMPLES, texts))
-    low, high = interval(np.array([measure(drawn) for drawn in draws]))
+    generator, samples = np.random.default_rng(0), SAMPLES * (10 if metric.is_mean else 1)
+    low, high = interval(np.array([measure(generator.integers(texts, size=texts)) for _ in range(samples)]))
     return float(low), float(high)
