@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 
@@ -22,6 +20,7 @@ from ..journal import InUseError
 from ..methods import METHODS, MORE_METHODS, find_method
 from ..metrics import METRICS
 from ..pruning import prune
+from ..storage.errors import RunError, code_of, terminable
 from ..storage.files import check_room, free_file, free_folder
 from ..storage.loading import find_class, load_checked, quiet_library, read_config
 from . import RECOMMENDED, load
@@ -40,10 +39,6 @@ FLAGS = {  # for what messages tell a caller in Python
     "pass overwrite=True": "add --overwrite",
     'say labels="names" or labels="numbers"': "add --labels names or --labels numbers",
 }
-
-
-class RunError(Exception):
-    """A run could not go on; what it finished is kept."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -164,21 +159,12 @@ def do_families(_: argparse.Namespace) -> None:
     print("\n".join(FAMILIES))
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def _on_sigterm(*_: Any) -> NoReturn:
-    raise Terminated
-
-
 def main(given: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code, after one sentence on standard error where it is not 0."""
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
     asked = arguments().parse_args(given)
-    before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        with quiet_library():
+        with terminable(), quiet_library():
             asked.do(asked)
     except (RunError, InUseError) as error:
         return _said(error, 1)
@@ -186,9 +172,7 @@ def main(given: Sequence[str] | None = None) -> int:
         return _said(error, 2)
     except KeyboardInterrupt as stopped:
         goes_on = "; the same command with --resume goes on from here" if asked.do is do_prune else ""
-        return _said(f"stopped{goes_on}.", 143 if isinstance(stopped, Terminated) else 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return _said(f"stopped{goes_on}.", code_of(stopped))
     return 0
 
 
