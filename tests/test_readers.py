@@ -340,7 +340,7 @@ REFUSED = [  # problem, columns, the error
     (
         "token_classification",
         {"tokens": ["a b"], "tags": ["red red"]},
-        "has 'a b' as tokens, which is no list: write l",
+        "has 'a b' as tokens, which is not a list: write l",
     ),
     (
         "token_classification",

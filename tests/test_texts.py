@@ -114,7 +114,7 @@ def test_cells_keep_separators_line_breaks_and_what_looks_like_something_else():
         (
             "a.jsonl",
             '{"text":5,"label":1}',
-            "row 1 of a.jsonl has 5 as text, which is no string: make it a column of strings",
+            "row 1 of a.jsonl has 5 as text, which is not a string: make it a column of strings",
         ),
         ("a.jsonl", '{"text":"a","label":1}\n{"text":\n', r"a.jsonl cannot be read as JSON-lines \(.*\): save it anew"),
         ("a.json", '{"data":[{"text":"a","label":1}]}', "a.json has no column 'label': .*; it has 'data'"),
@@ -155,7 +155,7 @@ def test_tables_in_memory_are_as_good_as_files():
     [
         (["a", np.nan], "row 2 of the DataFrame has an empty text"),
         (pd.array(["a", None], dtype="string"), "row 2 of the DataFrame has an empty text"),
-        (["a", 5], "row 2 of the DataFrame has 5 as text, which is no string: make it a column of strings"),
+        (["a", 5], "row 2 of the DataFrame has 5 as text, which is not a string: make it a column of strings"),
         ([["a"], ["b"]], r"row 1 of the DataFrame has \['a'\] as text"),
     ],
 )

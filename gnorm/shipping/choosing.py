@@ -1,4 +1,4 @@
-"""How many heads go: as many as a metric allows, a number, or as few as make the model cheap enough."""
+"""The number of heads to remove: as many as a metric allows, a number, or as few as make the model cheap enough."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def _beside(out: Path) -> Path:
 
 
 def _steps_in(journal: Path) -> int:
-    """How many lines a journal has; 0 where there is none."""
+    """The number of lines of a journal; 0 where there is none."""
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 

@@ -14,9 +14,11 @@ from ..storage.tokenizing import Encoder, Rows, naming_cells, next_tokens
 from .targets import choices
 
 
-def padding_behind(tokenizer: Any) -> Any:
-    """A copy that pads texts behind, with its token for the end of a text where it has none for padding. That is exact
-    where a mask says what padding is."""
+def right_padded(tokenizer: Any) -> Any:
+    """A copy that pads on the right, by its token for the end of a text where it has none for padding.
+
+    That is exact where a mask says what padding is.
+    """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:

@@ -31,7 +31,7 @@ from ..storage.labels import Labels, class_names
 from ..storage.loading import TOKENIZERS, MisfitError, find_class, load_checked, read_config
 from ..storage.saving import check_saving
 from ..storage.tokenizing import Encoder, in_batches
-from .inputs import padding_behind, special_ids
+from .inputs import right_padded, special_ids
 from .readers import NEEDS, READERS, Reader, labelled
 from .texts import name_of
 
@@ -98,7 +98,7 @@ def load(
     reader = READERS[problem.name]
     tokens = max_length or longest_text(model, tokenizer)
     # a copy: what a call cuts and pads to, a fast tokenizer keeps, and would save
-    with_padding = copy.deepcopy(tokenizer) if problem.by_text else padding_behind(tokenizer)
+    with_padding = copy.deepcopy(tokenizer) if problem.by_text else right_padded(tokenizer)
     encode = Encoder(with_padding, model, tokens, torch.Generator().manual_seed(seed))
     frame = labelled(texts, model.config, str(checkpoint), labels, problem)
     if reader.fits is not None:

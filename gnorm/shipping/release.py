@@ -83,7 +83,7 @@ class Release:
 def smaller_model(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> Release:
     """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
-        raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
+        raise ValueError(f"the run has {run.info['trials']} trials, whose mean is not a model: prune with trials=1.")
     if not torch.equal(run.start, head_mask_of(own.model)):
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
     check_saving(own.model, own.tokenizer)

@@ -72,7 +72,7 @@ TRUTHS = {
 
 
 def name_of(texts: Any) -> str:
-    """What records call the texts: the name of their file, or the type of the table."""
+    """The name of the texts in records: the name of their file, or the type of the table."""
     return Path(texts).name if isinstance(texts, str | os.PathLike) else f"a {type(texts).__name__}"
 
 
@@ -102,9 +102,9 @@ def cells_of(texts: Any, sets: Sets, optional: Sequence[str], says: str, may_be_
     texts: the path of a file in one of ``FORMATS``, a DataFrame, or anything with a ``to_pandas`` such as a
     ``datasets.Dataset``. says: the columns that are needed, in messages. may_be_empty: columns whose cells may be.
 
-    Raises ``FileNotFoundError`` for a file that does not exist; ``TypeError`` for what is no table; ``ValueError`` for
-    a file that cannot be read, for columns that are missing or occur twice, for an empty cell, and for a column that
-    seems to say which rows were rejected.
+    Raises ``FileNotFoundError`` for a file that does not exist; ``TypeError`` for what is not a table; ``ValueError``
+    for a file that cannot be read, for columns that are missing or occur twice, for an empty cell, and for a column
+    that seems to say which rows were rejected.
     """
     where = str(texts) if isinstance(texts, str | os.PathLike) else f"the {type(texts).__name__}"
     table, declared = _table(texts, where, sets, says)

@@ -167,7 +167,7 @@ def write_together(files: Mapping[Path, bytes | str]) -> Path:
 def delete_unfinished(folder: Path) -> None:
     """Delete what a process was writing below ``folder``, by ``whole``, when it died.
 
-    What another machine was writing counts as left behind when it is a day old.
+    Files of another machine count as left over when they are a day old.
     """
     for path in folder.rglob(f".*{UNFINISHED}"):
         *_, host, process, _random = path.name.removesuffix(UNFINISHED).split(".")
@@ -180,7 +180,7 @@ def delete_unfinished(folder: Path) -> None:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """True if a process of this number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

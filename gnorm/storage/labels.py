@@ -51,7 +51,7 @@ def class_names(config: Any, checkpoint: str) -> list[str]:
 
 
 def _is_default(name: str, i: int) -> bool:
-    """Whether ``name`` is the one that transformers gives class ``i`` by default."""
+    """True if ``name`` is the one that transformers gives class ``i`` by default."""
     return name == f"LABEL_{i}"
 
 
@@ -142,7 +142,7 @@ def _known_labels(names: Sequence[str], numbers: bool, unnamed_in: str) -> tuple
 
 
 def _by_name(cells: Sequence[Any], names: Sequence[str]) -> list[int | None]:
-    """The class of every label by its name, None where it is no name.
+    """The class of every label by its name, None for another label.
 
     Names are compared as they are spelled or, if some labels then match none, by their plain spelling.
     """

@@ -78,7 +78,7 @@ def load_pruned(folder: Source, model_class: Any = None, **from_pretrained_kwarg
 
 
 def is_pruned(config: Any) -> bool:
-    """Whether heads were removed: by ``remove_heads``, or by transformers 4."""
+    """True if heads were removed: by ``remove_heads``, or by transformers 4."""
     return getattr(config, "head_mask", None) is not None or bool(getattr(config, "pruned_heads", None))
 
 
@@ -132,7 +132,7 @@ def read_config(source: Source, **options: Any) -> Any:
 def _name(source: Source) -> str:
     """The path of a folder, or a name on the hub, as the string that transformers takes."""
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"{source!r} is no folder: give its path, or a name on the hub.")
+        raise TypeError(f"{source!r} is not a folder: give its path, or a name on the hub.")
     return os.path.expanduser(os.fspath(source))
 
 
@@ -148,14 +148,16 @@ def find_class(source: Source, config: Any, given: Any, options: Mapping[str, An
     the class that ``config`` names if that is a subclass. A class that ``config`` names is one of transformers, or one
     that this process has defined. options: those of ``from_pretrained``.
 
-    Raises ``ValueError`` where no such class is known, or several, and ``TypeError`` where ``given`` is no class of
+    Raises ``ValueError`` where no such class is known, or several, and ``TypeError`` where ``given`` is not a class of
     models.
     """
     mapping = getattr(given, "_model_mapping", None)
     if given is not None and mapping is None:
         if isinstance(given, type) and issubclass(given, transformers.PreTrainedModel):
             return without_modeling_file(given)
-        raise TypeError(f"model_class={given!r} is no class of models: give the class that the model was saved from.")
+        raise TypeError(
+            f"model_class={given!r} is not a class of models: give the class that the model was saved from."
+        )
     if mapping is not None and type(config) not in mapping:
         raise ValueError(f"{given.__name__} has no class for model_type {config.model_type!r}: give another class.")
     name = str((config.architectures or ["none"])[0])
@@ -240,7 +242,7 @@ def _remove_as_version_1(model: Any, mask: Any) -> None:
 
 
 def _cut_as_version_1(model: Any, loading_info: Mapping[str, Any]) -> bool:
-    """Whether the file has projections without rows for layers without heads, which version 1.0 left there."""
+    """True if the file has projections without rows for layers without heads, which version 1.0 left there."""
     empty = {id(block.owner) for block in blocks_of(model) if not block.kept}
     within = [f".{name}." for name, module in model.named_modules() if id(module) in empty]
     return any(part in f".{name}" for name in loading_info["unexpected_keys"] for part in within)
@@ -334,7 +336,7 @@ def _unreadable(error: Exception, folder: Path, kind: Any) -> Exception:
 
 
 def _body(model: Any) -> tuple[str, dict[str, Any]]:
-    """What the names of weights in the body of ``model`` begin with, and the parts of the body by name."""
+    """The prefix of the names of weights in the body of ``model``, and the parts of the body by name."""
     body, parts = model.base_model, dict(model.base_model.named_children())
     if body is model and not isinstance(model, transformers.AutoModel._model_mapping.get(type(model.config), ())):
         parts = {name: part for name, part in parts.items() if not isinstance(part, torch.nn.Linear)}  # T5's heads

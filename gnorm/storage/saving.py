@@ -91,8 +91,8 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
 
     Raises ``ValueError`` where the configuration cannot be written as JSON and read again, where the model's class does
     not build a model with the same modules, parameters and buffers from it, where parameters have several precisions
-    that loading would not give them, and where transformers has another class of the same name; ``TypeError`` for what
-    is no tokenizer; and as ``attention_blocks`` does.
+    that loading would not give them, and where transformers has another class of the same name; ``TypeError`` for a
+    tokenizer that is none; and as ``attention_blocks`` does.
     """
     attention_blocks(model)
     try_out(model, removal=True)

@@ -47,7 +47,7 @@ def encoded(tokenizer: Any, rows: Rows, model: Any, **options: Any) -> Any:
 
 
 def tells_segments_apart(model: Any) -> bool:
-    """Whether the model takes token_type_ids and has a table of several. GPT-2 would look them up among its words."""
+    """True if the model takes token_type_ids and has a table of several. GPT-2 would look them up among its words."""
     parameters = inspect.signature(model.forward).parameters.values()
     named = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
     takes = "token_type_ids" in named or not named  # a wrapper without named parameters passes on all
@@ -55,7 +55,7 @@ def tells_segments_apart(model: Any) -> bool:
 
 
 def _declines_segments(tokenizer: Any) -> bool:
-    """Whether the tokenizer's own configuration, not its class, leaves token_type_ids out."""
+    """True if the tokenizer's own configuration, not its class, leaves token_type_ids out."""
     names = getattr(tokenizer, "init_kwargs", {}).get("model_input_names")
     return names is not None and "token_type_ids" not in names
 
