@@ -139,9 +139,9 @@ def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.
     return np.stack([values[:, rows.index].mean(1) for _, rows in by_state], axis=1)
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of the middle ``level``, a fraction, of bootstrap samples (sample, ...), by percentile."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of the middle 95 % of bootstrap samples (sample, ...), by percentile."""
+    low, high = np.quantile(values, [0.025, 0.975], axis=0)
     return low, high
 
 
