@@ -25,7 +25,7 @@ from .engine.state import copy_of, in_use
 from .heads import blocks_of, mask_of, refuse_removal, try_out
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .methods import Method, find_method
-from .metrics import METRICS, Measure, Metric, find_metric, per_text_values
+from .metrics import METRICS, Measure, Metric, find_metric, kept_of
 from .surgery import remove_heads
 from .trajectory import NEAR_TIE, Trajectory
 
@@ -338,13 +338,13 @@ class _Worker:
     def _measured(self, score_too: bool) -> _Measured:
         """As measured before where this mask was; read off the passes that score, if ``score_too``."""
         texts, metric = self.texts, self.texts.metric
-        tally = Tally(texts.evaluation, self.model, metric.per_text, metric.name)
+        tally = Tally(texts.evaluation, self.model, metric.kept, metric.name)
         if score_too:
             self.scores = self._score(texts.scoring.with_observer(tally))
         state = self.mask.numpy().tobytes()
         if state not in self.measured:
             whole = tally.complete
-            kept = tally.result() if whole else per_text_values(self.model, texts.evaluation, metric, self.layer_inputs)
+            kept = tally.result() if whole else kept_of(self.model, texts.evaluation, metric, self.layer_inputs)
             self.measured[state] = _Measured.of(kept.numpy(), texts)
         return self.measured[state]
 

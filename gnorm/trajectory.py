@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import pandas as pd
 import scipy
 from torch import Tensor
 
+from .engine.answers import hits
 from .metrics import METRICS, Metric
 
 # Scores closer than this may change order with the number of threads or the device, because fp32 sums are then rounded
@@ -21,15 +21,14 @@ NEAR_TIE = 1e-4
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The steps of a pruning run, and the metric of the model after each.
+    """The steps of a pruning run and how good the model was after each.
 
     table: columns trial, pruned_heads, layer, head, score, and the metric by its name, such as accuracy. The first row
     of a trial is the intact model (no layer, head, score); after it comes a row for each head that was removed, in
     order. Heads removed in the same step share ``pruned_heads`` (the number removed after the step) and the metric
     (measured after the step).
-    per_text: (row, text, ...) the values of each evaluation text that the metric is computed from: of accuracy a hit or
-    a miss (bool), of token accuracy and perplexity two sums, of other metrics the prediction. labels: (text, ...) those
-    that predictions are compared with; may be None where ``metric.is_mean``.
+    predictions: (row, text, ...) what the metric's ``kept`` keeps of each evaluation text: its prediction, or whether
+    it was classified correctly. labels: (text, ...) what the metric compares it with; may be None where it needs none.
     start: (layer, head) bool mask of the model before the run.
     info: how the run was made (method, seed, sizes, device, precision, versions, seconds), and how close its choices
     were. The gap of a step lies between the last head that was removed and the first that was kept, in units of the
@@ -37,29 +36,23 @@ class Trajectory:
     """
 
     table: pd.DataFrame
-    per_text: np.ndarray
+    predictions: np.ndarray
     start: Tensor
     info: dict[str, Any]
     metric: Metric = METRICS["accuracy"]
     labels: np.ndarray | None = None
 
     @property
-    def predictions(self) -> np.ndarray:
-        """The name of ``per_text`` in version 1.0."""
-        warnings.warn("Trajectory.predictions is called per_text now.", DeprecationWarning, stacklevel=2)
-        return self.per_text
-
-    @property
     def correct(self) -> np.ndarray:
-        """(row, text) bool, the text was classified correctly; ``AttributeError`` for a run by another metric."""
-        if not (self.metric.is_mean and self.per_text.dtype == bool):
-            raise AttributeError(f"this run was measured by {self.metric.name}: look at its per_text and labels.")
-        return self.per_text
+        """(row, text) bool, which texts were classified correctly; ``AttributeError`` for another metric."""
+        if self.metric.kept is not hits:
+            raise AttributeError(f"this run was measured by {self.metric.name}: look at its predictions and labels.")
+        return self.predictions
 
     @property
     def num_texts(self) -> int:
-        """The number of texts that the model was measured on."""
-        return int(self.per_text.shape[1])
+        """How many texts the model was measured on."""
+        return int(self.predictions.shape[1])
 
     def order(self, trial: int = 0) -> list[tuple[int, int]]:
         """The removed heads, (layer, head), in order; ``ValueError`` for a trial that was not run."""
@@ -95,38 +88,38 @@ def area(values: pd.Series) -> float:
     return float(np.trapezoid(values, values.index / values.index[-1]))
 
 
-def text_curves(trajectory: Trajectory) -> pd.DataFrame:
-    """(state, text) the number of each text whose mean is the metric, such as a hit or a miss; the mean over trials.
+def per_text(trajectory: Trajectory) -> pd.DataFrame:
+    """(state, text) each text's term of a metric that is a mean over texts, such as hit or miss; the mean over trials.
 
-    A state is a number of pruned heads that was measured; it is the index. Raises ``AttributeError`` for a run by a
-    metric that is not the mean of numbers of texts (``Metric.is_mean``).
+    A state is a number of pruned heads that was measured; it is the index. ``ValueError`` where the metric is no such
+    mean.
     """
-    if not trajectory.metric.is_mean:
-        raise AttributeError(f"{trajectory.metric.name} is not a mean over texts: compute it of texts together.")
-    table = trajectory.table.reset_index(drop=True)
+    metric, table = trajectory.metric, trajectory.table.reset_index(drop=True)
+    if metric.per_text is None:
+        raise ValueError(f"{metric.name} is not a mean over texts: its row in METRICS has no per_text.")
+    labels = np.empty(0) if trajectory.labels is None else trajectory.labels
+    terms = [metric.per_text(kept, labels) for kept in trajectory.predictions]
     states = table.drop_duplicates(["trial", "pruned_heads"]).groupby("pruned_heads")
-    return pd.DataFrame({pruned: trajectory.per_text[rows.index].mean(0) for pruned, rows in states}).T
+    return pd.DataFrame({pruned: np.mean([terms[row] for row in rows.index], axis=0) for pruned, rows in states}).T
 
 
 def text_areas(trajectory: Trajectory) -> np.ndarray:
-    """(text,) the area under each text's own curve; their mean is the area under the curve of the metric.
-
-    Raises ``AttributeError`` as ``text_curves`` does.
+    """(text,) the area under each text's own curve; their mean is the area under the curve. ``ValueError`` as
+    ``per_text``.
     """
-    by_state = text_curves(trajectory)
+    by_state = per_text(trajectory)
     return np.trapezoid(by_state.to_numpy(), by_state.index / by_state.index[-1], axis=0)
 
 
 def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """(sample, state) values of the metric; each sample draws evaluation texts with replacement, the same for every
-    state. A metric that is not the mean of numbers of texts is computed anew for every sample, of which there are a
-    tenth.
+    state. A metric that is not a mean over texts is computed anew for every sample, of which there are a tenth.
     """
-    texts, is_mean = trajectory.num_texts, trajectory.metric.is_mean
-    samples = samples if is_mean else math.ceil(samples / 10)
+    texts, mean = trajectory.num_texts, trajectory.metric.per_text is not None
+    samples = samples if mean else math.ceil(samples / 10)
     draws = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=samples)
-    if is_mean:
-        return draws @ text_curves(trajectory).to_numpy().T / texts
+    if mean:
+        return draws @ per_text(trajectory).to_numpy().T / texts
     table, labels = trajectory.table.reset_index(drop=True), trajectory.labels
     assert labels is not None
     values = np.empty((samples, len(table)))
@@ -134,7 +127,7 @@ def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.
     for sample, counts in zip(values, draws):
         drawn = np.repeat(np.arange(texts), counts)
         for row in states.index:
-            sample[row] = trajectory.metric.value(trajectory.per_text[row][drawn], labels[drawn])
+            sample[row] = trajectory.metric.value(trajectory.predictions[row][drawn], labels[drawn])
     by_state = states.groupby("pruned_heads")
     return np.stack([values[:, rows.index].mean(1) for _, rows in by_state], axis=1)
 

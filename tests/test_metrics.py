@@ -17,11 +17,9 @@ import gnorm
 from experiments.analysis import tables
 from experiments.runs import results
 from gnorm import criteria
-from gnorm.engine.answers import losses
-from gnorm.engine.measures import mean
 from gnorm.engine.problems import PROBLEMS, problem_of
 from gnorm.metrics import correct_texts
-from gnorm.trajectory import area, area_interval, bootstrap, curve, solution, text_areas, text_curves
+from gnorm.trajectory import area_interval, bootstrap, curve, solution
 
 CLASSES = {
     "single_label_classification": "BertForSequenceClassification",
@@ -198,14 +196,14 @@ def test_every_state_is_measured_and_a_resumed_run_is_the_same(problem, tmp_path
     journal.write_text("".join(lines[:4]))
     resumed = gnorm.prune(model, batches, held_out, journal=journal, progress=False)
     assert resumed.table.equals(run.table)
-    assert resumed.per_text.dtype == run.per_text.dtype
-    assert (resumed.per_text == run.per_text).all()
+    assert resumed.predictions.dtype == run.predictions.dtype
+    assert (resumed.predictions == run.predictions).all()
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     results.save_trajectory(run, "smoke", "bert", "greedy_gnorm")
     back = results.load_trajectory("smoke", "bert", "greedy_gnorm")
     close_tables(back.table, run.table, torch.float64)
     assert back.metric is run.metric is gnorm.METRICS[name]
-    assert (back.per_text == run.per_text).all()
+    assert (back.predictions == run.predictions).all()
     assert bootstrap(back, samples=100).tolist() == bootstrap(run, samples=100).tolist()
 
 
@@ -238,7 +236,7 @@ def test_metrics_of_classes_are_those_of_scikit_learn():
     for name, value in expected.items():
         run = gnorm.prune(model, batches, method="random", metric=name, steps=2, progress=False)
         close(run.table[name][0], value, torch.float64)
-        assert (run.per_text[0] == said.numpy()).all()
+        assert (run.predictions[0] == said.numpy()).all()
         assert (run.labels == meant.numpy()).all()
     with pytest.raises(AttributeError, match="this run was measured by matthews"):
         run.correct  # noqa: B018
@@ -321,32 +319,6 @@ def test_a_function_of_ones_own_and_its_bootstrap(tmp_path, monkeypatch):
     results.save_trajectory(run, "smoke", "bert", "greedy_gnorm")
     with pytest.raises(ValueError, match="measured by 'worst_class': give it a row in gnorm.METRICS"):
         results.load_trajectory("smoke", "bert", "greedy_gnorm")
-
-
-def test_a_mean_of_numbers_of_texts_has_curves_of_its_texts():
-    """Whatever the numbers are, as accuracy has them of hits."""
-    one_loss = gnorm.Metric("loss", mean, per_text=lambda *given: losses(*given)[:, 0], higher_is_better=False)
-    assert [row.name for row in gnorm.METRICS.values() if row.is_mean] == ["accuracy"]
-    run = gnorm.prune(tiny_model("bert"), ragged_batches(), metric=one_loss, steps=2, progress=False)
-    curves = text_curves(run)
-    close(curves.mean(axis=1), run.table.loss, torch.float64)
-    close(text_areas(run).mean(), area(curve(run)), torch.float64)
-    assert bootstrap(run, samples=50).shape == (50, 3)
-    with pytest.raises(AttributeError, match="this run was measured by loss: look at its per_text and labels"):
-        run.correct  # noqa: B018
-    other = gnorm.prune(tiny_model("bert"), ragged_batches(), metric="matthews", steps=0, progress=False)
-    with pytest.raises(AttributeError, match="matthews is not a mean over texts"):
-        text_curves(other)
-
-
-def test_the_names_of_version_1_are_understood_with_a_warning():
-    with pytest.warns(DeprecationWarning, match="kept is called per_text now"):
-        row = gnorm.Metric("loss", mean, kept=losses)
-    with pytest.warns(DeprecationWarning, match="kept is called per_text now"):
-        assert row.kept is row.per_text is losses
-    run = gnorm.prune(tiny_model("bert"), ragged_batches(), steps=0, progress=False)
-    with pytest.warns(DeprecationWarning, match="predictions is called per_text now"):
-        assert run.predictions is run.per_text
 
 
 def test_the_first_line_names_the_metric_that_nobody_named(capsys):

@@ -34,7 +34,7 @@ OF_EVERY_KIND = (
 
 
 def outcome(run):
-    return run.table, run.per_text
+    return run.table, run.predictions
 
 
 def pruned(family="bert", method="greedy_gnorm", evaluation=EVALUATION, scoring=SCORING, **options):

@@ -94,7 +94,7 @@ def differences(runs: Mapping[str, Repeated], families: Iterable[Sequence[tuple[
     for model, methods in runs.items():
         metric, texts = _measured(model, methods)
         names, sign = list(methods), 1 if metric.higher_is_better else -1
-        if metric.is_mean:
+        if metric.name == "accuracy":
             areas = np.stack([[text_areas(run) for run in of_method] for of_method in methods.values()])
             means, by_seed = bootstrap_means(areas), areas.mean(2)  # (sample, method), (method, seed)
         else:

@@ -29,19 +29,18 @@ if TYPE_CHECKING:  # half a second that run_all.py does without
 def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:
     """Write a trajectory to experiments_results/<profile>/<model>; returns the path of the CSV file.
 
-    ``<method>.csv`` holds its table, ``<method>.json`` its info, ``<method>.npz`` its first mask and the metric's
-    values of each text: hits as bits, others with the labels.
+    ``<method>.csv`` holds its table, ``<method>.json`` its info, ``<method>.npz`` its correct answers
+    (or, of a metric other than accuracy, predictions and labels) and first mask.
     Raises ``OSError`` where a file cannot be written.
     """
     path = results_folder(profile) / model / f"{method}.csv"
     arrays = io.BytesIO()
     start = trajectory.start.numpy()
-    if trajectory.metric.is_mean and trajectory.per_text.dtype == bool:
+    if trajectory.labels is None or trajectory.metric is METRICS["accuracy"]:
         bits = np.packbits(trajectory.correct, axis=1)
         np.savez_compressed(arrays, correct=bits, texts=trajectory.num_texts, start=start)
     else:
-        labels = np.empty(0) if trajectory.labels is None else trajectory.labels
-        np.savez_compressed(arrays, predictions=trajectory.per_text, labels=labels, start=start)
+        np.savez_compressed(arrays, predictions=trajectory.predictions, labels=trajectory.labels, start=start)
     return write_together(
         {
             path.with_suffix(".npz"): arrays.getvalue(),

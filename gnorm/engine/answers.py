@@ -1,4 +1,4 @@
-"""Tallies of a model's logits, text by text: as much as a metric needs, off the passes that score heads too."""
+"""What is kept of a model's answers, text by text: as much as a metric needs, off the passes that score heads too."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .packing import not_finite
 from .problems import NOT_COUNTED, Problem, problem_of
 from .ranks import gather
 
-# (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> values of each text (text, ...)
-PerText = Callable[[Problem, Tensor, Tensor], Tensor]
+# (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> what is kept of each text
+Kept = Callable[[Problem, Tensor, Tensor], Tensor]
 
 
 def predictions(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
-    """Predictions of the model, of the shape of the labels; ``NOT_COUNTED`` for a token whose label is not counted."""
+    """What the model predicts, of the shape of the labels; ``NOT_COUNTED`` for a token whose label is not counted."""
     predicted, targets = problem.predict(problem.answers(logits)), problem.targets(labels)
     return (
         predicted.masked_fill(targets == NOT_COUNTED, NOT_COUNTED) if targets.dim() > 1 and problem.whole else predicted
@@ -28,14 +28,14 @@ def predictions(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hits(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
-    """(text,) bool: the text is classified as its label says; of one logit, its sigmoid and its label are on
-    the same side of 1/2."""
+    """(text,) bool: whether the text is classified as its label says; of one logit, whether its sigmoid and its label
+    are on the same side of 1/2."""
     answers, targets = problem.answers(logits), problem.targets(labels)
     return (answers > 0) == (targets > 0.5) if answers.dim() == 1 else answers.argmax(-1) == targets
 
 
 def token_hits(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
-    """(text, 2) the number of tokens that are predicted as their labels say, and of those that are counted."""
+    """(text, 2) how many tokens are predicted as their labels say, and how many are counted."""
     targets = problem.targets(labels)
     counted = targets != NOT_COUNTED
     return torch.stack([(problem.predict(problem.answers(logits)) == targets) & counted, counted], 1).sum(2)
@@ -48,18 +48,16 @@ def losses(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Tally:
-    """The per-text values of a metric, collected micro-batch by micro-batch.
+    """What a metric keeps of each text, collected micro-batch by micro-batch.
 
-    per_text: what computes them. purpose: what labels are for, in messages. Raises ``ValueError`` as ``check_labels``
-    does, when it is made.
+    kept: what that is. purpose: what labels are for, in messages. Raises ``ValueError`` as ``check_labels`` does, when
+    it is made.
     """
 
-    def __init__(
-        self, prepared: Prepared, model: nn.Module, per_text: PerText = hits, purpose: str = "accuracy"
-    ) -> None:
+    def __init__(self, prepared: Prepared, model: nn.Module, kept: Kept = hits, purpose: str = "accuracy") -> None:
         if prepared.batches:
             prepared.check_labels(model, purpose)
-        self._problem, self._per_text, self._texts = problem_of(model), per_text, prepared.num_texts
+        self._problem, self._kept, self._texts = problem_of(model), kept, prepared.num_texts
         self._group = prepared.group
         self._texts_seen = 0
         self._seen: list[tuple[Tensor, ...]] = []
@@ -67,15 +65,15 @@ class Tally:
     def __call__(self, logits: Tensor, micro: MicroBatch) -> None:
         z, labels = micro.without_padding(logits.detach()), labels_of(micro, logits)
         finite = z.flatten(1).isfinite().all(1)
-        values = self._per_text(self._problem, micro.without_padding(z, -torch.inf), labels)
-        if self._per_text is predictions and micro.width:  # as wide as the labels that they are held against
-            values = pad(values, (0, micro.width - logits.shape[1]), value=NOT_COUNTED)
-        self._seen.append((micro.index, values, _counted(self._problem, labels), finite))  # stays on the device
+        kept = self._kept(self._problem, micro.without_padding(z, -torch.inf), labels)
+        if self._kept is predictions and micro.width:  # as wide as the labels that they are held against
+            kept = pad(kept, (0, micro.width - logits.shape[1]), value=NOT_COUNTED)
+        self._seen.append((micro.index, kept, _counted(self._problem, labels), finite))  # stays on the device
         self._texts_seen += len(micro.index)
 
     @property
     def complete(self) -> bool:
-        """True once every text has been seen, by this rank or another."""
+        """Whether every text has been seen, by this rank or another."""
         return sum(gather(self._group, self._texts_seen)) >= self._texts
 
     def result(self) -> Tensor:
@@ -109,7 +107,7 @@ def labels_in_order(prepared: Prepared, model: nn.Module) -> Tensor:
 
 
 def _counted(problem: Problem, labels: Tensor) -> Tensor:
-    """(text,) bool: the label of the text counts; that of a text with several labels does."""
+    """(text,) bool: whether the label of a text counts; a text with several labels does."""
     by_text = labels if problem.labels == ("text",) else torch.zeros(len(labels), device=labels.device)
     return by_text != NOT_COUNTED
 
@@ -125,15 +123,15 @@ def _in_order(shares: Sequence[tuple[Tensor, ...]]) -> Tensor:
     return values[order][counted[order]]
 
 
-def as_json(values: np.ndarray) -> dict[str, Any]:
-    """Values of texts (text, ...) for a line of JSON: (text,) bool as bits, others with type and shape."""
-    if values.dtype == bool and values.ndim == 1:
-        return {"correct": np.packbits(values).tobytes().hex()}
-    return {"kept": [values.dtype.str, values.shape, values.tobytes().hex()]}
+def as_json(kept: np.ndarray) -> dict[str, Any]:
+    """What a tally kept, (text, ...), for a line of JSON: (text,) bool as bits, others with type and shape."""
+    if kept.dtype == bool and kept.ndim == 1:
+        return {"correct": np.packbits(kept).tobytes().hex()}
+    return {"kept": [kept.dtype.str, kept.shape, kept.tobytes().hex()]}
 
 
 def from_json(line: Mapping[str, Any], texts: int) -> np.ndarray:
-    """Inverse of ``as_json``, of ``texts`` texts."""
+    """What ``as_json`` made a line of, of ``texts`` texts."""
     if "correct" in line:
         bits = np.frombuffer(bytes.fromhex(line["correct"]), np.uint8)
         return np.unpackbits(bits, count=texts).astype(bool)

@@ -11,9 +11,9 @@ import scipy  # which loads its parts when they are first used
 Measure = Callable[[np.ndarray, np.ndarray], float]
 
 
-def mean(numbers: np.ndarray, _: np.ndarray) -> float:
-    """The mean of (text,) numbers; of bool the share of True."""
-    return float(numbers.mean())
+def share_of_hits(hits: np.ndarray, _: np.ndarray) -> float:
+    """The share of True in (text,) bool."""
+    return float(hits.mean())
 
 
 def by_sklearn(name: str, **options: Any) -> Measure:

@@ -16,7 +16,7 @@ from ..engine.checks import Batch, num_texts
 from ..engine.state import copy_of
 from ..heads import head_mask_of
 from ..methods import find_method
-from ..metrics import per_text_values
+from ..metrics import kept_of
 from ..storage.files import free_folder
 from ..storage.saving import check_saving, save_pruned
 from ..trajectory import Trajectory, curve
@@ -69,7 +69,7 @@ class Release:
         """
         model, teacher = copy_of(self.model), self.own.model if distil else None
         recover(model, batches, teacher, **options)
-        after = per_text_values(model, self.own.testing, self.facts["metric"]).numpy()
+        after = kept_of(model, self.own.testing, self.facts["metric"]).numpy()
         training = {"texts": num_texts(batches), "epochs": options.get("epochs", 1), "distilled": distil}
         facts = {**self.facts, "model": model, "training": training, "kept": {**self.facts["kept"], "recovered": after}}
         return replace(self, model=model, facts=facts)
@@ -89,7 +89,7 @@ def smaller_model(own: Own, run: Trajectory, budget: float = 0.01, by: str = "me
     check_saving(own.model, own.tokenizer)
     pruned = choose(own, run, budget, by)
     model = smaller(own, run, pruned)
-    before, after = (per_text_values(each, own.testing, run.metric).numpy() for each in (own.model, model))
+    before, after = (kept_of(each, own.testing, run.metric).numpy() for each in (own.model, model))
     states = curve(run)
     facts = {
         "checkpoint": own.checkpoint,
