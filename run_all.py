@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 gc.set_threshold(700, 10, 1000)  # not 10: imports make much and no garbage, and searching it all takes a second
@@ -24,6 +22,7 @@ try:
     from experiments.files.errors import RunError, UsageError
     from experiments.files.paths import shown
     from experiments.pipeline import runner
+    from gnorm.storage.errors import code_of, terminable
 except ModuleNotFoundError as missing:
     print(
         f"run_all.py needs the package {missing.name}: run `make setup`, then .venv/bin/python run_all.py",
@@ -130,18 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came. A KeyboardInterrupt, because asyncio swallows others that a signal raises in a callback."""
-
-
-def _on_sigterm(*_: object) -> NoReturn:
-    raise Terminated
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        sys.exit(main())
+        with terminable():
+            sys.exit(main())
     except KeyboardInterrupt as stopped:
         print("\nstopped; the same command goes on from here.", file=sys.stderr)
-        sys.exit(143 if isinstance(stopped, Terminated) else 130)
+        sys.exit(code_of(stopped))

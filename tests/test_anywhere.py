@@ -274,8 +274,9 @@ def test_what_a_modelling_file_of_version_1_built_is_saved_and_exported(family, 
     read = gnorm.load_pruned(gnorm.save_pruned(model, tmp_path / "model"))
     close(logits(read, batch), expected)
     assert not without_elements(read)
-    stored = onnx.load(gnorm.export_onnx(model, tmp_path / "model.onnx")).graph.initializer
-    assert all(0 not in each.dims for each in stored)
+    if family == "bert":  # exporting takes seconds
+        stored = onnx.load(gnorm.export_onnx(model, tmp_path / "model.onnx")).graph.initializer
+        assert all(0 not in each.dims for each in stored)
     assert {name: each.shape for name, each in model.state_dict().items()} == {n: w.shape for n, w in weights.items()}
     assert torch.equal(logits(model, batch), expected)
 

@@ -291,7 +291,7 @@ def run(own):
 
 
 def test_costs_fall_along_the_run_and_budgets_are_met_by_the_fewest_heads(own, run):
-    table = shipping.along(own, run, states=9)
+    table = shipping.along(own, run)
     assert list(table.columns) == ["pruned_heads", "accuracy", "parameters", "operations", "latency"]
     assert table.pruned_heads.tolist() == list(range(9))
     pd.testing.assert_series_equal(table.accuracy, gnorm.trajectory.curve(run), check_index=False, check_names=False)

@@ -181,11 +181,11 @@ def test_a_kernel_that_does_not_start_is_told_with_its_log(copied, tmp_path, mon
     [
         (
             OSError(errno.EMFILE, "Too many open files"),
-            "the run ended in OSError .*Too many open files.*: mend that, and",
+            "the run ended in OSError .*Too many open files.*: fix that, and",
         ),
         (
             FileNotFoundError(errno.ENOENT, "No such file", "x"),
-            "the run ended in FileNotFoundError .*'x'.*mend that, and",
+            "the run ended in FileNotFoundError .*'x'.*fix that, and",
         ),
         (
             OSError(errno.ENOSPC, "No space left"),

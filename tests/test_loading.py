@@ -263,7 +263,7 @@ def test_a_class_that_is_registered_is_found_and_an_auto_class_is_understood(tmp
     assert type(gnorm.load_pruned(folder, model_class=auto)) is Hotter
     with pytest.raises(ValueError, match="AutoModelForImageClassification has no class for model_type 'bert'"):
         gnorm.load_pruned(folder, model_class=transformers.AutoModelForImageClassification)
-    with pytest.raises(TypeError, match="model_class='BertModel' is no class of models"):
+    with pytest.raises(TypeError, match="model_class='BertModel' is not a class of models"):
         gnorm.load_pruned(folder, model_class="BertModel")
 
 
@@ -423,13 +423,16 @@ def texts(tmp_path):
     return path
 
 
-@pytest.fixture(params=["pruned", "intact"])
+BOTH = pytest.mark.parametrize("checkpoint", ["pruned", "intact"], indirect=True)
+
+
+@pytest.fixture
 def checkpoint(request, tmp_path, texts):
-    """A folder with a checkpoint, and what loads it."""
+    """A folder with a checkpoint, pruned unless the test says otherwise, and what loads it."""
     model = tiny_model("bert", pad_token_id=0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(115))]
     tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-    if request.param == "pruned":
+    if getattr(request, "param", "pruned") == "pruned":
         gnorm.save_pruned(cut(model), tmp_path / "it", tokenizer)
         return tmp_path / "it", lambda: gnorm.load_pruned(tmp_path / "it")
     model.save_pretrained(tmp_path / "it")
@@ -457,6 +460,7 @@ def test_weights_of_a_wrapped_model_are_told_by_their_names(checkpoint, prefix, 
         load()
 
 
+@BOTH
 def test_weights_of_a_model_with_wrapped_parts_are_told_by_their_names(checkpoint):
     folder, load = checkpoint
     rename(folder, lambda name: name.replace("encoder.layer", "encoder._orig_mod.layer"))
@@ -489,31 +493,39 @@ def cut_pickle(folder):
     (folder / "pytorch_model.bin").write_bytes((folder / "pytorch_model.bin").read_bytes()[:1000])
 
 
+DAMAGED = [
+    (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "has no model.safetensors that can be read"),
+    (drop_a_shard, FileNotFoundError, r"nor other weights \(.*model-00002-of-0000\d.safetensors"),
+    (bad_index, ValueError, r"the weights in .*it are damaged \('weight_map'\)"),
+    (unsafe, ValueError, r"damaged \(it holds more than tensors, or is not whole\): save the model anew"),
+    (cut_pickle, ValueError, r"damaged \(it holds more than tensors, or is not whole\): save the model anew"),
+    (lambda f: (f / "model.safetensors").write_bytes(b""), ValueError, "are damaged .*: save the model anew"),
+    (lambda f: (f / "config.json").write_text("{"), ValueError, "config.json is damaged"),
+    (
+        lambda f: edit(f, num_hidden_layers="three"),
+        ValueError,
+        "config.json is damaged, or of a model type .*three",
+    ),
+    (lambda f: edit(f, model_type="huge"), ValueError, "of a model type that transformers .* does not know"),
+    (lambda f: edit(f, hidden_size=33), ValueError, "cannot be loaded as BertForSequenceClassification: .*33"),
+    (lambda f: (f / "adapter_config.json").write_text("{}"), ValueError, r"PEFT adapter: .* merge_and_unload"),
+    (other_head, ValueError, "has no weights for classifier.bias: fine-tune it as a classifier first"),
+    (
+        lambda f: edit(f, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}),
+        ValueError,
+        r"contradict its configuration: .* \(2,\)",
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("damage", "error", "complaint"),
+    ("checkpoint", "damage", "error", "complaint"),
     [
-        (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "has no model.safetensors that can be read"),
-        (drop_a_shard, FileNotFoundError, r"nor other weights \(.*model-00002-of-0000\d.safetensors"),
-        (bad_index, ValueError, r"the weights in .*it are damaged \('weight_map'\)"),
-        (unsafe, ValueError, r"damaged \(it holds more than tensors, or is not whole\): save the model anew"),
-        (cut_pickle, ValueError, r"damaged \(it holds more than tensors, or is not whole\): save the model anew"),
-        (lambda f: (f / "model.safetensors").write_bytes(b""), ValueError, "are damaged .*: save the model anew"),
-        (lambda f: (f / "config.json").write_text("{"), ValueError, "config.json is damaged"),
-        (
-            lambda f: edit(f, num_hidden_layers="three"),
-            ValueError,
-            "config.json is damaged, or of a model type .*three",
-        ),
-        (lambda f: edit(f, model_type="huge"), ValueError, "of a model type that transformers .* does not know"),
-        (lambda f: edit(f, hidden_size=33), ValueError, "cannot be loaded as BertForSequenceClassification: .*33"),
-        (lambda f: (f / "adapter_config.json").write_text("{}"), ValueError, r"PEFT adapter: .* merge_and_unload"),
-        (other_head, ValueError, "has no weights for classifier.bias: fine-tune it as a classifier first"),
-        (
-            lambda f: edit(f, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}),
-            ValueError,
-            r"contradict its configuration: .* \(2,\)",
-        ),
+        *(("pruned", *row) for row in DAMAGED),
+        *(("intact", *row) for row in DAMAGED[::4]),
+        ("intact", lambda f: edit(f, num_hidden_layers=9), ValueError, r"of its config.json: bert\.enc.* do not match"),
     ],
+    indirect=["checkpoint"],
 )
 def test_what_cannot_be_read_is_named_with_what_helps(checkpoint, damage, error, complaint):
     folder, load = checkpoint
@@ -531,10 +543,11 @@ def test_the_folder_with_checkpoints_of_a_trainer_names_one_of_them(folder, tmp_
         gnorm.load_pruned(tmp_path / "trainer")
     with pytest.raises(ValueError, match="config.json is a file: give the folder that it lies in"):
         gnorm.load_pruned(tmp_path / "trainer" / "checkpoint-500" / "config.json")
-    with pytest.raises(TypeError, match="None is no folder: give its path, or a name on the hub"):
+    with pytest.raises(TypeError, match="None is not a folder: give its path, or a name on the hub"):
         gnorm.load_pruned(None)
 
 
+@BOTH
 def test_a_checkpoint_that_transformers_4_pruned_can_be_shipped(checkpoint, texts):
     folder, _ = checkpoint
     pruned = is_pruned(read_config(folder))
@@ -543,6 +556,7 @@ def test_a_checkpoint_that_transformers_4_pruned_can_be_shipped(checkpoint, text
     assert gnorm.head_mask_of(own.model).int().tolist() == (MASK if pruned else ONES)
 
 
+@BOTH
 def test_a_pruned_model_of_ones_own_class_is_never_shipped_as_another(checkpoint, texts):
     folder, _ = checkpoint
     edit(folder, architectures=["Hotter"])
@@ -587,6 +601,7 @@ def test_weights_of_another_head_are_left_out_and_those_of_the_body_refused(chec
         assert f"it has weights that BertForSequenceClassification does not use: {name}." in caplog.text
 
 
+@BOTH
 def test_constants_beside_the_weights_are_passed_over(checkpoint):
     folder, load = checkpoint
     add(folder, *SILENT)
@@ -642,6 +657,25 @@ def test_a_pruned_body_under_another_head(saved, kind, new, left_out, size, tmp_
     assert all(weight.isfinite().all() for weight in found.parameters())
     again = gnorm.load_pruned(gnorm.save_pruned(found, tmp_path / "again"))
     assert type(again) is kind
+
+
+@pytest.mark.parametrize(("kind", "part"), [("T5EncoderModel", "get_encoder"), ("BartForCausalLM", "get_decoder")])
+def test_a_part_of_a_model_is_taken_from_the_whole(kind, part, tmp_path):
+    kind = getattr(transformers, kind)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 60}
+    sizes |= {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 16))}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 0}
+    model = transformers.AutoModelForSeq2SeqLM.from_config(kind.config_class(**sizes)).eval()
+    mask = gnorm.head_mask_of(model)
+    mask[:, 1] = False
+    gnorm.remove_heads(model, mask)
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    saved, remedy = type(model).__name__, r"take its get_encoder\(\) or get_decoder\(\)"
+    with pytest.raises(ValueError, match=f"its head mask is that of a {saved}, .*: load that, and {remedy}"):
+        gnorm.load_pruned(folder, model_class=kind)
+    ids = torch.arange(3, 9)[None]
+    expected, found = (getattr(each, part)()(ids)[0] for each in (model, gnorm.load_pruned(folder)))
+    assert torch.equal(found, expected)
 
 
 def test_another_head_does_not_excuse_a_damaged_body(folder):

@@ -233,7 +233,7 @@ def test_other_layouts_do_as_well(server, home):
     tweets |= {"data/validation-00000-of-00001.parquet": parquet(kinds, text=["a", "b", "c"], label=[2, 1, 0])}
     with server.replaced(TWEETS, tweets):
         roberta = tasks.load("paper", "roberta", device="cpu")
-    assert roberta.splits["validation"]["label"][:] == [1, reading.NO_CLASS, 0]
+    assert roberta.splits["validation"]["label"][:] == [1, -100, 0]
     assert roberta.num_texts("scoring") == 3
     assert roberta.num_texts("evaluation") == 2
 
@@ -272,9 +272,7 @@ def test_texts_and_labels_are_those_of_the_paper(server, home):
     rows = pd.read_csv(server.content(TWEETS, "val_df.csv"))
     assert roberta.splits["validation"]["text"][:] == rows.text.tolist()
     scoring = torch.cat([batch["labels"] for batch in roberta.batches("scoring")])
-    assert scoring.tolist() == [
-        {0: 0, 1: reading.NO_CLASS, 2: 1}[label] for label in rows.label
-    ]  # neutral texts are scored
+    assert scoring.tolist() == [{0: 0, 1: -100, 2: 1}[label] for label in rows.label]  # neutral texts are scored
     assert [len(batch["labels"]) for batch in roberta.batches("scoring")] == [4] * 15
     evaluated = torch.cat([batch["labels"] for batch in roberta.batches("evaluation")])
     assert evaluated.tolist() == [label // 2 for label in rows.label if label != 1]

@@ -114,43 +114,15 @@ def test_no_text_is_in_two_shares_and_the_draw_is_seeded(home):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda f: f.rename(columns={"text": "sentence"}), "has no column 'text': name its columns text and label"),
-        (lambda f: f.drop(columns="label"), "has no column 'label'"),
-        (lambda f: f.assign(label=["xx", *f.label[1:]]), "has the label 'xx'; the model knows de, en, es, fr"),
-        (lambda f: f.assign(label=["4", *f.label[1:]]), "has the label '4'"),
-        (lambda f: f.assign(text=[*f.text[:2], " ", *f.text[3:]]), "row 3 of .* has an empty text"),
+        (lambda f: f.assign(text=[*f.text[:2], " ", *f.text[3:]]), "row 3 of bad.csv has an empty text"),
         (lambda f: f[:29], "has 29 different texts; give at least 30"),
         (lambda f: pd.concat([f[:20]] * 9), "has 20 different texts"),
-        (
-            lambda f: pd.concat([f, f[:1].assign(label="es" if f.label[0] == "de" else "de")]),
-            "rows 1 and 201 of bad.csv",
-        ),
     ],
 )
 def test_texts_that_will_not_do_are_refused(home, change, complaint):
     change(pd.read_csv("my-texts.csv")).to_csv("bad.csv", index=False)
     with pytest.raises(ValueError, match=complaint):
         shipping.load("my-checkpoint", "bad.csv")
-
-
-def test_texts_named_na_and_labels_by_number_are_taken(home):
-    frame = pd.read_csv("my-texts.csv")
-    frame["label"] = frame.label.map(["de", "en", "es", "fr"].index)
-    frame.loc[0, "text"] = "NA"
-    frame.to_csv("numbers.csv", index=False)
-    own = shipping.load("my-checkpoint", "numbers.csv")
-    labels = torch.cat([batch["labels"] for part in (own.scoring, own.choosing, own.testing) for batch in part])
-    assert sorted(labels.tolist()) == sorted(frame.label)
-
-
-def test_what_is_missing_is_named(home):
-    with pytest.raises(FileNotFoundError, match="none.csv is not there: give a CSV file with columns text and label"):
-        shipping.load("my-checkpoint", "none.csv")
-    model = transformers.AutoModel.from_pretrained("my-checkpoint")
-    model.save_pretrained("encoder")
-    transformers.AutoTokenizer.from_pretrained("my-checkpoint").save_pretrained("encoder")
-    with pytest.raises(ValueError, match=r"has no weights for classifier.bias: fine-tune it as a classifier first"):
-        shipping.load("encoder", "my-texts.csv")
 
 
 def test_tables_in_memory_give_what_the_file_gives(home):
@@ -182,69 +154,20 @@ def _change_config(**changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def _prefix(prefix):
-    path = "my-checkpoint/model.safetensors"
-    weights = {f"{prefix}{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
-    safetensors.torch.save_file(weights, path, {"format": "pt"})
-
-
-def _only_pickled(content):
-    Path("my-checkpoint/model.safetensors").unlink()
-    Path("my-checkpoint/pytorch_model.bin").write_bytes(content)
-
-
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # beside what any loading refuses, in test_loading
     ("harm", "complaint"),
     [
         (
-            lambda: Path("my-checkpoint/adapter_config.json").write_text("{}"),
-            "my-checkpoint holds a PEFT adapter: .*merge_and_unload",
-        ),
-        (
-            lambda: _prefix("module."),
-            "names of the weights in my-checkpoint have 'module.' too much, .* save model.module",
-        ),
-        (lambda: _prefix("_orig_mod."), "have '_orig_mod.' too much, .* take '_orig_mod.' out of the names"),
-        (
-            lambda: _change_config(num_hidden_layers=9),
-            r"the weights in my-checkpoint are not those of its config.json: bert\.encoder.layer.*do not match",
-        ),
-        (
-            lambda: _change_config(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}),
-            r"the weights in my-checkpoint contradict its configuration: classifier.bias is \(4,\), .* \(2,\)",
-        ),
-        (
             lambda: _change_config(id2label={"de": 0}, label2id={}),
-            "id2label in config.json of my-checkpoint must give names",
+            "my-checkpoint/config.json must give names to numbers",
         ),
         (lambda: _change_config(label2id={"de": "0"}), "label2id in config.json of my-checkpoint gives '0' for 'de'"),
-        (
-            lambda: _change_config(model_type="none"),
-            "my-checkpoint/config.json is damaged, or of a model type that .* does not know .*model type `none`",
-        ),
-        (
-            lambda: Path("my-checkpoint/config.json").write_text("{"),
-            "my-checkpoint/config.json is damaged.*not a valid JSON",
-        ),
         (lambda: Path("my-checkpoint/tokenizer.json").write_text("{"), "the tokenizer in my-checkpoint cannot be read"),
-        (
-            lambda: _only_pickled(b"no weights"),
-            (
-                "^the weights in my-checkpoint are damaged "
-                ".it holds more than tensors, or is not whole.: save the model anew"
-            ),
-        ),
     ],
 )
 def test_a_checkpoint_that_will_not_do_is_refused_with_what_helps(home, harm, complaint):
     harm()
     with pytest.raises(ValueError, match=complaint):
-        shipping.load("my-checkpoint", "my-texts.csv")
-
-
-def test_a_checkpoint_without_weights_is_refused(home):
-    Path("my-checkpoint/model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="my-checkpoint has no model.safetensors that can be read, nor other"):
         shipping.load("my-checkpoint", "my-texts.csv")
 
 
@@ -385,28 +308,6 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(home):
         shipping.load("my-checkpoint", "my-texts.csv")
 
 
-def test_damaged_weights_are_refused(home):
-    (home / "my-checkpoint" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="the weights in my-checkpoint are damaged"):
-        shipping.load("my-checkpoint", "my-texts.csv")
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"", "bad.csv cannot be read"),
-        (b"text,label\ncaf\xe9,de\n", "bad.csv cannot be read"),
-        (b'text,label\n"hallo,de\n', "bad.csv cannot be read"),
-        (b"text,label\nhallo,de\nhallo, du,de\n", "bad.csv cannot be read"),
-        (b"text,label\nhallo,wir,de\nhallo,du,de\n", "bad.csv cannot be read"),  # no index made of the first column
-    ],
-)
-def test_files_that_are_no_csv_of_texts_are_named(home, content, complaint):
-    (home / "bad.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=complaint):
-        shipping.load("my-checkpoint", "bad.csv")
-
-
 @pytest.mark.parametrize("number", [{"scoring": -5}, {"batch": 0}, {"max_length": 1}, {"seed": -1}])
 def test_numbers_out_of_range_are_refused(home, number):
     with pytest.raises(ValueError, match=f"{next(iter(number))}=.* is out of range"):
@@ -420,7 +321,7 @@ def test_no_budget_and_no_one_model_to_ship(home):
         with pytest.raises(ValueError, match="budget=.* is out of range"):
             shipping.ship(own, run, "smaller", budget)
     run = gnorm.prune(own.model, own.scoring, own.choosing, "random", steps=1, trials=2, progress=False)
-    with pytest.raises(ValueError, match="the run has 2 trials, whose mean is no model"):
+    with pytest.raises(ValueError, match="the run has 2 trials, whose mean is not a model"):
         shipping.ship(own, run, "smaller")
     assert not (home / "smaller").exists()
 

@@ -141,7 +141,7 @@ def test_a_data_set_needs_a_batch_size():
     rows = datasets.Dataset.from_dict({"input_ids": [[5, 6]], "label": [0]})
     with pytest.raises(TypeError, match=r"this Dataset holds texts, not batches: give gnorm.TextSet"):
         gnorm.prepare(rows, tiny_model("bert"))
-    with pytest.raises(TypeError, match="list is no data set"):
+    with pytest.raises(TypeError, match="list is not a data set"):
         gnorm.TextSet([], 4)
     with pytest.raises(ValueError, match="batch_size=0 is out of range"):
         gnorm.TextSet(rows, 0)

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from transformers import BertConfig
 
-from gnorm.shipping.labels import class_names
 from gnorm.shipping.readers import labelled
 from gnorm.shipping.texts import name_of
+from gnorm.storage.labels import class_names, classes_of
 
 STARS = ["1", "2", "3", "4", "5"]
 DEFAULT = ["LABEL_0", "LABEL_1"]
@@ -114,9 +114,9 @@ def test_cells_keep_separators_line_breaks_and_what_looks_like_something_else():
         (
             "a.jsonl",
             '{"text":5,"label":1}',
-            "row 1 of a.jsonl has 5 as text, which is no string: make it a column of strings",
+            "row 1 of a.jsonl has 5 as text, which is not a string: make it a column of strings",
         ),
-        ("a.jsonl", '{"text":"a","label":1}\n{"text":\n', r"a.jsonl cannot be read as JSON \(.*\): save it anew"),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":\n', r"a.jsonl cannot be read as JSON-lines \(.*\): save it anew"),
         ("a.json", '{"data":[{"text":"a","label":1}]}', "a.json has no column 'label': .*; it has 'data'"),
     ],
 )
@@ -155,7 +155,7 @@ def test_tables_in_memory_are_as_good_as_files():
     [
         (["a", np.nan], "row 2 of the DataFrame has an empty text"),
         (pd.array(["a", None], dtype="string"), "row 2 of the DataFrame has an empty text"),
-        (["a", 5], "row 2 of the DataFrame has 5 as text, which is no string: make it a column of strings"),
+        (["a", 5], "row 2 of the DataFrame has 5 as text, which is not a string: make it a column of strings"),
         ([["a"], ["b"]], r"row 1 of the DataFrame has \['a'\] as text"),
     ],
 )
@@ -342,6 +342,26 @@ def test_the_names_that_a_data_set_declares_count(declared, numbers, names, expe
     assert labelled(dataset, config_of(names), "my-model").label.tolist() == expected
     dataset.to_parquet("a.parquet")  # datasets writes the names along
     assert labelled("a.parquet", config_of(names), "my-model").label.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "declared", "standing", "cells", "expected"),
+    [
+        (["neg", "pos"], None, {"0": "neg", "1": "", "2": "pos"}, [2, 1, "0", 2.0], [1, -100, 0, 1]),
+        (["neg", "pos"], None, {"bad": "neg"}, ["bad", "POS"], [0, 1]),
+        (["neg", "pos"], ["bad", "good"], {"bad": "neg", "good": "pos"}, [1, 0], [1, 0]),
+        (["neg", "pos"], ["x", "y"], {"0": "pos", "1": "neg"}, [1, 0], [0, 1]),  # the number before the name
+        (DEFAULT, None, {"2": "no", "4": "yes"}, [4, 2], [1, 0]),  # the model numbers its classes: in this order
+        (["neg", "pos"], None, {"5": "neg"}, [5, 1], "row 2 of t has the label '?1'?; the model knows neg, pos"),
+        (["neg", "pos"], None, {"5": "so so"}, [5], "row 1 of t has the label 'so so'; the model knows neg, pos"),
+    ],
+)
+def test_labels_stand_for_the_classes_that_they_are_said_to(names, declared, standing, cells, expected):
+    if isinstance(expected, list):
+        assert classes_of(cells, names, declared, None, "t", "my-model", None, standing) == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            classes_of(cells, names, declared, None, "t", "my-model", None, standing)
 
 
 def test_declared_names_that_are_no_class_are_refused():

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pickle import UnpicklingError
 from typing import Any
 
@@ -19,14 +19,13 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from gnorm.engine.model.sizes import longest_text
+from gnorm.engine.model.problems import NOT_COUNTED
 from gnorm.storage.errors import in_short
+from gnorm.storage.labels import class_names, classes_of
 from gnorm.storage.loading import TOKENIZERS, MisfitError, load_checked, quiet_library
 
 from .hub import AssetError, AssetState, Checkpoint, DataSet, find, matching, root_of
 from .tokenizers import load_published
-
-NO_CLASS = -100  # the label of a text that no class of the model fits: scored, never evaluated
 
 
 @contextlib.contextmanager
@@ -59,32 +58,18 @@ def load_config(state: AssetState) -> Any:
                 f"{name} has the model_type {kind!r}, which transformers {transformers.__version__} does not know; "
                 "code of the repository is not run."
             )
-        _check_classes(name, about)
         config = CONFIG_MAPPING[kind].from_pretrained(state.path)
         if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise AssetError(f"{name} has the model_type {kind!r}, of which transformers has no sequence classifier.")
         if config.num_labels != asset.classes:
             raise AssetError(f"{state.name} has {config.num_labels} classes, {asset.classes} are expected.")
+        try:
+            class_names(config, state.name)
+        except ValueError as error:
+            raise AssetError(str(error)) from None
         with torch.device("meta"):
             AutoModelForSequenceClassification.from_config(config)
     return config
-
-
-def _check_classes(name: str, about: dict[str, Any]) -> None:
-    """Raise ``AssetError`` where id2label does not number distinct names from 0, or label2id contradicts it."""
-    classes = about.get("id2label")
-    if classes is None:
-        return
-    names = list(classes.values()) if isinstance(classes, dict) else []
-    if not names or sorted(map(str, classes)) != sorted(map(str, range(len(names)))):
-        raise AssetError(f"{name} does not number its classes from 0 in id2label ({classes}): correct it there.")
-    if odd := [each for each in names if not isinstance(each, str) or names.count(each) > 1]:
-        raise AssetError(f"{name} gives the class {odd[0]!r} in id2label no name, or twice: correct it there.")
-    numbers = about.get("label2id")
-    if isinstance(numbers, dict) and set(numbers) == set(names):
-        for i, each in classes.items():
-            if str(numbers[each]) != str(i):
-                raise AssetError(f"{name} calls {each!r} {i} in id2label and {numbers[each]} in label2id: correct one.")
 
 
 def load_checkpoint(state: AssetState) -> tuple[Any, Any]:
@@ -141,11 +126,6 @@ def _load_model(state: AssetState, config: Any) -> Any:
     return model
 
 
-def max_length(model: Any, tokenizer: Any) -> int:
-    """The most tokens that both the model and the tokenizer take."""
-    return min(filter(None, (longest_text(model), int(tokenizer.model_max_length))))
-
-
 def load_splits(state: AssetState, splits: Iterable[str] | None = None) -> datasets.DatasetDict:
     """The data set as it is on the hub: every split, or those named.
 
@@ -194,10 +174,10 @@ def described(asset: DataSet) -> str:
 
 
 def labelled(rows: datasets.Dataset, asset: DataSet, config: Any, split: str = "") -> datasets.Dataset:
-    """The columns text, text_pair (of pairs) and label: the class by the checkpoint's own numbering, or ``NO_CLASS``.
+    """The columns text, text_pair (of pairs) and label: the class by the checkpoint's own numbering, or
+    ``NOT_COUNTED`` where no class fits: such a text is scored, never evaluated.
 
-    A label finds its class by name (the profile's, else its own) in ``config.id2label``, upper and lower case alike.
-    Numbers without names, and checkpoints that only number their classes (LABEL_0), are taken as they are.
+    A label finds its class as ``classes_of`` says, by the profile's `labels` first.
 
     Raises ``AssetError`` for a label that is missing or no class of the checkpoint, or where a text is empty or not
     text; it names the row, counted from 0, of ``split``.
@@ -211,7 +191,7 @@ def labelled(rows: datasets.Dataset, asset: DataSet, config: Any, split: str = "
             value = columns[target][odd[0]]
             what = f": it holds {value!r}" if value is not None else ": it is empty, or reads as missing (NA, null)"
             raise AssetError(f"row {odd[0]} {of} has no text in column {name!r}{what}.")
-    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in rows[asset.label]]
+    values = list(rows[asset.label])
     empty = [
         i
         for i, v in enumerate(values)
@@ -223,38 +203,14 @@ def labelled(rows: datasets.Dataset, asset: DataSet, config: Any, split: str = "
             f"row {empty[0]} {of} has no label in column {asset.label!r} ({len(empty)} of {len(values)} rows have "
             f"none{cut}): fill it in or take the row out."
         )
-    number = _numbering(rows.features[asset.label], asset, config)
-    known = {value: number(value) for value in dict.fromkeys(values)}
-    if unknown := [value for value, label in known.items() if label is None]:
-        classes = ", ".join(str(config.id2label[i]) for i in range(config.num_labels))
-        raise AssetError(
-            f"row {values.index(unknown[0])} {of} has the label {unknown[0]!r} in column {asset.label!r}, the "
-            f"checkpoint's classes are {classes}: say what it stands for in the profile's `labels`."
-        )
-    if set(known.values()) == {NO_CLASS}:
+    names, declared = class_names(config, "the checkpoint"), getattr(rows.features[asset.label], "names", None)
+    where = f"split {split} of {asset.repo}" if split else asset.repo
+    try:
+        numbers = range(len(values))
+        classes = classes_of(values, names, declared, None, where, "the checkpoint", numbers, asset.labels)
+    except ValueError as error:
+        about = str(error).rpartition(": ")[0]
+        raise AssetError(f"{about}: say what each label stands for in the profile's `labels`.") from None
+    if set(classes) == {NOT_COUNTED}:
         raise AssetError(f"no row {of} has a label that stands for a class: correct the profile's `labels`.")
-    return datasets.Dataset.from_dict({**columns, "label": [known[value] for value in values]})
-
-
-def _numbering(feature: Any, asset: DataSet, config: Any) -> Callable[[Any], int | None]:
-    """The function from a label to its class."""
-    classes = {str(label).casefold(): int(i) for i, label in config.id2label.items()}
-    unnamed = all(re.fullmatch(r"label_\d+|\d+", label) for label in classes)
-    if unnamed and asset.labels:
-        classes = {label.casefold(): i for i, label in enumerate(filter(None, dict.fromkeys(asset.labels.values())))}
-    names = getattr(feature, "names", None)
-
-    def number(value: Any) -> int | None:
-        numeric = re.fullmatch(r"\d+", str(value)) is not None
-        name = names[value] if names and numeric and int(value) < len(names) else str(value)
-        if str(value) in asset.labels or name in asset.labels:
-            target = asset.labels.get(str(value), asset.labels.get(name, ""))
-            return classes.get(target.casefold()) if target else NO_CLASS
-        if name.casefold() in classes:
-            return classes[name.casefold()]
-        speaking = names and not all(re.fullmatch(r"label_\d+|\d+", str(each).casefold()) for each in names)
-        if asset.labels or not numeric or (speaking and not unnamed):
-            return None
-        return int(value) if int(value) < config.num_labels else None
-
-    return number
+    return datasets.Dataset.from_dict({**columns, "label": classes})

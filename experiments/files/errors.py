@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from gnorm.storage.errors import RunError
+
+__all__ = ["NotebookError", "RunError", "UsageError"]
+
 
 class UsageError(Exception):
-    """Wrong usage, or an asset is missing: the message says how to mend it. Nothing was pruned."""
-
-
-class RunError(Exception):
-    """A run could not go on; what it finished is kept. The message says what went wrong."""
+    """Wrong usage, or an asset is missing: the message says what to do. Nothing was pruned."""
 
 
 class NotebookError(RunError):

@@ -1,9 +1,9 @@
-"""How many heads go: as many as a metric allows, a number, or as few as make the model cheap enough."""
+"""The number of heads to remove: as many as a metric allows, a number, or as few as make the model cheap enough."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,14 +35,6 @@ def _latency(intact: nn.Module, smaller: nn.Module, inputs: Inputs) -> float:
     return float(np.median(seconds[:, 1] / seconds[:, 0]))
 
 
-# What a smaller model takes of what the intact one takes, 1 for as much: (intact, smaller, inputs of a pass) -> share.
-COSTS: dict[str, Callable[[nn.Module, nn.Module, Inputs], float]] = {
-    "parameters": _parameters,
-    "operations": _operations,
-    "latency": _latency,
-}
-
-
 @dataclass(frozen=True)
 class Costs:
     """The costs of the models along a run, as shares of the intact model's.
@@ -62,8 +54,13 @@ class Costs:
         return cls(own, run, intact_of(own.model), first.inputs)
 
     def share(self, pruned: int, cost: str) -> float:
-        """The share that is left of ``cost``, a name in ``COSTS``, with ``pruned`` heads removed."""
-        return COSTS[cost](self.intact, smaller(self.own, self.run, pruned), self.inputs)
+        """The share that is left of ``cost``, a budget of a cost in ``BUDGETS``, with ``pruned`` heads removed."""
+        return self.shares(smaller(self.own, self.run, pruned), [cost])[cost]
+
+    def shares(self, model: nn.Module, costs: Iterable[str]) -> dict[str, float]:
+        """The shares of ``costs`` that ``model`` takes."""
+        measures = {name: BUDGETS[name].cost for name in costs}
+        return {name: measure(self.intact, model, self.inputs) for name, measure in measures.items() if measure}
 
 
 def smaller(own: Own, run: Trajectory, pruned: int) -> Any:
@@ -73,19 +70,19 @@ def smaller(own: Own, run: Trajectory, pruned: int) -> Any:
     return model
 
 
-def along(own: Own, run: Trajectory, states: int = 13) -> pd.DataFrame:
-    """What pruning costs and saves: a row for each of ``states`` states of the run, evenly spread, ends included.
+def along(own: Own, run: Trajectory) -> pd.DataFrame:
+    """Measure what pruning costs and saves: a row for each of 13 states of the run, evenly spread, ends included.
 
     Columns: pruned_heads; the run's metric by its name, on the texts to choose by; parameters, operations and latency,
     fractions of the intact model's, see ``Costs``. Latency is measured, the two models in turns.
     """
     values, costs = curve(run), Costs.of(own, run)
-    chosen = np.unique(np.linspace(0, len(values) - 1, states).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(values) - 1, 13).round().astype(int))
     rows = []
     for pruned in values.index[chosen]:
         model = smaller(own, run, int(pruned))
-        shares = {name: cost(costs.intact, model, costs.inputs) for name, cost in COSTS.items()}
-        rows.append({"pruned_heads": int(pruned), run.metric.name: float(values[pruned]), **shares})
+        row = {"pruned_heads": int(pruned), run.metric.name: float(values[pruned])}
+        rows.append(row | costs.shares(model, BUDGETS))
     return pd.DataFrame(rows)
 
 
@@ -120,28 +117,45 @@ def _by_cost(cost: str, own: Own, run: Trajectory, budget: float) -> int:
     return int(states[at])
 
 
+Cost = Callable[[nn.Module, nn.Module, Inputs], float]  # (intact, smaller, inputs of a pass) -> share, 1 for as much
+
+
 @dataclass(frozen=True)
 class Budget:
-    """A row of ``BUDGETS``: how a budget becomes a number of heads, and what the model card says of that.
+    """A row of ``BUDGETS``: how a budget becomes a number of heads, and what a terminal and the model card say of that.
 
-    says: a clause with {budget}, and with {metric} where it holds the run's metric.
+    help: of the command's flag. says: a clause with {budget}, and with {metric} where it holds the run's metric. cost:
+    of which the budget is a share, if it is of one. flag: of the command, if it is not the name. kind: of the number.
     """
 
     choose: Callable[[Own, Trajectory, float], int]
+    help: str
     says: str
+    cost: Cost | None = None
+    flag: str = ""
+    kind: Callable[[str], float] = float
 
 
-_FEW = "as few went as bring the {} down to {{budget:.4g}} of the intact model's"
+def _of_cost(name: str, what: str, cost: Cost) -> Budget:
+    return Budget(
+        partial(_by_cost, name),
+        f"as few heads as leave this share of the {what}, such as 0.8",
+        f"as few went as bring the {what} down to {{budget:.4g}} of the intact model's",
+        cost,
+    )
+
 
 BUDGETS: dict[str, Budget] = {
     "metric": Budget(
         _by_metric,
+        "as many heads as keep the metric within N of the intact model's; the default, with 0.01",
         "as many went as keep the {metric} on the texts to choose by within {budget:.4g} of the intact model's",
+        flag="budget",
     ),
-    "heads": Budget(_by_number, "that number was given, {budget:g}"),
-    "parameters": Budget(partial(_by_cost, "parameters"), _FEW.format("parameters")),
-    "operations": Budget(partial(_by_cost, "operations"), _FEW.format("operations of a forward pass")),
-    "latency": Budget(partial(_by_cost, "latency"), _FEW.format("measured time of a forward pass")),
+    "heads": Budget(_by_number, "N heads", "that number was given, {budget:g}", kind=int),
+    "parameters": _of_cost("parameters", "parameters", _parameters),
+    "operations": _of_cost("operations", "operations of a forward pass", _operations),
+    "latency": _of_cost("latency", "measured time of a forward pass", _latency),
 }
 
 

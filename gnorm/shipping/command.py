@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 
@@ -23,12 +21,14 @@ from ..journal import InUseError
 from ..methods import METHODS, MORE_METHODS, find_method
 from ..metrics import METRICS
 from ..pruning import prune
-from ..storage.folders import check_room, free_file, free_folder
+from ..storage.errors import RunError, code_of, terminable
+from ..storage.files import check_room, free_file, free_folder
 from ..storage.loading import find_class, load_checked, quiet_library, read_config
 from . import RECOMMENDED, load
 from .choosing import BUDGETS
 from .costs import cost
 from .release import smaller_model
+from .texts import A_FILE
 
 USAGE = (ValueError, TypeError, OSError, ModuleNotFoundError)  # what functions raise before they change anything
 
@@ -40,10 +40,6 @@ FLAGS = {  # for what messages tell a caller in Python
     "pass overwrite=True": "add --overwrite",
     'say labels="names" or labels="numbers"': "add --labels names or --labels numbers",
 }
-
-
-class RunError(Exception):
-    """A run could not go on; what it finished is kept."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -60,7 +56,7 @@ def arguments() -> argparse.ArgumentParser:
     scoring = command("score", do_score, "Score the heads of a model: a table, and a map of what would go first.")
     for each in (pruning, scoring):
         each.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a model and its tokenizer")
-        each.add_argument("texts", metavar="TEXTS", help="CSV, JSON-lines or Parquet file of texts and labels")
+        each.add_argument("texts", metavar="TEXTS", help=f"{A_FILE} of texts and labels")
         each.add_argument("--method", default=RECOMMENDED, metavar="NAME", help=f"default: {RECOMMENDED}")
         each.add_argument("--labels", choices=("names", "numbers"), help="for labels that can be read both ways")
         each.add_argument("--device", choices=("cpu", "cuda", "mps"), help=f"default: {default_device()}")
@@ -69,14 +65,8 @@ def arguments() -> argparse.ArgumentParser:
     pruning.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     pruning.add_argument("--overwrite", action="store_true", help="replace OUT where it holds files")
     how_many = pruning.add_mutually_exclusive_group()
-    for flag, kind, says in (
-        ("budget", float, "as many heads as keep the metric within N of the intact model's; the default, with 0.01"),
-        ("heads", int, "N heads"),
-        ("parameters", float, "as few heads as leave this share of the parameters, such as 0.8"),
-        ("operations", float, "as few heads as leave this share of the operations of a forward pass"),
-        ("latency", float, "as few heads as leave this share of the measured time of a forward pass"),
-    ):
-        how_many.add_argument(f"--{flag}", type=kind, metavar="N", help=says)
+    for name, row in BUDGETS.items():
+        how_many.add_argument(f"--{row.flag or name}", dest=f"by_{name}", type=row.kind, metavar="N", help=row.help)
 
     costing = command("cost", do_cost, "What a model costs beside the intact one: parameters, operations, time.")
     costing.add_argument("folder", metavar="FOLDER", help="folder of a pruned or an intact model")
@@ -92,8 +82,8 @@ def do_prune(asked: argparse.Namespace) -> None:
     if journal.exists() and not asked.resume:
         raise FileExistsError(f"{journal} holds the steps of an earlier run: add --resume to go on, or delete it.")
     find_method(asked.method)
-    given = {name: vars(asked)[name] for name in BUDGETS if vars(asked).get(name) is not None}
-    by, budget = next(iter(given.items()), ("metric", 0.01 if asked.budget is None else asked.budget))
+    given = {name: n for name in BUDGETS if (n := vars(asked)[f"by_{name}"]) is not None}
+    ((by, budget),) = (given or {"metric": 0.01}).items()
     own = load(asked.checkpoint, asked.texts, device=asked.device, labels=asked.labels)
     check_room(out, sum(p.numel() * p.element_size() for p in own.model.parameters()))
     steps_before, began = _steps_in(journal), False
@@ -129,7 +119,7 @@ def _beside(out: Path) -> Path:
 
 
 def _steps_in(journal: Path) -> int:
-    """How many lines a journal has; 0 where there is none."""
+    """The number of lines of a journal; 0 where there is none."""
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
@@ -170,21 +160,12 @@ def do_families(_: argparse.Namespace) -> None:
     print("\n".join(FAMILIES))
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def _on_sigterm(*_: Any) -> NoReturn:
-    raise Terminated
-
-
 def main(given: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code, after one sentence on standard error where it is not 0."""
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
     asked = arguments().parse_args(given)
-    before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        with quiet_library():
+        with terminable(), quiet_library():
             asked.do(asked)
     except (RunError, InUseError) as error:
         return _said(error, 1)
@@ -192,9 +173,7 @@ def main(given: Sequence[str] | None = None) -> int:
         return _said(error, 2)
     except KeyboardInterrupt as stopped:
         goes_on = "; the same command with --resume goes on from here" if asked.do is do_prune else ""
-        return _said(f"stopped{goes_on}.", 143 if isinstance(stopped, Terminated) else 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return _said(f"stopped{goes_on}.", code_of(stopped))
     return 0
 
 

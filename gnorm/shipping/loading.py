@@ -23,24 +23,21 @@ from ..engine.forward.failures import PassError
 from ..engine.forwarding import try_pass
 from ..engine.model.blocks import wrapped_in
 from ..engine.model.problems import PROBLEMS, Problem, activation_of, problem_of, problem_of_class
-from ..engine.model.sizes import longest_text
 from ..engine.model.state import default_device
 from ..engine.texts.batches import prepare
+from ..engine.trials.examples import longest_text
 from ..heads import head_mask_of
 from ..pruning import whole
 from ..storage.errors import in_short
+from ..storage.labels import Labels, class_names
 from ..storage.loading import TOKENIZERS, MisfitError, find_class, load_checked, read_config
 from ..storage.saving import check_saving
-from .inputs import Encoder, padding_behind, special_ids
-from .labels import Labels, class_names
-from .readers import NEEDS, READERS, Reader, in_batches, labelled
+from ..storage.tokenizing import Encoder, in_batches
+from .inputs import right_padded, special_ids
+from .readers import NEEDS, READERS, Reader, labelled
 from .texts import name_of
 
 log = logging.getLogger(__name__)
-
-LONGEST = 512  # tokens of a text, where neither model nor tokenizer has a bound
-
-NO_BOUND = 10**9  # a tokenizer that has no bound names a larger number
 
 KINDS_TRIED = 8  # of texts, by the special tokens in them, that pass through the model before a run
 
@@ -77,7 +74,7 @@ def load(
 
     checkpoint: a folder (or a name on the hub) with model and tokenizer; the model may be pruned already. Its config
     names its class, and so its task; a model of no task that is known is loaded as a sequence classifier.
-    texts: the path of a CSV, JSON-lines or Parquet file, or a DataFrame or a ``datasets.Dataset``, with the columns of
+    texts: the path of a file in one of ``texts.FORMATS``, or a DataFrame or a ``datasets.Dataset``, with the columns of
     the task (``readers.READERS``): text and label for classes, several classes or a number, with text_pair for pairs;
     tokens and tags; question, context, answer and answer_start; text, choices and label; text and target for an
     encoder with a decoder; text alone for other language models. Labels are class names as in the model's
@@ -101,9 +98,9 @@ def load(
     check_saving(model, tokenizer)  # before the run that would end with it
     problem = problem_of(model)
     reader = READERS[problem.name]
-    tokens = max_length or _longest(model, tokenizer)
+    tokens = max_length or longest_text(model, tokenizer)
     # a copy: what a call cuts and pads to, a fast tokenizer keeps, and would save
-    with_padding = copy.deepcopy(tokenizer) if problem.by_text else padding_behind(tokenizer)
+    with_padding = copy.deepcopy(tokenizer) if problem.by_text else right_padded(tokenizer)
     encode = Encoder(with_padding, model, tokens, torch.Generator().manual_seed(seed))
     frame = labelled(texts, model.config, str(checkpoint), labels, problem)
     if reader.fits is not None:
@@ -119,7 +116,7 @@ def load(
     first = min(scoring, len(frame) // 3)
     rest = first + (len(frame) - first) // 2
     shares = (frame[:first], frame[first:rest], frame[rest:])
-    scored, chosen, tested = (in_batches(reader, encode, _rows(share), batch) for share in shares)
+    scored, chosen, tested = (in_batches(reader.inputs, encode, _rows(share), batch) for share in shares)
     model = model.to(device or default_device()).eval()
     batches = [*scored, *chosen, *tested]
     unlike = _unlike(batches, tokenizer, frame, name_of(texts))
@@ -169,7 +166,9 @@ def _try(model: Any, encode: Encoder, reader: Reader, texts: pd.DataFrame, where
     padding for a part of a text.
     """
     try:
-        logits = try_pass(in_batches(reader, encode, _rows(texts), len(texts))[0], model, torch.tensor(texts.index))
+        logits = try_pass(
+            in_batches(reader.inputs, encode, _rows(texts), len(texts))[0], model, torch.tensor(texts.index)
+        )
     except PassError as error:
         if error.text is None:
             raise
@@ -177,19 +176,12 @@ def _try(model: Any, encode: Encoder, reader: Reader, texts: pd.DataFrame, where
         raise ValueError(f"row {error.text} of {where} ({quoted}): {error}") from error
     pads, expected = encode.tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)
     if problem_of(model).by_text and expected not in (None, pads):
-        alone = torch.cat([try_pass(one, model) for one in in_batches(reader, encode, _rows(texts), 1)])
+        alone = torch.cat([try_pass(one, model) for one in in_batches(reader.inputs, encode, _rows(texts), 1)])
         if float((logits - alone).abs().max()) > PADDING_READ * float(alone.abs().max()):
             raise ValueError(
                 f"the tokenizer pads with token {pads}, config.pad_token_id is {expected}, and the model reads that as "
                 "a part of the text: set both to the token that it was fine-tuned with."
             )
-
-
-def _longest(model: Any, tokenizer: Any) -> int:
-    """The most tokens that model and tokenizer take; ``LONGEST`` where neither says."""
-    said = (tokenizer.model_max_length, longest_text(model), getattr(model.config, "max_position_embeddings", None))
-    longest = min(filter(None, said))
-    return longest if longest < NO_BOUND else LONGEST
 
 
 def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[Any, Any]:
@@ -208,14 +200,6 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
     )
     if embeds and not (folder / "config.json").is_file():
         raise ValueError(no_classifier)
-    id2label: Any = {}
-    with suppress(Exception):  # read_config gives the error a message
-        id2label = transformers.PreTrainedConfig.get_config_dict(checkpoint)[0].get("id2label") or {}
-    if not all(str(key).strip().isdecimal() for key in id2label):
-        raise ValueError(
-            f"id2label in config.json of {checkpoint} must give names to numbers, as in "
-            '{"0": "negative", "1": "positive"}.'
-        )
     config = read_config(checkpoint)
     if quantised := getattr(config, "quantization_config", None):
         method = dict(quantised).get("quant_method", "in a way that it does not name")
@@ -230,7 +214,7 @@ def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[A
             f"{checkpoint} has no tokenizer: save the one that the model was fine-tuned with there."
         )
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, config=config)
     except Exception as error:  # noqa: BLE001 libraries raise anything for a broken file
         remedy = "install what it needs" if isinstance(error, ImportError) else "save it anew with save_pretrained"
         raise ValueError(f"the tokenizer in {checkpoint} cannot be read ({in_short(error)}): {remedy}.") from None

@@ -8,13 +8,13 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import scipy
 import torch
 from huggingface_hub import ModelCardData
 
 from ..engine.model.problems import problem_of
+from ..engine.tally import hits
 from ..heads import head_mask_of
-from ..metrics import METRICS, Metric
+from ..metrics import Metric
 from ..storage.modeling import auto_map, plain_class
 from ..trajectory import interval, wilson
 from .readers import READERS
@@ -34,9 +34,9 @@ def card(
     """The text of a model card, README.md: Markdown after a YAML header that model hubs read.
 
     template: "summary.txt.j2" says it in four lines, for a terminal.
-    kept: what ``metric`` keeps of the test texts, by "before", "after" and, where it was trained further, "recovered",
-    for the same texts; labels: theirs. The change is that from before to the last of them.
-    Accuracies have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts.
+    kept: the metric's ``kept`` values of the test texts, by "before", "after" and, where it was trained further,
+    "recovered", for the same texts; labels: theirs. The change is that from before to the last of them.
+    Shares of hits have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts.
     about: the other variables of the template.
     """
     before, after = kept["before"], kept.get("recovered", kept["after"])
@@ -44,12 +44,11 @@ def card(
     def change(texts: np.ndarray) -> float:
         return metric.value(after[texts], labels[texts]) - metric.value(before[texts], labels[texts])
 
-    if metric is METRICS["accuracy"]:
-        changes = (after.astype(float) - before,)
-        bounds = scipy.stats.bootstrap(changes, np.mean, method="percentile", rng=0).confidence_interval
-        low, high = float(bounds.low), float(bounds.high)
-    else:
+    if metric.per_text is None:
         low, high = _bootstrapped(change, len(labels))
+    else:  # the mean of the texts' own changes, of which many samples are quickly computed
+        changes = metric.per_text(after, labels) - metric.per_text(before, labels)
+        low, high = _bootstrapped(lambda texts: float(changes[texts].mean()), len(labels), 10 * SAMPLES)
     reader = READERS[problem_of(model).name]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gnorm.shipping", ""), undefined=jinja2.StrictUndefined
@@ -62,6 +61,7 @@ def card(
         ).to_yaml(),
         auto=next(iter(auto_map(plain_class(model), model.config)), ""),
         metric=metric,
+        hits=metric.kept is hits,
         usage=reader.usage,
         values={name: _with_interval(metric, of_model, labels) for name, of_model in kept.items()},
         change={"mean": change(np.arange(len(labels))), "low": low, "high": high},
@@ -74,16 +74,19 @@ def card(
 
 
 def _with_interval(metric: Metric, kept: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The metric of the texts and its interval: Wilson's for accuracy."""
-    if metric is METRICS["accuracy"]:
+    """The metric of the texts and its interval: Wilson's where it is a share of hits."""
+    if metric.kept is hits:
         low, high = wilson(int(kept.sum()), len(kept))
     else:
         low, high = _bootstrapped(lambda texts: metric.value(kept[texts], labels[texts]), len(labels))
     return {"value": metric.value(kept, labels), "low": low, "high": high}
 
 
-def _bootstrapped(measure: Callable[[np.ndarray], float], texts: int) -> tuple[float, float]:
+def _bootstrapped(
+    measure: Callable[[np.ndarray], float], texts: int, samples: int | None = None
+) -> tuple[float, float]:
     """The 95 % percentile interval of a function of the numbers of texts (text,), drawn with replacement."""
-    draws = np.random.default_rng(0).integers(texts, size=(SAMPLES, texts))
-    low, high = interval(np.array([measure(drawn) for drawn in draws]))
+    generator = np.random.default_rng(0)
+    drawn = (generator.integers(texts, size=texts) for _ in range(samples or SAMPLES))
+    low, high = interval(np.array([measure(numbers) for numbers in drawn]))
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""What a problem's texts look like in a file, a row a problem: columns, labels, and the inputs made of them."""
+"""Formats of texts, a row a problem: columns, labels, and the inputs made of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from ..engine.model.problems import PROBLEMS, Problem
+from ..storage.labels import Labels
+from ..storage.tokenizing import Encoder, Inputs, Rows, continued, with_labels
 from . import inputs, targets
-from .inputs import Encoder, Rows
-from .labels import Labels
-from .targets import INPUTS, Source
+from .targets import TEXT_COLUMNS, Source
 from .texts import Cells, Sets, cells_of
 
 
@@ -32,7 +31,7 @@ class Reader:
     says: str
     columns: Callable[[Any, str], Sets]
     labels: Callable[[Source], list[Any]]
-    inputs: Callable[[Encoder, Rows], dict[str, Tensor]]
+    inputs: Inputs
     tag: str
     usage: str
     optional: tuple[str, ...] = ()
@@ -48,8 +47,8 @@ NEEDS = {  # what a tokenizer lacks, and what helps
 
 PAIR = ("text_pair",)  # of texts that may come in pairs
 
-_INPUTS = 'inputs = tokenizer("A text.", return_tensors="pt")'
-_CLASS = f"{_INPUTS}\nmodel.config.id2label[int(model(**inputs).logits.argmax())]"
+_TEXT_COLUMNS = 'inputs = tokenizer("A text.", return_tensors="pt")'
+_CLASS = f"{_TEXT_COLUMNS}\nmodel.config.id2label[int(model(**inputs).logits.argmax())]"
 _CHOSEN = """\
 inputs = tokenizer(["A text."] * 2, ["One end.", "Another one."], padding=True, return_tensors="pt")
 int(model(**{name: tensor[None] for name, tensor in inputs.items()}).logits.argmax())"""
@@ -60,7 +59,7 @@ tokenizer.decode(inputs["input_ids"][0, first : last + 1])"""
 _FOUND = """\
 inputs = tokenizer(f"A {tokenizer.mask_token}.", return_tensors="pt")
 tokenizer.decode(model(**inputs).logits[0].argmax(-1))"""
-_GENERATED = f"{_INPUTS}\ntokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0])"
+_GENERATED = f"{_TEXT_COLUMNS}\ntokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0])"
 
 _TAGGED = [("tokens", name) for name in ("tags", "ner_tags", "labels", "label")]
 _ASKED = [("question", "context", *names) for names in (("answers",), ("answer", "answer_start"), ("answer",))]
@@ -70,7 +69,7 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         "text and label (and text_pair)",
         lambda *_: [("text", "label")],
         targets.class_of_text,
-        inputs.with_labels(torch.long),
+        with_labels(torch.long),
         "text-classification",
         _CLASS,
         optional=PAIR,
@@ -79,9 +78,9 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         "text and label, with names joined by |, ; or a comma, or text and a column of 0 and 1 for each class",
         targets.several_columns,
         targets.several,
-        inputs.with_labels(torch.float),
+        with_labels(torch.float),
         "text-classification",
-        f"{_INPUTS}\n[model.config.id2label[i] for i, z in enumerate(model(**inputs).logits[0]) if z > 0]",
+        f"{_TEXT_COLUMNS}\n[model.config.id2label[i] for i, z in enumerate(model(**inputs).logits[0]) if z > 0]",
         optional=PAIR,
         may_be_empty=("label", "labels"),
     ),
@@ -89,18 +88,18 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         "text and label, 0, 1 or a number between (and text_pair)",
         lambda *_: [("text", "label")],
         targets.probabilities,
-        inputs.with_labels(torch.float),
+        with_labels(torch.float),
         "text-classification",
-        f"{_INPUTS}\nmodel(**inputs).logits.sigmoid().item()",
+        f"{_TEXT_COLUMNS}\nmodel(**inputs).logits.sigmoid().item()",
         optional=PAIR,
     ),
     "regression": Reader(
         "text and label, a number, or text and label_0, label_1 and so on (and text_pair)",
         targets.number_columns,
         targets.numbers,
-        inputs.with_labels(torch.float),
+        with_labels(torch.float),
         "text-classification",
-        f"{_INPUTS}\nmodel(**inputs).logits[0].tolist()",
+        f"{_TEXT_COLUMNS}\nmodel(**inputs).logits[0].tolist()",
         optional=PAIR,
     ),
     "token_classification": Reader(
@@ -109,13 +108,13 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         targets.tags,
         inputs.tagged,
         "token-classification",
-        f"{_INPUTS}\n[model.config.id2label[int(i)] for i in model(**inputs).logits[0].argmax(-1)]",
+        f"{_TEXT_COLUMNS}\n[model.config.id2label[int(i)] for i in model(**inputs).logits[0].argmax(-1)]",
         needs="is_fast",
     ),
     "question_answering": Reader(
         "question, context, answer and answer_start, or question, context and answers",
         lambda *_: _ASKED,
-        targets.answers,
+        targets.spans,
         inputs.answered,
         "question-answering",
         _ANSWERED,
@@ -134,9 +133,7 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
     "masked_lm": Reader(
         "text", lambda *_: [("text",)], targets.nothing, inputs.hidden, "fill-mask", _FOUND, needs="mask_token"
     ),
-    "causal_lm": Reader(
-        "text", lambda *_: [("text",)], targets.nothing, inputs.continued, "text-generation", _GENERATED
-    ),
+    "causal_lm": Reader("text", lambda *_: [("text",)], targets.nothing, continued, "text-generation", _GENERATED),
     "seq2seq_lm": Reader(
         "text and target",
         lambda *_: [("text", "target")],
@@ -172,12 +169,12 @@ def labelled(
         cells_of(texts, sets, reader.optional, reader.says, reader.may_be_empty), config, labels, checkpoint
     )
     for name, cells in source.cells.columns.items():
-        kind, what, remedy = KINDS.get("choice" if name.startswith("choice_") else name, ANY)
+        kind, what, remedy = CELL_TYPES.get("choice" if name.startswith("choice_") else name, ANY)
         for row, cell in enumerate(cells):
             if not isinstance(cell, kind):
-                raise source.error(row, f"has {cell!r:.60} as {name}, which is no {what}: {remedy}")
+                raise source.error(row, f"has {cell!r:.60} as {name}, which is not a {what}: {remedy}")
     found = reader.labels(source)
-    names = [name for name in source.cells.columns if name in INPUTS or name.startswith("choice_")]
+    names = [name for name in source.cells.columns if name in TEXT_COLUMNS or name.startswith("choice_")]
     first = _first_rows(source.cells, names, found)
     columns = {name: pd.Series(source.cells.columns[name], dtype=object) for name in names}
     whole = all(isinstance(label, int) for label in found)
@@ -188,7 +185,7 @@ def labelled(
 STRING: tuple[Any, str, str] = (str, "string", "make it a column of strings")
 LIST: tuple[Any, str, str] = (list, "list", "write lists, as JSON lines do")
 ANY: tuple[Any, str, str] = (object, "", "")
-KINDS = {
+CELL_TYPES = {
     **dict.fromkeys(("text", "text_pair", "target", "question", "context", "choice"), STRING),
     **dict.fromkeys(("tokens", "choices"), LIST),
 }
@@ -203,7 +200,7 @@ def _first_rows(cells: Cells, names: Sequence[str], labels: Sequence[Any]) -> li
     if contradicting := [i for i, text in enumerate(texts) if labels[i] != labels[first[text]]]:
         i, n = contradicting[0], len(contradicting)
         one = first[texts[i]]
-        given = {name: column for name, column in cells.columns.items() if name not in INPUTS}
+        given = {name: column for name, column in cells.columns.items() if name not in TEXT_COLUMNS}
         one_says, other_says = (" ".join(f"{column[row]!r:.60}" for column in given.values()) for row in (one, i))
         raise ValueError(
             f"rows {cells.numbers[one]} and {cells.numbers[i]} of {cells.where} hold the same text with the labels "
@@ -211,12 +208,3 @@ def _first_rows(cells: Cells, names: Sequence[str], labels: Sequence[Any]) -> li
             "keep one label for each text."
         )
     return list(first.values())
-
-
-def in_batches(reader: Reader, encode: Encoder, rows: Rows, size: int) -> list[dict[str, Tensor]]:
-    """Consecutive batches of ``size`` texts as the model reads them, each padded to its longest text."""
-    chunks = (
-        {name: column[begin : begin + size] for name, column in rows.items()}
-        for begin in range(0, len(rows["label"]), size)
-    )
-    return [dict(reader.inputs(encode, chunk)) for chunk in chunks]

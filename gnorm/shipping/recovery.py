@@ -118,7 +118,7 @@ def distance(problem: Problem, logits: Tensor, aim: Tensor, real: Tensor | None)
 def recovered_along(
     own: Own, run: Trajectory, batches: Sequence[Batch], states: Sequence[int], **options: Any
 ) -> pd.DataFrame:
-    """How far training brings pruned models back: a row for each of ``states``, numbers of pruned heads of the run, and
+    """The metric of pruned models after training: a row for each of ``states``, numbers of pruned heads of the run, and
     each of the texts to choose by and to test on.
 
     Columns: pruned_heads; texts, "choosing" or "testing"; and the run's metric of the model as it was pruned, of one
@@ -138,7 +138,7 @@ def recovered_along(
 
 
 def most_within(table: pd.DataFrame, intact: float, budget: float, higher_is_better: bool = True) -> pd.DataFrame:
-    """How many heads can go within a budget, as pruned and after training: a row for each column of models.
+    """Numbers of heads that can go within a budget, as pruned and after training: a row for each column of models.
 
     table: of ``recovered_along``. intact: the metric of the intact model on the texts to choose by. Columns: model;
     pruned_heads, the largest number whose metric on the texts to choose by is worse than ``intact`` by no more than

@@ -17,7 +17,7 @@ from ..engine.texts.batches import prepare
 from ..heads import head_mask_of
 from ..methods import find_method
 from ..metrics import kept_of
-from ..storage.folders import free_folder
+from ..storage.files import free_folder
 from ..storage.saving import check_saving, save_pruned
 from ..trajectory import Trajectory, curve
 from .choosing import BUDGETS, choose, smaller
@@ -83,7 +83,7 @@ class Release:
 def smaller_model(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> Release:
     """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
-        raise ValueError(f"the run has {run.info['trials']} trials, whose mean is no model: prune with trials=1.")
+        raise ValueError(f"the run has {run.info['trials']} trials, whose mean is not a model: prune with trials=1.")
     if not torch.equal(run.start, head_mask_of(own.model)):
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
     check_saving(own.model, own.tokenizer)

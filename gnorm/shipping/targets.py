@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from .labels import Labels, class_names, classes_of
+from ..storage.labels import Labels, class_names, classes_of
 from .texts import Cells, Sets
 
 FLAGS = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}  # whether a text has a class
@@ -17,7 +17,7 @@ FLAGS = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0} 
 JOINED_BY = ("|", ";", ",")  # what may stand between the names of several labels
 
 # Columns that are no labels; so is every column whose name begins with choice_.
-INPUTS = ("text", "text_pair", "target", "question", "context", "tokens", "choices")
+TEXT_COLUMNS = ("text", "text_pair", "target", "question", "context", "tokens", "choices")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _number(source: Source, row: int, cell: Any) -> float:
 def numbers(source: Source) -> list[Any]:
     """The number of each text, or the list of its numbers."""
     count, columns = source.config.num_labels, source.cells.columns
-    names = [name for name in columns if name not in INPUTS]
+    names = [name for name in columns if name not in TEXT_COLUMNS]
     found = []
     for row, cells in enumerate(source.cells.rows(names)):
         cells = tuple(cells[0]) if len(names) == 1 and isinstance(cells[0], list) else cells
@@ -102,7 +102,7 @@ def several_columns(config: Any, checkpoint: str) -> Sets:
 
 def several(source: Source) -> list[Any]:
     """For each text 0.0 or 1.0 for every class: from a column for each, or from one of names or numbers of classes."""
-    columns = [name for name in source.cells.columns if name not in INPUTS]
+    columns = [name for name in source.cells.columns if name not in TEXT_COLUMNS]
     if columns[0] in ("label", "labels"):
         return _many_hot(source, columns[0])
     found = []
@@ -155,8 +155,8 @@ def tags(source: Source) -> list[Any]:
     return [[next(classes) for _ in tags] for tags in source.cells.columns[column]]
 
 
-def answers(source: Source) -> list[Any]:
-    """For each text the characters of its context that answer it, (first, behind the last); None where none do."""
+def spans(source: Source) -> list[Any]:
+    """For each text the characters of its context that answer it, (first, one after the last); None where none do."""
     found = list[Any]()
     for row, context in enumerate(source.cells.columns["context"]):
         text, start = _answer(source, row)

@@ -1,4 +1,4 @@
-"""From a user's file or table to columns of cells. pandas reads files (CSV, JSON lines, Parquet)."""
+"""From a user's file or table to columns of cells. pandas reads files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,6 @@ SEPARATORS = (",", ";", "\t", "|")
 
 COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
 
-KINDS = {
-    ".parquet": "Parquet",
-    ".pq": "Parquet",
-    ".jsonl": "JSON",
-    ".ndjson": "JSON",
-    ".json": "JSON",
-}  # any other ending: CSV
-
 BEGINNINGS = {  # the first bytes of files that are neither CSV nor JSON in UTF-8, with what messages say
     codecs.BOM_UTF32_LE: "is in UTF-32: save it as UTF-8",  # before UTF-16, which begins with the same bytes
     codecs.BOM_UTF32_BE: "is in UTF-32: save it as UTF-8",
@@ -50,7 +42,6 @@ BEGINNINGS = {  # the first bytes of files that are neither CSV nor JSON in UTF-
     b"\xd0\xcf\x11\xe0": "is an Excel file: save it as CSV",
     b"ARROW1": "is an Arrow file: give datasets.Dataset.from_file of it",
     b"\xff\xff\xff\xff": "is an Arrow file: give datasets.Dataset.from_file of it",
-    b"PAR1": "is a Parquet file: end its name in .parquet",
 }
 
 # What a column says of each row's annotation, in tools such as Prodigy (answer) and Argilla (status). Rows that an
@@ -81,7 +72,7 @@ TRUTHS = {
 
 
 def name_of(texts: Any) -> str:
-    """What records call the texts: the name of their file, or the type of the table."""
+    """The name of the texts in records: the name of their file, or the type of the table."""
     return Path(texts).name if isinstance(texts, str | os.PathLike) else f"a {type(texts).__name__}"
 
 
@@ -108,12 +99,12 @@ def cells_of(texts: Any, sets: Sets, optional: Sequence[str], says: str, may_be_
 
     Rows that an annotator rejected, as another column says, are left out, and a warning says how many.
 
-    texts: the path of a CSV, JSON-lines or Parquet file, a DataFrame, or anything with a ``to_pandas`` such as a
+    texts: the path of a file in one of ``FORMATS``, a DataFrame, or anything with a ``to_pandas`` such as a
     ``datasets.Dataset``. says: the columns that are needed, in messages. may_be_empty: columns whose cells may be.
 
-    Raises ``FileNotFoundError`` for a file that does not exist; ``TypeError`` for what is no table; ``ValueError`` for
-    a file that cannot be read, for columns that are missing or occur twice, for an empty cell, and for a column that
-    seems to say which rows were rejected.
+    Raises ``FileNotFoundError`` for a file that does not exist; ``TypeError`` for what is not a table; ``ValueError``
+    for a file that cannot be read, for columns that are missing or occur twice, for an empty cell, and for a column
+    that seems to say which rows were rejected.
     """
     where = str(texts) if isinstance(texts, str | os.PathLike) else f"the {type(texts).__name__}"
     table, declared = _table(texts, where, sets, says)
@@ -193,8 +184,7 @@ def _table(texts: Any, where: str, sets: Sets, says: str) -> Table:
             f"{where} holds the splits {', '.join(texts)}: give one of them, as texts[{next(iter(texts))!r}]."
         )
     raise TypeError(
-        f"texts is of type {type(texts).__name__}: give the path of a CSV, JSON-lines or Parquet file, a DataFrame or "
-        "a datasets.Dataset."
+        f"texts is of type {type(texts).__name__}: give the path of a {A_FILE}, a DataFrame or a datasets.Dataset."
     )
 
 
@@ -209,18 +199,17 @@ def _of_file(path: Path, sets: Sets, says: str) -> Table:
     if not os.access(path, os.R_OK):
         raise ValueError(f"{path} may not be read: change its permissions.")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
-    kind = KINDS.get(suffixes[-1] if suffixes else "", "CSV")
+    kind = next((row for row in FORMATS if suffixes[-1:] and suffixes[-1] in row.endings), FORMATS[0])
     with path.open("rb") as file:
         beginning = file.read(8)
     if not beginning:
         raise ValueError(f"{path} cannot be read: it is empty.")
-    for start, what in BEGINNINGS.items():
-        if beginning.startswith(start) and kind != "Parquet" and path.suffix.lower() not in COMPRESSED:
+    if not kind.begins and path.suffix.lower() not in COMPRESSED:
+        begun = {row.begins: f"is a {row.name} file: end its name in {row.endings[0]}" for row in FORMATS if row.begins}
+        if what := next((what for start, what in (BEGINNINGS | begun).items() if beginning.startswith(start)), ""):
             raise ValueError(f"{path} {what}.")
     try:
-        if kind == "Parquet":
-            return _of_parquet(path)
-        table = _of_json(path) if kind == "JSON" else _of_csv(path, sets)
+        table, declared = kind.read(path, sets)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} cannot be read as UTF-8 ({error.reason}): save it as UTF-8, or give a DataFrame that pandas read "
@@ -228,42 +217,62 @@ def _of_file(path: Path, sets: Sets, says: str) -> Table:
         ) from None
     except Exception as error:  # noqa: BLE001 parsers and decompressors have no type in common
         quotes = "put texts that hold a separator or a line break in quotes"
-        remedy = quotes if isinstance(error, pd.errors.ParserError) else f"save it anew as {kind}, or give a DataFrame"
-        raise ValueError(f"{path} cannot be read as {kind} ({in_short(error)}): {remedy}.") from None
+        again = f"save it anew as {kind.name}, or give a DataFrame"
+        remedy = quotes if isinstance(error, pd.errors.ParserError) else again
+        raise ValueError(f"{path} cannot be read as {kind.name} ({in_short(error)}): {remedy}.") from None
     if any("\0" in str(name) for name in table.columns):
         raise ValueError(f"{path} is in UTF-16: save it as UTF-8.")
-    return table, {}
+    return table, declared
 
 
-def _of_csv(path: Path, sets: Sets) -> pd.DataFrame:
+def _of_csv(path: Path, sets: Sets) -> Table:
     """Separated by the character that gives the needed columns; if none does, by the one that gives most columns."""
     headers = {sep: pd.read_csv(path, sep=sep, nrows=1, **CSV).iloc[0] for sep in SEPARATORS}
     complete = {sep: _first_of(sets, header) is not None for sep, header in headers.items()}
     sep = max(SEPARATORS, key=lambda sep: (complete[sep], len(headers[sep])))
     if not complete[sep]:  # what follows may be no table
-        return pd.DataFrame(columns=list(headers[sep]))
+        return pd.DataFrame(columns=list(headers[sep])), {}
     table = pd.read_csv(path, sep=sep, **CSV)
     if sep == "\t" and table.apply(lambda cells: cells.str.contains("\t.*\n", regex=True)).any(axis=None):
         raise ValueError("a cell that begins with a quote runs on over rows; double the quotes in texts")
-    return table[1:].set_axis(table.iloc[0].tolist(), axis=1)
+    return table[1:].set_axis(table.iloc[0].tolist(), axis=1), {}
 
 
-def _of_json(path: Path) -> pd.DataFrame:
+def _of_json(path: Path, _: Sets) -> Table:
     """One JSON document or, if that cannot be read, one record a line."""
     try:
-        return pd.read_json(path, **JSON)
+        return pd.read_json(path, **JSON), {}
     except UnicodeDecodeError:
         raise
     except ValueError:
-        return pd.read_json(path, lines=True, **JSON)
+        return pd.read_json(path, lines=True, **JSON), {}
 
 
-def _of_parquet(path: Path) -> Table:
+def _of_parquet(path: Path, _: Sets) -> Table:
     """The table, and the names of its classes: files that ``datasets`` wrote declare them."""
     import pyarrow.parquet
 
     metadata = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
     return pd.read_parquet(path), _declared(json.loads(metadata).get("info", {}).get("features"))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of ``FORMATS``: a format of files of texts. endings: of its files' names. begins: their first bytes."""
+
+    name: str
+    read: Callable[[Path, Sets], Table]
+    endings: tuple[str, ...] = ()
+    begins: bytes = b""
+
+
+FORMATS = (
+    Format("CSV", _of_csv),  # files whose names end in anything else
+    Format("JSON-lines", _of_json, (".jsonl", ".ndjson", ".json")),
+    Format("Parquet", _of_parquet, (".parquet", ".pq"), b"PAR1"),
+)
+
+A_FILE = f"{', '.join(row.name for row in FORMATS[:-1])} or {FORMATS[-1].name} file"
 
 
 def _declared(features: Any) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import PickleError
 from typing import Any
@@ -79,7 +79,7 @@ def load_pruned(folder: Source, model_class: Any = None, **from_pretrained_kwarg
 
 
 def is_pruned(config: Any) -> bool:
-    """Whether heads were removed: by ``remove_heads``, or by transformers 4."""
+    """True if heads were removed: by ``remove_heads``, or by transformers 4."""
     return getattr(config, "head_mask", None) is not None or bool(getattr(config, "pruned_heads", None))
 
 
@@ -116,6 +116,14 @@ def read_config(source: Source, **options: Any) -> Any:
                 f"{folder} has no config.json, and the hub gives no model of that name: give the folder that "
                 "save_pretrained or gnorm.save_pruned wrote, or a name on the hub."
             ) from None
+        id2label: Any = {}
+        with suppress(Exception):  # the file cannot be read at all
+            id2label = transformers.PreTrainedConfig.get_config_dict(source)[0].get("id2label") or {}
+        if not all(str(key).strip().isdecimal() for key in id2label):
+            raise ValueError(
+                f"id2label in {folder / 'config.json'} must give names to numbers, as in "
+                '{"0": "negative", "1": "positive"}.'
+            ) from None
         raise ValueError(
             f"{folder / 'config.json'} is damaged, or of a model type that transformers {transformers.__version__} "
             f"does not know ({in_short(error)}): save the model anew."
@@ -125,7 +133,7 @@ def read_config(source: Source, **options: Any) -> Any:
 def _name(source: Source) -> str:
     """The path of a folder, or a name on the hub, as the string that transformers takes."""
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"{source!r} is no folder: give its path, or a name on the hub.")
+        raise TypeError(f"{source!r} is not a folder: give its path, or a name on the hub.")
     return os.path.expanduser(os.fspath(source))
 
 
@@ -141,14 +149,16 @@ def find_class(source: Source, config: Any, given: Any, options: Mapping[str, An
     the class that ``config`` names if that is a subclass. A class that ``config`` names is one of transformers, or one
     that this process has defined. options: those of ``from_pretrained``.
 
-    Raises ``ValueError`` where no such class is known, or several, and ``TypeError`` where ``given`` is no class of
+    Raises ``ValueError`` where no such class is known, or several, and ``TypeError`` where ``given`` is not a class of
     models.
     """
     mapping = getattr(given, "_model_mapping", None)
     if given is not None and mapping is None:
         if isinstance(given, type) and issubclass(given, transformers.PreTrainedModel):
             return without_modeling_file(given)
-        raise TypeError(f"model_class={given!r} is no class of models: give the class that the model was saved from.")
+        raise TypeError(
+            f"model_class={given!r} is not a class of models: give the class that the model was saved from."
+        )
     if mapping is not None and type(config) not in mapping:
         raise ValueError(f"{given.__name__} has no class for model_type {config.model_type!r}: give another class.")
     name = str((config.architectures or ["none"])[0])
@@ -207,6 +217,12 @@ def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_hea
         kind.__init__(self, config, *arguments, **options)
         if mask is not None or pruned:
             with torch.device("cpu"), untried():  # of masks; the weights are yet to come
+                saved = (getattr(config, "architectures", None) or [kind.__name__])[0]
+                if mask is not None and saved != kind.__name__ and len(mask) > len(head_mask_of(self)):
+                    raise ValueError(
+                        f"its head mask is that of a {saved}, which has more layers with attention: load that, and "
+                        "take its get_encoder() or get_decoder()"
+                    )
                 if mask is not None:
                     remove(self, mask)
                 if pruned:
@@ -227,7 +243,7 @@ def _remove_as_version_1(model: Any, mask: Any) -> None:
 
 
 def _cut_as_version_1(model: Any, loading_info: Mapping[str, Any]) -> bool:
-    """Whether the file has projections without rows for layers without heads, which version 1.0 left there."""
+    """True if the file has projections without rows for layers without heads, which version 1.0 left there."""
     empty = {id(block.owner) for block in blocks_of(model) if not block.kept}
     within = [f".{name}." for name, module in model.named_modules() if id(module) in empty]
     return any(part in f".{name}" for name in loading_info["unexpected_keys"] for part in within)
@@ -321,7 +337,7 @@ def _unreadable(error: Exception, folder: Path, kind: Any) -> Exception:
 
 
 def _body(model: Any) -> tuple[str, dict[str, Any]]:
-    """What the names of weights in the body of ``model`` begin with, and the parts of the body by name."""
+    """The prefix of the names of weights in the body of ``model``, and the parts of the body by name."""
     body, parts = model.base_model, dict(model.base_model.named_children())
     if body is model and not isinstance(model, transformers.AutoModel._model_mapping.get(type(model.config), ())):
         parts = {name: part for name, part in parts.items() if not isinstance(part, torch.nn.Linear)}  # T5's heads

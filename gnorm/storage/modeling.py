@@ -41,7 +41,7 @@ def without_modeling_file(kind: Any) -> Any:
 
 
 def auto_map(kind: Any, config: Any) -> dict[str, str]:
-    """What config.json says of the modelling file: a name of the class in it by every Auto class that gives ``kind``.
+    """The entry ``auto_map`` of config.json: a class in the modelling file for every Auto class that gives ``kind``.
 
     ``AutoModel`` stands for a class that no Auto class gives. Empty for a class that is not one of transformers: its
     source is not ours to copy.
@@ -59,7 +59,7 @@ def auto_map(kind: Any, config: Any) -> dict[str, str]:
 
 
 def auto_map_of_body(kind: Any, config: Any, rows: int) -> dict[str, str]:
-    """What config.json says of ``AutoModel`` where that gives another class than ``kind``: its body, without a head.
+    """The entry of ``AutoModel`` where that gives another class than ``kind``: its body, without a head.
 
     rows: of the head mask. Empty where the body has other attention blocks, as an encoder whose ``AutoModel`` has a
     decoder too, and for a class that is not one of transformers.

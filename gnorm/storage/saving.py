@@ -20,7 +20,7 @@ from ..engine.model.removal import as_removed
 from ..engine.trials.trial import try_out
 from ..heads import attention_blocks, head_mask_of
 from .errors import LIBRARY_ERRORS, in_short
-from .folders import free_folder, whole_folder
+from .files import free_folder, whole
 from .loading import pruned_when_built
 from .modeling import MODULE, auto_map, auto_map_of_body, modeling_file, others_in, plain_class
 
@@ -44,7 +44,7 @@ def save_pruned(
     folder = free_folder(folder, overwrite)
     check_saving(model, tokenizer)
     model = as_removed(model)
-    with whole_folder(folder, overwrite) as unfinished, _as_saved(model) as modeling:
+    with whole(folder, overwrite) as unfinished, _as_saved(model) as modeling:
         try:
             model.save_pretrained(unfinished)
         except SafetensorError as error:
@@ -92,8 +92,8 @@ def check_saving(model: Any, tokenizer: Any = None) -> None:
 
     Raises ``ValueError`` where the configuration cannot be written as JSON and read again, where the model's class does
     not build a model with the same modules, parameters and buffers from it, where parameters have several precisions
-    that loading would not give them, and where transformers has another class of the same name; ``TypeError`` for what
-    is no tokenizer; and as ``attention_blocks`` does.
+    that loading would not give them, and where transformers has another class of the same name; ``TypeError`` for a
+    tokenizer that is none; and as ``attention_blocks`` does.
     """
     attention_blocks(model)
     try_out(model, removal=True)

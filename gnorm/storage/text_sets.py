@@ -33,13 +33,13 @@ class TextSet:
     ``pad_token``, labels by -100, which is not counted, and whatever else by 0. An attention mask of tokens is made
     where there is none.
 
-    Raises ``TypeError`` for what is no data set; ``ValueError`` for a batch size that is not positive, and in an
+    Raises ``TypeError`` for what is not a data set; ``ValueError`` for a batch size that is not positive, and in an
     iteration for an empty cell, labels in two columns, and fractions or images of unequal size.
     """
 
     def __init__(self, data_set: Any, batch_size: int, pad_token: int = 0) -> None:
         if not hasattr(data_set, "with_format") or not hasattr(data_set, "iter"):
-            raise TypeError(f"{type(data_set).__name__} is no data set: give a datasets.Dataset or IterableDataset.")
+            raise TypeError(f"{type(data_set).__name__} is not a data set: give a datasets.Dataset or IterableDataset.")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is out of range: it must be at least 1.")
         self._data_set, self.batch_size, self._pad_token = data_set.with_format("arrow"), batch_size, pad_token
@@ -74,7 +74,7 @@ def _is_list(kind: pyarrow.DataType) -> bool:
 
 
 def _numbers(kind: pyarrow.DataType) -> bool:
-    """Whether a column is of numbers or truth values, or of lists of them, of any depth."""
+    """True for a column of numbers or truth values, or of lists of them, of any depth."""
     while _is_list(kind := _plain(kind)):
         kind = kind.value_type
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))

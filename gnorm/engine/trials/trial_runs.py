@@ -15,7 +15,7 @@ from ..model.errors import in_short
 from ..model.families import FAMILIES
 from ..model.sizes import parameter_of
 from ..model.state import copy_of
-from .examples import examples_of, inputs_of, longest_input, usual_lengths
+from .examples import examples_of, inputs_of, longest_text, usual_lengths
 
 # Of a configuration: what changes nothing of how attention is computed.
 NO_DIFFERENCE = ("_name_or_path", "architectures", "auto_map", "head_mask", "pruned_heads", "transformers_version")
@@ -110,7 +110,7 @@ def _random(copy: Any) -> Iterator[list[Callable[[], Mapping[str, Tensor]]]]:
     what a decoder reads."""
     text = getattr(copy, "main_input_name", "") == "input_ids"
     for batch, tokens in SHAPES if text else ((2, 0),):
-        length = min(tokens, longest_input(copy)) if text else 0
+        length = min(tokens, longest_text(copy)) if text else 0
 
         def plain(batch: int, length: int = length) -> dict[str, Tensor]:
             inputs = inputs_of(copy, batch, length or usual_lengths(copy)[0])

@@ -1,10 +1,12 @@
-"""Class numbers from the labels that users write: names or numbers of classes."""
+"""Class numbers from the labels in tables: names or numbers of classes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+from ..engine.model.problems import NOT_COUNTED
 
 Labels = Literal["names", "numbers"]
 
@@ -49,7 +51,7 @@ def class_names(config: Any, checkpoint: str) -> list[str]:
 
 
 def _is_default(name: str, i: int) -> bool:
-    """Whether ``name`` is the one that transformers gives class ``i`` by default."""
+    """True if ``name`` is the one that transformers gives class ``i`` by default."""
     return name == f"LABEL_{i}"
 
 
@@ -61,14 +63,22 @@ def classes_of(
     where: str,
     checkpoint: str,
     rows: Sequence[int] | None = None,
+    standing: Mapping[str, str] | None = None,
 ) -> list[int]:
     """The class number of every label in ``cells``: all are read as names, or all as numbers.
 
     names: of the model's classes. declared: the names that a data set gives to the numbers in ``cells``, if it does.
     labels: how the column is to be read; None where only one way is possible. where, checkpoint: what messages call the
-    table and the model. rows: the number of each label's row in the table, where they are not 1, 2, 3 ... Raises
-    ``ValueError`` for a label that is no class, and for a column that can be read both ways with different results.
+    table and the model. rows: the number of each label's row in the table, where they are not 1, 2, 3 ... standing: the
+    name of the class that each label stands for, by the label or its declared name; "" for none, whose class is
+    ``NOT_COUNTED``. With it, labels are names, and the classes of a model without names are named in its order.
+
+    Raises ``ValueError`` for a label that is not a class, and for a column that can be read both ways with different
+    results.
     """
+    rows = range(1, len(cells) + 1) if rows is None else rows
+    if standing:
+        return _standing(cells, names, declared, standing, where, checkpoint, rows)
     unnamed = all(_is_default(name, i) for i, name in enumerate(names))
     numbered = declared is None or all(_number(name) == i for i, name in enumerate(declared))
     if declared and not numbered and labels != "numbers" and not (unnamed and None in _by_name(declared, names)):
@@ -94,8 +104,27 @@ def classes_of(
     numbers_meant = labels == "numbers" or (labels is None and set(by_name) == {None} != set(by_number))
     at = (by_number if numbers_meant else by_name).index(None)
     known, remedy = _known_labels(names, numbers_meant, f"config.json of {checkpoint}" if unnamed else "")
-    row = at + 1 if rows is None else rows[at]
-    raise ValueError(f"row {row} of {where} has the label {cells[at]!r:.60}; the model knows {known}: {remedy}.")
+    raise ValueError(f"row {rows[at]} of {where} has the label {cells[at]!r:.60}; the model knows {known}: {remedy}.")
+
+
+def _standing(
+    cells: Sequence[Any],
+    names: Sequence[str],
+    declared: Sequence[str] | None,
+    standing: Mapping[str, str],
+    where: str,
+    checkpoint: str,
+    rows: Sequence[int],
+) -> list[int]:
+    """``classes_of`` of labels that stand for the names of others."""
+    if all(_is_default(name, i) for i, name in enumerate(names)):
+        names = list(filter(None, dict.fromkeys(standing.values())))
+    named = [cell if (i := _in(declared or (), cell)) is None else (declared or ())[i] for cell in cells]
+    meant = [standing.get(_plain(cell), standing.get(name, name)) for cell, name in zip(cells, named)]
+    counted = [i for i, name in enumerate(meant) if name != ""]
+    of_counted, numbers = [meant[i] for i in counted], [rows[i] for i in counted]
+    classes = dict(zip(counted, classes_of(of_counted, names, None, "names", where, checkpoint, numbers)))
+    return [classes.get(i, NOT_COUNTED) for i in range(len(cells))]
 
 
 def _known_labels(names: Sequence[str], numbers: bool, unnamed_in: str) -> tuple[str, str]:
@@ -113,7 +142,7 @@ def _known_labels(names: Sequence[str], numbers: bool, unnamed_in: str) -> tuple
 
 
 def _by_name(cells: Sequence[Any], names: Sequence[str]) -> list[int | None]:
-    """The class of every label by its name, None where it is no name.
+    """The class of every label by its name, None for another label.
 
     Names are compared as they are spelled or, if some labels then match none, by their plain spelling.
     """
