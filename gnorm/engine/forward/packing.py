@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..model.blocks import QKV, AttentionBlock, blocks_of, layers_of
+from ..model.blocks import QKV, AttentionBlock, blocks_of, feed_forwards, layers_of
 from ..model.known_models import causal, owns_attention, packable, reads_first_token
 from ..model.problems import gives_tokens, problem_of
 from ..model.sizes import fits, sizes_of
@@ -50,6 +50,7 @@ class Packing:
 
     passes: int  # calls of layers in one forward pass
     first_token: bool = True  # whether the last pass goes on with the first token of each text alone
+    reads: str = ""  # which token of a text the classifier reads after the last layer: "first" or "last"; "" for all
     in_tuple: int = 0  # of how many a layer's output is the first; 0 where it is no tuple
     causal: bool = False  # whether a token attends to those before it in its text, and to itself, alone
     of_tokens: bool = False  # whether each token has logits
@@ -94,6 +95,7 @@ class _Pass:
     embedded: Tensor | None = None  # (text, longest, hidden), where the layers' owner was given the first text alone
     causal_bias: Tensor | None = None  # (1, 1, longest, longest): 0 for a key up to the query, -inf for a later one
     rotations: dict[int, tuple[Any, tuple[Tensor, ...]]] = field(default_factory=dict)  # as given, and packed
+    read: Tensor | None = None  # (token,) the packed tokens that the classifier reads; None for all
     distances: tuple[Tensor, int, int] | None = None  # ``_distances`` of the longest text
 
     def indices_of(self, heads: int) -> PadIndices:
@@ -179,10 +181,15 @@ def _disentangled(
     texts, kinds = current.texts, module.pos_att_type if module.relative_attention else ()
     heads = len(block.kept)
     scale = (block.head_dim * (1 + sum(kind in module.pos_att_type for kind in ("c2p", "p2c")))) ** -0.5
-    q, k, v = (
+    of_texts = query_states is not None  # of first tokens alone
+    places = texts.texts_in_groups if of_texts else texts.tokens_in_groups
+    query = block.query(hidden_states if query_states is None else query_states)[0]
+    q = places.pad(query.unflatten(-1, (heads, -1)))  # (slot, head, head_dim)
+    k, v = (
         texts.tokens_in_groups.pad(linear(hidden_states)[0].unflatten(-1, (heads, -1)))
-        for linear in (block.query, block.key, block.value)
-    )  # (slot, head, head_dim)
+        for linear in (block.key, block.value)
+    )
+    queries = q.split([group.texts * (1 if of_texts else group.width) for group in texts.length_groups])
     tables: dict[str, Tensor] = {}
     if relative_pos is not None and rel_embeddings is not None:
         if current.distances is None:
@@ -194,21 +201,22 @@ def _disentangled(
         for kind in (kind for kind in names if kind in kinds):
             tables[kind] = getattr(module, names[kind])(rows)[0].unflatten(-1, (heads, -1)).permute(1, 2, 0)
     contexts = []
-    for group, shares in texts.by_group(q, k, v):
-        gq, gk, gv = (share.transpose(1, 2) for share in shares)  # (text, head, width, head_dim)
+    for of_group, (group, shares) in zip(queries, texts.by_group(k, v), strict=True):
+        gk, gv = (share.transpose(1, 2) for share in shares)  # (text, head, width, head_dim)
+        gq = of_group.unflatten(0, (group.texts, -1)).transpose(1, 2)  # (text, head, query, head_dim)
         scores = gq @ gk.transpose(2, 3)
         if tables:
             at = distances[:, : group.width, : group.width].expand(group.texts, heads, -1, -1, -1)
         if "c2p" in tables:
-            scores = scores + (gq @ tables["c2p"]).gather(-1, at[:, :, 0])
+            scores = scores + (gq @ tables["c2p"]).gather(-1, at[:, :, 0, : gq.shape[2]])
         if "p2c" in tables:
-            scores = scores + (gk @ tables["p2c"]).gather(-1, at[:, :, 1]).transpose(2, 3)
+            scores = scores + (gk @ tables["p2c"]).gather(-1, at[:, :, 1, :, : gq.shape[2]]).transpose(2, 3)
         scores = scores * scale if group.bias is None else scores * scale + group.bias
         weights = scores.softmax(-1)
         if current.on_weights is not None:
             current.on_weights(module, weights, group)
-        contexts.append((weights @ gv).transpose(1, 2).flatten(0, 1))  # (text * width, head, head_dim)
-    return texts.tokens_in_groups.unpad(torch.cat(contexts)).flatten(1)[None], None
+        contexts.append((weights @ gv).transpose(1, 2).flatten(0, 1))  # (text * query, head, head_dim)
+    return places.unpad(torch.cat(contexts)).flatten(1)[None], None
 
 
 def _distances(relative_pos: Tensor, span: int) -> tuple[Tensor, int, int]:
@@ -308,8 +316,11 @@ def _before_layer(
     if (layer := current.calls - 1) in current.cache.layers:
         hidden = current.cache.states.setdefault(layer, hidden)
     if current.calls == packing.passes and packing.first_token:
-        current.layer_input, current.last_block = hidden[0], block
-        hidden = hidden.index_select(1, current.texts.first_tokens)  # (1, text, hidden)
+        first = hidden.index_select(1, current.texts.first_tokens)  # (1, text, hidden)
+        if "query_states" in named:  # of DeBERTa's layers, which take keys and values of other tokens
+            named = {**named, "query_states": first}
+        else:
+            current.layer_input, current.last_block, hidden = hidden[0], block, first
     if (rotations := named.get("position_embeddings")) is not None:
         named = {**named, "position_embeddings": current.packed_rotations(rotations)}
     return (hidden, *inputs[1:]), named
@@ -325,6 +336,26 @@ def _after_layer(_: nn.Module, __: Any, output: Any, packing: Packing) -> Any:
     # (1, text, hidden) -> (text, 1, hidden), or (1, token, hidden) -> (text, longest, hidden)
     hidden = hidden.transpose(0, 1) if packing.first_token else current.texts.pad(hidden)
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _select_read(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Forward pre-hook of the feed-forward block of the last layer: it computes the tokens that are read alone."""
+    read = _CURRENT_PASS.get().read
+    return inputs[0] if read is None else inputs[0].index_select(1, read)
+
+
+def _spread_read(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    """Forward hook of that block: what it gives in the place of each token that is read, zero in that of others."""
+    current = _CURRENT_PASS.get()
+    if current.read is None:
+        return output
+    return output.new_zeros(1, len(current.texts.indices), output.shape[2]).index_copy(1, current.read, output)
+
+
+def _last_tokens(ids: Tensor, pad_token: int, texts: PackedTexts) -> Tensor:
+    """(text,) the packed token of each text that is the last but for padding. ids: (text, longest)."""
+    last = (torch.arange(ids.shape[1], device=ids.device) * (ids != pad_token)).argmax(1)
+    return texts.first_tokens + last
 
 
 def _causal_bias(tokens: int, like: Tensor) -> Tensor:
@@ -365,6 +396,10 @@ def packed_forward(
         if packing.causal:
             current.causal_bias = _causal_bias(texts.padded_shape[1], like)
             inputs = {**inputs, "use_cache": cast(Any, False)}  # of keys and values
+        if packing.reads and on_weights is None:
+            last = packing.reads == "last"
+            read = _last_tokens(inputs["input_ids"], model.config.pad_token_id, texts) if last else texts.first_tokens
+            current.read = read
         token = _CURRENT_PASS.set(current)
         try:
             with _skipped(layers[: max(cache.states, default=0)]):
@@ -387,6 +422,10 @@ def packed_forward(
             name = next(name for name, module in model.named_modules() if module is layers[0])
             owner = model.get_submodule(name.rsplit(".", 2)[0])  # of the list of layers
             hooks.callback(owner.register_forward_pre_hook(_first_text_alone).remove)
+        if packing.reads:
+            of_last_layer = feed_forwards(model)[-1]
+            hooks.callback(of_last_layer.register_forward_pre_hook(_select_read).remove)
+            hooks.callback(of_last_layer.register_forward_hook(_spread_read).remove)
         if packing.of_tokens:
             head = model.get_output_embeddings()
             hooks.callback(head.register_forward_pre_hook(_unpad).remove)
@@ -404,14 +443,23 @@ def packing_of(model: Any, inputs: dict[str, Tensor], number: Tensor | None = No
         return None
     outputs: list[Any] = []
     tokens: set[int] = set()  # that projections were given at once
+    alone: list[bool] = []  # whether the feed-forward block of the last layer took and gave tokens one by one
+    layers, feed_forward = layers_of(model), feed_forwards(model)[-1]
+
+    def see(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        alone.append(module not in layers and len(given) == 1 and getattr(output, "shape", None) == given[0].shape)
+
     with evaluating(model), ExitStack() as hooks:
-        for layer in layers_of(model):
+        for layer in layers:
             hooks.callback(layer.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
         for module in {module for block in blocks_of(model) if block.kept for module in block.by_module(QKV)}:
             hooks.callback(module.register_forward_pre_hook(lambda _, given: tokens.add(given[0].shape[1])).remove)
+        hooks.callback(feed_forward.register_forward_hook(see).remove)
         logits_of(model, inputs, number)
     first, causes = reads_first_token(model), causal(model)
     of_tokens = causes and not problem_of(model).by_text
-    return Packing(
-        len(outputs), first, len(outputs[0]) if isinstance(outputs[0], tuple) else 0, causes, of_tokens, len(tokens) > 1
-    )
+    pooled = getattr(model.config, "classifier_pooling", "") == "cls"
+    reads = "last" if causes and not of_tokens else "first" if pooled and not first else ""
+    in_tuple = len(outputs[0]) if isinstance(outputs[0], tuple) else 0
+    reads = reads if alone == [True] else ""
+    return Packing(len(outputs), first, reads, in_tuple, causes, of_tokens, by_batch=len(tokens) > 1)

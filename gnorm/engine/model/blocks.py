@@ -287,6 +287,12 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return _named(model, tuple(name if name.endswith("*") else name.rpartition(".")[0] for name in blocks))
 
 
+def feed_forwards(model: nn.Module) -> list[nn.Module]:
+    """The modules around the projections that the row names as the ends of feed-forward blocks, first layer first."""
+    ends = _names(FAMILIES[model.config.model_type].feed_forward)  # type: ignore[union-attr, index]
+    return _named(model, tuple(name.rpartition(".")[0] for name in ends))
+
+
 def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 

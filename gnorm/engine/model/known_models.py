@@ -129,10 +129,9 @@ def _fixed_rotations(modules: Iterable[nn.Module]) -> bool:
 
 
 def reads_first_token(model: Any) -> bool:
-    """True if the model, one that ignores padding, is the classifier of its row that reads first tokens alone, and a
-    layer may compute one query a text: its attention is transformers' own, or MPNet's."""
+    """True if the model, one that ignores padding, is the classifier of its row that reads first tokens alone."""
     family = FAMILIES.get(getattr(model.config, "model_type", ""))
-    return family is not None and type(model).__name__ == family.classifier and not family.also
+    return family is not None and type(model).__name__ == family.classifier
 
 
 def attention_window(model: Any) -> float:

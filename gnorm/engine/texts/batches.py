@@ -291,7 +291,9 @@ def _trims(model: nn.Module) -> Callable[[Batch], bool]:
     packs, ignores, window = packable(model), ignores_padding(model), attention_window(model)
     if packs and causal(model):
         return partial(_trims_after_last, window, config.pad_token_id) if by_text else partial(_trims_tokens, window)
-    masked_first = packs and reads_first_token(model)  # a masked token is hidden from the others, and that is all
+    masked_first = (
+        packs and reads_first_token(model) and not (known and known.also)
+    )  # a masked token is hidden from the others, and that is all
 
     def trims(batch: Batch) -> bool:
         if not by_text or any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for name in batch):
