@@ -163,8 +163,9 @@ class Profile:
 
     protocol: "held out", the default, demands different splits for scoring and measuring; "paper" follows the paper,
     which uses the same split (docs/protocol.md). inspected: data sets that are shown and not used. notebooks: those to
-    run, where they are not the paper's. study: how far a study goes. extends: the profile whose file this one adds to,
-    table by table.
+    run, where they are not the paper's. study: how far a study goes. jobs: how many workers make trajectories where
+    the command line does not say; as many as the machine has room for, if None. extends: the profile whose file this
+    one adds to, table by table.
     """
 
     description: str
@@ -173,10 +174,12 @@ class Profile:
     inspected: list[DataSet] = field(default_factory=list)
     notebooks: list[str] = field(default_factory=list)
     study: Extent = field(default_factory=Extent)
+    jobs: int | None = None
     extends: str = ""
     name: str = ""
 
     def __post_init__(self) -> None:
+        _at_least_one(jobs=self.jobs or 1)
         for name, spec in self.models.items():
             if self.protocol == "held out" and spec.scoring.split == spec.evaluation.split:
                 raise ValueError(f"{name} is scored and measured on the split {spec.scoring.split!r}: name another")

@@ -41,7 +41,8 @@ class Plan:
 
     notebooks: those to run, in order. order: all that there are. published: the folder of the authors' result files,
     "" for none. fresh: run finished work again. strict: stop where an intact model is not as accurate as published.
-    jobs, dask: how many workers, or which scheduler's, make trajectories before the notebooks run; none, if neither.
+    jobs, dask: how many workers, or which scheduler's, make trajectories before the notebooks run; as many as the
+    profile says or the machine has room for, if neither. One worker is the notebooks' own kernels.
     """
 
     profile: Profile
@@ -210,12 +211,12 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
     to_do = [name for name in plan.notebooks if not _is_done(profile, name, wanted)]
     if to_do:
         print(_outlook(profile, to_do), flush=True)
-    if plan.jobs or plan.dask:
-        asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
-        if asked_for:
-            altered = True
-            workers.make_pieces(asked_for, profile, plan.device, environment, plan.jobs, plan.dask)
-            print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
+    asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
+    jobs = plan.jobs or plan.profile.jobs or workers.that_fit(len(asked_for), plan.device)
+    if asked_for and (jobs > 1 or plan.dask):
+        altered = True
+        workers.make_pieces(asked_for, profile, plan.device, environment, None if plan.dask else jobs, plan.dask)
+        print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
     for k, name in enumerate(plan.notebooks, start=1):
         label = f"[{k}/{len(plan.notebooks)}] {name}"
         with held(profile, "notebooks", name):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # seconds to wait for an answer of a scheduler
 RARELY = 15.0  # seconds between the lines of a log
+ROOM = 3e9  # bytes of memory for a worker: Python and its packages, a model with its gradients, and its texts
 
 
 def check(jobs: int | None, address: str | None) -> None:
@@ -38,6 +39,21 @@ def check(jobs: int | None, address: str | None) -> None:
     if (jobs or address) and importlib.util.find_spec("distributed") is None:
         flag = "--jobs" if jobs else "--dask"
         raise UsageError(f"{flag} needs Dask: run `pip install 'dask[distributed]'`, the extra `dask` of this package.")
+
+
+def that_fit(wanted: int, device: str) -> int:
+    """How many workers this machine has room for, at least 1 and at most ``wanted``: one a core that this process may
+    use, or one a GPU, with ``ROOM`` for each in the memory that is free. 1 where Dask is not installed.
+    """
+    if device != "cpu" or importlib.util.find_spec("distributed") is None:
+        fit = len(_gpus()) if device == "cuda" else 1
+    else:
+        import psutil
+        from dask.system import CPU_COUNT  # by affinity and control group
+        from distributed.system import MEMORY_LIMIT  # by control group and resource limit
+
+        fit = min(CPU_COUNT, int(min(MEMORY_LIMIT, psutil.virtual_memory().available) / ROOM))
+    return max(1, min(fit, wanted))
 
 
 def make_pieces(
