@@ -1,4 +1,5 @@
 import json
+import os
 from collections import Counter
 
 import pandas as pd
@@ -12,6 +13,7 @@ from experiments.data.checkpoints import checkpoint
 from experiments.data.corpora import DATASETS, LOCALES, SOURCE_PACKAGES, load_data, package_path, splits_of
 from experiments.data.grammar import Phrase, Sentence
 from experiments.data.training import Recipe, untrained
+from gnorm.storage import files
 
 SOURCES = {
     "rotten_tomatoes": {"train": 300},
@@ -238,12 +240,12 @@ def test_a_failure_in_training_leaves_no_folder_and_leftovers_do_no_harm(cache, 
             checkpoint("broken", short, progress=False)
     assert folders(cache) == []
     (lock,) = cache.glob("*.lock")
-    leftover = lock.with_suffix(".unfinished")
+    leftover = lock.with_name(f".{lock.stem}.elsewhere.1.x{files.UNFINISHED}")  # of a process that was killed
     leftover.mkdir()
-    (leftover / "stale").touch()
+    os.utime(leftover, (0, 0))
     folder = checkpoint("broken", short, progress=False)
     assert folders(cache) == [folder]
-    assert not (folder / "stale").exists()
+    assert not leftover.exists()
 
 
 def test_pairs_get_token_types_and_the_loop_takes_them(cache):

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from test_cut_off import disk  # noqa: F401 a fixture
 
-from gnorm.storage import folders
+from gnorm.storage import files
 
 NAMES = ("README.md", "config.json", "model.safetensors")
 
 
 def write(folder, content, overwrite=False):
-    with folders.whole_folder(folder, overwrite) as unfinished:
+    with files.whole(files.free_folder(folder, overwrite), overwrite) as unfinished:
+        unfinished.mkdir()
         for name in NAMES:
             (unfinished / name).write_text(content)
 
@@ -33,7 +34,7 @@ def all_of(content):
 def way(request, monkeypatch):
     """Both ways in which a folder is replaced: in one step, and file by file where the system knows no such step."""
     if request.param == "moved":
-        monkeypatch.setattr(folders, "_trade_places", lambda one, other: False)
+        monkeypatch.setattr(files, "_trade_places", lambda one, other: False)
     return request.param
 
 
@@ -49,6 +50,23 @@ def test_an_empty_folder_is_taken_with_its_permissions(tmp_path, way):
     assert read(tmp_path / "b") == all_of("new")
     assert (tmp_path / "b").stat().st_mode & 0o777 == 0o700
     assert [file.name for file in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_readable_as_the_umask_says(tmp_path, umask, mode, way):
+    """safetensors 0.8 writes files that their owner alone may read."""
+    (tmp_path / "b").mkdir()
+    before = os.umask(umask)
+    try:
+        with files.whole(tmp_path / "b") as unfinished:
+            (unfinished / "inner").mkdir(parents=True)
+            for name in ("model.safetensors", "inner/tokenizer.json"):
+                (unfinished / name).touch(0o600)
+        files.write(tmp_path / "table.csv", "")
+    finally:
+        os.umask(before)
+    for name in ("b/model.safetensors", "b/inner/tokenizer.json", "table.csv"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
 
 
 def test_a_folder_that_holds_files_is_refused_and_replaced_where_that_is_asked(tmp_path, way):
@@ -96,8 +114,8 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
 
 def test_the_home_folder_is_written_by_its_sign(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folders.free_folder("~/b") == tmp_path / "b"
-    assert folders.free_file("~/b.onnx") == tmp_path / "b.onnx"
+    assert files.free_folder("~/b") == tmp_path / "b"
+    assert files.free_file("~/b.onnx") == tmp_path / "b.onnx"
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
@@ -111,7 +129,7 @@ def test_a_file_in_the_way_is_named(tmp_path, name):
 def test_a_folder_that_cannot_be_written_is_named_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match=rf"{tmp_path} cannot be written to: give another name"):
-        folders.free_folder(tmp_path / "a" / "b")
+        files.free_folder(tmp_path / "a" / "b")
 
 
 def test_an_exception_leaves_everything_as_it_was(tmp_path, way):
@@ -125,7 +143,7 @@ def test_an_exception_leaves_everything_as_it_was(tmp_path, way):
 
 @pytest.mark.parametrize("failing", range(6))
 def test_a_move_that_fails_is_undone(tmp_path, monkeypatch, failing):
-    monkeypatch.setattr(folders, "_trade_places", lambda one, other: False)
+    monkeypatch.setattr(files, "_trade_places", lambda one, other: False)
     write(tmp_path / "b", "old")
     moves, rename = iter(range(100)), Path.rename
 
@@ -143,7 +161,7 @@ def test_a_move_that_fails_is_undone(tmp_path, monkeypatch, failing):
 
 @pytest.mark.parametrize("at", range(6))
 def test_a_kill_between_two_moves_loses_neither_the_old_nor_the_new(tmp_path, monkeypatch, at):
-    monkeypatch.setattr(folders, "_trade_places", lambda one, other: False)
+    monkeypatch.setattr(files, "_trade_places", lambda one, other: False)
     write(tmp_path / "b", "old")
     moves, rename = iter(range(100)), Path.rename
     monkeypatch.setattr(Path, "rename", lambda *names: os._exit(9) if next(moves) == at else rename(*names))
@@ -159,7 +177,7 @@ def test_at_every_moment_a_folder_is_the_old_or_the_new_one(tmp_path):
     """Killed at random moments, while one version after the other is written."""
     folder, generator = tmp_path / "b", random.Random(0)
     write(folder, "0")
-    if not folders._trade_places(folder, folder):
+    if not files._trade_places(folder, folder):
         pytest.skip("this file system cannot exchange two folders")
     for _ in range(12):
         if not (child := os.fork()):

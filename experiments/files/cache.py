@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
+
+from gnorm.storage.files import delete_unfinished, whole
 
 from .paths import cache_folder
 
@@ -19,7 +19,7 @@ def made_once(name: str, make: Callable[[Path], object]) -> Path:
     ``make`` raises; what ``make`` wrote until then is deleted.
     """
     root = cache_folder()
-    folder, unfinished = root / name, root / f"{name}.unfinished"
+    folder = root / name
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -30,11 +30,8 @@ def made_once(name: str, make: Callable[[Path], object]) -> Path:
         ) from None
     with FileLock(root / f"{name}.lock"):
         if not folder.exists():
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-            try:
+            delete_unfinished(root)  # of a process that was killed
+            with whole(folder) as unfinished:
                 unfinished.mkdir()
                 make(unfinished)
-                os.rename(unfinished, folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
     return folder

@@ -22,7 +22,7 @@ from ..journal import InUseError
 from ..methods import METHODS, MORE_METHODS, find_method
 from ..metrics import METRICS
 from ..pruning import prune
-from ..storage.folders import check_room, free_file, free_folder
+from ..storage.files import check_room, free_file, free_folder
 from ..storage.loading import find_class, load_checked, quiet_library, read_config
 from . import RECOMMENDED, load
 from .choosing import BUDGETS

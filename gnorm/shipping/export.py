@@ -6,8 +6,6 @@ import importlib
 import logging
 import math
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from ..engine.examples import Inputs, examples_of, longest_input
 from ..engine.packing import logits_of
 from ..engine.state import attention_implementation, evaluating
 from ..heads import attention_blocks
-from ..storage.folders import free_file, free_folder, replace_files
+from ..storage.files import free_file, free_folder, moved_together
 from ..surgery import as_removed
 
 EXPORTED_WITH = (2, 8, 5)  # texts, tokens and tokens of a decoder of the example that the exporter runs the model on
@@ -74,21 +72,11 @@ def export_onnx(
     if unknown := set(inputs or ()) - set(example):
         raise ValueError(f"{type(model).__name__} takes no {min(unknown)!r}: choose from {', '.join(example)}.")
     example = {name: example[name] for name in inputs or example}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        with evaluating(model), torch.no_grad():
-            logits_of(model, example)  # refuses what gives no logits
-            _write(model, unfinished / path.name, example)
-            _check(model, unfinished / path.name, list(example), tolerance)
-        weights = path.with_name(path.name + WEIGHTS)
-        if (unfinished / weights.name).exists():
-            replace_files(unfinished, path.parent, [file for file in (path, weights) if file.exists()], last=path.name)
-        else:
-            (unfinished / path.name).replace(path)
-            weights.unlink(missing_ok=True)  # those of the replaced file
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    old = [file for file in (path, path.with_name(path.name + WEIGHTS)) if file.exists()]
+    with moved_together(path.parent, old, last=path.name) as unfinished, evaluating(model), torch.no_grad():
+        logits_of(model, example)  # refuses what gives no logits
+        _write(model, unfinished / path.name, example)
+        _check(model, unfinished / path.name, list(example), tolerance)
     return path
 
 

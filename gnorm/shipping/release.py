@@ -17,7 +17,7 @@ from ..engine.state import copy_of
 from ..heads import head_mask_of
 from ..methods import find_method
 from ..metrics import kept_of
-from ..storage.folders import free_folder
+from ..storage.files import free_folder
 from ..storage.saving import check_saving, save_pruned
 from ..trajectory import Trajectory, curve
 from .choosing import BUDGETS, choose, smaller

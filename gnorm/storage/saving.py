@@ -19,7 +19,7 @@ from ..engine.families import FAMILIES
 from ..heads import attention_blocks, head_mask_of, try_out
 from ..surgery import as_removed
 from .errors import LIBRARY_ERRORS, in_short
-from .folders import free_folder, whole_folder
+from .files import free_folder, whole
 from .loading import pruned_when_built
 from .modeling import MODULE, auto_map, auto_map_of_body, modeling_file, others_in, plain_class
 
@@ -43,7 +43,7 @@ def save_pruned(
     folder = free_folder(folder, overwrite)
     check_saving(model, tokenizer)
     model = as_removed(model)
-    with whole_folder(folder, overwrite) as unfinished, _as_saved(model) as modeling:
+    with whole(folder, overwrite) as unfinished, _as_saved(model) as modeling:
         try:
             model.save_pretrained(unfinished)
         except SafetensorError as error:
