@@ -15,7 +15,7 @@ from test_encoders import MODELS, batches_of, make
 from tiny import tiny_model
 
 import gnorm
-from gnorm.engine.examples import inputs_of, longest_input, usual_lengths
+from gnorm.engine.examples import inputs_of, longest_text, usual_lengths
 from gnorm.engine.state import evaluating
 from gnorm.shipping.export import Exported
 
@@ -93,7 +93,7 @@ def test_the_file_of_a_model_that_tells_texts_apart_is_fed_with_their_types(bert
     batch = batches_of(bert)[0]
     types = torch.ones_like(batch["input_ids"])
     assert_same_logits(path, bert, [batch | {"token_type_ids": types}, batch | {"token_type_ids": 0 * types}])
-    longest = torch.full((2, longest_input(bert)), 5)
+    longest = torch.full((2, longest_text(bert)), 5)
     assert_same_logits(path, bert, [dict.fromkeys(names, longest.clamp(max=1))])
 
 

@@ -19,7 +19,6 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from gnorm.engine.checks import longest_text
 from gnorm.storage.errors import in_short
 from gnorm.storage.loading import TOKENIZERS, MisfitError, load_checked, quiet_library
 
@@ -139,11 +138,6 @@ def _load_model(state: AssetState, config: Any) -> Any:
     if model is None:
         raise AssetError(why)
     return model
-
-
-def max_length(model: Any, tokenizer: Any) -> int:
-    """The most tokens that both the model and the tokenizer take."""
-    return min(filter(None, (longest_text(model), int(tokenizer.model_max_length))))
 
 
 def load_splits(state: AssetState, splits: Iterable[str] | None = None) -> datasets.DatasetDict:

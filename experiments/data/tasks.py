@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gnorm.engine.checks import num_texts
-from gnorm.engine.problems import NOT_COUNTED, problem_of
+from gnorm.engine.examples import longest_text
 from gnorm.engine.state import default_device
 from gnorm.heads import head_mask_of
 from gnorm.journal import digest, hash_of_model
@@ -64,7 +64,7 @@ class Task:
     @cached_property
     def max_length(self) -> int:
         """Tokens that a text is cut to."""
-        return self.spec.max_length or reading.max_length(self.model, self.tokenizer)
+        return self.spec.max_length or longest_text(self.model, self.tokenizer)
 
     def _tokenised(self, name: str) -> list[dict[str, Tensor]]:
         sizes: Sizes = getattr(self.spec, name)
@@ -85,8 +85,6 @@ class Task:
         if len(split) < count or not count:
             raise ValueError(f"{self.name}: split {sizes.split} has {len(split)} texts, {count} are asked for.")
         batches = batched(self.tokenizer, split[:count], sizes.batch, self.max_length, self.model)
-        if problem_of(self.model).shifted:  # texts are their own labels
-            batches = [batch | {"labels": next_tokens(batch)} for batch in batches]
         largest = max(int(batch["input_ids"].max()) for batch in batches)
         if largest >= self.model.config.vocab_size:
             raise AssetError(
@@ -116,11 +114,6 @@ class Task:
                 code_of("gnorm.pruning", __name__),
             ]
         )
-
-
-def next_tokens(batch: Mapping[str, Tensor]) -> Tensor:
-    """(text, token) the labels of a causal language model: the tokens themselves, padding not counted."""
-    return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, NOT_COUNTED)
 
 
 def load(profile: str, model: str, device: str | None = None, progress: bool = True) -> Task:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from gnorm.engine.products import faster_products
-from gnorm.storage.tokenizing import encoded
+from gnorm.storage.tokenizing import encoded, next_tokens
 
 from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown
 from .parts import Parts, unpacked, version_of
@@ -256,8 +256,8 @@ class Training:
 
 def _texts_as_labels(tokenizer: Any) -> Callable[[list[Any]], Any]:
     """Texts of a language model are their own labels; padding is none."""
-    pads = transformers.DataCollatorForSeq2Seq(tokenizer)
-    return lambda rows: pads([row | {"labels": row["input_ids"]} for row in rows])
+    pads = transformers.DataCollatorWithPadding(tokenizer)
+    return lambda rows: {**(batch := pads(rows)), "labels": next_tokens(batch)}
 
 
 TASKS = {  # by the name of the problem

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import longest_text, tables_of
+from . import checks
+from .checks import tables_of
 from .problems import problem_of
 
 Inputs = dict[str, Tensor]
@@ -56,7 +57,9 @@ INPUTS: Mapping[str, Callable[[Any, int, Any], Inputs]] = {
     "input_features": _spectrograms,
 }
 
-LONGEST = 512  # tokens of a text, where no table of positions bounds it
+LONGEST = 512  # tokens of a text, where nothing bounds it
+
+NO_BOUND = 10**9  # a tokenizer that has no bound names a larger number
 
 SECOND = 16_000  # samples of a sound
 
@@ -81,16 +84,24 @@ def main_input(model: Any) -> str:
     return name
 
 
-def longest_input(model: Any) -> int:
-    """The most tokens of a text: as the position tables of the model allow; ``LONGEST`` at most if it has no table."""
-    return longest_text(model) or min(int(getattr(model.config, "max_position_embeddings", LONGEST)), LONGEST)
+def longest_text(model: Any, tokenizer: Any = None) -> int:
+    """The most tokens of a text that ``model`` and ``tokenizer`` take; ``LONGEST`` where neither says.
+
+    A model has a table of positions, or says in its configuration how many it was trained with. Without a tokenizer, a
+    model that has no table takes ``LONGEST`` at most: so long is an example, whatever the configuration says.
+    """
+    table, trained = checks.longest_text(model), getattr(model.config, "max_position_embeddings", None)
+    if tokenizer is None:
+        return table or min(int(trained or LONGEST), LONGEST)
+    longest = min(filter(None, (table, trained, int(tokenizer.model_max_length))))
+    return longest if longest < NO_BOUND else LONGEST
 
 
 def usual_lengths(model: Any) -> Sequence[Length]:
     """Usual lengths that the model takes: in tokens, pixels a side, samples of a sound, or frames of a spectrogram."""
     config, name = model.config, main_input(model)
     if name == "input_ids":
-        return sorted({min(length, longest_input(model)) for length in (32, 128)})
+        return sorted({min(length, longest_text(model)) for length in (32, 128)})
     if name == "pixel_values":
         size = config.image_size
         return [size if isinstance(size, int) else size[0] if size[0] == size[1] else tuple(size)]
@@ -103,7 +114,7 @@ def examples_of(model: Any, batch: int, length: int, target: int | None = None) 
     texts of a decoder have ``target`` tokens, or as many."""
     config = model.config
     if main_input(model) == "input_ids":
-        length = min(length, longest_input(model))
+        length = min(length, longest_text(model))
         examples = inputs_of(model, batch, length)
         position = torch.arange(length)
         lengths = (torch.arange(1, batch + 1) * length // batch).clamp(min=1)[:, None]  # (text, 1)
@@ -115,5 +126,5 @@ def examples_of(model: Any, batch: int, length: int, target: int | None = None) 
     else:
         examples = inputs_of(model, batch, usual_lengths(model)[0])
     if target and (ids := examples.get("decoder_input_ids")) is not None:
-        examples["decoder_input_ids"] = ids[:, torch.arange(min(target, longest_input(model))) % ids.shape[1]]
+        examples["decoder_input_ids"] = ids[:, torch.arange(min(target, longest_text(model))) % ids.shape[1]]
     return {name: tensor.to(model.device) for name, tensor in examples.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..heads import blocks_of, mask_of, owners_of
 from .checks import parameter_of
 from .errors import in_short
-from .examples import examples_of, inputs_of, longest_input, usual_lengths
+from .examples import examples_of, inputs_of, longest_text, usual_lengths
 from .families import FAMILIES
 from .state import copy_of
 
@@ -108,7 +108,7 @@ def _random(copy: Any) -> Iterator[list[Callable[[], Mapping[str, Tensor]]]]:
     what a decoder reads."""
     text = getattr(copy, "main_input_name", "") == "input_ids"
     for batch, tokens in SHAPES if text else ((2, 0),):
-        length = min(tokens, longest_input(copy)) if text else 0
+        length = min(tokens, longest_text(copy)) if text else 0
 
         def plain(batch: int, length: int = length) -> dict[str, Tensor]:
             inputs = inputs_of(copy, batch, length or usual_lengths(copy)[0])

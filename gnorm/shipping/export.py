@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.examples import Inputs, examples_of, longest_input
+from ..engine.examples import Inputs, examples_of, longest_text
 from ..engine.packing import logits_of
 from ..engine.state import attention_implementation, evaluating
 from ..heads import attention_blocks
@@ -143,7 +143,7 @@ def _quiet() -> Iterator[None]:
 
 def _check(model: Any, path: Path, names: Sequence[str], tolerance: float) -> None:
     """``ValueError`` where the file's logits are not those of the model."""
-    lengths = (*CHECKED_LENGTHS, longest_input(model)) if "input_ids" in names else (0, 0, 0)  # unused for images
+    lengths = (*CHECKED_LENGTHS, longest_text(model)) if "input_ids" in names else (0, 0, 0)  # unused for images
     shapes = zip(CHECKED_WITH, lengths, CHECKED_TARGETS, strict=True)
     examples = [examples_of(model, *shape) for shape in shapes]
     fed = [{name: example[name] for name in names} for example in examples]

@@ -3,67 +3,15 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from ..engine.passes import is_ours
 from ..engine.problems import NOT_COUNTED
-from ..storage.errors import in_short
-from ..storage.tokenizing import encoded
+from ..storage.tokenizing import Encoder, Rows, naming_cells, next_tokens
 from .targets import choices
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A tokenizer and the model that its inputs are for. generator: of what is masked."""
-
-    tokenizer: Any
-    model: Any
-    max_length: int
-    generator: torch.Generator
-
-    def __call__(self, rows: Mapping[str, Sequence[Any]], truncation: Any = True, **options: Any) -> Any:
-        """``encoded`` columns text and text_pair as tensors, padded, and cut to ``max_length`` tokens; with the mask of
-        padding, whatever the tokenizer gives by default, if the model takes one."""
-        cut = {"padding": True, "truncation": truncation, "max_length": self.max_length, "return_tensors": "pt"}
-        if "attention_mask" in inspect.signature(self.model.forward).parameters:
-            cut["return_attention_mask"] = True
-        with naming_cells(self.tokenizer, rows):
-            return encoded(self.tokenizer, rows, self.model, **cut, **options)
-
-
-@contextmanager
-def naming_cells(tokenizer: Any, rows: Mapping[str, Sequence[Any]]) -> Iterator[None]:
-    """Whatever a tokenizer raises for the texts in ``rows`` becomes a ``ValueError`` that quotes one of them."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, MemoryError) or is_ours(error):
-            raise
-        cells = [cell for column in rows.values() for cell in column]
-        odd = next((cell for cell in cells if _fails(tokenizer, cell)), cells[0])
-        raise ValueError(
-            f"the tokenizer, a {type(tokenizer).__name__}, does not take {odd!r:.60} ({type(error).__name__}: "
-            f"{in_short(error)}): correct the text, or leave it out."
-        ) from error
-
-
-def _fails(tokenizer: Any, cell: Any) -> bool:
-    try:
-        tokenizer(cell, is_split_into_words=isinstance(cell, list), verbose=False)
-    except Exception:  # noqa: BLE001 - libraries raise anything
-        return True
-    return False
-
-
-Rows = Mapping[str, list[Any]]  # columns of some texts; label: what ``Reader.labels`` gave
 
 
 def padding_behind(tokenizer: Any) -> Any:
@@ -79,10 +27,6 @@ def padding_behind(tokenizer: Any) -> Any:
 def special_ids(tokenizer: Any) -> Tensor:
     """(token,) ids of special tokens but the one for unknown pieces, which stands for a word."""
     return torch.tensor(sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id}))
-
-
-def with_labels(dtype: torch.dtype) -> Callable[[Encoder, Rows], dict[str, Tensor]]:
-    return lambda encode, rows: {**encode(rows), "labels": torch.tensor(rows["label"], dtype=dtype)}
 
 
 def tagged(encode: Encoder, rows: Rows) -> dict[str, Tensor]:
@@ -137,11 +81,6 @@ def of_choices(encode: Encoder, rows: Rows) -> dict[str, Tensor]:
     return {**by_text, "labels": torch.tensor(rows["label"])}
 
 
-def continued(encode: Encoder, rows: Rows) -> dict[str, Tensor]:
-    inputs = encode(rows)
-    return {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, NOT_COUNTED)}
-
-
 def hidden(encode: Encoder, rows: Rows) -> dict[str, Tensor]:
     """15 % of the tokens are to be found: masked, replaced by another or left, as BERT was trained."""
     inputs = encode(rows, return_special_tokens_mask=True)
@@ -158,5 +97,4 @@ def translated(encode: Encoder, rows: Rows) -> dict[str, Tensor]:
     cut["return_attention_mask"] = True
     with naming_cells(encode.tokenizer, {"target": rows["target"]}):
         target = encode.tokenizer(text_target=rows["target"], **cut)
-    labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, NOT_COUNTED)
-    return {**encode({"text": rows["text"]}), "labels": labels}
+    return {**encode({"text": rows["text"]}), "labels": next_tokens(target)}

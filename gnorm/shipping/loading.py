@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from ..engine.batches import prepare, try_pass
-from ..engine.checks import longest_text
+from ..engine.examples import longest_text
 from ..engine.passes import PassError
 from ..engine.problems import PROBLEMS, Problem, activation_of, problem_of, problem_of_class
 from ..engine.state import default_device
@@ -29,16 +29,13 @@ from ..pruning import whole
 from ..storage.errors import in_short
 from ..storage.loading import TOKENIZERS, MisfitError, find_class, load_checked, read_config
 from ..storage.saving import check_saving
-from .inputs import Encoder, padding_behind, special_ids
+from ..storage.tokenizing import Encoder, in_batches
+from .inputs import padding_behind, special_ids
 from .labels import Labels, class_names
-from .readers import NEEDS, READERS, Reader, in_batches, labelled
+from .readers import NEEDS, READERS, Reader, labelled
 from .texts import name_of
 
 log = logging.getLogger(__name__)
-
-LONGEST = 512  # tokens of a text, where neither model nor tokenizer has a bound
-
-NO_BOUND = 10**9  # a tokenizer that has no bound names a larger number
 
 KINDS_TRIED = 8  # of texts, by the special tokens in them, that pass through the model before a run
 
@@ -99,7 +96,7 @@ def load(
     check_saving(model, tokenizer)  # before the run that would end with it
     problem = problem_of(model)
     reader = READERS[problem.name]
-    tokens = max_length or _longest(model, tokenizer)
+    tokens = max_length or longest_text(model, tokenizer)
     # a copy: what a call cuts and pads to, a fast tokenizer keeps, and would save
     with_padding = copy.deepcopy(tokenizer) if problem.by_text else padding_behind(tokenizer)
     encode = Encoder(with_padding, model, tokens, torch.Generator().manual_seed(seed))
@@ -117,7 +114,7 @@ def load(
     first = min(scoring, len(frame) // 3)
     rest = first + (len(frame) - first) // 2
     shares = (frame[:first], frame[first:rest], frame[rest:])
-    scored, chosen, tested = (in_batches(reader, encode, _rows(share), batch) for share in shares)
+    scored, chosen, tested = (in_batches(reader.inputs, encode, _rows(share), batch) for share in shares)
     model = model.to(device or default_device()).eval()
     batches = [*scored, *chosen, *tested]
     unlike = _unlike(batches, tokenizer, frame, name_of(texts))
@@ -167,7 +164,9 @@ def _try(model: Any, encode: Encoder, reader: Reader, texts: pd.DataFrame, where
     padding for a part of a text.
     """
     try:
-        logits = try_pass(in_batches(reader, encode, _rows(texts), len(texts))[0], model, torch.tensor(texts.index))
+        logits = try_pass(
+            in_batches(reader.inputs, encode, _rows(texts), len(texts))[0], model, torch.tensor(texts.index)
+        )
     except PassError as error:
         if error.text is None:
             raise
@@ -175,19 +174,12 @@ def _try(model: Any, encode: Encoder, reader: Reader, texts: pd.DataFrame, where
         raise ValueError(f"row {error.text} of {where} ({quoted}): {error}") from error
     pads, expected = encode.tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)
     if problem_of(model).by_text and expected not in (None, pads):
-        alone = torch.cat([try_pass(one, model) for one in in_batches(reader, encode, _rows(texts), 1)])
+        alone = torch.cat([try_pass(one, model) for one in in_batches(reader.inputs, encode, _rows(texts), 1)])
         if float((logits - alone).abs().max()) > PADDING_READ * float(alone.abs().max()):
             raise ValueError(
                 f"the tokenizer pads with token {pads}, config.pad_token_id is {expected}, and the model reads that as "
                 "a part of the text: set both to the token that it was fine-tuned with."
             )
-
-
-def _longest(model: Any, tokenizer: Any) -> int:
-    """The most tokens that model and tokenizer take; ``LONGEST`` where neither says."""
-    said = (tokenizer.model_max_length, longest_text(model), getattr(model.config, "max_position_embeddings", None))
-    longest = min(filter(None, said))
-    return longest if longest < NO_BOUND else LONGEST
 
 
 def _checkpoint(checkpoint: str | os.PathLike[str], model_class: Any) -> tuple[Any, Any]:

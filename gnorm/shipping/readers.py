@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from ..engine.problems import PROBLEMS, Problem
+from ..storage.tokenizing import Encoder, Inputs, Rows, continued, with_labels
 from . import inputs, targets
-from .inputs import Encoder, Rows
 from .labels import Labels
 from .targets import INPUTS, Source
 from .texts import Cells, Sets, cells_of
@@ -32,7 +31,7 @@ class Reader:
     says: str
     columns: Callable[[Any, str], Sets]
     labels: Callable[[Source], list[Any]]
-    inputs: Callable[[Encoder, Rows], dict[str, Tensor]]
+    inputs: Inputs
     tag: str
     usage: str
     optional: tuple[str, ...] = ()
@@ -70,7 +69,7 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         "text and label (and text_pair)",
         lambda *_: [("text", "label")],
         targets.class_of_text,
-        inputs.with_labels(torch.long),
+        with_labels(torch.long),
         "text-classification",
         _CLASS,
         optional=PAIR,
@@ -79,7 +78,7 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         "text and label, with names joined by |, ; or a comma, or text and a column of 0 and 1 for each class",
         targets.several_columns,
         targets.several,
-        inputs.with_labels(torch.float),
+        with_labels(torch.float),
         "text-classification",
         f"{_INPUTS}\n[model.config.id2label[i] for i, z in enumerate(model(**inputs).logits[0]) if z > 0]",
         optional=PAIR,
@@ -89,7 +88,7 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         "text and label, 0, 1 or a number between (and text_pair)",
         lambda *_: [("text", "label")],
         targets.probabilities,
-        inputs.with_labels(torch.float),
+        with_labels(torch.float),
         "text-classification",
         f"{_INPUTS}\nmodel(**inputs).logits.sigmoid().item()",
         optional=PAIR,
@@ -98,7 +97,7 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
         "text and label, a number, or text and label_0, label_1 and so on (and text_pair)",
         targets.number_columns,
         targets.numbers,
-        inputs.with_labels(torch.float),
+        with_labels(torch.float),
         "text-classification",
         f"{_INPUTS}\nmodel(**inputs).logits[0].tolist()",
         optional=PAIR,
@@ -134,9 +133,7 @@ READERS: Mapping[str, Reader] = {  # by the name of the problem
     "masked_lm": Reader(
         "text", lambda *_: [("text",)], targets.nothing, inputs.hidden, "fill-mask", _FOUND, needs="mask_token"
     ),
-    "causal_lm": Reader(
-        "text", lambda *_: [("text",)], targets.nothing, inputs.continued, "text-generation", _GENERATED
-    ),
+    "causal_lm": Reader("text", lambda *_: [("text",)], targets.nothing, continued, "text-generation", _GENERATED),
     "seq2seq_lm": Reader(
         "text and target",
         lambda *_: [("text", "target")],
@@ -211,12 +208,3 @@ def _first_rows(cells: Cells, names: Sequence[str], labels: Sequence[Any]) -> li
             "keep one label for each text."
         )
     return list(first.values())
-
-
-def in_batches(reader: Reader, encode: Encoder, rows: Rows, size: int) -> list[dict[str, Tensor]]:
-    """Consecutive batches of ``size`` texts as the model reads them, each padded to its longest text."""
-    chunks = (
-        {name: column[begin : begin + size] for name, column in rows.items()}
-        for begin in range(0, len(rows["label"]), size)
-    )
-    return [dict(reader.inputs(encode, chunk)) for chunk in chunks]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..engine.passes import is_ours
+from ..engine.problems import NOT_COUNTED, problem_of
+from .errors import in_short
+
+Rows = Mapping[str, Sequence[Any]]  # columns of some texts; label: of each text, as the model counts
+
 BETWEEN_SEGMENTS = 3  # special tokens around a pair told apart by segments: [CLS] A [SEP] B [SEP]
 
 
-def encoded(tokenizer: Any, rows: Mapping[str, Sequence[Any]], model: Any, **options: Any) -> Any:
+def encoded(tokenizer: Any, rows: Rows, model: Any, **options: Any) -> Any:
     """The output of the tokenizer for the columns text and, for pairs, text_pair of ``rows``, as ``model`` reads it.
 
     options: those of calling the tokenizer. Segment ids, token_type_ids, are included if the model has more than one
@@ -52,16 +60,81 @@ def _declines_segments(tokenizer: Any) -> bool:
     return names is not None and "token_type_ids" not in names
 
 
-def batched(tokenizer: Any, rows: Mapping[str, Any], size: int, max_length: int, model: Any) -> list[dict[str, Tensor]]:
-    """Consecutive batches of ``size`` texts, as ``model`` reads them, each padded to its longest text.
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer and the model that its inputs are for. generator: of what is masked."""
+
+    tokenizer: Any
+    model: Any
+    max_length: int
+    generator: torch.Generator | None = None
+
+    def __call__(self, rows: Rows, truncation: Any = True, **options: Any) -> Any:
+        """``encoded`` columns text and text_pair as tensors, padded, and cut to ``max_length`` tokens; with the mask of
+        padding, whatever the tokenizer gives by default, if the model takes one."""
+        cut = {"padding": True, "truncation": truncation, "max_length": self.max_length, "return_tensors": "pt"}
+        if "attention_mask" in inspect.signature(self.model.forward).parameters:
+            cut["return_attention_mask"] = True
+        with naming_cells(self.tokenizer, rows):
+            return encoded(self.tokenizer, rows, self.model, **cut, **options)
+
+
+@contextmanager
+def naming_cells(tokenizer: Any, rows: Rows) -> Iterator[None]:
+    """Whatever a tokenizer raises for the texts in ``rows`` becomes a ``ValueError`` that quotes one of them."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or is_ours(error):
+            raise
+        cells = [cell for column in rows.values() for cell in column]
+        odd = next((cell for cell in cells if _fails(tokenizer, cell)), cells[0])
+        raise ValueError(
+            f"the tokenizer, a {type(tokenizer).__name__}, does not take {odd!r:.60} ({type(error).__name__}: "
+            f"{in_short(error)}): correct the text, or leave it out."
+        ) from error
+
+
+def _fails(tokenizer: Any, cell: Any) -> bool:
+    try:
+        tokenizer(cell, is_split_into_words=isinstance(cell, list), verbose=False)
+    except Exception:  # noqa: BLE001 - libraries raise anything
+        return True
+    return False
+
+
+Inputs = Callable[[Encoder, Rows], Mapping[str, Tensor]]  # a batch as the model reads it, labels included
+
+
+def with_labels(dtype: torch.dtype) -> Inputs:
+    """Texts whose labels are numbers of this type."""
+    return lambda encode, rows: {**encode(rows), "labels": torch.tensor(rows["label"], dtype=dtype)}
+
+
+def continued(encode: Encoder, rows: Rows) -> dict[str, Tensor]:
+    """Texts that are their own labels."""
+    inputs = encode(rows)
+    return {**inputs, "labels": next_tokens(inputs)}
+
+
+def next_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
+    """(text, token) the labels of a causal language model: the tokens themselves, padding not counted."""
+    return inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, NOT_COUNTED)
+
+
+def in_batches(inputs: Inputs, encode: Encoder, rows: Rows, size: int) -> list[dict[str, Tensor]]:
+    """Consecutive batches of ``size`` texts, as the model reads them, each padded to its longest text."""
+    count = len(next(iter(rows.values())))
+    starts = range(0, count, size)
+    chunks = ({name: column[start : start + size] for name, column in rows.items()} for start in starts)
+    return [dict(inputs(encode, chunk)) for chunk in chunks]
+
+
+def batched(tokenizer: Any, rows: Rows, size: int, max_length: int, model: Any) -> list[dict[str, Tensor]]:
+    """``in_batches`` of the texts of a classifier or, as their own labels, of a causal language model.
 
     rows: the columns text, label and, for pairs, text_pair, as lists. max_length: tokens that a text is cut to. A batch
-    holds tensors (text, token), and ``labels`` (text,). Raises ``ValueError`` as ``encoded`` does.
+    holds tensors (text, token), and ``labels``. Raises ``ValueError`` as ``encoded`` and ``naming_cells`` do.
     """
-    batches = []
-    cut = {"padding": True, "truncation": True, "max_length": max_length, "return_tensors": "pt"}
-    for begin in range(0, len(rows["label"]), size):
-        chunk = {name: column[begin : begin + size] for name, column in rows.items()}
-        tensors = encoded(tokenizer, chunk, model, **cut)
-        batches.append({**tensors, "labels": torch.tensor(chunk["label"])})
-    return batches
+    inputs = continued if problem_of(model).shifted else with_labels(torch.long)
+    return in_batches(inputs, Encoder(tokenizer, model, max_length), rows, size)
