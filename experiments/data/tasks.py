@@ -30,7 +30,7 @@ from ..files.provenance import code_of
 from . import checkpoints, hub, reading
 from .hub import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
-from .training import TASKS, Recipe
+from .training import AUTO, Recipe
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _made(profile: str, model: str, progress: bool) -> Origin:
         for name in ("tokenizer.json", "training.json"):
             if not (folder / name).is_file():  # for want of one the library would make up an empty tokenizer
                 raise FileNotFoundError(f"it has no {name}")
-        auto = TASKS[Recipe.read(spec.recipe).task].auto
+        auto = AUTO[Recipe.read(spec.recipe).task]
         classifier, _ = load_checked(folder, auto, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         source = _stable(json.loads((folder / "training.json").read_text("utf-8")))

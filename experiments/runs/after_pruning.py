@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from .. import runs
 from ..data import tasks
 from ..data.profiles import repetitions
 from ..data.tasks import Task
-from ..data.training import finetune
+from ..data.training import Recipe, train
 from ..files.paths import after_pruning_folder
 
 SHARES = (0.25, 0.5, 0.75)  # of the heads pruned
@@ -131,22 +132,12 @@ def recovery(
 
 
 def _recovered(task: Task, trajectory: Trajectory) -> dict[str, float]:
-    recipe, model = task.spec.recipe, copy.deepcopy(task.model)
+    recipe, model = Recipe.read(task.spec.recipe), copy.deepcopy(task.model)
     remove_heads(model, _mask(trajectory, RECOVERED))
     pruned = accuracy(model, task.batches("evaluation"))
-    train = task.splits["train"]
-    train = train.select(range(min(len(train), recipe.get("train_texts") or len(train))))
-    finetune(
-        model,
-        task.tokenizer,
-        train,
-        task.max_length,
-        epochs=EPOCHS,
-        lr=recipe["lr"],
-        batch=recipe["batch"],
-        seed=recipe.get("seed", 0),
-        progress=False,
-    )
+    texts = task.splits["train"]
+    texts = texts.select(range(min(len(texts), recipe.train_texts or len(texts))))
+    train("what is left", dataclasses.replace(recipe, epochs=EPOCHS), model, task.tokenizer, texts, progress=False)
     return {"intact": task.accuracy, "pruned": pruned, "trained": accuracy(model, task.batches("evaluation"))}
 
 

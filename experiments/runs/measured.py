@@ -14,7 +14,7 @@ from gnorm.shipping.costs import memory_mb, num_parameters
 from gnorm.trajectory import Trajectory
 
 from ..data.tasks import Task
-from ..data.training import finetune
+from ..data.training import Recipe, train
 
 Tasks = Mapping[str, Task]  # by model
 
@@ -137,7 +137,8 @@ def removed(
             "MB after": memory_mb(task.model),
         }
         if finetune_epochs:
-            finetune(task.model, task.tokenizer, task.splits["train"], task.max_length, epochs=finetune_epochs)
+            further = Recipe(data={}, max_length=task.max_length, epochs=finetune_epochs, lr=5e-5)
+            train(model, further, task.model, task.tokenizer, task.splits["train"], progress=True)
             row[f"{metric} finetuned"] = task.measured()
         rows.append(row)
     return pd.DataFrame(rows)
