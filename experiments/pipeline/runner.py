@@ -10,12 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 
 from gnorm.engine.state import default_device
 from gnorm.storage.files import delete_unfinished, write_json
@@ -25,7 +27,7 @@ from ..data import hub
 from ..data.hub import Asset, AssetState
 from ..data.profiles import Profile, check_models, read_profile
 from ..files import paths, provenance
-from ..files.errors import RunError, UsageError
+from ..files.errors import NotebookError, RunError, UsageError
 from ..files.locks import held
 from ..files.paths import shown
 from ..report import rendering
@@ -192,7 +194,6 @@ def _tell_kernels(plan: Plan, assets: Sequence[AssetState]) -> None:
     os.environ |= {
         **_environment(plan, assets),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        execution.KERNEL_LOG: str(paths.kernel_log(plan.profile.name)),
     }
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
 
@@ -204,7 +205,7 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
     beside what is known here. environment: variables that workers need. Raises as ``workers.make_pieces`` and
     ``execution.execute`` do.
     """
-    profile, clock, ran = plan.profile.name, time.perf_counter(), 0
+    profile, clock, ran = plan.profile.name, time.perf_counter(), set[str]()
     altered = False  # whether this run may have written what a notebook that was done reads
     _clear(plan)
     print(f"profile {profile}, models {', '.join(plan.models)}, device {plan.device}", flush=True)
@@ -212,23 +213,63 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
     if to_do:
         print(_outlook(profile, to_do), flush=True)
     asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
-    jobs = plan.jobs or plan.profile.jobs or workers.that_fit(len(asked_for), plan.device)
+    jobs = 1 if plan.dask else plan.jobs or plan.profile.jobs or workers.that_fit(len(asked_for), plan.device)
     if asked_for and (jobs > 1 or plan.dask):
         altered = True
         workers.make_pieces(asked_for, profile, plan.device, environment, None if plan.dask else jobs, plan.dask)
         print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
-    for k, name in enumerate(plan.notebooks, start=1):
-        label = f"[{k}/{len(plan.notebooks)}] {name}"
-        with held(profile, "notebooks", name):
-            if (name not in to_do and not altered) or _is_done(profile, name, wanted):
-                print(f"{label}: unchanged, not run again", flush=True)
-            else:
-                stamp, ran, altered = execution.execute(name, plan.parameters(name), label, wanted[name]), ran + 1, True
-                print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
+    if jobs > 1 and len(to_do) > 1:
+        ran |= _side_by_side(plan, wanted, to_do, jobs)
+    for name in plan.notebooks:
+        if name in ran:
+            continue
+        if name in to_do or altered or ran:
+            ran |= _run_one(plan, wanted, name)
+        else:
+            print(f"{_label(plan, name)}: unchanged, not run again", flush=True)
     if ran or not paths.report_page(profile).exists():
         with held(profile, "notebooks", "report"):
             _write_report(plan, round(time.perf_counter() - clock, 1), about)
     print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {shown(paths.report_page(profile))}")
+
+
+def _label(plan: Plan, notebook: str) -> str:
+    """The notebook's name behind its place in the order."""
+    return f"[{plan.notebooks.index(notebook) + 1}/{len(plan.notebooks)}] {notebook}"
+
+
+def _run_one(plan: Plan, wanted: Mapping[str, str], notebook: str, threads: int | None = None) -> set[str]:
+    """Run a notebook unless it is done; returns its name if it ran. Raises as ``execution.execute`` does."""
+    with held(plan.profile.name, "notebooks", notebook):
+        if _is_done(plan.profile.name, notebook, wanted):
+            print(f"{_label(plan, notebook)}: unchanged, not run again", flush=True)
+            return set()
+        label, parameters = _label(plan, notebook), plan.parameters(notebook)
+        stamp = execution.execute(notebook, parameters, label, wanted[notebook], threads)
+        print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
+        return {notebook}
+
+
+def _side_by_side(plan: Plan, wanted: Mapping[str, str], notebooks: Sequence[str], jobs: int) -> set[str]:
+    """Run notebooks whose trajectories are made, ``jobs`` at a time; returns the names of those that ran.
+
+    Where one fails, those that run are finished, no other begins, and what it raised is raised.
+    """
+    threads = max(1, torch.get_num_threads() // jobs)
+    ran = set[str]()
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(_run_one, plan, wanted, notebook, threads) for notebook in notebooks]
+        try:
+            for finished in as_completed(running):
+                ran |= finished.result()
+        except NotebookError:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            execution.kill_kernels()
+            raise
+    return ran
 
 
 def _outlook(profile: str, notebooks: Sequence[str]) -> str:
