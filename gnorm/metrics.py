@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ class Metric:
 
     kept: what is kept of each text in the place of its prediction; ``of`` gets it as predictions. problems: names in
     ``PROBLEMS``; any if empty. fraction: whether it goes from 0 to 1, as a share does, so that figures show percent.
+    per_text: of a metric that is a mean over texts, each text's term (text,), of the same arguments as ``of``;
+    intervals and paired differences are then made of these terms.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Metric:
     kept: Kept = predictions
     higher_is_better: bool = True
     fraction: bool = False
+    per_text: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def value(self, kept: np.ndarray, labels: np.ndarray) -> float:
         """The metric of what ``kept`` gave of the texts, and their labels; ``ValueError`` where it is not a number."""
@@ -48,15 +51,25 @@ _NUMBERS = ("regression", "binary_classification")
 _LABELS = (*_CLASSES, "multi_label_classification")
 _LANGUAGE = ("masked_lm", "causal_lm", "seq2seq_lm")
 
+
+def _itself(kept: np.ndarray, _: np.ndarray) -> np.ndarray:
+    return kept.astype(float)
+
+
+def _squared_error(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    squares: np.ndarray = (predictions.astype(float) - labels) ** 2
+    return squares.reshape(len(labels), -1).mean(1)
+
+
 _ROWS = (
-    Metric("accuracy", share_of_hits, (*_CLASSES, "binary_classification"), hits, fraction=True),
+    Metric("accuracy", share_of_hits, (*_CLASSES, "binary_classification"), hits, fraction=True, per_text=_itself),
     Metric("f1_macro", by_sklearn("f1_score", average="macro", zero_division=0.0), _LABELS, fraction=True),
     Metric("f1_micro", by_sklearn("f1_score", average="micro", zero_division=0.0), _LABELS, fraction=True),
     Metric("matthews", by_sklearn("matthews_corrcoef"), _CLASSES),
     Metric("pearson", by_scipy("pearsonr"), _NUMBERS),
     Metric("spearman", by_scipy("spearmanr"), _NUMBERS),
     Metric("r2", by_sklearn("r2_score"), _NUMBERS),
-    Metric("mse", by_sklearn("mean_squared_error"), _NUMBERS, higher_is_better=False),
+    Metric("mse", by_sklearn("mean_squared_error"), _NUMBERS, higher_is_better=False, per_text=_squared_error),
     Metric("token_accuracy", ratio, ("token_classification", *_LANGUAGE), token_hits, fraction=True),
     Metric("span_f1", span_f1, ("question_answering",), fraction=True),
     Metric("perplexity", perplexity, _LANGUAGE, losses, higher_is_better=False),

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy
 from torch import Tensor
 
+from .engine.answers import hits
 from .metrics import METRICS, Metric
 
 # Scores closer than this may change order with the number of threads or the device, because fp32 sums are then rounded
@@ -26,8 +27,8 @@ class Trajectory:
     of a trial is the intact model (no layer, head, score); after it comes a row for each head that was removed, in
     order. Heads removed in the same step share ``pruned_heads`` (the number removed after the step) and the metric
     (measured after the step).
-    predictions: (row, text, ...) what the metric kept of each evaluation text; of accuracy, whether it was classified
-    correctly. labels: (text, ...) what other metrics compare it with; may be None for accuracy.
+    predictions: (row, text, ...) what the metric's ``kept`` keeps of each evaluation text: its prediction, or whether
+    it was classified correctly. labels: (text, ...) what the metric compares it with; may be None where it needs none.
     start: (layer, head) bool mask of the model before the run.
     info: how the run was made (method, seed, sizes, device, precision, versions, seconds), and how close its choices
     were. The gap of a step lies between the last head that was removed and the first that was kept, in units of the
@@ -43,8 +44,8 @@ class Trajectory:
 
     @property
     def correct(self) -> np.ndarray:
-        """(row, text) bool, which texts were classified correctly; ``AttributeError`` for a run by another metric."""
-        if self.metric.name != "accuracy":
+        """(row, text) bool, which texts were classified correctly; ``AttributeError`` for another metric."""
+        if self.metric.kept is not hits:
             raise AttributeError(f"this run was measured by {self.metric.name}: look at its predictions and labels.")
         return self.predictions
 
@@ -87,34 +88,38 @@ def area(values: pd.Series) -> float:
     return float(np.trapezoid(values, values.index / values.index[-1]))
 
 
-def answers(trajectory: Trajectory) -> pd.DataFrame:
-    """(state, text) the share of trials in which a text was classified correctly; 0 or 1 where there is one trial.
+def per_text(trajectory: Trajectory) -> pd.DataFrame:
+    """(state, text) each text's term of a metric that is a mean over texts, such as hit or miss; the mean over trials.
 
-    A state is a number of pruned heads that was measured; it is the index.
+    A state is a number of pruned heads that was measured; it is the index. ``ValueError`` where the metric is no such
+    mean.
     """
-    table = trajectory.table.reset_index(drop=True)
+    metric, table = trajectory.metric, trajectory.table.reset_index(drop=True)
+    if metric.per_text is None:
+        raise ValueError(f"{metric.name} is not a mean over texts: its row in METRICS has no per_text.")
+    labels = np.empty(0) if trajectory.labels is None else trajectory.labels
+    terms = [metric.per_text(kept, labels) for kept in trajectory.predictions]
     states = table.drop_duplicates(["trial", "pruned_heads"]).groupby("pruned_heads")
-    return pd.DataFrame({pruned: trajectory.correct[rows.index].mean(0) for pruned, rows in states}).T
+    return pd.DataFrame({pruned: np.mean([terms[row] for row in rows.index], axis=0) for pruned, rows in states}).T
 
 
 def text_areas(trajectory: Trajectory) -> np.ndarray:
-    """(text,) the area under each text's own curve, 0 to 1; their mean is the area under the accuracy curve.
-
-    Raises ``AttributeError`` for a run measured by another metric.
+    """(text,) the area under each text's own curve; their mean is the area under the curve. ``ValueError`` as
+    ``per_text``.
     """
-    by_state = answers(trajectory)
+    by_state = per_text(trajectory)
     return np.trapezoid(by_state.to_numpy(), by_state.index / by_state.index[-1], axis=0)
 
 
 def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """(sample, state) values of the metric; each sample draws evaluation texts with replacement, the same for every
-    state. A metric other than accuracy is computed anew for every sample, of which there are a tenth.
+    state. A metric that is not a mean over texts is computed anew for every sample, of which there are a tenth.
     """
-    texts, by_accuracy = trajectory.num_texts, trajectory.metric.name == "accuracy"
-    samples = samples if by_accuracy else math.ceil(samples / 10)
+    texts, mean = trajectory.num_texts, trajectory.metric.per_text is not None
+    samples = samples if mean else math.ceil(samples / 10)
     draws = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=samples)
-    if by_accuracy:
-        return draws @ answers(trajectory).to_numpy().T / texts
+    if mean:
+        return draws @ per_text(trajectory).to_numpy().T / texts
     table, labels = trajectory.table.reset_index(drop=True), trajectory.labels
     assert labels is not None
     values = np.empty((samples, len(table)))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pipeline import ROOT, alter, call, in_process, trajectories_of
+from pipeline import ROOT, alter, call, in_process, saved_methods, trajectories_of
 from precision import close_files
 
 import gnorm
@@ -67,7 +67,7 @@ def test_smoke_leaves_the_results_that_are_promised(smoke, monkeypatch):
     profile = read_profile("smoke")
     for model in profile.usual_models:
         spec = profile.models[model]
-        assert results.saved_methods("smoke", model) == list(METHODS)
+        assert saved_methods("smoke", model) == list(METHODS)
         random = results.load_trajectory("smoke", model, "random")
         assert random.table.trial.nunique() == spec.random.trials
         trajectory = results.load_trajectory("smoke", model, "greedy_gnorm")
@@ -342,7 +342,7 @@ def test_run_all_holds_the_order_and_the_command_line_alone():
 
 
 def test_methods_that_the_results_name_exist():
-    assert set(results.saved_methods("smoke", "bert")) <= set(METHODS)
+    assert set(saved_methods("smoke", "bert")) <= set(METHODS)
 
 
 @pytest.mark.soak

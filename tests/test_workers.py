@@ -184,11 +184,15 @@ def test_notebooks_run_side_by_side_once_their_trajectories_are_made(output, mon
     assert len(began) < len(names)
 
 
-def test_what_follows_comes_after_what_it_follows_and_repetitions_share_a_model():
-    greedy, matched = Piece("bert", "greedy_gnorm"), Piece("bert", "matched_random")
-    assert pieces.before(matched, [Piece("albert", "greedy_gnorm"), matched, greedy]) == greedy
-    assert pieces.before(matched, [matched]) is None
-    assert pieces.before(greedy, [greedy, matched]) is None
+def test_what_follows_another_method_comes_last_and_repetitions_share_a_model():
+    asked = [Piece("bert", method) for method in ("matched_random", "greedy_gnorm", "random")]
+    submitted = []
+    workers._submit(
+        SimpleNamespace(submit=lambda *given, **named: submitted.append(given) or object()), surroundings(), asked
+    )
+    assert [piece.method for make, _, piece, *_ in submitted if make is pieces.make] == [
+        *("greedy_gnorm", "random", "matched_random"),
+    ]
     assert pieces.as_trained("roberta/seed2/batch8") == "roberta/seed2"
     assert pieces.as_trained("roberta/texts8/draw1") == "roberta"
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 
 import torch
 
-from gnorm.methods import METHODS, MORE_METHODS, find_method, names_of
+from gnorm.methods import METHODS, MORE_METHODS, names_of
 
 from .. import runs
 from ..analysis import claims
@@ -154,15 +154,6 @@ def as_trained(model: str) -> str:
     return "/".join([name, *(variant for variant in variants if variant.startswith("seed"))])
 
 
-def before(piece: Piece, others: Sequence[Piece]) -> Piece | None:
-    """The one of ``others`` that has to be made first: that whose layers the method follows. None where there is none.
-
-    Without it the method makes what it follows itself.
-    """
-    leader = find_method(piece.method).follows
-    return next((other for other in others if (other.model, other.method) == (piece.model, leader)), None)
-
-
 # ---------------------------------------------------------------- in a worker
 
 
@@ -190,7 +181,7 @@ def versions() -> dict[str, str]:
     return {"gnorm": CODE, "python": platform.python_version(), **packages}
 
 
-def make(around: WorkerContext, piece: Piece, *_after: None) -> None:
+def make(around: WorkerContext, piece: Piece, _loaded: None = None) -> None:
     """Make one piece, unless it is to be taken as it is and was saved meanwhile.
 
     Raises ``UsageError`` where this process cannot take part in the run, and whatever ``tasks.load`` and ``runs.run``

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from gnorm.methods import find_method
+
 from ..files.errors import RunError, UsageError
 from ..files.locks import held
 from ..files.paths import lock_file
@@ -67,7 +69,7 @@ def make_pieces(
     """Make these pieces, on ``jobs`` workers of this machine or on those of the Dask scheduler at ``address``.
 
     environment: variables that every worker needs. A model is loaded, and trained where it never was, before its pieces
-    begin; a piece that follows another begins after it. Progress goes to standard error.
+    begin. Progress goes to standard error.
 
     Raises ``UsageError`` where no scheduler answers or a worker cannot take part, ``RunError`` where a piece fails or
     the scheduler is lost; what is finished is kept.
@@ -137,13 +139,13 @@ def _submit(client: Client, around: WorkerContext, wanted: Sequence[Piece]) -> d
         model: client.submit(pieces.load, around, model, key=f"load-{model}-{around.run}", pure=False)
         for model in models
     }
-    made: dict[Piece, Future] = {}
-    for piece in sorted(wanted, key=lambda piece: pieces.before(piece, wanted) is not None):  # leaders first
-        after = [loaded[pieces.as_trained(piece.model)]]
-        if leader := pieces.before(piece, wanted):
-            after.append(made[leader])
-        made[piece] = client.submit(pieces.make, around, piece, *after, key=f"{piece}-{around.run}", pure=False)
-    return {future: model for model, future in loaded.items()} | {future: str(piece) for piece, future in made.items()}
+    made = {  # last those that follow another method, whose trajectory they read or else wait for
+        client.submit(
+            pieces.make, around, piece, loaded[pieces.as_trained(piece.model)], key=f"{piece}-{around.run}", pure=False
+        ): str(piece)
+        for piece in sorted(wanted, key=lambda piece: bool(find_method(piece.method).follows))
+    }
+    return {future: model for model, future in loaded.items()} | made
 
 
 def _follow(client: Client, futures: Mapping[Future, str]) -> None:
