@@ -97,7 +97,7 @@ class Journal:
             lines.append(line)
         if torn:
             if not lines and torn[: len(BEGINNING)] != BEGINNING[: len(torn)]:
-                raise ValueError(f"{self.path} is no journal: name another file.")
+                raise ValueError(f"{self.path} is not a journal: name another file.")
             log.warning("%s ends in a line that was cut off; the run goes on from the line before.", self.path)
             os.truncate(self.path, len(raw) - len(torn))
         return lines
@@ -134,7 +134,7 @@ class Journal:
             except OSError as error:
                 file.truncate(size)
                 raise OSError(
-                    error.errno, f"{error.strerror}; mend that, and the same call goes on from here", str(self.path)
+                    error.errno, f"{error.strerror}; fix that, and the same call goes on from here", str(self.path)
                 ) from None
 
 

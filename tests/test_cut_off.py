@@ -140,7 +140,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_kernel_is_said(
         kernel.kill()
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "[1/1] greedy_pruning ended with its kernel killed, perhaps for want of memory; finished steps" in printed
+    assert "[1/1] greedy_pruning ended with its kernel killed, perhaps out of memory; finished steps" in printed
     assert "Traceback" not in printed
 
 
@@ -181,11 +181,11 @@ def test_a_kernel_that_does_not_start_is_told_with_its_log(copied, tmp_path, mon
     [
         (
             OSError(errno.EMFILE, "Too many open files"),
-            "the run ended in OSError .*Too many open files.*: mend that, and",
+            "the run ended in OSError .*Too many open files.*: fix that, and",
         ),
         (
             FileNotFoundError(errno.ENOENT, "No such file", "x"),
-            "the run ended in FileNotFoundError .*'x'.*mend that, and",
+            "the run ended in FileNotFoundError .*'x'.*fix that, and",
         ),
         (
             OSError(errno.ENOSPC, "No space left"),

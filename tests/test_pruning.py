@@ -331,7 +331,7 @@ def test_a_file_that_is_no_journal_is_not_written_into(tmp_path, content):
     if content[:1] == b"{":  # a journal cut off in its first line
         gnorm.prune(tiny_model("bert"), ragged_batches(1), steps=0, journal=path, progress=False)
         return
-    with pytest.raises(ValueError, match=r"notes.txt is no journal: name another file"):
+    with pytest.raises(ValueError, match=r"notes.txt is not a journal: name another file"):
         gnorm.prune(tiny_model("bert"), ragged_batches(1), steps=0, journal=path, progress=False)
     assert path.read_bytes() == content
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pipeline import ROOT, alter, call, in_process, saved_methods, trajectories_of
+from pipeline import ROOT, call, in_process, saved_methods, trajectories_of
 from precision import close_files
 
 import gnorm
@@ -189,17 +189,6 @@ def test_fresh_leaves_the_journals_of_models_that_are_not_run(tmp_path, monkeypa
     runner.run_notebooks(plan, {"data_processing": ""}, {}, {})
     assert albert.exists()
     assert not bert.exists()
-
-
-def test_kernels_search_old_objects_for_garbage_more_rarely_than_python_does(copied, monkeypatch, capsys):
-    def show(cell):
-        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
-            cell.source = "import gc\nraise LookupError(gc.get_threshold())"
-
-    alter(copied, "greedy_pruning", show)
-    with pytest.raises(SystemExit):
-        in_process(copied, monkeypatch, "--profile", "smoke", "--only", "greedy_pruning", root=copied)
-    assert "failed in cell [3]: LookupError: (700, 10, 1000)\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

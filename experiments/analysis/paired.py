@@ -136,7 +136,7 @@ def sides(table: pd.DataFrame) -> pd.Series:
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """Whether a claim that one method beats another holds, from the rows of ``differences`` for it, one for each model.
+    """Verdict on a claim that one method beats another, from the rows of ``differences`` for it, one for each model.
 
     The rule, written before the runs: "supported" where the interval lies above 0 on at least three of the models and
     below 0 on none; "contradicted" where it lies below 0 on at least two; else "open".

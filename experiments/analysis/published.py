@@ -98,7 +98,7 @@ def published_area(model: str, method: str, trajectory: Trajectory, folder: str)
 
 
 def _quoted(trajectory: Trajectory) -> dict[str, Any]:
-    """What the profile quotes of the paper for the run's model; empty for a run by a metric that the paper has not."""
+    """The profile's quotation of the paper for the run's model; empty for a run by a metric that the paper has not."""
     return (trajectory.info.get("published") or {}) if trajectory.metric == MEASURED_BY else {}
 
 

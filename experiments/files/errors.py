@@ -1,10 +1,10 @@
-"""What the pipeline raises; run_all.py alone turns it into messages and exit codes."""
+"""Exceptions of the pipeline; run_all.py alone turns them into messages and exit codes."""
 
 from __future__ import annotations
 
 
 class UsageError(Exception):
-    """Wrong usage, or an asset is missing: the message says how to mend it. Nothing was pruned."""
+    """Wrong usage, or an asset is missing: the message says how to fix it. Nothing was pruned."""
 
 
 class RunError(Exception):

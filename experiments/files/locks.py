@@ -40,7 +40,7 @@ def held(profile: str, what: str, name: str, wait: bool = True) -> Iterator[None
 
 
 def is_held(profile: str, what: str, name: str) -> bool:
-    """Whether another process, on this machine or another, holds this lock; False where its file is not there."""
+    """True if another process, on this machine or another, holds this lock; False where its file is not there."""
     path = lock_file(profile, what, name)
     if not path.exists():
         return False

@@ -39,7 +39,7 @@ NOT_WRITTEN = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC,
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do, checked before anything runs.
+    """The settings of a run, checked before anything runs.
 
     notebooks: those to run, in order. order: all that there are. published: the folder of the authors' result files,
     "" for none. fresh: run finished work again. strict: stop where an intact model is not as accurate as published.
@@ -59,12 +59,12 @@ class Plan:
     dask: str | None = None
 
     def parameters(self, notebook: str) -> dict[str, Any]:
-        """What a notebook is given: of these, those that its parameters cell names beside the first three."""
+        """The parameters of a notebook: profile, models, device and, if its parameters cell names it, published."""
         given = {"profile": self.profile.name, "models": self.models, "device": self.device}
         return given | ({"published": self.published} if "published" in execution.declared(notebook) else {})
 
     def assets(self, notebooks: Sequence[str]) -> list[Asset]:
-        """What the models need of the hub, and what is inspected if the notebook that shows it runs."""
+        """The assets of the models, and the inspected ones if the notebook that shows them runs."""
         return self.profile.assets(self.models) + (self.profile.inspected if "data_processing" in notebooks else [])
 
 
@@ -113,18 +113,18 @@ def make_plan(
 
 
 def done(plan: Plan) -> dict[str, bool]:
-    """Whether each notebook of the plan is done, by name; nothing is fetched and nothing is run."""
+    """By name, True for each notebook of the plan that is done; nothing is fetched and nothing is run."""
     wanted = fingerprints(plan, [hub.in_cache(asset) for asset in plan.assets(plan.notebooks)])
     return {name: _is_done(plan.profile.name, name, wanted) for name in plan.notebooks}
 
 
 def _is_done(profile: str, notebook: str, wanted: Mapping[str, str]) -> bool:
-    """Whether the notebook's stamp has the ``wanted`` fingerprint; reads every file that the stamp names."""
+    """True if the notebook's stamp has the ``wanted`` fingerprint; reads every file that the stamp names."""
     return read_stamp(profile, notebook).get("fingerprint") == wanted[notebook]
 
 
 def fingerprints(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
-    """What each notebook's outputs depend on, as a digest, by name."""
+    """By name, a digest of everything that a notebook's outputs depend on."""
     curves = [
         (model, method, curve.to_dict())
         for model, by_method in published_curves(plan.published).items()
@@ -155,7 +155,7 @@ def run(plan: Plan) -> None:
             records = [each.record() for each in assets]
             run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts}, _environment(plan, assets))
     except OSError as error:
-        what, remedy = f"run_all.py: the run ended in {type(error).__name__} ({error})", "mend that"
+        what, remedy = f"run_all.py: the run ended in {type(error).__name__} ({error})", "fix that"
         if error.errno in NOT_WRITTEN:
             what = f"run_all.py: a file in {paths.root()} could not be read or written ({error})"
             remedy = "make room or grant access, or name another folder in $GNORM_OUTPUT"
@@ -273,7 +273,7 @@ def _side_by_side(plan: Plan, wanted: Mapping[str, str], notebooks: Sequence[str
 
 
 def _outlook(profile: str, notebooks: Sequence[str]) -> str:
-    """What a run is going to do, and how long that took last time, in a sentence or two."""
+    """The number of notebooks to run, and the time that they took last time, in a sentence or two."""
     says = f"{len(notebooks)} notebook{'s' if len(notebooks) > 1 else ''} to run; stopped, the same command goes on."
     try:
         last = json.loads(paths.manifest_file(profile).read_text("utf-8"))
@@ -362,7 +362,7 @@ def _write_page(plan: Plan, manifest: dict[str, Any]) -> Path:
 
 
 def _is_stale(plan: Plan, notebook: str, stamp: dict[str, Any]) -> bool:
-    """Whether the notebook would run again with the parameters that its last run had."""
+    """True if the notebook would run again with the parameters that its last run had."""
     models = stamp["parameters"]["models"]
     if not set(models) <= plan.profile.models.keys():
         return True

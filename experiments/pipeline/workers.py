@@ -44,8 +44,10 @@ def check(jobs: int | None, address: str | None) -> None:
 
 
 def that_fit(wanted: int, device: str) -> int:
-    """How many workers this machine has room for, at least 1 and at most ``wanted``: one a core that this process may
-    use, or one a GPU, with ``ROOM`` for each in the memory that is free. 1 where Dask is not installed.
+    """The number of workers that this machine has room for, at least 1 and at most ``wanted``.
+
+    One a core that this process may use, or one a GPU, with ``ROOM`` for each in the memory that is free. 1 where Dask
+    is not installed.
     """
     if device != "cpu" or importlib.util.find_spec("distributed") is None:
         fit = len(_gpus()) if device == "cuda" else 1
@@ -179,9 +181,9 @@ def _raise_failure(future: Future, what: str) -> None:
         return
     if isinstance(error, UsageError):
         raise error
-    kept = "finished steps are kept, and once the cause is mended the same command goes on from them"
+    kept = "finished steps are kept, and once the cause is fixed the same command goes on from them"
     if isinstance(error, KilledWorker):
-        says = "its worker was killed again and again, perhaps for want of memory"
+        says = "its worker was killed again and again, perhaps out of memory"
     else:
         says = f"{type(error).__name__}: {error}" if error else "the scheduler is gone"
     raise RunError(f"{what} failed: {says.rstrip('.')}; {kept}")

@@ -1,4 +1,4 @@
-"""What pruned models are like beside their accuracy: how sure, how like the intact model, and how they recover."""
+"""Pruned models beside their accuracy: calibration, agreement with the intact model, accuracy after more training."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def answers_of_pruned(
     rows = []
     for about, task, trajectory in _pruned(profile, models, methods, device):
         measure = partial(_answers, task, trajectory)
-        rows += [about | row for row in _kept(task, trajectory, "answers", [*SHARES], measure)["rows"]]
+        rows += [about | row for row in _cached(task, trajectory, "answers", [*SHARES], measure)["rows"]]
     return pd.DataFrame(rows)
 
 
@@ -126,7 +126,7 @@ def recovery(
     rows = []
     for about, task, trajectory in _pruned(profile, models, methods, device, seeds):
         measure = partial(_recovered, task, trajectory)
-        found = _kept(task, trajectory, "recovery", [RECOVERED, EPOCHS], measure)
+        found = _cached(task, trajectory, "recovery", [RECOVERED, EPOCHS], measure)
         rows.append({**about, "share": RECOVERED, **found})
     return pd.DataFrame(rows)
 
@@ -146,7 +146,7 @@ def _mask(trajectory: Trajectory, share: float) -> Tensor:
     return trajectory.mask(round(share * int(trajectory.start.sum())))
 
 
-def _kept(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
-    """``runs.kept`` in a file of its own, for this task and order of heads."""
+def _cached(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
+    """``runs.cached`` in a file of its own, for this task and order of heads."""
     path = after_pruning_folder(task.profile, task.name) / f"{trajectory.info['method']}-{what}.json"
-    return runs.kept(path, digest([task.hash, trajectory.order(), what, *options]), measure)
+    return runs.cached(path, digest([task.hash, trajectory.order(), what, *options]), measure)

@@ -1,4 +1,4 @@
-"""What notebooks measure of intact and of pruned models: a table or maps from loaded tasks."""
+"""Measurements of intact and of pruned models for notebooks: a table or maps from loaded tasks."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def changed_by_a_head(
 def order_kept(
     loaded: Tasks, runs: Mapping[str, Trajectory], scores: Mapping[str, Tensor], points: int = 8, fewest: int = 4
 ) -> pd.DataFrame:
-    """How long the order of the intact model's scores holds: columns model, pruned (share), left, rho (Spearman).
+    """Rank correlation (Spearman, rho) of scores as heads go with those of the intact model.
 
-    Heads go in the order of ``runs``, in ``points`` equal parts, as long as ``fewest`` are left to be scored afresh.
+    Columns model, pruned (share), left, rho. Heads go in the order of ``runs``, in ``points`` equal parts, as long as ``fewest`` are left to be scored afresh.
     """
     rows = []
     for model, task in loaded.items():
