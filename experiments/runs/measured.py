@@ -89,7 +89,8 @@ def order_kept(
 ) -> pd.DataFrame:
     """Rank correlation (Spearman, rho) of scores as heads go with those of the intact model.
 
-    Columns model, pruned (share), left, rho. Heads go in the order of ``runs``, in ``points`` equal parts, as long as ``fewest`` are left to be scored afresh.
+    Columns model, pruned (share), left, rho. Heads go in the order of ``runs``, in ``points`` equal parts, as long as
+    ``fewest`` are left to be scored afresh.
     """
     rows = []
     for model, task in loaded.items():
