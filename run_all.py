@@ -10,12 +10,10 @@ published; 130 and 143 interrupted, to be taken up by the same command.
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-gc.set_threshold(700, 10, 1000)  # not 10: imports make much and no garbage, and searching it all takes a second
 
 try:
     from experiments.data.profiles import profile_names
@@ -76,9 +74,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     side_by_side = parser.add_mutually_exclusive_group()
     side_by_side.add_argument(
-        "--jobs", type=int, metavar="N", help="make trajectories on N workers of this machine first"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="N workers make trajectories, N notebooks run at a time (default: what this machine has room for)",
     )
-    side_by_side.add_argument("--dask", metavar="ADDRESS", help="the same on the workers of this Dask scheduler")
+    side_by_side.add_argument(
+        "--dask", metavar="ADDRESS", help="make trajectories on the workers of this Dask scheduler"
+    )
     return parser.parse_args(arguments)
 
 

@@ -27,7 +27,6 @@ import itertools
 import json
 import resource
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,6 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -55,67 +53,25 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import literal
 
+from benchmarks.cases import Case, Texts, bert, environment, lengths_of, model_of, operations, seconds, texts_of
 from benchmarks.memory import memory
 from benchmarks.ranks import ranks
 
 FOLDER = ROOT / "benchmarks" / "results"
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A model of random weights, and how many texts of ``shortest`` to ``longest`` tokens it is scored on."""
-
-    layers: int
-    hidden: int
-    heads: int
-    batch: int
-    texts: int
-    shortest: int = 5
-    longest: int = 44
-
-
-SIX = Case(6, 384, 12, batch=32, texts=64)
-TWELVE = Case(12, 768, 12, batch=32, texts=32)
-TWENTY_FOUR = Case(24, 1024, 16, batch=4, texts=8)
-SMALL_BATCHES = Case(6, 384, 12, batch=4, texts=128)  # as RoBERTa is scored in the paper, four texts at a time
-MANY_TEXTS = Case(6, 384, 12, batch=32, texts=128, shortest=10, longest=60)
-TITLES = Case(12, 768, 12, batch=32, texts=2329)  # the paper's BERT and its 2,329 news titles
+SIX = bert(6, 384, 12, batch=32, texts=64)
+TWELVE = bert(12, 768, 12, batch=32, texts=32)
+TWENTY_FOUR = bert(24, 1024, 16, batch=4, texts=8)
+SMALL_BATCHES = bert(6, 384, 12, batch=4, texts=128)  # as RoBERTa is scored in the paper, four texts at a time
+MANY_TEXTS = bert(6, 384, 12, batch=32, texts=128, shortest=10, longest=60)
+TITLES = bert(12, 768, 12, batch=32, texts=2329)  # the paper's BERT and its 2,329 news titles
 GPU = default_device() == "cuda"
 
 
-def make(case: Case) -> tuple[Any, list[dict[str, Tensor]]]:
-    """The model and its batches, seeded."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=5000,
-        hidden_size=case.hidden,
-        num_hidden_layers=case.layers,
-        num_attention_heads=case.heads,
-        intermediate_size=4 * case.hidden,
-        num_labels=3,
-    )
-    found = []
-    for begin in range(0, case.texts, case.batch):
-        texts = min(case.batch, case.texts - begin)
-        lengths = torch.randint(case.shortest, case.longest + 1, (texts,))
-        mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
-        ids = torch.randint(1, 5000, mask.shape) * mask
-        found.append({"input_ids": ids, "attention_mask": mask, "labels": torch.randint(0, 3, (texts,))})
-    return BertForSequenceClassification(config).eval().to(default_device()), found
-
-
-def tokens_of(found: list[dict[str, Tensor]]) -> int:
-    return sum(int(batch["attention_mask"].sum()) for batch in found)
-
-
-def seconds(action: Callable[[], Any]) -> float:
-    if GPU:
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    action()
-    if GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+def make(case: Case) -> tuple[Any, Texts]:
+    """The model, on the device, and its batches."""
+    return model_of(case).to(default_device()), texts_of(case, case.texts)
 
 
 def fastest(actions: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
@@ -125,7 +81,7 @@ def fastest(actions: dict[str, Callable[[], Any]], turns: int) -> dict[str, floa
     spent = dict.fromkeys(actions, np.inf)
     for _ in range(turns):
         for name, action in actions.items():
-            spent[name] = min(spent[name], seconds(action))
+            spent[name] = min(spent[name], seconds(action, default_device()))
     return spent
 
 
@@ -143,14 +99,15 @@ def step() -> Iterator[dict[str, Any]]:
         assert trajectory.table.accuracy[0] == accuracy, "the engine measured another accuracy"
 
         prepared = batches.prepare(found, model)
-        slow = min(seconds(partial(literal_step, model, found)) for _ in range(turns))
-        shapes, flops = products(case, tokens_of(found))
+        slow = min(seconds(partial(literal_step, model, found), default_device()) for _ in range(turns))
+        tokens = int(lengths_of(found).sum())
+        shapes, flops = products(case, tokens)
         spent = fastest({"engine": partial(engine_step, model, prepared), **shapes}, turns=9)
         rates = {by: flops / sum(spent[name] for name in shapes if name.startswith(by)) for by in ("mm", "product")}
-        roof, own_roof = (operations(case, found) / rates[by] for by in ("mm", "product"))
+        roof, own_roof = (operations(case, lengths_of(found)) / rates[by] for by in ("mm", "product"))
         yield {
-            **about(case),
-            "tokens": tokens_of(found),
+            **case.about(),
+            "tokens": tokens,
             "literal s": slow,
             "engine s": spent["engine"],
             "ratio": slow / spent["engine"],
@@ -158,7 +115,7 @@ def step() -> Iterator[dict[str, Any]]:
             "of roof": roof / spent["engine"],
             "own roof s": own_roof,
             "of own roof": own_roof / spent["engine"],
-            "tokens/s": tokens_of(found) / spent["engine"],
+            "tokens/s": tokens / spent["engine"],
             "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
@@ -179,13 +136,6 @@ def products(case: Case, tokens: int) -> tuple[dict[str, Callable[[], Any]], int
 def repeat(times: int, action: Callable[..., Any], *arguments: Any) -> None:
     for _ in range(times):
         action(*arguments)
-
-
-def operations(case: Case, found: list[dict[str, Tensor]]) -> float:
-    """Floating-point operations of one scoring: see the roof in the module's docstring."""
-    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in found]).tolist()
-    linear = 4.5 * case.layers * 12 * case.hidden**2 * sum(lengths)
-    return linear + 6 * case.layers * 2 * case.hidden * sum(n * n for n in lengths)  # 2 products, once and twice back
 
 
 def optimisations() -> Iterator[dict[str, Any]]:
@@ -211,16 +161,16 @@ def optimisations() -> Iterator[dict[str, Any]]:
         spent = fastest({**actions, "evaluation": partial(correct_texts, model, prepared)}, 5)
         for name in list(actions)[1:]:
             yield {
-                **about(case),
+                **case.about(),
                 "without": name,
                 "s": spent[name],
                 "with it s": spent[""],
                 "gain": spent[name] / spent[""],
             }
         if case is SIX:
-            yield {**about(case), "without": "layers below the last change passed by", **passed_by(case)}
+            yield {**case.about(), "without": "layers below the last change passed by", **passed_by(case)}
         yield {
-            **about(case),
+            **case.about(),
             "without": "accuracy read off the scoring pass",
             "s": spent[""] + spent["evaluation"],
             "with it s": spent[""],
@@ -247,7 +197,7 @@ def shapes() -> Iterator[dict[str, Any]]:
         chosen = batches.PACKED_MAX_TOKENS[device], batches.PACKED_OVERHEAD_TOKENS[device]
         for (tokens, overhead, passes, count), s in fastest(actions, 3).items():
             yield {
-                **about(case),
+                **case.about(),
                 "tokens of a pass": tokens,
                 "overhead": overhead,
                 "passes": passes,
@@ -261,9 +211,9 @@ def passed_by(case: Case) -> dict[str, float]:
     """The evaluations of a whole random trial, a head a step, with what came into the layers kept and not."""
     model, found = make(case)
     trial = partial(gnorm.prune, model, found, method="random", progress=False)
-    spent = {"with it s": seconds(trial)}
+    spent = {"with it s": seconds(trial, default_device())}
     with mock.patch.object(gnorm.pruning, "layer_input_caches", lambda _, prepared: [NO_CACHE] * len(prepared)):
-        spent["s"] = seconds(trial)
+        spent["s"] = seconds(trial, default_device())
     return {"s": spent["s"], "with it s": spent["with it s"], "gain": spent["s"] / spent["with it s"]}
 
 
@@ -279,13 +229,13 @@ def trajectory() -> Iterator[dict[str, Any]]:
     for tenth in range(10):
         part = spent[1 + tenth * steps // 10 : 1 + (tenth + 1) * steps // 10]
         yield {
-            **about(case),
+            **case.about(),
             "heads pruned %": 10 * (tenth + 1),
             "s a step": np.mean(part),
             "of the first": np.mean(part) / first,
         }
     yield {
-        **about(case),
+        **case.about(),
         "heads pruned %": "all",
         "s a step": sum(spent[1:]) / steps,
         "of the first": sum(spent[1:]) / steps / first,
@@ -306,7 +256,7 @@ def criteria() -> Iterator[dict[str, Any]]:
         {"a forward pass": forward, "(an evaluation: the last layer for the first token)": evaluation, **actions}, 5
     )
     for name, s in spent.items():
-        yield {**about(SIX), "criterion": name, "s": s, "forward passes": s / spent["a forward pass"]}
+        yield {**SIX.about(), "criterion": name, "s": s, "forward passes": s / spent["a forward pass"]}
 
 
 def others() -> Iterator[dict[str, Any]]:
@@ -337,7 +287,7 @@ def others() -> Iterator[dict[str, Any]]:
         spent = fastest(actions, 3)
     ours = spent["gnorm: head importance"]
     for name, s in spent.items():
-        yield {**about(MANY_TEXTS), "scored by": name, "s": s, "times ours": s / ours}
+        yield {**MANY_TEXTS.about(), "scored by": name, "s": s, "times ours": s / ours}
 
 
 def quiet(action: Callable[..., Any], *arguments: Any) -> Any:
@@ -346,7 +296,7 @@ def quiet(action: Callable[..., Any], *arguments: Any) -> Any:
         return action(*arguments)
 
 
-def one_text_a_pass(model: Any, texts: list[dict[str, Tensor]]) -> Tensor:
+def one_text_a_pass(model: Any, texts: Texts) -> Tensor:
     """(layer, head) the mean over texts of |dL / dm|, with a mask m that multiplies contexts; plain autograd."""
     blocks, hooks = gnorm.attention_blocks(model), contextlib.ExitStack()
     mask = torch.ones(len(blocks), blocks[0].num_heads, device=model.device, requires_grad=True)
@@ -385,7 +335,7 @@ def precision() -> Iterator[dict[str, Any]]:
         ranks = [pd.Series(s.flatten().numpy()).rank() for s in (exact, scores)]
         lowest = [set(s.flatten().argsort()[: s.numel() // 4].tolist()) for s in (exact, scores)]
         yield {
-            **about(case),
+            **case.about(),
             "dtype": name,
             "s": spent,
             "rank correlation": ranks[0].corr(ranks[1]),
@@ -395,7 +345,7 @@ def precision() -> Iterator[dict[str, Any]]:
 
 def scaling() -> Iterator[dict[str, Any]]:
     """How the cost of one scoring grows, and the exponent that fits (seconds ~ size ** exponent)."""
-    base = Case(4, 256, 8, batch=16, texts=32, shortest=24, longest=24)
+    base = {"layers": 4, "hidden": 256, "heads": 8, "batch": 16, "texts": 32, "shortest": 24, "longest": 24}
     for what, changes in {
         "layers": [{"layers": n} for n in (2, 4, 8, 16)],
         "heads (same width)": [{"heads": n} for n in (2, 4, 8, 16)],
@@ -403,15 +353,15 @@ def scaling() -> Iterator[dict[str, Any]]:
         "length": [{"shortest": n, "longest": n} for n in (32, 64, 128, 256)],
         "width": [{"hidden": n, "heads": n // 32} for n in (128, 256, 512, 1024)],
     }.items():
-        cases = [dataclasses.replace(base, **change) for change in changes]
-        sizes = [next(iter(change.values())) for change in changes]
+        cases = [bert(**(base | change)) for change in changes]
+        grown = [next(iter(change.values())) for change in changes]
         actions = {}
-        for size, case in zip(sizes, cases, strict=True):
+        for size, case in zip(grown, cases, strict=True):
             model, found = make(case)
             actions[str(size)] = partial(gnorm.gnorm_scores, model, batches.prepare(found, model))
         spent = list(fastest(actions, 5).values())
-        exponent = np.polyfit(np.log(sizes), np.log(spent), 1)[0]
-        yield {"what grows": what, **{f"size {i}": n for i, n in enumerate(sizes, 1)}} | {
+        exponent = np.polyfit(np.log(grown), np.log(spent), 1)[0]
+        yield {"what grows": what, **{f"size {i}": n for i, n in enumerate(grown, 1)}} | {
             **{f"s {i}": s for i, s in enumerate(spent, 1)},
             "exponent": exponent,
         }
@@ -424,7 +374,7 @@ def titles() -> Iterator[dict[str, Any]]:
     prepared = batches.prepare(found, model)
     spent = fastest({"": partial(gnorm.gnorm_scores, model, prepared)}, 3)[""]
     yield {
-        **about(case),
+        **case.about(),
         "device": default_device(),
         "s a step": spent,
         "s for 2,329 texts": spent * TITLES.texts / case.texts,
@@ -462,17 +412,13 @@ TABLES = {
 }
 
 
-def about(case: Case) -> dict[str, Any]:
-    return {"layers": case.layers, "hidden": case.hidden, "heads": case.heads, "batch": case.batch, "texts": case.texts}
-
-
 def engine_step(model: Any, prepared: batches.Prepared) -> tuple[Tensor, Tensor]:
     """Scores, and the accuracy read off the same passes: what ``prune`` does in a step, but for taking the head out."""
     tally = Tally(prepared, model)
     return gnorm.gnorm_scores(model, prepared.with_observer(tally)), tally.result().double().mean()
 
 
-def literal_step(model: Any, found: list[dict[str, Tensor]]) -> tuple[Tensor, float]:
+def literal_step(model: Any, found: Texts) -> tuple[Tensor, float]:
     """Scores and accuracy as the paper's notebooks take them."""
     there = [{name: tensor.to(default_device()) for name, tensor in batch.items()} for batch in found]
     return literal.scores(model, there), literal.accuracy(model, there)
@@ -482,18 +428,11 @@ def main(names: list[str]) -> int:
     if unknown := sorted(set(names) - set(TABLES)):
         print(f"table {unknown[0]!r} is not known; choose from {', '.join(TABLES)}", file=sys.stderr)
         return 2
-    environment = {
-        "processor": torch.cuda.get_device_name() if GPU else provenance.processor(),
-        "device": default_device(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": provenance.commit(),
-    }
+    made_with = environment(provenance.processor(), default_device(), provenance.commit())
     for name in names or TABLES:
         rows = list(TABLES[name]())
         print(f"{TABLES[name].__doc__}\n{pd.DataFrame(rows).to_string(index=False, float_format='%.3g')}\n", flush=True)
-        written = json.dumps({**environment, "rows": rows}, indent=2, default=float)
+        written = json.dumps({**made_with, "rows": rows}, indent=2, default=float)
         write(FOLDER / f"{name}.json", written + "\n")
     return 0
 

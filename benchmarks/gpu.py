@@ -10,25 +10,21 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import copy
 import importlib.util
 import itertools
 import json
-import subprocess
 import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import transformers
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +34,8 @@ if MISSING and "gnorm" not in sys.modules:  # the engine needs none of them, onl
     sys.modules["gnorm"] = types.ModuleType("gnorm")
     sys.modules["gnorm"].__path__ = [str(ROOT / "gnorm")]
 
+from benchmarks.cases import Case, environment, model_of, narrow, operations, seconds, sizes, synchronise, texts_of
+from experiments.files import provenance
 from gnorm.engine.backward import factors
 from gnorm.engine.forward import packing
 from gnorm.engine.forward import products as cpu_products
@@ -58,76 +56,13 @@ PRECISIONS = {  # dtype of the model, and how products of fp32 are taken
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model of the paper: its configuration, its texts, and the steps to the last head.
-
-    Lengths are drawn uniformly between ``shortest`` and ``longest`` tokens; they are assumed, the numbers of texts and
-    the batches are the paper's. evaluated: further texts that are measured on; 0 where the scoring texts are.
-    """
-
-    name: str
-    model_type: str
-    config: dict[str, Any]
-    texts: int
-    batch: int
-    evaluated: int
-    shortest: int
-    longest: int
-
-    @property
-    def layers(self) -> int:
-        return int(self.config["num_hidden_layers"])
-
-    @property
-    def hidden(self) -> int:
-        return int(self.config["hidden_size"])
-
-
-def _config(vocab: int, layers: int = 12, hidden: int = 768, heads: int = 12, labels: int = 3, **more: Any) -> Any:
-    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
-    return {"vocab_size": vocab, **sizes, "intermediate_size": 4 * hidden, "num_labels": labels, **more}
-
-
 _ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
-CASES = (
-    Case("BERT-base", "bert", _config(21_128), 2329, 32, 0, 5, 44),
-    Case("RoBERTa-large", "roberta", _config(50_265, 24, 1024, 16, 2, **_ROBERTA), 250, 4, 1000, 8, 50),
-    Case("XLM-R-base", "xlm-roberta", _config(250_002, labels=20, **_ROBERTA), 500, 8, 3000, 8, 60),
-    Case("ALBERT-base", "albert", _config(30_000, embedding_size=128), 9815, 32, 0, 12, 70),
+CASES = (  # the models of the paper; lengths are assumed, the numbers of texts and the batches are the paper's
+    Case("BERT-base", "bert", sizes(21_128), 2329, 32, 0, 5, 44),
+    Case("RoBERTa-large", "roberta", sizes(50_265, 24, 1024, 16, 2, **_ROBERTA), 250, 4, 1000, 8, 50),
+    Case("XLM-R-base", "xlm-roberta", sizes(250_002, labels=20, **_ROBERTA), 500, 8, 3000, 8, 60),
+    Case("ALBERT-base", "albert", sizes(30_000, embedding_size=128), 9815, 32, 0, 12, 70),
 )
-
-
-def narrow(case: Case) -> Case:
-    """The same case at sizes that a CPU does in a second."""
-    small = {"vocab_size": 50, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4}
-    config = {**case.config, **small, "intermediate_size": 24}
-    return replace(case, config=config, texts=10, batch=4, evaluated=min(case.evaluated, 6), longest=case.shortest + 6)
-
-
-_DRAWN: dict[str, Any] = {}  # models by case: drawing the weights of a large one takes seconds
-
-
-def model_of(case: Case) -> Any:
-    """The model of a case, the same at every call; its weights are drawn once."""
-    if (of := repr(case)) not in _DRAWN:
-        torch.manual_seed(0)
-        config = transformers.AutoConfig.for_model(case.model_type, **case.config)
-        _DRAWN[of] = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-    return copy.deepcopy(_DRAWN[of])
-
-
-def texts_of(case: Case, texts: int, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Batches of random tokens, labels among them."""
-    draw = torch.Generator().manual_seed(seed)
-    found, pad = [], int(case.config.get("pad_token_id", 0))
-    lengths = torch.randint(case.shortest, case.longest + 1, (texts,), generator=draw)
-    for of_batch in lengths.split(case.batch) if texts else ():
-        mask = (torch.arange(int(of_batch.max()))[None] < of_batch[:, None]).long()
-        ids = torch.randint(5, case.config["vocab_size"], mask.shape, generator=draw)
-        labels = torch.randint(0, case.config["num_labels"], (len(of_batch),), generator=draw)
-        found.append({"input_ids": ids.where(mask.bool(), pad), "attention_mask": mask, "labels": labels})
-    return found
 
 
 # ------------------------------------------------------------------------------------------ counting
@@ -225,29 +160,11 @@ class Run:
             cache.states.clear()
 
     def operations(self) -> float:
-        """Floating-point operations of one step of the intact model, by formula: 4.5 x parameters of the blocks x
-        tokens scored, 2 x tokens evaluated, attention products added."""
-        matrices = 4 * self.case.hidden**2 + 2 * self.case.hidden * self.case.config["intermediate_size"]
-        total = 0.0
-        passes = [(self.scoring, 4.5, 12), (self.evaluation, 2, 4)]
-        for prepared, linear, attention in passes if self.case.evaluated else passes[:1]:
-            lengths = torch.cat([micro.lengths for micro in prepared]).double()
-            products = attention * self.case.hidden * lengths.square().sum()
-            total += self.case.layers * float(linear * matrices * lengths.sum() + products)
-        return total
-
-
-def seconds(action: Callable[[], Any], device: str) -> float:
-    synchronise(device)
-    began = time.perf_counter()
-    action()
-    synchronise(device)
-    return time.perf_counter() - began
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+        """Floating-point operations of one step of the intact model."""
+        scored, evaluated = (
+            torch.cat([micro.lengths for micro in prepared]) for prepared in (self.scoring, self.evaluation)
+        )
+        return operations(self.case, scored, evaluated if self.case.evaluated else None)
 
 
 @contextlib.contextmanager
@@ -465,13 +382,6 @@ def results(device: str, small: bool, budget: float) -> dict[str, Any]:
     return {**found, "left out": clock.left_out}
 
 
-def commit() -> str | None:
-    with contextlib.suppress(OSError):
-        asked = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or None
-    return None
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -487,12 +397,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     began = time.monotonic()
     found = {
-        "processor": torch.cuda.get_device_name() if given.device == "cuda" else "CPU",
-        "device": given.device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": commit(),
+        **environment("CPU", given.device, provenance.commit()),
         "small": given.small,
         **results(given.device, given.small, given.budget),
     }

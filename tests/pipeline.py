@@ -10,6 +10,7 @@ import nbformat
 
 import run_all
 from experiments.files import paths
+from gnorm.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,3 +59,8 @@ def trajectories_of(stamp, what):
     folder = "experiments_results/smoke/"
     names = [path.removeprefix(folder) for path in stamp[what] if path.startswith(folder)]
     return {name.removesuffix(".npz") for name in names if name.endswith(".npz")}
+
+
+def saved_methods(profile, model):
+    """The methods of METHODS with a saved trajectory, in the order of METHODS."""
+    return [name for name in METHODS if (paths.results_folder(profile) / model / f"{name}.csv").exists()]

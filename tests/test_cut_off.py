@@ -140,7 +140,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_kernel_is_said(
         kernel.kill()
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "[1/1] greedy_pruning ended with its kernel killed, perhaps for want of memory; finished steps" in printed
+    assert "[1/1] greedy_pruning ended with its kernel killed, perhaps out of memory; finished steps" in printed
     assert "Traceback" not in printed
 
 

@@ -235,7 +235,7 @@ def test_training_is_decided_by_the_seed(cache):
 def test_a_failure_in_training_leaves_no_folder_and_leftovers_do_no_harm(cache, monkeypatch):
     short = RECIPE | {"epochs": 1, "train_texts": 32}
     with monkeypatch.context() as broken:
-        broken.setattr(checkpoints, "loader_of", lambda *_, **__: 1 / 0)  # after the training
+        broken.setattr(checkpoints, "batched", lambda *_, **__: 1 / 0)  # after the training
         with pytest.raises(ZeroDivisionError):
             checkpoint("broken", short, progress=False)
     assert folders(cache) == []

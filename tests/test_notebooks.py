@@ -8,7 +8,7 @@ from unittest import mock
 import nbformat
 import pytest
 import torch
-from pipeline import ROOT, execute
+from pipeline import ROOT, execute, saved_methods
 from precision import close, close_tables
 
 import run_all
@@ -16,7 +16,7 @@ from experiments import runs
 from experiments.data.profiles import models_for
 from experiments.files import paths
 from experiments.files.paths import results_folder
-from experiments.runs import results, trajectories
+from experiments.runs import trajectories
 from gnorm import METHODS, MORE_METHODS
 from gnorm.engine.model import blocks as heads
 
@@ -48,7 +48,7 @@ def ran(monkeypatch):
 def test_what_reads_results_makes_them_where_there_are_none_and_reads_them_after_that(name, tables, ran, empty):
     execute(name, models=[MODEL])
     assert ran == [(MODEL, method) for method in METHODS]
-    assert results.saved_methods("smoke", MODEL) == list(METHODS)
+    assert saved_methods("smoke", MODEL) == list(METHODS)
     folder = results_folder("smoke") / "tables"
     before = {table: (folder / f"{table}.csv").read_text() for table in tables if table != "costs"}
     ran.clear()

@@ -36,6 +36,15 @@ def test_areas_of_texts_are_those_of_their_own_curves():
     assert text_areas(run).tolist() == [1.0, 0.25, 0.25]
 
 
+def test_terms_of_texts_are_those_whose_mean_the_metric_is():
+    generator, labels = np.random.default_rng(0), np.arange(12.0).reshape(6, 2)
+    for metric, kept in ((METRICS["accuracy"], generator.random(6) < 0.5), (METRICS["mse"], generator.random((6, 2)))):
+        assert metric.per_text(kept, labels).shape == (6,)
+        close(metric.per_text(kept, labels).mean(), metric.value(kept, labels), torch.float64)
+    with pytest.raises(ValueError, match="perplexity is not a mean over texts: its row in METRICS has no per_text"):
+        text_areas(run_by_perplexity(0, 0.3))
+
+
 @pytest.mark.parametrize("trials", [1, 3])
 def test_their_mean_is_the_area_under_the_curve(trials):
     run = random_run(0, 0.7, trials=trials)

@@ -32,7 +32,7 @@ from hub import (
     wordpiece,
 )
 from huggingface_hub import constants
-from pipeline import call, execute
+from pipeline import call, execute, saved_methods
 from precision import close
 from test_run_all import FIGURES, TABLES
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -558,7 +558,7 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
         assert info["weights"]["checkpoint"]["repo"] == PAPER.models[model].checkpoint.repo
         assert len(info["weights"]["dataset"]["commit"]) == 40
         assert info["published"]["heads_pruned"] == PAPER.models[model].published.heads_pruned
-        assert results.saved_methods("paper", model) == list(gnorm.METHODS)
+        assert saved_methods("paper", model) == list(gnorm.METHODS)
         assert results.load_trajectory("paper", model, "random").table.trial.nunique() == 2
     solutions = pd.read_csv(folder / "tables" / "published_solutions.csv")
     assert solutions["published parameters"].tolist() == [m.published.parameters[1] for m in PAPER.models.values()]
@@ -599,7 +599,7 @@ def test_the_other_notebooks_run_on_checkpoints_and_data_of_the_hub(server, home
     shown = {"data_processing", "pruning_results"}  # by the notebooks that run from end to end
     assert {path.stem for path in figures_folder("paper").glob("*.png")} == set(FIGURES) - shown
     for model in PAPER.models:
-        assert results.saved_methods("paper", model) == list(gnorm.METHODS)
+        assert saved_methods("paper", model) == list(gnorm.METHODS)
 
 
 # ---------------------------------------------------------------- held against what was published

@@ -10,6 +10,7 @@ import run_all
 from experiments.analysis import plots
 from experiments.analysis.published import published_curve, published_curves, published_solutions
 from experiments.analysis.tables import summary_table
+from gnorm.metrics import METRICS
 
 GREEDY = "pruned_heads_accuracy(BERT)basedonGreedyGnorm.csv"
 ALBERT = "pruned_heads_accuracy(ALBERT)basedonAEinverse.csv"
@@ -37,8 +38,8 @@ def test_curves_are_read_by_model_and_method_over_the_share_of_heads(published):
     }
     assert curves["bert"]["greedy_gnorm"].to_dict() == {0.0: 0.9, 0.5: 0.8, 1.0: 0.4}
     assert curves["albert"]["inverse_attention_entropy"].index.tolist() == [0, 0.5, 1]  # counted 12 at a time
-    assert published_curve("xlm-roberta", "random", published).round(3).tolist() == [0.9, 0.6, 0.1]
-    assert published_curve("bert", "random", published) is None
+    assert published_curve("xlm-roberta", "random", METRICS["accuracy"], published).round(3).tolist() == [0.9, 0.6, 0.1]
+    assert published_curve("bert", "random", METRICS["accuracy"], published) is None
 
 
 def test_tables_hold_the_published_area_and_the_difference(published):

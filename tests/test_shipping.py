@@ -19,7 +19,7 @@ from tiny import ragged_batches, tiny_model
 
 import gnorm
 from experiments.data import tasks
-from experiments.data.training import finetune
+from experiments.data.training import Recipe, train
 from gnorm import shipping
 from gnorm.methods import find_method
 from gnorm.trajectory import solution
@@ -293,7 +293,8 @@ def test_a_short_finetuning_recovers_accuracy(task):
     gnorm.remove_heads(model, mask)
     pruned = gnorm.accuracy(model, task.batches("evaluation"))
     state = torch.get_rng_state()
-    finetune(model, task.tokenizer, task.splits["train"], 40, epochs=2, lr=4e-3, progress=False)
+    recipe = Recipe(data={}, max_length=40, epochs=2, lr=4e-3)
+    train("what is left", recipe, model, task.tokenizer, task.splits["train"], progress=False)
     assert gnorm.accuracy(model, task.batches("evaluation")) > pruned + 0.1
     assert torch.equal(gnorm.head_mask_of(model), mask)
     assert not model.training

@@ -128,7 +128,7 @@ def trained(tmp_path, monkeypatch):
 def test_a_damaged_trained_model_is_refused(name, damage, trained):
     damage(trained / name)
     there = sorted(trained.rglob("*"))
-    says = f"{re.escape(str(trained))} is damaged .*: delete the folder, and it is trained anew"
+    says = f"{re.escape(str(trained))} is damaged .*: delete the folder, and it is trained again"
     with pytest.raises(RuntimeError, match=says):
         tasks.load("smoke", "bert", "cpu", progress=False)
     assert sorted(trained.rglob("*")) == there

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import papermill
 import psutil
@@ -22,9 +23,9 @@ import run_all
 from experiments import runs
 from experiments.data import tasks
 from experiments.files import locks, paths
-from experiments.files.errors import RunError, UsageError
+from experiments.files.errors import NotebookError, RunError, UsageError
 from experiments.files.locks import held, is_held
-from experiments.pipeline import pieces, runner, workers
+from experiments.pipeline import execution, pieces, runner, workers
 from experiments.pipeline.pieces import Piece
 from gnorm.methods import names_of
 from gnorm.storage import files
@@ -129,11 +130,69 @@ def test_gpus_are_dealt_out_and_threads_divided(output, monkeypatch):
     assert seen == {0: "3", 1: "5", 2: "3", "threads": 4}
 
 
-def test_what_follows_comes_after_what_it_follows_and_repetitions_share_a_model():
-    greedy, matched = Piece("bert", "greedy_gnorm"), Piece("bert", "matched_random")
-    assert pieces.before(matched, [Piece("albert", "greedy_gnorm"), matched, greedy]) == greedy
-    assert pieces.before(matched, [matched]) is None
-    assert pieces.before(greedy, [greedy, matched]) is None
+@pytest.mark.parametrize(
+    ("device", "cores", "memory", "free", "wanted", "fit"),
+    [
+        ("cpu", 8, 64e9, 64e9, 20, 8),
+        ("cpu", 8, 64e9, 64e9, 3, 3),  # no more than there is to do
+        ("cpu", 8, 64e9, 7e9, 20, 2),  # others take the rest
+        ("cpu", 8, 10e9, 64e9, 20, 3),  # a control group
+        ("cpu", 8, 64e9, 1e9, 20, 1),
+        ("cpu", 8, 64e9, 64e9, 0, 1),
+        ("cuda", 8, 64e9, 64e9, 20, 3),
+        ("mps", 8, 64e9, 64e9, 20, 1),
+    ],
+)
+def test_by_default_as_many_workers_as_the_machine_has_room_for(device, cores, memory, free, wanted, fit, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,GPU-7")
+    monkeypatch.setattr("dask.system.CPU_COUNT", cores)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", memory)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert workers.that_fit(wanted, device) == fit
+
+
+def test_without_dask_there_is_one_worker(monkeypatch):
+    monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
+    assert workers.that_fit(20, "cpu") == 1
+
+
+def test_notebooks_run_side_by_side_once_their_trajectories_are_made(output, monkeypatch):
+    both, began = threading.Barrier(2, timeout=60), []
+
+    def execute(notebook, parameters, label, fingerprint, threads):
+        began.append((notebook, label, threads))
+        if notebook == "ae_pruning":
+            both.wait()
+            raise NotebookError("ae_pruning failed")
+        if len(began) <= 2:
+            both.wait()
+        time.sleep(0.2)
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(execution, "execute", execute)
+    names = ["greedy_pruning", "ae_pruning", "random_pruning", "gradient_test", "four_models", "solve_underflow"]
+    asked = plan(names, ["bert"])
+    ran = runner._side_by_side(asked, dict.fromkeys(asked.notebooks, ""), ["greedy_pruning", "random_pruning"], 2)
+    assert ran == {"greedy_pruning", "random_pruning"}
+    assert sorted(began) == [
+        ("greedy_pruning", "[1/6] greedy_pruning", 1),
+        ("random_pruning", "[3/6] random_pruning", 1),
+    ]
+    began.clear()
+    with pytest.raises(NotebookError, match="ae_pruning failed"):
+        runner._side_by_side(asked, dict.fromkeys(asked.notebooks, ""), asked.notebooks, 2)
+    assert len(began) < len(names)
+
+
+def test_what_follows_another_method_comes_last_and_repetitions_share_a_model():
+    asked = [Piece("bert", method) for method in ("matched_random", "greedy_gnorm", "random")]
+    submitted = []
+    workers._submit(
+        SimpleNamespace(submit=lambda *given, **named: submitted.append(given) or object()), surroundings(), asked
+    )
+    assert [piece.method for make, _, piece, *_ in submitted if make is pieces.make] == [
+        *("greedy_gnorm", "random", "matched_random"),
+    ]
     assert pieces.as_trained("roberta/seed2/batch8") == "roberta/seed2"
     assert pieces.as_trained("roberta/texts8/draw1") == "roberta"
 

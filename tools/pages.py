@@ -169,11 +169,50 @@ def of_results() -> str:
     )
 
 
+def benchmark(name: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What a table of ``python -m benchmarks`` was measured with, and its rows."""
+    found = read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
+    return found, pd.DataFrame(found["rows"])
+
+
+def of_scaling() -> str:
+    made, ranks = benchmark("ranks")
+    _, memory = benchmark("memory")
+    two = ranks.iloc[-1]
+    by_clock = {name: f"wall {name}" for name in ("s to score", "s to evaluate", "s to prepare")}
+    where = (
+        f"{made['processor']}, {made['device']}, a thread for each process. Other processes were at work on the same "
+        "cores, so CPU seconds say more than the clock."
+    )
+    of_ranks = (
+        f"`python -m benchmarks ranks`: {two.texts:.0f} texts of 5 to 44 tokens in {two['micro-batches']:.0f} "
+        "micro-batches, BERT of MiniLM's size (6 layers of 12 heads, hidden size 384), gloo; the fastest of five, of "
+        "the slower rank:"
+    )
+    gain = (
+        f"By CPU seconds two processes score at {two['efficiency, CPU s to score']:.0%} and evaluate at "
+        f"{two['efficiency, CPU s to evaluate']:.0%} of twice the speed; by the clock they score at "
+        f"{two['efficiency, s to score']:.0%}."
+    )
+    of_memory = (
+        "`python -m benchmarks memory`: one scoring of texts of 5 to 20 tokens in batches of 32, BERT with 2 layers of "
+        "4 heads and hidden size 32, a process for every row; the peak of its resident memory, mapped files counted, "
+        "before texts are prepared and at most:"
+    )
+    columns = ["processes", "CPU s to score", "s to score", "CPU s to evaluate", "s to evaluate"]
+    tables = [
+        table.rename(columns=by_clock).to_markdown(index=False, floatfmt=".2f", intfmt=",")
+        for table in (ranks[columns].astype({"processes": str}), memory)
+    ]
+    return "\n\n".join([where, of_ranks, tables[0], gain, of_memory, tables[1]])
+
+
 # path -> generated part
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": of_readme,
     "docs/results.md": of_results,
     "docs/claims.md": claims_page.page,
+    "docs/scaling.md": of_scaling,
 }
 
 

@@ -1,4 +1,4 @@
-"""What the paper claims and what a reviewer asks, each as pairs of methods, written down before the runs."""
+"""Claims of the paper and questions of a reviewer, each as pairs of methods, written down before the runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers an order takes its heads from, and what the metric does meanwhile."""
+"""Layers that an order takes its heads from, and the metric meanwhile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = np.arange(0, 1.01, 0.1)  # shares of the heads pruned, at which tables a
 
 
 def heads_left(order: Sequence[tuple[int, int]], start: np.ndarray, pruned: int) -> dict[str, Any]:
-    """How many heads each quarter of the layers has after ``pruned`` heads of ``order``, and which layers are empty.
+    """Heads left in each quarter of the layers after ``pruned`` heads of ``order``, and the layers that are empty.
 
     start: (layer, head) bool, before. A quarter is rounded to whole layers; a model of one layer has one.
     """

@@ -1,8 +1,8 @@
 """Paired differences of areas: the statistics that decide between two methods (docs/protocol.md).
 
-Two methods are compared on the same trained models and the same evaluation texts. The area under the accuracy curve is
-a mean over texts, so its samples are made of each text's own area. Another metric is computed anew for every sample. A
-difference above 0 says that a method is better, also where lower values of the metric are.
+Two methods are compared on the same trained models and the same evaluation texts. Where a metric is a mean over texts,
+as accuracy is, so is the area under its curve, and samples are made of each text's own area. Another metric is computed
+anew for every sample. A difference above 0 says that a method is better, also where lower values of the metric are.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def differences(runs: Mapping[str, Repeated], families: Iterable[Sequence[tuple[
     """A row for every model and pair (method, baseline): how much better the area of the method is than the baseline's.
 
     difference: the mean over seeds of area(method) less area(baseline), or the other way round where lower values of
-    the metric are better. low, high: its 95 % interval by ``bootstrap_means``, of a metric other than accuracy by
-    ``resampled_areas``. p: by ``sign_flip`` over the seeds. p_holm: corrected over the pairs of a family that this
-    model has. A pair is left out where a model has not been pruned by both methods.
+    the metric are better. low, high: its 95 % interval by ``bootstrap_means``, of a metric that is not a mean over
+    texts by ``resampled_areas``. p: by ``sign_flip`` over the seeds. p_holm: corrected over the pairs of a family that
+    this model has. A pair is left out where a model has not been pruned by both methods.
 
     Raises ``ValueError`` where two methods were not measured on the same texts and seeds, by the same metric.
     """
@@ -94,7 +94,7 @@ def differences(runs: Mapping[str, Repeated], families: Iterable[Sequence[tuple[
     for model, methods in runs.items():
         metric, texts = _measured(model, methods)
         names, sign = list(methods), 1 if metric.higher_is_better else -1
-        if metric.name == "accuracy":
+        if metric.per_text:
             areas = np.stack([[text_areas(run) for run in of_method] for of_method in methods.values()])
             means, by_seed = bootstrap_means(areas), areas.mean(2)  # (sample, method), (method, seed)
         else:
@@ -136,7 +136,7 @@ def sides(table: pd.DataFrame) -> pd.Series:
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """Whether a claim that one method beats another holds, from the rows of ``differences`` for it, one for each model.
+    """Verdict on a claim that one method beats another, from the rows of ``differences`` for it, one for each model.
 
     The rule, written before the runs: "supported" where the interval lies above 0 on at least three of the models and
     below 0 on none; "contradicted" where it lies below 0 on at least two; else "open".

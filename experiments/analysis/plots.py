@@ -126,15 +126,15 @@ def _curve(axis: Axes, trajectory: Trajectory, method: str, band: bool = True) -
         axis.fill_between(values.index, low, high, color=color, alpha=0.13, linewidth=0)
 
 
-def _published(axis: Axes, model: str, methods: Iterable[str], heads: int, folder: str) -> bool:
+def _published(axis: Axes, model: str, methods: Mapping[str, Trajectory], folder: str) -> bool:
     """Draw the published curves of these methods; returns whether there are any."""
-    curves = {method: published_curve(model, method, folder) for method in methods}
-    for method, accuracy in curves.items():
-        if accuracy is not None:
-            color = LINES.get(method, {}).get("color")
-            x = accuracy.index.to_numpy() * heads
-            axis.plot(x, accuracy.to_numpy(), color=color, linewidth=0.7, marker=".", markersize=2.5)
-    return any(accuracy is not None for accuracy in curves.values())
+    curves = {method: published_curve(model, method, run.metric, folder) for method, run in methods.items()}
+    for method, values in curves.items():
+        if values is not None:
+            color, heads = LINES.get(method, {}).get("color"), int(methods[method].start.sum())
+            x = values.index.to_numpy() * heads
+            axis.plot(x, values.to_numpy(), color=color, linewidth=0.7, marker=".", markersize=2.5)
+    return any(values is not None for values in curves.values())
 
 
 def _in_percent(side: Axis) -> None:
@@ -165,8 +165,7 @@ def pruning_curves(runs: Runs, published: str = "") -> Figure:
             _curve(axis, trajectory, method)
         first = next(iter(methods.values()))
         heads = int(first.start.sum())
-        if first.metric.name == "accuracy":
-            theirs = _published(axis, model, methods, heads, published) or theirs
+        theirs = _published(axis, model, methods, published) or theirs
         axis.set_title(_title(first, model), fontsize=10)
         _metric_axis(axis, first.metric, heads)
     _legend(figure, axes, columns=5)

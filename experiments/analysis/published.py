@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gnorm.metrics import METRICS, Metric
 from gnorm.trajectory import Trajectory, area, curve, wilson
 
 # How the authors' files name a method, in lower case.
@@ -80,19 +81,25 @@ def _published_file(path: Path, trials: bool) -> pd.Series:
     return accuracy.set_axis(accuracy.index / accuracy.index[-1])
 
 
-def published_curve(model: str, method: str, folder: str) -> pd.Series | None:
-    """The published curve, accuracy by share of heads pruned, of a method on a model; None where none is known."""
-    return published_curves(folder).get(_plain(model), {}).get(method)
+MEASURED_BY = METRICS["accuracy"]  # what is published
+
+
+def published_curve(model: str, method: str, metric: Metric, folder: str) -> pd.Series | None:
+    """The published curve of a method on a model, by share of heads pruned; None where none is known by this metric."""
+    return published_curves(folder).get(_plain(model), {}).get(method) if metric == MEASURED_BY else None
 
 
 def published_area(model: str, method: str, trajectory: Trajectory, folder: str) -> float | None:
-    """The published area under an accuracy curve: of the published curve if it is known, else as the profile quotes it;
-    None where there is none, and for a run by another metric."""
-    if trajectory.metric.name != "accuracy":
-        return None
-    if (accuracy := published_curve(model, method, folder)) is not None:
-        return area(accuracy)
-    return (trajectory.info.get("published") or {}).get("area", {}).get(method)
+    """The published area under a curve: of the published curve if it is known, else as the profile quotes it; None
+    where there is none by the run's metric."""
+    if (values := published_curve(model, method, trajectory.metric, folder)) is not None:
+        return area(values)
+    return _quoted(trajectory).get("area", {}).get(method)
+
+
+def _quoted(trajectory: Trajectory) -> dict[str, Any]:
+    """The profile's quotation of the paper for the run's model; empty for a run by a metric that the paper has not."""
+    return (trajectory.info.get("published") or {}) if trajectory.metric == MEASURED_BY else {}
 
 
 def published_solutions(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
@@ -102,7 +109,7 @@ def published_solutions(runs: Mapping[str, Trajectory]) -> pd.DataFrame:
     """
     rows = []
     for model, trajectory in runs.items():
-        if trajectory.metric.name == "accuracy" and (quoted := trajectory.info.get("published")):
+        if quoted := _quoted(trajectory):
             accuracy = curve(trajectory)
             share = quoted["heads_pruned"] / quoted["heads"]
             nearest = int(np.abs(np.asarray(accuracy.index) / accuracy.index[-1] - share).argmin())

@@ -12,13 +12,15 @@ import datasets
 import torch
 
 from gnorm.journal import digest
+from gnorm.metrics import find_metric, measure
 from gnorm.storage.loading import quiet_library
+from gnorm.storage.tokenizing import batched
 
 from ..files.cache import made_once
 from .corpora import load_data
-from .training import TASKS, Recipe, encode, loader_of, train_classifier, untrained
+from .training import Recipe, train, untrained
 
-RECIPE_VERSION = 4  # to be raised when a change of the code changes the checkpoint that a recipe gives
+RECIPE_VERSION = 5  # to be raised when a change of the code changes the checkpoint that a recipe gives
 
 
 def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> Path:
@@ -50,25 +52,23 @@ def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, 
     """Train by the recipe, save model, tokenizer and texts in ``folder``, and return the record for training.json."""
     started = time.perf_counter()
     splits = load_data(recipe.data)
-    train = splits["train"].shuffle(seed=recipe.seed)
-    train = train.select(range(min(len(train), recipe.train_texts or len(train))))
+    texts = splits["train"].shuffle(seed=recipe.seed)
+    texts = texts.select(range(min(len(texts), recipe.train_texts or len(texts))))
     # On the CPU, so that a checkpoint does not depend on the accelerator.
     with quiet_library(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model, tokenizer = untrained(recipe, train)
-        train_classifier(name, recipe, model, encode(train, tokenizer, recipe.max_length, model), tokenizer, progress)
-        held_out = encode(splits["test"], tokenizer, recipe.max_length, model)
-        held_out.sort(key=lambda row: len(row["input_ids"]))
-        task = TASKS[recipe.task]
-        value = task.measure(model, loader_of(held_out, tokenizer, 64, collate_fn=task.collate(tokenizer)))
+        model, tokenizer = untrained(recipe, texts)
+        train(name, recipe, model, tokenizer, texts, progress)
+        held_out = batched(tokenizer, splits["test"][:], 64, recipe.max_length, model)
+        metric = find_metric(None, model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         splits.save_to_disk(str(folder / "data"))
     seconds = round(time.perf_counter() - started, 1)
     return {
-        task.measured: value,
-        "n": len(held_out),
-        "train_texts": len(train),
+        metric.name: measure(model, held_out, metric),
+        "n": len(splits["test"]),
+        "train_texts": len(texts),
         "seconds": seconds,
         "seed": recipe.seed,
         "device": str(model.device),

@@ -120,7 +120,7 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class AssetState:
-    """Whether an asset can be had: "cached" at ``commit``, "reachable" on the hub, or "missing" and why.
+    """The state of an asset: "cached" at ``commit``, "reachable" on the hub, or "missing" and why.
 
     files: every file that is read, with its size in bytes.
     """
@@ -141,7 +141,7 @@ class AssetState:
         return _storage(self.asset) / "snapshots" / self.commit
 
     def record(self) -> dict[str, Any]:
-        """What results record of the asset."""
+        """The record of the asset in results."""
         revision = self.asset.revision or constants.DEFAULT_REVISION
         kept: dict[str, Any] = {"repo": self.asset.repo, "commit": self.commit, "revision": revision}
         if isinstance(self.asset, Checkpoint):  # a pickle's loader runs nothing
@@ -179,7 +179,7 @@ def look_up(assets: Sequence[Asset]) -> list[AssetState]:
 
 
 def _look_up(asset: Asset) -> AssetState:
-    """What the hub says of an asset or, where it says nothing of use, what the cache has."""
+    """Look an asset up on the hub, else in the cache."""
     why = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
         try:
@@ -270,7 +270,7 @@ def find(asset: Asset) -> AssetState:
 
 
 def was_checked(state: AssetState) -> bool:
-    """Whether the process that started this one compared the files with their hashes."""
+    """True if the process that started this one compared the files with their hashes."""
     return state.commit in os.environ.get(CHECKED, "").split(",")
 
 

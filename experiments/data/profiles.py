@@ -36,7 +36,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class RandomSizes:
-    """How many trials random pruning has, and how many heads a step removes."""
+    """Trials of random pruning, and heads removed in a step."""
 
     trials: int
     heads_per_step: int
@@ -116,7 +116,7 @@ class ModelSpec:
 
     @property
     def task(self) -> str:
-        """What the model does with a text: the name of a problem."""
+        """The name of the model's problem."""
         return str(self.recipe.get("task", "single_label_classification"))
 
     @property
@@ -142,7 +142,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far a study goes beside its methods.
+    """The extent of a study beside its methods.
 
     texts, batches: numbers of scoring texts, and batch sizes, that Greedy-Gnorm is repeated with. draws: how often for
     each number of texts but the largest. varied: the models that are pruned with each; on the others, scores alone are
@@ -163,8 +163,9 @@ class Profile:
 
     protocol: "held out", the default, demands different splits for scoring and measuring; "paper" follows the paper,
     which uses the same split (docs/protocol.md). inspected: data sets that are shown and not used. notebooks: those to
-    run, where they are not the paper's. study: how far a study goes. extends: the profile whose file this one adds to,
-    table by table.
+    run, where they are not the paper's. study: how far a study goes. jobs: how many workers make trajectories where
+    the command line does not say; as many as the machine has room for, if None. extends: the profile whose file this
+    one adds to, table by table.
     """
 
     description: str
@@ -173,10 +174,12 @@ class Profile:
     inspected: list[DataSet] = field(default_factory=list)
     notebooks: list[str] = field(default_factory=list)
     study: Extent = field(default_factory=Extent)
+    jobs: int | None = None
     extends: str = ""
     name: str = ""
 
     def __post_init__(self) -> None:
+        _at_least_one(jobs=self.jobs or 1)
         for name, spec in self.models.items():
             if self.protocol == "held out" and spec.scoring.split == spec.evaluation.split:
                 raise ValueError(f"{name} is scored and measured on the split {spec.scoring.split!r}: name another")
@@ -250,8 +253,8 @@ def model_spec(profile: str, model: str) -> ModelSpec:
         if not known or (what == "seed" and int(number) not in spec.seeds):
             seeds = ", ".join(map(str, spec.seeds)) or "none"
             raise ValueError(
-                f"{model}: {variant!r} is no variant of {name}; there are {', '.join(VARIANTS)} with a number behind, "
-                f"each once, and the seeds {seeds}."
+                f"{model}: {variant!r} is not a variant of {name}; there are {', '.join(VARIANTS)} with a number "
+                f"behind, each once, and the seeds {seeds}."
             )
         spec = VARIANTS[what](spec, int(number))
     return spec

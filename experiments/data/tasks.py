@@ -31,7 +31,7 @@ from ..files.provenance import code_of
 from . import checkpoints, hub, reading
 from .hub import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
-from .training import TASKS, Recipe
+from .training import AUTO, Recipe
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Task:
         return batched(self.tokenizer, self.splits[split][start:stop], batch, self.max_length, self.model)
 
     def num_texts(self, sizes: str) -> int:
-        """How many texts the batches of "scoring", "evaluation" or "entropy" hold."""
+        """The number of texts that the batches of "scoring", "evaluation" or "entropy" hold."""
         return num_texts(self.batches(sizes))
 
     @cached_property
@@ -104,7 +104,7 @@ class Task:
 
     @cached_property
     def hash(self) -> str:
-        """What finished runs of this task depend on, beside the method: its sizes, its weights, the code."""
+        """Digest of everything but the method that finished runs depend on: sizes, weights, code."""
         weights = hash_of_model(self.model)  # trained again on another machine, a recipe gives others
         return digest(
             [
@@ -150,16 +150,16 @@ Origin = tuple[Any, Any, datasets.DatasetDict, dict[str, Any]]  # model, tokeniz
 
 
 def _made(profile: str, model: str, progress: bool) -> Origin:
-    """What the packages bring, trained by the profile's recipe."""
+    """A model trained by the profile's recipe on the texts of packages."""
     spec = model_spec(profile, model)
     name, *variants = model.split("/")
     trained = "-".join([profile, name, *(variant for variant in variants if variant.startswith("seed"))])
     folder = checkpoints.checkpoint(trained, spec.recipe, progress=progress)
     try:
         for name in ("tokenizer.json", "training.json"):
-            if not (folder / name).is_file():  # for want of one the library would make up an empty tokenizer
+            if not (folder / name).is_file():  # without it the library would make up an empty tokenizer
                 raise FileNotFoundError(f"it has no {name}")
-        auto = TASKS[Recipe.read(spec.recipe).task].auto
+        auto = AUTO[Recipe.read(spec.recipe).task]
         classifier, _ = load_checked(folder, auto, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         source = _stable(json.loads((folder / "training.json").read_text("utf-8")))
@@ -167,7 +167,7 @@ def _made(profile: str, model: str, progress: bool) -> Origin:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise RuntimeError(
             f"the trained model in {folder} is damaged ({str(error).rstrip('.')}): delete the folder, and it is "
-            "trained anew."
+            "trained again."
         ) from error
 
 
@@ -223,5 +223,5 @@ def estimate(spec: ModelSpec, config: Any, device: str) -> float:
 
 
 def _stable(training: Mapping[str, Any]) -> dict[str, Any]:
-    """How the weights were made, without how long it took."""
+    """The record of a training without its seconds."""
     return {name: value for name, value in training.items() if name != "seconds"}

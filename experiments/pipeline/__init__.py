@@ -1,1 +1,1 @@
-"""What has to run, in which order, and by how many workers."""
+"""The order of notebooks, and workers for their trajectories."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-
-# jsonschema, which checks notebooks, would spend most of a second on the grammar of a kind of address that none holds.
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+from weakref import WeakSet
 
 import papermill
 from jupyter_client.kernelspec import KernelSpec
@@ -27,11 +26,7 @@ from ..files.errors import NotebookError, UsageError
 from ..files.paths import shown
 from ..runs.stamps import digest_of
 
-KERNEL_LOG = "GNORM_KERNEL_LOG"  # the file that kernels' own log goes to
-# Run in a kernel before its first cell. While packages are imported, Python's garbage collector searches all objects
-# several times and finds no garbage: one second of the six that a kernel computes in a short notebook. Old objects are
-# searched a hundred times more rarely, young ones as ever.
-FEWER_COLLECTIONS = "__import__('gc').set_threshold(700, 10, 1000)"
+STARTS = threading.Lock()  # kernels that start at once could be given one port
 
 
 def declared(notebook: str) -> dict[str, Any]:
@@ -58,10 +53,13 @@ def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
             )
 
 
-def execute(notebook: str, parameters: dict[str, Any], label: str, fingerprint: str) -> dict[str, Any]:
+def execute(
+    notebook: str, parameters: dict[str, Any], label: str, fingerprint: str, threads: int | None = None
+) -> dict[str, Any]:
     """Run one notebook, keep the executed copy, and return the stamp that says it is done, which is written too.
 
     parameters: hold the ``profile``. label: the notebook's place in the order, which begins every line of progress.
+    threads: of torch; as many as it takes, if None.
 
     Raises ``NotebookError`` where a cell fails, the kernel dies or does not start, ``KeyboardInterrupt`` where a person
     interrupts it.
@@ -71,11 +69,10 @@ def execute(notebook: str, parameters: dict[str, Any], label: str, fingerprint: 
     copy.parent.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gnorm-") as folder:
-        os.environ[RECORD] = str(record := Path(folder) / "record")
-        try:
-            _run_cells(notebook, parameters, label, copy)
-        finally:
-            del os.environ[RECORD]
+        environment = {RECORD: str(record := Path(folder) / "record")}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        _run_cells(notebook, parameters, label, copy, environment)
         written, read = (_digests(profile, recorded(what, record)) for what in ("written", "read"))
     stamp = {
         "fingerprint": fingerprint,
@@ -101,8 +98,15 @@ def _digests(profile: str, files: Sequence[Path]) -> dict[str, str]:
     }
 
 
-def _run_cells(notebook: str, parameters: dict[str, Any], label: str, copy: Path) -> None:
+def _run_cells(
+    notebook: str, parameters: dict[str, Any], label: str, copy: Path, environment: Mapping[str, str]
+) -> None:
     """Run the cells of a notebook; ``copy``, whole or where a cell failed, is what papermill makes of it."""
+
+    class Manager(QuietKernelManager):
+        variables = environment
+        log_file = paths.kernel_log(parameters["profile"])
+
     unfinished = copy.with_name(f"{notebook}{UNFINISHED}.ipynb")  # papermill wants the suffix
     with closing(Terminal(label)) as terminal, _failures(label, parameters["profile"], unfinished, copy):
         papermill.execute_notebook(
@@ -113,7 +117,7 @@ def _run_cells(notebook: str, parameters: dict[str, Any], label: str, copy: Path
             progress_bar=False,
             stderr_file=terminal,
             coalesce_streams=True,  # a progress bar leaves one line in the executed copy
-            kernel_manager_class=QuietKernelManager,
+            kernel_manager_class=Manager,
             shutdown_kernel="immediate",  # its work is done and on disk; taking Python down by the book takes a second
         )
         os.replace(unfinished, copy)
@@ -131,11 +135,11 @@ def _failures(label: str, profile: str, unfinished: Path, copy: Path) -> Iterato
         raise NotebookError(
             f"{label} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
             f"the executed copy, with the traceback, is {shown(copy)}; finished steps are kept, and once the cause "
-            "is mended the same command goes on from them"
+            "is fixed the same command goes on from them"
         ) from error
     except DeadKernelError as error:
         raise NotebookError(
-            f"{label} ended with its kernel killed, perhaps for want of memory; finished steps are kept and the same "
+            f"{label} ended with its kernel killed, perhaps out of memory; finished steps are kept and the same "
             f"command goes on from them (the kernel's log is {shown(paths.kernel_log(profile))})"
         ) from error
     except RuntimeError as error:
@@ -146,17 +150,36 @@ def _failures(label: str, profile: str, unfinished: Path, copy: Path) -> Iterato
 
 
 class QuietKernelManager(AsyncKernelManager):
-    """Starts kernels in this very Python, whatever kernels Jupyter knows under the name that a notebook gives; their
-    own log goes to a file: the terminal shows what notebooks print, not what kernels think."""
+    """Starts kernels in this very Python, whatever kernels Jupyter knows under the name that a notebook gives.
 
+    variables: added to the kernel's environment. log_file: where the kernel's own log goes; the terminal shows what
+    notebooks print.
+    """
+
+    variables: Mapping[str, str]
+    log_file: Path
     kernel_spec = KernelSpec(
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
     )
 
-    def start_kernel(self, *arguments: Any, **options: Any) -> Any:
-        log = os.open(os.environ[KERNEL_LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # the kernel's to keep
-        extra = [*options.pop("extra_arguments", []), f"--IPKernelApp.exec_lines={FEWER_COLLECTIONS}"]
-        return super().start_kernel(*arguments, **{**options, "extra_arguments": extra, "stderr": log})
+    async def start_kernel(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+        log = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # the kernel's to keep
+        with STARTS:
+            started = await super().start_kernel(
+                *arguments, **{**options, "env": {**os.environ, **self.variables}, "stderr": log}
+            )
+        _RUNNING.add(self)
+        return started
+
+
+_RUNNING: WeakSet[QuietKernelManager] = WeakSet()
+
+
+def kill_kernels() -> None:
+    """Kill the kernels of notebooks that run in other threads; ``execute`` then raises there."""
+    for manager in list(_RUNNING):
+        if manager.provisioner is not None and (process := getattr(manager.provisioner, "process", None)):
+            process.kill()
 
 
 class Terminal:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 
 import torch
 
-from gnorm.methods import METHODS, MORE_METHODS, find_method, names_of
+from gnorm.methods import METHODS, MORE_METHODS, names_of
 
 from .. import runs
 from ..analysis import claims
@@ -56,17 +56,17 @@ AsksFor = Callable[[str, Sequence[str]], Iterator[Piece]]
 
 
 def _run(*methods: str) -> AsksFor:
-    """What ``runs.run`` is called with, for each model."""
+    """Pieces that the notebook makes by ``runs.run``, for each model."""
     return lambda _profile, models: (Piece(model, method, True) for method in methods for model in models)
 
 
 def _read(*methods: str) -> AsksFor:
-    """What ``runs.trajectories`` is called with."""
+    """Pieces that the notebook reads by ``runs.trajectories``."""
     return lambda _profile, models: (Piece(model, method) for model in models for method in methods)
 
 
 def _repeated(*methods: str) -> AsksFor:
-    """What ``runs.repeated`` is called with."""
+    """Pieces that the notebook reads by ``runs.repeated``."""
     return lambda profile, models: (
         Piece(name, method)
         for model in models
@@ -76,7 +76,7 @@ def _repeated(*methods: str) -> AsksFor:
 
 
 def _varied(profile: str, models: Sequence[str]) -> Iterator[Piece]:
-    """What ``stability.scoring_variants`` asks for."""
+    """Pieces of ``stability.scoring_variants``."""
     extent = read_profile(profile).study
     for model in models:
         if model in extent.varied:
@@ -154,21 +154,12 @@ def as_trained(model: str) -> str:
     return "/".join([name, *(variant for variant in variants if variant.startswith("seed"))])
 
 
-def before(piece: Piece, others: Sequence[Piece]) -> Piece | None:
-    """The one of ``others`` that has to be made first: that whose layers the method follows. None where there is none.
-
-    Without it the method makes what it follows itself.
-    """
-    leader = find_method(piece.method).follows
-    return next((other for other in others if (other.model, other.method) == (piece.model, leader)), None)
-
-
 # ---------------------------------------------------------------- in a worker
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker is told beside the piece.
+    """The run that a worker works for.
 
     run: the name of the run, whose lock ("runs", run) is held while it lasts. environment: variables to set. threads:
     of torch; as the worker has them, if None. gpus: as CUDA_VISIBLE_DEVICES names them; the worker of name i takes the
@@ -185,12 +176,12 @@ class WorkerContext:
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same in every process of a run, since results depend on it."""
+    """Versions that have to be the same in every process of a run, since results depend on them."""
     packages = {name: version(name) for name in provenance.PACKAGES}
     return {"gnorm": CODE, "python": platform.python_version(), **packages}
 
 
-def make(around: WorkerContext, piece: Piece, *_after: None) -> None:
+def make(around: WorkerContext, piece: Piece, _loaded: None = None) -> None:
     """Make one piece, unless it is to be taken as it is and was saved meanwhile.
 
     Raises ``UsageError`` where this process cannot take part in the run, and whatever ``tasks.load`` and ``runs.run``

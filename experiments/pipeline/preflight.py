@@ -1,4 +1,4 @@
-"""What is settled before a notebook runs: the profile, the assets, the time it takes, the accuracy of intact models."""
+"""Checks before a notebook runs: the profile, the assets, the time it takes, the accuracy of intact models."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _print_times(profile: Profile, models: Sequence[str], assets: Sequence[Asset
 
 
 def _fetched_or_missing(asset: AssetState) -> AssetState:
-    """What is inspected, cached; or missing, and the reason is printed."""
+    """An inspected asset, cached; or missing, and the reason is printed."""
     try:
         reading.load_splits(cached := hub.fetch(asset))
     except AssetError as error:
@@ -148,7 +148,7 @@ def compare_with_published(
 
 
 def _verdict(profile: Profile, model: str, device: str, fresh: bool) -> str:
-    """Whether the accuracy of an intact model is as published, in words."""
+    """The accuracy of an intact model beside the published one, in words."""
     published = profile.models[model].published
     assert published is not None
     print(

@@ -10,12 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 
 from gnorm.engine.model.state import default_device
 from gnorm.storage.files import delete_unfinished, write_json
@@ -25,7 +27,7 @@ from ..data import hub
 from ..data.hub import Asset, AssetState
 from ..data.profiles import Profile, check_models, read_profile
 from ..files import paths, provenance
-from ..files.errors import RunError, UsageError
+from ..files.errors import NotebookError, RunError, UsageError
 from ..files.locks import held
 from ..files.paths import shown
 from ..report import rendering
@@ -37,11 +39,12 @@ NOT_WRITTEN = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC,
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do, checked before anything runs.
+    """The settings of a run, checked before anything runs.
 
     notebooks: those to run, in order. order: all that there are. published: the folder of the authors' result files,
     "" for none. fresh: run finished work again. strict: stop where an intact model is not as accurate as published.
-    jobs, dask: how many workers, or which scheduler's, make trajectories before the notebooks run; none, if neither.
+    jobs, dask: how many workers, or which scheduler's, make trajectories before the notebooks run; as many as the
+    profile says or the machine has room for, if neither. One worker is the notebooks' own kernels.
     """
 
     profile: Profile
@@ -56,12 +59,12 @@ class Plan:
     dask: str | None = None
 
     def parameters(self, notebook: str) -> dict[str, Any]:
-        """What a notebook is given: of these, those that its parameters cell names beside the first three."""
+        """The parameters of a notebook: profile, models, device and, if its parameters cell names it, published."""
         given = {"profile": self.profile.name, "models": self.models, "device": self.device}
         return given | ({"published": self.published} if "published" in execution.declared(notebook) else {})
 
     def assets(self, notebooks: Sequence[str]) -> list[Asset]:
-        """What the models need of the hub, and what is inspected if the notebook that shows it runs."""
+        """The assets of the models, and the inspected ones if the notebook that shows them runs."""
         return self.profile.assets(self.models) + (self.profile.inspected if "data_processing" in notebooks else [])
 
 
@@ -110,18 +113,18 @@ def make_plan(
 
 
 def done(plan: Plan) -> dict[str, bool]:
-    """Whether each notebook of the plan is done, by name; nothing is fetched and nothing is run."""
+    """By name, True for each notebook of the plan that is done; nothing is fetched and nothing is run."""
     wanted = fingerprints(plan, [hub.in_cache(asset) for asset in plan.assets(plan.notebooks)])
     return {name: _is_done(plan.profile.name, name, wanted) for name in plan.notebooks}
 
 
 def _is_done(profile: str, notebook: str, wanted: Mapping[str, str]) -> bool:
-    """Whether the notebook's stamp has the ``wanted`` fingerprint; reads every file that the stamp names."""
+    """True if the notebook's stamp has the ``wanted`` fingerprint; reads every file that the stamp names."""
     return read_stamp(profile, notebook).get("fingerprint") == wanted[notebook]
 
 
 def fingerprints(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
-    """What each notebook's outputs depend on, as a digest, by name."""
+    """By name, a digest of everything that a notebook's outputs depend on."""
     curves = [
         (model, method, curve.to_dict())
         for model, by_method in published_curves(plan.published).items()
@@ -152,7 +155,7 @@ def run(plan: Plan) -> None:
             records = [each.record() for each in assets]
             run_notebooks(plan, wanted, {"assets": records, "intact_accuracy": verdicts}, _environment(plan, assets))
     except OSError as error:
-        what, remedy = f"run_all.py: the run ended in {type(error).__name__} ({error})", "mend that"
+        what, remedy = f"run_all.py: the run ended in {type(error).__name__} ({error})", "fix that"
         if error.errno in NOT_WRITTEN:
             what = f"run_all.py: a file in {paths.root()} could not be read or written ({error})"
             remedy = "make room or grant access, or name another folder in $GNORM_OUTPUT"
@@ -191,7 +194,6 @@ def _tell_kernels(plan: Plan, assets: Sequence[AssetState]) -> None:
     os.environ |= {
         **_environment(plan, assets),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        execution.KERNEL_LOG: str(paths.kernel_log(plan.profile.name)),
     }
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
 
@@ -203,35 +205,75 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
     beside what is known here. environment: variables that workers need. Raises as ``workers.make_pieces`` and
     ``execution.execute`` do.
     """
-    profile, clock, ran = plan.profile.name, time.perf_counter(), 0
+    profile, clock, ran = plan.profile.name, time.perf_counter(), set[str]()
     altered = False  # whether this run may have written what a notebook that was done reads
     _clear(plan)
     print(f"profile {profile}, models {', '.join(plan.models)}, device {plan.device}", flush=True)
     to_do = [name for name in plan.notebooks if not _is_done(profile, name, wanted)]
     if to_do:
         print(_outlook(profile, to_do), flush=True)
-    if plan.jobs or plan.dask:
-        asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
-        if asked_for:
-            altered = True
-            workers.make_pieces(asked_for, profile, plan.device, environment, plan.jobs, plan.dask)
-            print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
-    for k, name in enumerate(plan.notebooks, start=1):
-        label = f"[{k}/{len(plan.notebooks)}] {name}"
-        with held(profile, "notebooks", name):
-            if (name not in to_do and not altered) or _is_done(profile, name, wanted):
-                print(f"{label}: unchanged, not run again", flush=True)
-            else:
-                stamp, ran, altered = execution.execute(name, plan.parameters(name), label, wanted[name]), ran + 1, True
-                print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
+    asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
+    jobs = 1 if plan.dask else plan.jobs or plan.profile.jobs or workers.that_fit(len(asked_for), plan.device)
+    if asked_for and (jobs > 1 or plan.dask):
+        altered = True
+        workers.make_pieces(asked_for, profile, plan.device, environment, None if plan.dask else jobs, plan.dask)
+        print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
+    if jobs > 1 and len(to_do) > 1:
+        ran |= _side_by_side(plan, wanted, to_do, jobs)
+    for name in plan.notebooks:
+        if name in ran:
+            continue
+        if name in to_do or altered or ran:
+            ran |= _run_one(plan, wanted, name)
+        else:
+            print(f"{_label(plan, name)}: unchanged, not run again", flush=True)
     if ran or not paths.report_page(profile).exists():
         with held(profile, "notebooks", "report"):
             _write_report(plan, round(time.perf_counter() - clock, 1), about)
     print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {shown(paths.report_page(profile))}")
 
 
+def _label(plan: Plan, notebook: str) -> str:
+    """The notebook's name behind its place in the order."""
+    return f"[{plan.notebooks.index(notebook) + 1}/{len(plan.notebooks)}] {notebook}"
+
+
+def _run_one(plan: Plan, wanted: Mapping[str, str], notebook: str, threads: int | None = None) -> set[str]:
+    """Run a notebook unless it is done; returns its name if it ran. Raises as ``execution.execute`` does."""
+    with held(plan.profile.name, "notebooks", notebook):
+        if _is_done(plan.profile.name, notebook, wanted):
+            print(f"{_label(plan, notebook)}: unchanged, not run again", flush=True)
+            return set()
+        label, parameters = _label(plan, notebook), plan.parameters(notebook)
+        stamp = execution.execute(notebook, parameters, label, wanted[notebook], threads)
+        print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
+        return {notebook}
+
+
+def _side_by_side(plan: Plan, wanted: Mapping[str, str], notebooks: Sequence[str], jobs: int) -> set[str]:
+    """Run notebooks whose trajectories are made, ``jobs`` at a time; returns the names of those that ran.
+
+    Where one fails, those that run are finished, no other begins, and what it raised is raised.
+    """
+    threads = max(1, torch.get_num_threads() // jobs)
+    ran = set[str]()
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(_run_one, plan, wanted, notebook, threads) for notebook in notebooks]
+        try:
+            for finished in as_completed(running):
+                ran |= finished.result()
+        except NotebookError:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            execution.kill_kernels()
+            raise
+    return ran
+
+
 def _outlook(profile: str, notebooks: Sequence[str]) -> str:
-    """What a run is going to do, and how long that took last time, in a sentence or two."""
+    """The number of notebooks to run, and the time that they took last time, in a sentence or two."""
     says = f"{len(notebooks)} notebook{'s' if len(notebooks) > 1 else ''} to run; stopped, the same command goes on."
     try:
         last = json.loads(paths.manifest_file(profile).read_text("utf-8"))
@@ -320,7 +362,7 @@ def _write_page(plan: Plan, manifest: dict[str, Any]) -> Path:
 
 
 def _is_stale(plan: Plan, notebook: str, stamp: dict[str, Any]) -> bool:
-    """Whether the notebook would run again with the parameters that its last run had."""
+    """True if the notebook would run again with the parameters that its last run had."""
     models = stamp["parameters"]["models"]
     if not set(models) <= plan.profile.models.keys():
         return True

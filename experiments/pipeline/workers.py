@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from gnorm.methods import find_method
+
 from ..files.errors import RunError, UsageError
 from ..files.locks import held
 from ..files.paths import lock_file
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # seconds to wait for an answer of a scheduler
 RARELY = 15.0  # seconds between the lines of a log
+ROOM = 3e9  # bytes of memory for a worker: Python and its packages, a model with its gradients, and its texts
 
 
 def check(jobs: int | None, address: str | None) -> None:
@@ -38,6 +41,23 @@ def check(jobs: int | None, address: str | None) -> None:
     if (jobs or address) and importlib.util.find_spec("distributed") is None:
         flag = "--jobs" if jobs else "--dask"
         raise UsageError(f"{flag} needs Dask: run `pip install 'dask[distributed]'`, the extra `dask` of this package.")
+
+
+def that_fit(wanted: int, device: str) -> int:
+    """The number of workers that this machine has room for, at least 1 and at most ``wanted``.
+
+    One a core that this process may use, or one a GPU, with ``ROOM`` for each in the memory that is free. 1 where Dask
+    is not installed.
+    """
+    if device != "cpu" or importlib.util.find_spec("distributed") is None:
+        fit = len(_gpus()) if device == "cuda" else 1
+    else:
+        import psutil
+        from dask.system import CPU_COUNT  # by affinity and control group
+        from distributed.system import MEMORY_LIMIT  # by control group and resource limit
+
+        fit = min(CPU_COUNT, int(min(MEMORY_LIMIT, psutil.virtual_memory().available) / ROOM))
+    return max(1, min(fit, wanted))
 
 
 def make_pieces(
@@ -51,7 +71,7 @@ def make_pieces(
     """Make these pieces, on ``jobs`` workers of this machine or on those of the Dask scheduler at ``address``.
 
     environment: variables that every worker needs. A model is loaded, and trained where it never was, before its pieces
-    begin; a piece that follows another begins after it. Progress goes to standard error.
+    begin. Progress goes to standard error.
 
     Raises ``UsageError`` where no scheduler answers or a worker cannot take part, ``RunError`` where a piece fails or
     the scheduler is lost; what is finished is kept.
@@ -121,13 +141,13 @@ def _submit(client: Client, around: WorkerContext, wanted: Sequence[Piece]) -> d
         model: client.submit(pieces.load, around, model, key=f"load-{model}-{around.run}", pure=False)
         for model in models
     }
-    made: dict[Piece, Future] = {}
-    for piece in sorted(wanted, key=lambda piece: pieces.before(piece, wanted) is not None):  # leaders first
-        after = [loaded[pieces.as_trained(piece.model)]]
-        if leader := pieces.before(piece, wanted):
-            after.append(made[leader])
-        made[piece] = client.submit(pieces.make, around, piece, *after, key=f"{piece}-{around.run}", pure=False)
-    return {future: model for model, future in loaded.items()} | {future: str(piece) for piece, future in made.items()}
+    made = {  # last those that follow another method, whose trajectory they read or else wait for
+        client.submit(
+            pieces.make, around, piece, loaded[pieces.as_trained(piece.model)], key=f"{piece}-{around.run}", pure=False
+        ): str(piece)
+        for piece in sorted(wanted, key=lambda piece: bool(find_method(piece.method).follows))
+    }
+    return {future: model for model, future in loaded.items()} | made
 
 
 def _follow(client: Client, futures: Mapping[Future, str]) -> None:
@@ -161,9 +181,9 @@ def _raise_failure(future: Future, what: str) -> None:
         return
     if isinstance(error, UsageError):
         raise error
-    kept = "finished steps are kept, and once the cause is mended the same command goes on from them"
+    kept = "finished steps are kept, and once the cause is fixed the same command goes on from them"
     if isinstance(error, KilledWorker):
-        says = "its worker was killed again and again, perhaps for want of memory"
+        says = "its worker was killed again and again, perhaps out of memory"
     else:
         says = f"{type(error).__name__}: {error}" if error else "the scheduler is gone"
     raise RunError(f"{what} failed: {says.rstrip('.')}; {kept}")

@@ -1,4 +1,4 @@
-"""What is known of every table and figure: a row each, in the order in which the report shows them."""
+"""Captions of tables and figures: a row each, in the order in which the report shows them."""
 
 from __future__ import annotations
 

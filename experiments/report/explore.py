@@ -174,7 +174,7 @@ def _mask(title: str, trajectory: Trajectory) -> dict[str, Any]:
 
 
 def model_titles(runs: Mapping[str, Mapping[str, Trajectory]]) -> dict[str, str]:
-    """What a reader chooses between, by model: its title and, in a study, the training seed."""
+    """The choices of a reader, by model: its title and, in a study, the training seed."""
     firsts = {model: next(iter(methods.values())).info for model, methods in runs.items()}
     return {
         model: f"{info.get('title', model)}{', training seed ' + model.rpartition('/seed')[2] if '/' in model else ''}"

@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Standing:
-    """How files stand to the last runs of the notebooks. stamps, stale: as ``stamps.standing`` takes them."""
+    """The standing of files to the last runs of the notebooks. stamps, stale: as ``stamps.standing`` takes them."""
 
     profile: str
     stamps: Mapping[str, Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""What results say, in sentences that are computed from their tables."""
+"""Sentences about results, computed from their tables."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def verdict_of(table: pd.DataFrame, claim: Claim) -> str:
 
 
 def evidence(table: pd.DataFrame, claim: Claim) -> str:
-    """What the first two comparisons of a claim came to, a sentence each; no words where no model has them."""
+    """The outcome of the first two comparisons of a claim, a sentence each; no words where no model has them."""
     sentences: list[str] = []
     for other in claim.others[:2]:
         above, across, below = sides(table, claim.method, other)
@@ -68,7 +68,7 @@ def evidence(table: pd.DataFrame, claim: Claim) -> str:
 
 
 def recommendation(table: pd.DataFrame, methods: pd.DataFrame) -> str:
-    """Which method to prune one's own model by, and how Greedy-Gnorm does beside it."""
+    """The method to prune one's own model by, and how Greedy-Gnorm does beside it."""
     best, mean = claims.recommended(methods), claims.mean_areas(methods)
     if best == "greedy_gnorm":
         return (
@@ -115,14 +115,14 @@ def _of_winner(row: Mapping[str, Any]) -> str:
 
 
 def _of_areas(rows: pd.DataFrame) -> str:
-    """How accurate the intact model is, and the area of each method, largest first; of rows of a summary table."""
+    """The accuracy of the intact model, and the area of each method, largest first; of rows of a summary table."""
     areas = rows.sort_values("area", ascending=False, kind="stable")
     each = (f"{title(row['method'])} {row['area']:.3f}" for row in areas.to_dict("records"))
     return f"Intact accuracy {rows['0%'].iloc[0]:.3f} on {rows['texts'].iloc[0]:,} texts; areas: {', '.join(each)}."
 
 
 def _of_published(rows: pd.DataFrame) -> str:
-    """How the areas differ from the published ones; no words where none is known."""
+    """The differences of the areas from the published ones; no words where none is known."""
     if "published" not in rows:
         return ""
     known = rows.dropna(subset=["published"]).to_dict("records")
@@ -131,7 +131,7 @@ def _of_published(rows: pd.DataFrame) -> str:
 
 
 def _of_solution(row: Mapping[str, Any]) -> str:
-    """What can go within the budget; of a row of the table pruning_summary."""
+    """The heads that can go within the budget; of a row of the table pruning_summary."""
     return (
         f"Within {row['budget']:g} of that accuracy {row['heads pruned']} of {row['heads']} heads can go: accuracy "
         f"{row['accuracy']:.3f} → {row['accuracy after']:.3f}, parameters {row['parameters']:,} → "

@@ -29,7 +29,7 @@ def intact(task: Task, fresh: bool = False) -> dict[str, Any]:
     It is kept in the profile's run folder and measured again where the task's model, data, sizes or engine changed, or
     ``fresh`` asks for it. Raises ``OSError`` where it cannot be written.
     """
-    return kept(
+    return cached(
         intact_file(task.profile, task.name),
         task.hash,
         lambda: {"accuracy": task.accuracy, "texts": task.num_texts("evaluation")},
@@ -37,8 +37,8 @@ def intact(task: Task, fresh: bool = False) -> dict[str, Any]:
     )
 
 
-def kept(path: Path, of: str, measure: Callable[[], dict[str, Any]], fresh: bool = False) -> dict[str, Any]:
-    """What ``measure`` gave earlier, where ``path`` holds it and it was measured of the same; else measured and kept.
+def cached(path: Path, of: str, measure: Callable[[], dict[str, Any]], fresh: bool = False) -> dict[str, Any]:
+    """Read a cached measurement from ``path``; measure and store it if it was made of something else than ``of``.
 
     of: a digest of everything that it depends on. Raises ``OSError`` where it cannot be written.
     """

@@ -1,8 +1,9 @@
-"""What pruned models are like beside their accuracy: how sure, how like the intact model, and how they recover."""
+"""Pruned models beside their accuracy: calibration, agreement with the intact model, accuracy after more training."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from .. import runs
 from ..data import tasks
 from ..data.profiles import repetitions
 from ..data.tasks import Task
-from ..data.training import finetune
+from ..data.training import Recipe, train
 from ..files.paths import after_pruning_folder
 
 SHARES = (0.25, 0.5, 0.75)  # of the heads pruned
@@ -70,7 +71,7 @@ def answers_of_pruned(
     rows = []
     for about, task, trajectory in _pruned(profile, models, methods, device):
         measure = partial(_answers, task, trajectory)
-        rows += [about | row for row in _kept(task, trajectory, "answers", [*SHARES], measure)["rows"]]
+        rows += [about | row for row in _cached(task, trajectory, "answers", [*SHARES], measure)["rows"]]
     return pd.DataFrame(rows)
 
 
@@ -124,28 +125,18 @@ def recovery(
     rows = []
     for about, task, trajectory in _pruned(profile, models, methods, device, seeds):
         measure = partial(_recovered, task, trajectory)
-        found = _kept(task, trajectory, "recovery", [RECOVERED, EPOCHS], measure)
+        found = _cached(task, trajectory, "recovery", [RECOVERED, EPOCHS], measure)
         rows.append({**about, "share": RECOVERED, **found})
     return pd.DataFrame(rows)
 
 
 def _recovered(task: Task, trajectory: Trajectory) -> dict[str, float]:
-    recipe, model = task.spec.recipe, copy.deepcopy(task.model)
+    recipe, model = Recipe.read(task.spec.recipe), copy.deepcopy(task.model)
     remove_heads(model, _mask(trajectory, RECOVERED))
     pruned = accuracy(model, task.batches("evaluation"))
-    train = task.splits["train"]
-    train = train.select(range(min(len(train), recipe.get("train_texts") or len(train))))
-    finetune(
-        model,
-        task.tokenizer,
-        train,
-        task.max_length,
-        epochs=EPOCHS,
-        lr=recipe["lr"],
-        batch=recipe["batch"],
-        seed=recipe.get("seed", 0),
-        progress=False,
-    )
+    texts = task.splits["train"]
+    texts = texts.select(range(min(len(texts), recipe.train_texts or len(texts))))
+    train("what is left", dataclasses.replace(recipe, epochs=EPOCHS), model, task.tokenizer, texts, progress=False)
     return {"intact": task.accuracy, "pruned": pruned, "trained": accuracy(model, task.batches("evaluation"))}
 
 
@@ -154,7 +145,7 @@ def _mask(trajectory: Trajectory, share: float) -> Tensor:
     return trajectory.mask(round(share * int(trajectory.start.sum())))
 
 
-def _kept(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
-    """``runs.kept`` in a file of its own, for this task and order of heads."""
+def _cached(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
+    """``runs.cached`` in a file of its own, for this task and order of heads."""
     path = after_pruning_folder(task.profile, task.name) / f"{trajectory.info['method']}-{what}.json"
-    return runs.kept(path, digest([task.hash, trajectory.order(), what, *options]), measure)
+    return runs.cached(path, digest([task.hash, trajectory.order(), what, *options]), measure)

@@ -1,4 +1,4 @@
-"""What notebooks measure of intact and of pruned models: a table or maps from loaded tasks."""
+"""Measurements of intact and of pruned models for notebooks: a table or maps from loaded tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gnorm.shipping.costs import memory_mb, num_parameters
 from gnorm.trajectory import Trajectory
 
 from ..data.tasks import Task
-from ..data.training import finetune
+from ..data.training import Recipe, train
 
 Tasks = Mapping[str, Task]  # by model
 
@@ -87,9 +87,10 @@ def changed_by_a_head(
 def order_kept(
     loaded: Tasks, runs: Mapping[str, Trajectory], scores: Mapping[str, Tensor], points: int = 8, fewest: int = 4
 ) -> pd.DataFrame:
-    """How long the order of the intact model's scores holds: columns model, pruned (share), left, rho (Spearman).
+    """Rank correlation (Spearman, rho) of scores as heads go with those of the intact model.
 
-    Heads go in the order of ``runs``, in ``points`` equal parts, as long as ``fewest`` are left to be scored afresh.
+    Columns model, pruned (share), left, rho. Heads go in the order of ``runs``, in ``points`` equal parts, as long as
+    ``fewest`` are left to be scored afresh.
     """
     rows = []
     for model, task in loaded.items():
@@ -137,7 +138,8 @@ def removed(
             "MB after": memory_mb(task.model),
         }
         if finetune_epochs:
-            finetune(task.model, task.tokenizer, task.splits["train"], task.max_length, epochs=finetune_epochs)
+            further = Recipe(data={}, max_length=task.max_length, epochs=finetune_epochs, lr=5e-5)
+            train(model, further, task.model, task.tokenizer, task.splits["train"], progress=True)
             row[f"{metric} finetuned"] = task.measured()
         rows.append(row)
     return pd.DataFrame(rows)

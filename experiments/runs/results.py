@@ -7,14 +7,14 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Image
 
-from gnorm.methods import METHODS
+from gnorm.engine.tally import hits
 from gnorm.metrics import METRICS, Metric
 from gnorm.storage.files import as_json, record, write, write_together
 from gnorm.trajectory import Trajectory, solution
@@ -29,18 +29,18 @@ if TYPE_CHECKING:  # half a second that run_all.py does without
 def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: str) -> Path:
     """Write a trajectory to experiments_results/<profile>/<model>; returns the path of the CSV file.
 
-    ``<method>.csv`` holds its table, ``<method>.json`` its info, ``<method>.npz`` its correct answers
-    (or, of a metric other than accuracy, predictions and labels) and first mask.
+    ``<method>.csv`` holds its table, ``<method>.json`` its info, ``<method>.npz`` its predictions, the labels that its
+    metric compares them with, and its first mask. Hits are packed, eight to a byte.
     Raises ``OSError`` where a file cannot be written.
     """
     path = results_folder(profile) / model / f"{method}.csv"
-    arrays = io.BytesIO()
-    start = trajectory.start.numpy()
-    if trajectory.labels is None or trajectory.metric is METRICS["accuracy"]:
-        bits = np.packbits(trajectory.correct, axis=1)
-        np.savez_compressed(arrays, correct=bits, texts=trajectory.num_texts, start=start)
+    content: dict[str, Any] = {"start": trajectory.start.numpy()}
+    if trajectory.metric.kept is hits:
+        content = {"correct": np.packbits(trajectory.correct, axis=1), "texts": trajectory.num_texts, **content}
     else:
-        np.savez_compressed(arrays, predictions=trajectory.predictions, labels=trajectory.labels, start=start)
+        content = {"predictions": trajectory.predictions, "labels": trajectory.labels, **content}
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **content)
     return write_together(
         {
             path.with_suffix(".npz"): arrays.getvalue(),
@@ -150,8 +150,3 @@ def _values(metric: Metric, predictions: np.ndarray, labels: np.ndarray | None) 
     """(row,) the metric of each row of predictions (row, text, ...)."""
     of_texts = np.empty(0) if labels is None else labels
     return np.array([metric.value(kept, of_texts) for kept in predictions])
-
-
-def saved_methods(profile: str, model: str) -> list[str]:
-    """The methods of METHODS with a saved trajectory, in the order of METHODS."""
-    return [name for name in METHODS if (results_folder(profile) / model / f"{name}.csv").exists()]

@@ -1,4 +1,4 @@
-"""How much Greedy-Gnorm depends on which texts it is scored on, on how many, and on how they are batched."""
+"""Dependence of Greedy-Gnorm on its scoring texts, on their number, and on how they are batched."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def scoring_variants(profile: str, models: Sequence[str], extent: Extent, device
 
 
 def variants(profile: str, model: str, extent: Extent) -> list[tuple[str, int, int, str]]:
-    """What is varied of the first training seed of a model ("texts" or "batch"), the number, the draw, and the name of
-    the variant. Where a batch size is the profile's own, the name is that of the repetition itself."""
+    """Of the first training seed of a model: the size that is varied ("texts" or "batch"), the number, the draw, and
+    the name of the variant. Where a batch size is the profile's own, the name is that of the repetition itself."""
     name, most = repetitions(profile, model)[0], max(extent.texts)
     own = model_spec(profile, name).scoring.batch
     of_texts = [

@@ -1,4 +1,4 @@
-"""What is done and need not run again: a notebook's stamp holds what it depended on and which files it used."""
+"""Stamps of finished notebooks, which need not run again: a stamp holds what it depended on and which files it used."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ OUTDATED, FOREIGN = "out of date", "of another run"  # what ``standing`` says of
 
 
 def standing(path: Path, stamps: Mapping[str, Mapping[str, Any]], stale: Collection[str]) -> str:
-    """How a file stands to the last runs of the notebooks: "" where one that is not in ``stale`` wrote or read it.
+    """The standing of a file to the last runs of the notebooks: "" where one that is not in ``stale`` wrote or read it.
 
     ``OUTDATED`` where only notebooks in ``stale`` did; ``FOREIGN`` where none wrote or read it as it is.
     """

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from importlib.util import find_spec
 from typing import Any
 
 import pandas as pd
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
 
 from ..engine.forward.packing import logits_in, logits_of
 from ..engine.model.problems import LABELS, Problem, problem_of
 from ..engine.model.sizes import Batch
-from ..engine.model.state import evaluating, is_compiled, own_modes
+from ..engine.model.state import evaluating, is_compiled
 from ..engine.texts.checks import check_labels, checked
 from ..metrics import measure
 from ..pruning import whole
 from ..trajectory import Trajectory
 from .choosing import smaller
 from .loading import Own
+from .training import fit
 
 
 def recover(
@@ -37,7 +35,7 @@ def recover(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Train ``model`` further, in place, by the Trainer of transformers; it stays on its device, in eval mode.
+    """Train ``model`` further, in place, as ``fit`` does; it stays on its device, in eval mode.
 
     batches: mappings of tensors with labels, such as ``own.training``; each is one step, in an order drawn anew every
     epoch. teacher: the intact model, whose logits are learnt too: half of the loss is then the distance to them, the
@@ -55,45 +53,24 @@ def recover(
         raise ValueError("the model is compiled: give the one from before, and compile it afterwards.")
     batches = list(checked(batches, model))  # with what the decoder reads, for the teacher gets no labels
     check_labels(batches, model, "training")
-    if find_spec("accelerate") is None:
-        raise ModuleNotFoundError("training needs the package accelerate: pip install accelerate.")
     problem = problem_of(model)
 
-    class Distilling(transformers.Trainer):  # made here, because the Trainer takes a second to import
-        def compute_loss(self, student: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Any:
-            labels = inputs.pop("labels") if problem.own_loss else None
-            outputs = student(**inputs)
-            if labels is None:
-                loss = outputs.loss
-            else:
-                loss = problem.loss_sum(logits_in(student, outputs, inputs), labels) / len(labels)
-            if teacher is None:
-                return loss
-            with torch.no_grad():
-                aim = logits_of(teacher, {name: t for name, t in inputs.items() if name not in LABELS})
-            apart = distance(problem, logits_in(student, outputs, inputs), aim, problem.without_padding(inputs))
-            return (loss + apart) / 2
+    def loss(student: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        labels = inputs.pop("labels") if problem.own_loss else None
+        outputs = student(**inputs)
+        if labels is None:
+            found: Tensor = outputs.loss
+        else:
+            found = problem.loss_sum(logits_in(student, outputs, inputs), labels) / len(labels)
+        if teacher is None:
+            return found
+        with torch.no_grad():
+            aim = logits_of(teacher, {name: t for name, t in inputs.items() if name not in LABELS})
+        apart = distance(problem, logits_in(student, outputs, inputs), aim, problem.without_padding(inputs))
+        return (found + apart) / 2
 
-    taught = nullcontext() if teacher is None else evaluating(teacher)
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), own_modes(), taught:
-        options = transformers.TrainingArguments(
-            folder,
-            num_train_epochs=epochs,
-            learning_rate=lr,
-            warmup_steps=warmup,
-            seed=seed,
-            per_device_train_batch_size=1,  # of batches
-            use_cpu=model.device.type == "cpu",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=not progress,
-            remove_unused_columns=False,
-        )
-        trainer = Distilling(model, options, train_dataset=batches, data_collator=_first)
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
-    model.eval()
+    with nullcontext() if teacher is None else evaluating(teacher):
+        fit(model, batches, _first, loss, epochs=epochs, lr=lr, warmup=warmup, seed=seed, progress=progress)
 
 
 def _first(items: Sequence[Batch]) -> dict[str, Tensor]:
