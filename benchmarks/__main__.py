@@ -414,7 +414,7 @@ TABLES = {
 
 def engine_step(model: Any, prepared: batches.Prepared) -> tuple[Tensor, Tensor]:
     """Scores, and the accuracy read off the same passes: what ``prune`` does in a step, but for taking the head out."""
-    tally = Tally(prepared, model)
+    tally = Tally(prepared)
     return gnorm.gnorm_scores(model, prepared.with_observer(tally)), tally.result().double().mean()
 
 

@@ -15,7 +15,6 @@ import itertools
 import json
 import sys
 import time
-import types
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,26 +26,21 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).resolve().parents[1]
-BEYOND = ("pandas", "scipy")  # what the package needs beside torch and transformers and what these bring
-MISSING = [name for name in BEYOND if importlib.util.find_spec(name) is None]
-if MISSING and "gnorm" not in sys.modules:  # the engine needs none of them, only the package's front door does
-    sys.modules["gnorm"] = types.ModuleType("gnorm")
-    sys.modules["gnorm"].__path__ = [str(ROOT / "gnorm")]
-
 from benchmarks.cases import Case, environment, model_of, narrow, operations, seconds, sizes, synchronise, texts_of
 from experiments.files import provenance
 from gnorm.engine.backward import factors
 from gnorm.engine.forward import packing
 from gnorm.engine.forward import products as cpu_products
+from gnorm.engine.forwarding import layer_input_caches, passes
 from gnorm.engine.model import norms
-from gnorm.engine.model.state import evaluating
 from gnorm.engine.tally import Tally
-from gnorm.engine.texts import batches
+from gnorm.engine.texts import batches, micro_batches
 from gnorm.heads import head_mask_of
 from gnorm.scoring import gnorm_scores
 from gnorm.surgery import remove_heads
 
+ROOT = Path(__file__).resolve().parents[1]
+MISSING = [name for name in ("pandas", "scipy") if importlib.util.find_spec(name) is None]  # which prune needs
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 BUDGET = 500.0  # seconds, of the nine minutes
 PRECISIONS = {  # dtype of the model, and how products of fp32 are taken
@@ -98,10 +92,10 @@ def as_on_a_gpu() -> Iterator[None]:
     """Within a ``with`` block, a CPU takes the ways that are taken on a GPU, so that operations can be counted."""
     with contextlib.ExitStack() as patches:
         for table in (
-            batches.MAX_TOKENS,
-            batches.OVERHEAD_TOKENS,
-            batches.PACKED_MAX_TOKENS,
-            batches.PACKED_OVERHEAD_TOKENS,
+            micro_batches.MAX_TOKENS,
+            micro_batches.OVERHEAD_TOKENS,
+            micro_batches.PACKED_MAX_TOKENS,
+            micro_batches.PACKED_OVERHEAD_TOKENS,
         ):
             patches.enter_context(mock.patch.dict(table, cpu=table["cuda"]))
         patches.enter_context(mock.patch.object(packing, "explicit_is_faster", return_value=False))
@@ -124,7 +118,7 @@ class Run:
         self.scoring = batches.prepare(texts_of(case, case.texts), self.model)
         held_out = texts_of(case, case.evaluated, seed=1)
         self.evaluation = batches.prepare(held_out, self.model, together=True) if held_out else self.scoring
-        self.caches = batches.layer_input_caches(self.model, self.evaluation)
+        self.caches = layer_input_caches(self.evaluation)
 
     @property
     def left(self) -> int:
@@ -132,7 +126,7 @@ class Run:
 
     def step(self) -> tuple[int, int]:
         """Score, take the lowest head out, and measure what is left: what ``gnorm.prune`` does in a step. The head."""
-        tally = Tally(self.evaluation, self.model)
+        tally = Tally(self.evaluation)
         shared = self.evaluation is self.scoring
         scores = gnorm_scores(self.model, self.scoring.with_observer(tally) if shared else self.scoring)
         mask = head_mask_of(self.model)
@@ -142,10 +136,9 @@ class Run:
         if not shared:
             for cache in self.caches:
                 cache.forget(above=layer)
-            with evaluating(self.model), batches.forwarding(self.model, self.evaluation) as forward:
-                with torch.inference_mode():
-                    for micro, cache in zip(self.evaluation, self.caches, strict=True):
-                        tally(forward(micro, cache)[0], micro)
+            with passes(batches.prepare(self.evaluation, self.model)) as forward:
+                for micro, cache in zip(self.evaluation, self.caches, strict=True):
+                    tally(forward(micro, cache)[0], micro)
         tally.result().double().mean().item()
         return layer, head
 
@@ -330,10 +323,10 @@ def settings(case: Case, device: str) -> Iterator[dict[str, Any]]:
     with precision("TF32") as dtype:
         model = model_of(case).to(device, dtype)
         given, kind = texts_of(case, case.texts), device
-        chosen = batches.PACKED_MAX_TOKENS[kind], batches.PACKED_OVERHEAD_TOKENS[kind]
+        chosen = micro_batches.PACKED_MAX_TOKENS[kind], micro_batches.PACKED_OVERHEAD_TOKENS[kind]
         others = [(chosen[0] // 4, chosen[1]), (4 * chosen[0], chosen[1]), (chosen[0], chosen[1] // 4)]
         for tokens, overhead in (chosen, *others, (chosen[0], 8 * chosen[1])):
-            with mock.patch.dict(batches.PACKED_OVERHEAD_TOKENS, {kind: overhead}):
+            with mock.patch.dict(micro_batches.PACKED_OVERHEAD_TOKENS, {kind: overhead}):
                 prepared = batches.prepare(given, model, max_tokens=tokens)
             gnorm_scores(model, prepared)
             s = min(seconds(partial(gnorm_scores, model, prepared), device) for _ in range(2))

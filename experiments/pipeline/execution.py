@@ -26,6 +26,9 @@ from ..files.errors import NotebookError, UsageError
 from ..files.paths import shown
 from ..runs.stamps import digest_of
 
+# Of torch, in every kernel and worker, so that results do not depend on how many there are.
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
+
 STARTS = threading.Lock()  # kernels that start at once could be given one port
 
 
@@ -53,13 +56,10 @@ def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
             )
 
 
-def execute(
-    notebook: str, parameters: dict[str, Any], label: str, fingerprint: str, threads: int | None = None
-) -> dict[str, Any]:
+def execute(notebook: str, parameters: dict[str, Any], label: str, fingerprint: str) -> dict[str, Any]:
     """Run one notebook, keep the executed copy, and return the stamp that says it is done, which is written too.
 
     parameters: hold the ``profile``. label: the notebook's place in the order, which begins every line of progress.
-    threads: of torch; as many as it takes, if None.
 
     Raises ``NotebookError`` where a cell fails, the kernel dies or does not start, ``KeyboardInterrupt`` where a person
     interrupts it.
@@ -69,9 +69,7 @@ def execute(
     copy.parent.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gnorm-") as folder:
-        environment = {RECORD: str(record := Path(folder) / "record")}
-        if threads:
-            environment["OMP_NUM_THREADS"] = str(threads)
+        environment = {RECORD: str(record := Path(folder) / "record"), "OMP_NUM_THREADS": str(THREADS)}
         _run_cells(notebook, parameters, label, copy, environment)
         written, read = (_digests(profile, recorded(what, record)) for what in ("written", "read"))
     stamp = {

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import torch
 
 from gnorm.engine.model.state import default_device
 from gnorm.storage.files import delete_unfinished, write_json
@@ -238,14 +237,14 @@ def _label(plan: Plan, notebook: str) -> str:
     return f"[{plan.notebooks.index(notebook) + 1}/{len(plan.notebooks)}] {notebook}"
 
 
-def _run_one(plan: Plan, wanted: Mapping[str, str], notebook: str, threads: int | None = None) -> set[str]:
+def _run_one(plan: Plan, wanted: Mapping[str, str], notebook: str) -> set[str]:
     """Run a notebook unless it is done; returns its name if it ran. Raises as ``execution.execute`` does."""
     with held(plan.profile.name, "notebooks", notebook):
         if _is_done(plan.profile.name, notebook, wanted):
             print(f"{_label(plan, notebook)}: unchanged, not run again", flush=True)
             return set()
         label, parameters = _label(plan, notebook), plan.parameters(notebook)
-        stamp = execution.execute(notebook, parameters, label, wanted[notebook], threads)
+        stamp = execution.execute(notebook, parameters, label, wanted[notebook])
         print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
         return {notebook}
 
@@ -255,10 +254,9 @@ def _side_by_side(plan: Plan, wanted: Mapping[str, str], notebooks: Sequence[str
 
     Where one fails, those that run are finished, no other begins, and what it raised is raised.
     """
-    threads = max(1, torch.get_num_threads() // jobs)
     ran = set[str]()
     with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(_run_one, plan, wanted, notebook, threads) for notebook in notebooks]
+        running = [pool.submit(_run_one, plan, wanted, notebook) for notebook in notebooks]
         try:
             for finished in as_completed(running):
                 ran |= finished.result()

@@ -23,7 +23,7 @@ from ..files.errors import RunError, UsageError
 from ..files.locks import held
 from ..files.paths import lock_file
 from . import pieces
-from .execution import Terminal
+from .execution import THREADS, Terminal
 from .pieces import Piece, WorkerContext
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def make_pieces(
     with held(profile, "runs", name):
         try:
             with _client(jobs, address) as client:
-                threads = max(1, torch.get_num_threads() // jobs) if jobs else None
+                threads = THREADS if jobs else None
                 gpus = _gpus() if jobs and device == "cuda" else ()
                 around = WorkerContext(name, profile, device, environment, pieces.versions(), threads, gpus)
                 if importlib.util.find_spec("bokeh"):  # what Dask draws its dashboard with
