@@ -118,24 +118,25 @@ def test_the_core_is_thin():
     assert sum(len(path.read_text("utf-8").splitlines()) for path in (ROOT / "gnorm").glob("*.py")) < 2050
 
 
-def loaded_by(code):
-    """The modules that are there once ``code`` has run in a process of its own."""
-    code += "; import sys; print(*sys.modules)"
+@pytest.fixture(scope="module")
+def loaded():
+    """Which modules are there after each of these lines, in one process: one after the other they load more."""
+    lines = ("import gnorm", "gnorm.cost; gnorm.save_pruned", "import gnorm.shipping.command, gnorm.shipping.texts")
+    code = "import sys\n" + "".join(f"{line}\nprint(*sys.modules)\n" for line in lines)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return dict(zip(lines, map(set, map(str.split, done.stdout.splitlines())), strict=True))
 
 
-def test_the_tool_loads_nothing_of_the_experiments():
-    """The package is imported without matplotlib, IPython, datasets and Faker."""
-    assert not {"matplotlib", "IPython", "datasets", "faker", "onnx", "experiments"} & loaded_by(
-        "import gnorm, gnorm.shipping"
-    )
+def test_the_tool_loads_nothing_of_the_experiments(loaded):
+    """The package and its command are imported without matplotlib, IPython, datasets and Faker."""
+    (*_, every) = loaded.values()
+    assert not {"matplotlib", "IPython", "datasets", "faker", "onnx", "experiments"} & every
 
 
-def test_what_lies_above_the_method_is_loaded_when_it_is_used():
+def test_what_lies_above_the_method_is_loaded_when_it_is_used(loaded):
     above = {"gnorm.storage", "gnorm.shipping"}
-    assert not above & loaded_by("import gnorm")
-    assert above <= loaded_by("import gnorm; gnorm.cost; gnorm.save_pruned")
+    assert not above & loaded["import gnorm"]
+    assert above <= loaded["gnorm.cost; gnorm.save_pruned"]
     assert set(gnorm.__all__) <= set(dir(gnorm))
     for name in gnorm.__all__:
         assert getattr(gnorm, name) is not None

@@ -7,6 +7,7 @@ import sys
 import tomllib
 import zipfile
 
+import hatchling.build
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -86,16 +87,10 @@ def installed(tmp_path_factory):
         if (ROOT / name).is_file():
             (root / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             (root / "source" / name).write_bytes((ROOT / name).read_bytes())
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(
-        [*pip, "--no-build-isolation", "--wheel-dir", str(root), str(root / "source")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (wheel,) = root.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with pytest.MonkeyPatch.context() as patch:  # as pip calls it
+        patch.chdir(root / "source")
+        wheel = hatchling.build.build_wheel(str(root))
+    with zipfile.ZipFile(root / wheel) as archive:
         archive.extractall(root / "site")
     return root / "site"
 

@@ -1,7 +1,6 @@
 """What the README and the generated pages say is what the results say, and the README's example runs."""
 
 import re
-import subprocess
 import sys
 import textwrap
 
@@ -44,16 +43,15 @@ def test_what_is_recommended_is_what_the_study_found():
     assert claims.recommended(claims_page.read("methods")) == shipping.RECOMMENDED
 
 
-def test_the_example_runs_as_it_stands(tmp_path):
+def test_the_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     own, example = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert textwrap.indent(own, "    ") in shipping.__doc__  # whose tests run it
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
-    done = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    assert "pruned_heads" in done.stdout
-    assert float(done.stdout.split()[-1]) > 0.5
+    monkeypatch.chdir(tmp_path)
+    exec(example, {"__name__": "__main__"})  # noqa: S102 our own README
+    printed = capsys.readouterr().out
+    assert "pruned_heads" in printed
+    assert float(printed.split()[-1]) > 0.5
     assert (tmp_path / "bert.jsonl").exists()
 
 

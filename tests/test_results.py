@@ -27,12 +27,6 @@ def trajectory(accuracies, texts=100, pruned=None, trial=0):
     return Trajectory(table, correct, torch.ones(1, max(pruned), dtype=torch.bool), {"profile": "smoke"})
 
 
-def test_a_missing_trajectory_names_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="run `python run_all.py --profile smoke --models bert` first"):
-        results.load_trajectory("smoke", "bert", "greedy_gnorm")
-
-
 def test_area_under_the_curve():
     assert area(curve(trajectory([1.0, 0.5, 0.0]))) == 0.5
     assert area(curve(trajectory([1.0, 1.0, 0.0]))) == 0.75

@@ -32,14 +32,6 @@ def test_every_profile_names_the_four_families(name):
             assert spec.scoring.split != spec.evaluation.split  # disjoint: no text is in two splits
 
 
-@pytest.mark.parametrize("name", profile_names())
-def test_a_profile_leaves_out_methods_that_there_are(name):
-    known = gnorm.METHODS | gnorm.MORE_METHODS
-    for model, spec in read_profile(name).models.items():
-        assert set(spec.leave_out) <= known.keys(), model
-        assert len(set(spec.leave_out)) == len(spec.leave_out), model
-
-
 def test_of_the_base_model_no_method_is_scored_often_but_the_papers():
     left = (gnorm.METHODS | gnorm.MORE_METHODS).keys() - set(profiles.model_spec("study", "mpnet").leave_out)
     beyond = left - gnorm.METHODS.keys()
