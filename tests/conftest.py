@@ -2,7 +2,6 @@ import gc
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread waits more than it works
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
@@ -13,8 +12,6 @@ if CONTROLLER:  # models are trained anew, once for all workers; at home nothing
 gc.set_threshold(700, 10, 1000)  # not 10: imports make much and no garbage, and searching it all takes a second
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
 
 
 def pytest_unconfigure():
@@ -37,12 +34,21 @@ def model(family):
 @pytest.fixture
 def copied(tmp_path):
     """A copy of the project whose notebooks may be altered."""
-    root = tmp_path / "projekt für köpfe"
-    root.mkdir()
-    for name in ("gnorm", "experiments", "notebooks"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "run_all.py", root)
-    return root
+    from pipeline import copy_of_the_project
+
+    return copy_of_the_project(tmp_path / "projekt für köpfe")
+
+
+@pytest.fixture
+def quick_costs(monkeypatch):
+    """Costs of texts of 8 tokens, timed in five turns; tests/test_costs.py tests the times."""
+    from gnorm.shipping import costs
+
+    monkeypatch.setattr(costs, "usual_lengths", lambda model: [8])
+    timed = costs.seconds_of
+    for module in ("costs", "choosing"):
+        quick = lambda models, inputs, *_, **__: timed(models, inputs, rounds=5, seconds=0)
+        monkeypatch.setattr(f"gnorm.shipping.{module}.seconds_of", quick)
 
 
 LONGEST = ("test_run_all.py", "test_study.py", "test_cut_off.py", "test_paper.py", "test_ranks.py")

@@ -1,6 +1,7 @@
 """The real run_all.py and the cells of notebooks, for the tests that run them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,14 @@ from experiments.files import paths
 from gnorm.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
+
+
+def copy_of_the_project(root):
+    """What a run needs of the project, in the folder ``root``."""
+    for name in ("gnorm", "experiments", "notebooks"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run_all.py", root)
+    return root
 
 
 def call(*arguments, output, root=ROOT, **environment):

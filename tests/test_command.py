@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import signal
-from functools import partial
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 
@@ -21,6 +20,8 @@ from gnorm import shipping
 from gnorm.journal import Journal
 from gnorm.methods import find_method
 from gnorm.shipping.command import main
+
+pytestmark = pytest.mark.usefixtures("quick_costs")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,6 @@ def home(made, tmp_path, monkeypatch):
     for name in ("ck", "texts.csv"):
         (tmp_path / name).symlink_to(made / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
-    monkeypatch.setattr("gnorm.shipping.release.cost", partial(gnorm.cost, batch_sizes=(1,), rounds=5, seconds=0))
     return tmp_path
 
 
@@ -317,7 +316,6 @@ def test_budgets_that_cannot_be_met_are_refused(own, run, budget, by, complaint)
 
 
 def test_the_card_says_what_the_number_was_chosen_by(own, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
     folder = shipping.ship(own, run, tmp_path / "small", 0.9, by="parameters")
     text = " ".join((folder / "README.md").read_text("utf-8").split())
     assert "as few went as bring the parameters down to 0.9 of the intact model's." in text
@@ -344,20 +342,20 @@ def test_recovery_learns_labels_and_the_logits_of_a_teacher(own, run):
     assert int((~gnorm.head_mask_of(pruned)).sum()) == 7
 
 
-@pytest.mark.parametrize("distil", [False, True])
-def test_one_logit_that_is_a_probability_learns_by_binary_cross_entropy(distil):
+def test_one_logit_that_is_a_probability_learns_by_binary_cross_entropy():
     """The squared error of the logit would pull it towards 0 and 1."""
     config = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}
     model, texts = tiny_model("bert", num_labels=1, **config), ragged_batches(4)
     batches = [batch | {"labels": (batch["input_ids"][:, 0] > 60).float()} for batch in texts]
     shipping.recover(model, batches, epochs=30, lr=3e-3, progress=False)
-    teacher = copy.deepcopy(model) if distil else None
-    shipping.recover(model, batches, teacher, epochs=5, lr=1e-3, progress=False)
-    with torch.no_grad():
-        z = torch.cat([model(b["input_ids"], b["attention_mask"]).logits[:, 0] for b in batches])
     y = torch.cat([batch["labels"] for batch in batches])
-    assert gnorm.accuracy(model, batches) == 1
-    assert ((2 * y - 1) * z).min() > 1.5
+    for teacher in (None, model):
+        further = copy.deepcopy(model)
+        shipping.recover(further, batches, teacher, epochs=5, lr=1e-3, progress=False)
+        with torch.no_grad():
+            z = torch.cat([further(b["input_ids"], b["attention_mask"]).logits[:, 0] for b in batches])
+        assert gnorm.accuracy(further, batches) == 1
+        assert ((2 * y - 1) * z).min() > 1.5
 
 
 def test_recovery_refuses_what_it_cannot_train_on(own):
@@ -372,7 +370,6 @@ def test_recovery_refuses_what_it_cannot_train_on(own):
 
 
 def test_the_card_tells_before_pruned_and_trained(own, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
     pruned = shipping.smaller_model(own, run, 7, by="heads")
     better = pruned.recovered([*own.scoring, *own.choosing], distil=True, epochs=4, lr=5e-3, progress=False)
     values = [gnorm.accuracy(model, own.testing) for model in (own.model, pruned.model, better.model)]

@@ -32,7 +32,7 @@ from hub import (
     wordpiece,
 )
 from huggingface_hub import constants
-from pipeline import call, execute, saved_methods
+from pipeline import call, execute, in_process, saved_methods
 from precision import close
 from test_run_all import FIGURES, TABLES
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -530,12 +530,12 @@ def fewer_trials(copied):
 END_TO_END = ("data_processing", "show_pruning_result")
 
 
-def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_trials, tmp_path, monkeypatch):
+def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_trials, tmp_path, monkeypatch, capsys):
     """run_all.py as its users have it, with nothing cached; then again with no hub."""
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     hub_of_ours = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-    whole = partial(call, "--profile", "paper", "--only", ",".join(END_TO_END), output=tmp_path, root=fewer_trials)
-    first = whole(**hub_of_ours)
+    arguments = ("--profile", "paper", "--only", ",".join(END_TO_END))
+    first = call(*arguments, output=tmp_path, root=fewer_trials, **hub_of_ours)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count(" reachable ") == 9
     assert "bert: train has 45 rows, the paper's had 2329; the results say so." in first.stdout
@@ -577,10 +577,13 @@ def test_the_paper_profile_from_the_hub_and_then_from_the_cache(server, fewer_tr
     assert (folder / "report" / "index.html").exists()
 
     asked = len(server.log)
-    again = whole(**hub_of_ours | {"HF_HUB_OFFLINE": "1"})
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count(" cached ") == 9
-    assert again.stdout.count("unchanged, not run again") == len(END_TO_END)  # the same commits, from the cache
+    aim(monkeypatch, tmp_path / "hf", "")
+    monkeypatch.setattr(profiles, "PROFILES", fewer_trials / "experiments" / "profiles")
+    capsys.readouterr()
+    assert in_process(tmp_path, monkeypatch, *arguments, root=fewer_trials) == 0
+    said = capsys.readouterr().out
+    assert said.count(" cached ") == 9
+    assert said.count("unchanged, not run again") == len(END_TO_END)  # the same commits, from the cache
     assert len(server.log) == asked
 
 

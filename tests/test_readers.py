@@ -96,9 +96,8 @@ ROWS = {
 
 
 @pytest.fixture(autouse=True)
-def _at_home(tmp_path, monkeypatch):
+def _at_home(tmp_path, monkeypatch, quick_costs):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
     monkeypatch.setattr("gnorm.shipping.model_card.SAMPLES", 50)
 
 

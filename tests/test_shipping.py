@@ -24,6 +24,8 @@ from gnorm import shipping
 from gnorm.methods import find_method
 from gnorm.trajectory import solution
 
+pytestmark = pytest.mark.usefixtures("quick_costs")
+
 
 @pytest.fixture(scope="module")
 def task():
@@ -52,7 +54,6 @@ def rows_of(card):
 def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     lines = textwrap.dedent("\n".join(re.findall(r"^    \S.*$", shipping.__doc__, re.MULTILINE)))
     assert len(lines.splitlines()) == 5
-    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
     found = {}
     exec(lines, found)  # noqa: S102 our own docstring
     folder, own, model = home / "my-smaller-model", found["own"], found["model"]
@@ -227,7 +228,6 @@ def test_a_run_of_another_model_and_a_folder_that_exists_are_refused(home):
 
 
 def test_a_folder_is_taken_where_it_is_empty_and_replaced_where_that_is_asked(home, monkeypatch):
-    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)
     (home / "smaller").mkdir()
@@ -328,7 +328,6 @@ def test_no_budget_and_no_one_model_to_ship(home):
 
 
 def test_the_card_says_how_many_heads_went_at_a_time(home, monkeypatch):
-    monkeypatch.setattr("gnorm.shipping.costs.usual_lengths", lambda model: [8])
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, heads_per_step=2, progress=False)
     assert "Greedy-Gnorm, 2 heads at a time" in (shipping.ship(own, run, "smaller") / "README.md").read_text("utf-8")

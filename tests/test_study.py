@@ -12,11 +12,13 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from pipeline import ROOT, call, in_process, trajectories_of
+from pipeline import ROOT, call, copy_of_the_project, in_process, trajectories_of
 from precision import close, close_files
 
+from experiments import runs
 from experiments.analysis import claims
 from experiments.analysis.layers import published_layers
+from experiments.data import profiles
 from experiments.data.profiles import read_profile, repetitions
 from experiments.files.paths import stamp_file
 from experiments.pipeline import pieces
@@ -32,18 +34,41 @@ NOTEBOOKS = read_profile("study").notebooks
 ARGUMENTS = ("--profile", "smoke", "--models", "albert", "--only", ",".join(NOTEBOOKS))
 
 
+# What the notebooks name, beside the paper's methods; of other rows one, which is compared with none of these.
+SOME = ("gnorm_once", "head_importance", "importance_once", "matched_random", "weight_magnitude")
+SOME += ("gnorm_shuffled_weights", "importance_shuffled_labels")
+TITLE = 'title = "ALBERT (tiny), four languages"\n'
+
+
+@pytest.fixture(scope="module", params=[SOME, pytest.param(tuple(MORE_METHODS), marks=pytest.mark.soak)], ids=len)
+def project(request, tmp_path_factory):
+    """A copy of the project whose study leaves out all methods beyond the paper but some; or, in soak, none."""
+    root = copy_of_the_project(tmp_path_factory.mktemp("project"))
+    profile = root / "experiments" / "profiles" / "smoke.toml"
+    left_out = [name for name in MORE_METHODS if name not in request.param]
+    profile.write_text(
+        profile.read_text("utf-8").replace(TITLE, f"{TITLE}leave_out = {json.dumps(left_out)}\n"), "utf-8"
+    )
+    return root
+
+
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(project, tmp_path_factory):
     output = tmp_path_factory.mktemp("study")
-    done = call(*ARGUMENTS, output=output)
+    done = call(*ARGUMENTS, output=output, root=project)
     assert done.returncode == 0, done.stdout + done.stderr
     return output
 
 
-@pytest.fixture
-def folder(study, monkeypatch):
+@pytest.fixture(autouse=True)
+def folder(study, project, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(study))
+    monkeypatch.setattr(profiles, "PROFILES", project / "experiments" / "profiles")
     return study / "experiments_results" / "smoke"
+
+
+def methods():
+    return runs.left_in("smoke", "albert", METHODS | MORE_METHODS)
 
 
 def table(folder, name):
@@ -53,7 +78,7 @@ def table(folder, name):
 def test_every_method_pruned_every_training(folder):
     assert repetitions("smoke", "albert") == ["albert/seed0", "albert/seed1"]
     for name in repetitions("smoke", "albert"):
-        for method in METHODS | MORE_METHODS:
+        for method in methods():
             run = results.load_trajectory("smoke", name, method)
             assert run.table.pruned_heads.max() == 4
             assert run.info["weights"]["recipe"]["seed"] == int(name[-1])
@@ -74,13 +99,16 @@ def test_matched_random_takes_the_layers_of_greedy_gnorm(folder):
 
 def test_differences_are_those_of_the_trajectories(folder):
     rows = table(folder, "differences")
-    expected = {pair for family in claims.families() for pair in family}
+    expected = {pair for family in claims.families() for pair in family if {*pair} <= {*methods()}}
     assert set(zip(rows["method"], rows.baseline)) == expected
+    areas = {
+        method: np.array(
+            [area(curve(results.load_trajectory("smoke", name, method))) for name in repetitions("smoke", "albert")]
+        )
+        for method in {*rows["method"], *rows.baseline}
+    }
     for row in rows.to_dict("records"):
-        gains = []
-        for name in repetitions("smoke", "albert"):
-            one, other = (area(curve(results.load_trajectory("smoke", name, row[m]))) for m in ("method", "baseline"))
-            gains.append(one - other)
+        gains = areas[row["method"]] - areas[row["baseline"]]
         close(row["difference"], np.mean(gains), torch.float64, scale=1)
         assert row["low"] <= row["difference"] + 1e-9
         assert row["high"] >= row["difference"] - 1e-9
@@ -99,7 +127,7 @@ def test_verdicts_follow_the_rule(folder):
 
 def test_each_comparison_names_what_it_took(folder):
     took = table(folder, "comparison_seconds")
-    asked = [(c.name, c.method, other) for c in claims.CLAIMS + claims.QUESTIONS for other in c.others]
+    asked = [(c.name, c.method, o) for c in claims.CLAIMS + claims.QUESTIONS for o in c.others if o in methods()]
     assert list(zip(took.claim, took["method"], took.baseline)) == asked
     runs = [
         results.load_trajectory("smoke", name, method)
@@ -163,8 +191,8 @@ def test_the_page_of_claims_is_written_from_the_tables(folder, monkeypatch, tmp_
     assert claims.recommended(table(folder, "methods")) in text
 
 
-def test_a_second_run_does_nothing(study, monkeypatch, capsys):
-    assert in_process(study, monkeypatch, *ARGUMENTS) == 0
+def test_a_second_run_does_nothing(study, project, monkeypatch, capsys):
+    assert in_process(study, monkeypatch, *ARGUMENTS, root=project) == 0
     assert capsys.readouterr().out.count("unchanged, not run again") == len(NOTEBOOKS)
 
 
@@ -184,9 +212,9 @@ def files(output):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("written", [1, 25, 70, 80])  # claims makes 78, stability 3 more
-def test_a_killed_study_goes_on_to_the_same_files(written, study, tmp_path):
+def test_a_killed_study_goes_on_to_the_same_files(written, study, project, tmp_path):
     """Killed, with its kernel, when so many trajectories are there: at the first, among seeds, in another notebook."""
-    command = [sys.executable, str(ROOT / "run_all.py"), *ARGUMENTS]
+    command = [sys.executable, str(project / "run_all.py"), *ARGUMENTS]
     environment = os.environ | {"GNORM_OUTPUT": str(tmp_path)}
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -198,6 +226,6 @@ def test_a_killed_study_goes_on_to_the_same_files(written, study, tmp_path):
         for process in [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]:
             process.kill()
         run.wait()
-    done = call(*ARGUMENTS, output=tmp_path)
+    done = call(*ARGUMENTS, output=tmp_path, root=project)
     assert done.returncode == 0, done.stderr
     close_files(files(tmp_path), files(study))
