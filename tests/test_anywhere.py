@@ -264,7 +264,7 @@ def as_version_1_built(model, mask):
     model.config.head_mask = mask.int().tolist()
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("distilbert", marks=pytest.mark.soak)])
 def test_what_a_modelling_file_of_version_1_built_is_saved_and_exported(family, tmp_path):
     model, mask = tiny_model(family), torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
     batch = {name: tensor for name, tensor in ragged_batches()[0].items() if name != "labels"}

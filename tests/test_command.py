@@ -117,7 +117,9 @@ def test_a_share_that_is_not_reached_keeps_the_steps(home, capsys):
     assert (home / "small" / "config.json").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak)]
+)
 def test_a_run_that_was_stopped_goes_on(home, capsys, monkeypatch, number, code):
     calls = []
 

@@ -24,7 +24,6 @@ UNEQUAL, NONE = ((1, 0, 1, 1), (0, 0, 0, 0)), ((0, 0, 0, 0), (0, 0, 0, 0))
 # Exporting takes seconds. Some kinds of attention and of positions (and BERT, below) are exported every time, the
 # others by `make soak`.
 ALWAYS = [
-    ("roberta", UNEQUAL),
     ("deberta-v2/relative", UNEQUAL),
     ("vit", UNEQUAL),
 ]

@@ -616,7 +616,7 @@ def test_no_weight_of_a_class_that_is_not_known_is_left_out(checkpoint, texts):
         load_checked(folder, transformers.BertForSequenceClassification)
 
 
-@pytest.mark.parametrize("size", [{}, {"num_labels": 5}])
+@pytest.mark.parametrize("size", [{}, pytest.param({"num_labels": 5}, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("saved", "kind", "new", "left_out"),
     [

@@ -430,10 +430,7 @@ def tiny(*classes, **options):
     ("key", "files", "complaint"),
     [
         (BERT, tiny("yes", "no"), "v2 has 2 classes, 3 are expected"),
-        (BERT, {"vocab.txt": None}, "the repository has no tokenizer"),
         (BERT, {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n" + b"-\n" * 400 + b"[SEP]"}, "its tokenizer gives token 403, its"),
-        (NEWS, {"train.json": b'{"Title": "a", "label": 1}\n'}, "has no column 'labels'; it has Title, label"),
-        (NEWS, {"train.json": None, "test.csv": csv(Title=["a"], labels=[0])}, "has no split 'train'; it has test"),
         (NEWS, {"train.json": None, "news.py": b"raise SystemExit"}, "the repository has no data files"),
     ],
 )

@@ -334,7 +334,11 @@ def test_the_card_says_how_many_heads_went_at_a_time(home, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "cut", [None, {"direction": "Right", "max_length": 24, "strategy": "LongestFirst", "stride": 0}]
+    "cut",
+    [
+        pytest.param(None, marks=pytest.mark.soak),
+        {"direction": "Right", "max_length": 24, "strategy": "LongestFirst", "stride": 0},
+    ],
 )
 def test_the_tokenizer_is_saved_as_it_was_loaded(cut, home):
     """What a call cuts and pads to is kept by a fast tokenizer, and its file would cut every text of another reader."""
