@@ -481,16 +481,6 @@ def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys
     assert preflight.choose_profile("paper", "cpu") == "paper"
 
 
-def test_nothing_in_the_project_trusts_remote_code():
-    sources = [
-        *ROOT.glob("gnorm/**/*.py"),
-        *ROOT.glob("experiments/**/*.py"),
-        *ROOT.glob("notebooks/*.ipynb"),
-        ROOT / "run_all.py",
-    ]
-    assert not [path for path in sources if "trust_remote_code" in path.read_text("utf-8")]
-
-
 def test_a_pickle_that_would_run_something_is_refused(server, home, capsys):
     with server.replaced(MNLI, {"pytorch_model.bin": _pickle_bomb(home)}):
         refused(capsys, "--profile", "paper", "--models", "albert", "--only", "greedy_pruning")
