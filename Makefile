@@ -36,8 +36,8 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Too long for every change: kills, full disks, 20,000 fuzz draws, every notebook alone, every family as ONNX,
-# the numerical tests as on processors without AVX512 and AVX2.
+# Too long for every change: kills, full disks, 20,000 fuzz draws, every method of the study, every notebook alone,
+# every family as ONNX, the numerical tests as on processors without AVX512 and AVX2.
 soak: setup
 	$(BIN)/python -m pytest -m soak
 

@@ -149,12 +149,12 @@ def test_a_run_that_was_stopped_goes_on(home, capsys, monkeypatch, number, code)
 @pytest.mark.parametrize(
     ("out", "folder"),
     [
-        ("small/", "top/here/small"),
         (".", "top/here"),
-        ("../empty/../here/.", "top/here"),
         ("~/small", "top/small"),
         ("../link", "top/link"),
-        ("new/below", "top/here/new/below"),
+        pytest.param("small/", "top/here/small", marks=pytest.mark.soak),
+        pytest.param("../empty/../here/.", "top/here", marks=pytest.mark.soak),
+        pytest.param("new/below", "top/here/new/below", marks=pytest.mark.soak),
     ],
 )
 def test_the_journal_lies_beside_the_folder_however_that_is_named(home, monkeypatch, out, folder):
