@@ -127,7 +127,8 @@ def test_verdicts_follow_the_rule(folder):
 
 def test_each_comparison_names_what_it_took(folder):
     took = table(folder, "comparison_seconds")
-    asked = [(c.name, c.method, o) for c in claims.CLAIMS + claims.QUESTIONS for o in c.others if o in methods()]
+    pairs = [(c.name, c.method, other) for c in claims.CLAIMS + claims.QUESTIONS for other in c.others]
+    asked = [pair for pair in pairs if {*pair[1:]} <= {*methods()}]
     assert list(zip(took.claim, took["method"], took.baseline)) == asked
     runs = [
         results.load_trajectory("smoke", name, method)
