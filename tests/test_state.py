@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
+from models import make
 from precision import close, close_logs, differ
-from test_families import make
 from tiny import SIZES, ragged_batches, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
