@@ -267,9 +267,7 @@ ROWS: dict[str, Row] = {
         together(narrow("embedding_size"), one_of(num_hidden_groups=[1, 1, 2, 3], inner_group_num=[1, 1, 2])),
         embedding_size=16,
     ),
-    "albert/two groups": classic(
-        BY_ALBERT, as_it_is, embedding_size=16, num_hidden_groups=2, num_hidden_layers=4
-    ),
+    "albert/two groups": classic(BY_ALBERT, as_it_is, embedding_size=16, num_hidden_groups=2, num_hidden_layers=4),
     "camembert": classic(BY_BERT, one_type),
     "electra": classic(BY_BERT, together(narrow("embedding_size"), of_bert), embedding_size=16),
     "distilbert": classic(
@@ -319,16 +317,16 @@ ROWS: dict[str, Row] = {
         draw=one_of(max_length=[12], num_mel_bins=[8], patch_size=[4]),
     ),
     "wav2vec2": sounds(OF_WAV2VEC2, BY_WAV2VEC2, draw=of_sounds),
-    "wav2vec2/stable": sounds(
-        OF_WAV2VEC2 | {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}, BY_WAV2VEC2
-    ),
+    "wav2vec2/stable": sounds(OF_WAV2VEC2 | {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}, BY_WAV2VEC2),
     "hubert": sounds(OF_WAV2VEC2, BY_WAV2VEC2, draw=of_sounds),
     "whisper": sounds(OF_WHISPER, BY_BART, draw=of_whisper),
     "gpt2": decoder(
         OF_GPT2,
         ("attn", "c_attn c_attn c_attn c_proj"),
         draw=together(
-            of_gpt, one_of(scale_attn_by_inverse_layer_idx=BOOL, scale_attn_weights=[True, True, False]), {"n_inner": 12}
+            of_gpt,
+            one_of(scale_attn_by_inverse_layer_idx=BOOL, scale_attn_weights=[True, True, False]),
+            {"n_inner": 12},
         ),
     ),
     "gpt2/scaled by layer": decoder(
@@ -362,9 +360,7 @@ ROWS: dict[str, Row] = {
         draw=together({"ffn_dim": 12}, one_of(word_embed_proj_dim=[6, 8], do_layer_norm_before=BOOL, enable_bias=BOOL)),
     ),
     "llama": decoder(GROUPED, BY_LLAMA, draw=rotary),
-    "llama/one key": decoder(
-        GROUPED | {"num_key_value_heads": 1, "head_dim": 6, "attention_bias": True}, BY_LLAMA
-    ),
+    "llama/one key": decoder(GROUPED | {"num_key_value_heads": 1, "head_dim": 6, "attention_bias": True}, BY_LLAMA),
     "mistral": decoder(GROUPED | {"sliding_window": 6}, BY_LLAMA, draw=rotary),
     "mixtral": decoder(GROUPED | EXPERTS, BY_LLAMA, draw=None),  # rounding may choose another expert
     "qwen2": decoder(GROUPED, BY_LLAMA, draw=windowed),
@@ -456,10 +452,11 @@ def signal_shape(config: Any) -> tuple[int, ...]:
     return (config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (320,)
 
 
-def batches_of(name: str, model: Any = None, count: int = 2, size: int = 4) -> list[dict[str, Tensor]]:
-    """Labelled batches for ``make(name)``: texts of 2 to 11 tokens, or signals; the last batch is smaller."""
-    model, kind, generator = model or make(name), ROWS[name].kind, torch.Generator().manual_seed(1)
-    if not of_texts(name):
+def batches_of(model: Any, count: int = 2, size: int = 4) -> list[dict[str, Tensor]]:
+    """Labelled batches for a model, or for the one of a name: texts of 2 to 11 tokens, or signals; the last is smaller."""
+    model, generator = make(model) if isinstance(model, str) else model, torch.Generator().manual_seed(1)
+    kind = ROWS[model.config.model_type].kind
+    if not of_texts(model.config.model_type):
         shape, labels = signal_shape(model.config), torch.tensor([0, 1, 2, 0] * size)
         sizes = [size] * (count - 1) + [size - 2]
         return [

@@ -1,6 +1,7 @@
 """What cannot work is refused: by the documented exception, in one sentence that names the thing, with nothing written
 and no hook left behind. What is odd but can work, works."""
 
+import itertools
 import re
 import shutil
 
@@ -183,12 +184,24 @@ EVALUATION = {
         "input_ids differs in shape from batch to batch: give an attention_mask",
     ),
 }
+ALSO = ("no batches", "texts beside the tensors", "a text of padding only")  # every door looks by the same function
+EVERY_DOOR = {  # the others, by the soak
+    f"{door}: {name}": (lambda b=b, before=before: prune(model(), *before, b), *rest)
+    for door, before in (("pruning", ()), ("evaluation", (GOOD,)))
+    for name, (b, *rest) in BATCHES.items()
+    if name not in ALSO
+}
 CASES = {
     **{f"scoring: {name}": (lambda b=b: gnorm.gnorm_scores(model(), b), *rest) for name, (b, *rest) in BATCHES.items()},
-    **{f"pruning: {name}": (lambda b=b: prune(model(), b), *rest) for name, (b, *rest) in BATCHES.items()},
     **{
         f"evaluation: {name}": (lambda b=b: prune(model(), GOOD, b), *rest)
         for name, (b, *rest) in (BATCHES | EVALUATION).items()
+        if name in EVALUATION or name in ALSO
+    },
+    **{
+        f"pruning: {name}": (lambda b=b: prune(model(), b), *rest)
+        for name, (b, *rest) in BATCHES.items()
+        if name in ALSO
     },
     **{
         f"accuracy: {name}": (lambda b=b: gnorm.accuracy(model(), b), *rest)
@@ -362,9 +375,9 @@ def refused(call, exception, fragment, folder):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.soak) for case in EVERY_DOOR)])
 def test_what_cannot_work_is_refused(case, here):
-    refused(*CASES[case], here)
+    refused(*(CASES | EVERY_DOOR)[case], here)
 
 
 def test_every_batch_and_criterion_is_looked_at_by_every_function(here):
@@ -473,9 +486,17 @@ def test_a_model_whose_heads_are_all_gone(method, here):
         assert criterion(bare, GOOD).tolist() == [[-torch.inf] * 4] * 3
 
 
-@pytest.mark.parametrize("method", ["greedy_gnorm", "attention_entropy", "random"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_pruned_and_recorded(method, dtype, family, here):
+DTYPES = (torch.float16, torch.bfloat16, torch.float64)
+RECORDED = ("greedy_gnorm", "attention_entropy", "random")
+PRECISE = [*(("bert", dtype, "greedy_gnorm") for dtype in DTYPES), *(("bert", torch.float16, m) for m in RECORDED[1:])]
+PRECISE += [(family, torch.bfloat16, "greedy_gnorm") for family in ("roberta", "xlm-roberta", "albert")]
+EVERY = itertools.product(("bert", "roberta", "xlm-roberta", "albert"), DTYPES, RECORDED)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "method"), [*PRECISE, *(pytest.param(*each, marks=pytest.mark.soak) for each in EVERY)]
+)
+def test_other_precisions_are_pruned_and_recorded(family, dtype, method, here):
     run = prune(model(family).to(dtype), GOOD, method=method)
     assert run.info["dtype"] == str(dtype).removeprefix("torch.")
     assert len(set(run.order())) == int(run.start.sum())

@@ -223,7 +223,7 @@ def with_left_out(batches, label=-100):
 
 
 ALL = gnorm.METHODS | gnorm.MORE_METHODS
-BY_CRITERION = list({row.criterion: name for name, row in ALL.items()}.values())
+BY_CRITERION = list({row.criterion: name for name, row in reversed(ALL.items())}.values())
 WHOLE_TYPES = (torch.int32, torch.int8, torch.uint8, torch.bool)
 TYPED = [*((name, torch.uint8) for name in BY_CRITERION), *(("head_importance", dtype) for dtype in WHOLE_TYPES)]
 EVERY_TYPE = [pytest.param(name, dtype, marks=pytest.mark.soak) for name in ALL for dtype in WHOLE_TYPES]

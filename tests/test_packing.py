@@ -1,7 +1,6 @@
 """Rows of tokens: the same logits and scores as padded texts, whatever the classifier reads."""
 
 import contextlib
-import copy
 
 import literal
 import pytest
@@ -38,11 +37,8 @@ def logits_of(model, prepared, kept=None):
 
 def one_by_one(model, batches):
     """The logits of each text alone, cut to its length."""
-    rows = []
-    for batch in batches:
-        for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-            rows.append(model(input_ids=batch["input_ids"][i : i + 1, :length]).logits)
-    return torch.cat(rows).detach()
+    with torch.no_grad():
+        return torch.cat([literal.forward(model, text) for text in literal.texts(batches)])
 
 
 @pytest.mark.parametrize("max_tokens", [None, 1, 20, 40])
@@ -60,7 +56,7 @@ def test_texts_of_like_length_share_a_rectangle_whatever_their_batches(model):
     assert len(micro.batch_slices) == len(texts) > len(packed.length_groups)
     assert packed.texts_in_groups.item_of.tolist() == sorted(range(len(texts)), key=lambda i: -lengths[i])
     assert [r.width for r in packed.length_groups] == sorted({r.width for r in packed.length_groups}, reverse=True)
-    expected = literal.scores(copy.deepcopy(model), texts).log()
+    expected = literal.products(model, texts).log()
     close_logs(gnorm.gnorm_scores(model, texts), expected)
 
 
@@ -101,7 +97,7 @@ def test_a_classifier_that_reads_every_token_gets_padded_texts():
     prepared = prepare(batches, model)
     assert prepared.packing is None
     close(logits_of(model, prepared), one_by_one(model, batches))
-    expected = literal.scores(copy.deepcopy(model), batches).log()
+    expected = literal.products(model, batches).log()
     close_logs(gnorm.gnorm_scores(model, prepared), expected)
 
 
@@ -188,7 +184,7 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     assert len(prepared) > 1
     if room != "all layers":
         tokens = sum(int(micro.lengths.sum()) for micro in prepared)
-        monkeypatch.setattr(gnorm.engine.texts.batches, "CACHE_BYTES", tokens * 32 * 4 * 2)
+        monkeypatch.setattr(gnorm.engine.forwarding, "CACHE_BYTES", tokens * 32 * 4 * 2)
     kept, ran, mask = layer_input_caches(model, prepared), [], gnorm.head_mask_of(model)
     layers = model.base_model.encoder.layer
     for number, layer in enumerate(layers):
@@ -207,9 +203,14 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     assert not any("forward" in vars(layer) for layer in layers)
 
 
-@pytest.mark.parametrize("method", ["greedy_gnorm", "attention_entropy", "random"])
-def test_trajectories_are_the_same_with_nothing_kept(model, method, monkeypatch):
-    texts = ragged_batches(), ragged_batches(count=4, seed=7)
+OTHERS = ("roberta", "xlm-roberta", "albert")
+RUNS = [*(("bert", name) for name in ("greedy_gnorm", "attention_entropy", "random")), ("albert", "greedy_gnorm")]
+CROSS = [pytest.param(f, n, marks=pytest.mark.soak) for f in OTHERS for n in ("greedy_gnorm", "random")]
+
+
+@pytest.mark.parametrize(("family", "method"), [*RUNS, *CROSS])
+def test_trajectories_are_the_same_with_nothing_kept(family, method, monkeypatch):
+    model, texts = tiny_model(family), (ragged_batches(), ragged_batches(count=4, seed=7))
     found = gnorm.prune(model, *texts, method=method, progress=False)
     monkeypatch.setattr(gnorm.pruning, "layer_input_caches", lambda _, prepared: [NO_CACHE] * len(prepared))
     expected = gnorm.prune(model, *texts, method=method, progress=False)

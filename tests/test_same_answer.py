@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from precision import close, close_logs
-from tiny import ragged_batches, tiny_model
+from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.model.state import evaluating
@@ -24,9 +24,13 @@ def of(model, **options):
     return gnorm.prune(model, BATCHES, progress=False, **options)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_runs_give_identical_tables(model, method):
-    first, second = of(model, method=method), of(copy.deepcopy(model), method=method)
+CROSS = [pytest.param(family, name, 1, marks=pytest.mark.soak) for family in FAMILIES for name in METHODS]
+SOME = [*(("bert", name, 3) for name in METHODS), *((family, "greedy_gnorm", 3) for family in list(FAMILIES)[1:])]
+
+
+@pytest.mark.parametrize(("family", "method", "count"), [*SOME, *CROSS])
+def test_two_runs_give_identical_tables(family, method, count):
+    first, second = (of(tiny_model(family), method=method, heads_per_step=count) for _ in range(2))
     assert first.table.equals(second.table)
     assert (first.correct == second.correct).all()
     seconds = {"seconds": 0, "scoring_seconds": 0}
@@ -64,14 +68,15 @@ def test_cpu_and_cuda_agree(model):
         assert on_cpu.order() == on_cuda.order()
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
-def test_texts_in_another_order_within_their_batch_give_the_same_order(model, method):
-    generator = torch.Generator().manual_seed(5)
+@pytest.mark.parametrize(("family", "method", "count"), [case for case in (*SOME, *CROSS) if "random" not in str(case)])
+def test_texts_in_another_order_within_their_batch_give_the_same_order(family, method, count):
+    model, generator = tiny_model(family), torch.Generator().manual_seed(5)
     shuffled = []
     for batch in BATCHES:
         order = torch.randperm(len(batch["labels"]), generator=generator)
         shuffled.append({name: tensor[order] for name, tensor in batch.items()})
-    plain, other = of(model, method=method), gnorm.prune(model, shuffled, method=method, progress=False)
+    options = {"method": method, "heads_per_step": count, "progress": False}
+    plain, other = (gnorm.prune(model, given, **options) for given in (BATCHES, shuffled))
     assert min(plain.info["smallest_gap"], other.info["smallest_gap"]) > NEAR_TIE
     assert other.order() == plain.order()
     assert other.table.accuracy.tolist() == plain.table.accuracy.tolist()

@@ -59,14 +59,16 @@ def test_a_shared_block_is_scored_when_it_is_due():
 
 
 def test_every_schedule_is_another_run():
-    tables = [run(rescore_every=every).table for every in (0, 1, 3)]
+    given = model(layers=2)
+    tables = [run(given, rescore_every=every).table for every in (0, 1, 3)]
     assert not any(first.equals(second) for first, second in zip(tables, [*tables[1:], tables[0]], strict=True))
-    assert run(rescore_every=100).table.equals(tables[0])
+    assert run(given, rescore_every=100).table.equals(tables[0])
 
 
 def test_steps_are_counted_not_heads():
-    by_twos = run(rescore_every=2, heads_per_step=2)
-    one_by_one = run(rescore_every=4)
+    given = model(layers=2)
+    by_twos = run(given, rescore_every=2, heads_per_step=2)
+    one_by_one = run(given, rescore_every=4)
     assert by_twos.order() == one_by_one.order()
     assert by_twos.table.score.equals(one_by_one.table.score)
     last_of_each = by_twos.table.drop_duplicates("pruned_heads")
@@ -217,14 +219,18 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("case", RESUMED)
-def test_a_journal_that_is_cut_at_any_line_ends_in_the_same_table(case, tmp_path):
+AT_ANY_LINE = [pytest.param(case, True, marks=pytest.mark.soak) for case in RESUMED]
+
+
+@pytest.mark.parametrize(("case", "every"), [("layers", True), *((case, False) for case in RESUMED), *AT_ANY_LINE])
+def test_a_journal_that_is_cut_at_any_line_ends_in_the_same_table(case, every, tmp_path):
+    """At every line of one run, at the second, one in the middle and the last of the others."""
     options, evaluation = RESUMED[case]
     path, given = tmp_path / "journal", model(layers=2)
     whole = run(given, evaluation, journal=path, **options)
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + len(whole.table.drop_duplicates(["trial", "pruned_heads"]))
-    for cut in range(1, len(lines)):
+    for cut in range(1, len(lines)) if every else (2, len(lines) // 2, len(lines) - 1):
         path.write_bytes(b"".join(lines[:cut]))
         same(run(given, evaluation, journal=path, **options), whole)
         assert len(path.read_bytes().splitlines()) == len(lines)

@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from models import make, random_masks
 from precision import close
-from test_encoders import make, masks
 from test_heads import BATCH, logits, random_mask
 from tiny import ragged_batches, tiny_model, without_elements
 
@@ -153,7 +153,7 @@ def test_tokenizer_and_card_go_into_the_folder(tmp_path):
 def pruned(request):
     """A model with unequal layers, one of them empty (all of them for albert's one block)."""
     model = make(request.param)
-    gnorm.remove_heads(model, masks(model)["empty"])
+    gnorm.remove_heads(model, random_masks(gnorm.head_mask_of(model).shape)[0])
     return model
 
 
