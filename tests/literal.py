@@ -105,7 +105,7 @@ def gradients(
     weighted: bool = False,
     of: list[list[Part]] | None = None,
 ) -> Tensor:
-    """(layer, projection, head) float64 sums over batches of the norms of a head's gradients: query, key, value, output.
+    """(layer, projection, head) float64 sums over batches of norms of gradients: of query, key, value, output.
 
     weighted: the gradient times the weight. of: the blocks; all of the model's if None.
     """

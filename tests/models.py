@@ -453,7 +453,7 @@ def signal_shape(config: Any) -> tuple[int, ...]:
 
 
 def batches_of(model: Any, count: int = 2, size: int = 4) -> list[dict[str, Tensor]]:
-    """Labelled batches for a model, or for the one of a name: texts of 2 to 11 tokens, or signals; the last is smaller."""
+    """Labelled batches for a model, or the one of a name: texts of 2 to 11 tokens, or signals; the last is smaller."""
     model, generator = make(model) if isinstance(model, str) else model, torch.Generator().manual_seed(1)
     kind = ROWS[model.config.model_type].kind
     if not of_texts(model.config.model_type):

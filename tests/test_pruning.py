@@ -98,22 +98,6 @@ def test_steps_bound_the_run():
     assert run(steps=3).table.pruned_heads.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"method": "greedy"}, "method 'greedy' is not known; choose one of greedy_gnorm"),
-        ({"steps": 13}, "steps=13 is out of range: 12 heads, 1 a step, make 12 steps"),
-        ({"steps": -1}, "steps=-1 is out of range"),
-        ({"heads_per_step": 0}, "heads_per_step=0 is out of range: it must be at least 1"),
-        ({"trials": 2}, "greedy_gnorm draws nothing at random"),
-    ],
-)
-def test_bad_options_are_refused(options, complaint, tmp_path):
-    with pytest.raises(ValueError, match=complaint):
-        run(journal=tmp_path / "journal", **options)
-    assert not list(tmp_path.iterdir())
-
-
 # ---------------------------------------------------------------- journal
 
 
