@@ -110,7 +110,7 @@ def gradients(
     weighted: the gradient times the weight. of: the blocks; all of the model's if None.
     """
     of = blocks(model) if of is None else of
-    sums = torch.zeros(len(of), 4, len(of[0][0].rows), dtype=torch.float64)
+    sums = torch.zeros(len(of), len(of[0]), len(of[0][0].rows), dtype=torch.float64)
     for batch in batches:
         model.zero_grad()
         objective(model, batch).backward()
@@ -125,12 +125,12 @@ def gradients(
 
 def products(model: Any, batches: list[Batch], objective: Callable[[Any, Batch], Tensor] = norm) -> Tensor:
     """(layer, head) float64 products over query, key and value of summed norms."""
-    return gradients(model, batches, objective)[:, :3].prod(1)
+    return gradients(model, batches, objective, of=[block[:3] for block in blocks(model)]).prod(1)
 
 
 def scores(model: Any, batches: list[Batch]) -> Tensor:
     """The same by a pass over the texts for each layer, as the paper's notebooks take them."""
-    return torch.stack([gradients(model, batches, of=[block])[0, :3].prod(0) for block in blocks(model)])
+    return torch.stack([gradients(model, batches, of=[block[:3]])[0].prod(0) for block in blocks(model)])
 
 
 def saliency(model: Any, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from gnorm.engine.model.families import FAMILIES
 
-SHORT = 60  # draws of every run of the tests
+SHORT = 40  # draws of every run of the tests
 LONG = int(os.environ.get("GNORM_FUZZ_DRAWS") or 20_000)  # draws of the soak
 GROUP = 20
 

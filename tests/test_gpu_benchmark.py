@@ -1,5 +1,6 @@
 """What a GPU would launch and wait for, counted on a CPU, and the benchmark that measures it where there is one."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -15,10 +16,15 @@ import gnorm
 from benchmarks import gpu
 from gnorm.engine.backward import factors
 
+WEIGHTED, PARTS = {"weighted": True}, {"parts": ("query", "output")}
+CROSS = itertools.product(("bert", "albert", "gpt2"), ({}, WEIGHTED, PARTS), (None, 20))
 
-@pytest.mark.parametrize("family", ["bert", "albert", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"weighted": True}, {"parts": ("query", "output")}])
-@pytest.mark.parametrize("max_tokens", [None, 20])
+
+@pytest.mark.parametrize(
+    ("family", "options", "max_tokens"),
+    [("bert", {}, None), ("bert", WEIGHTED, 20), ("bert", PARTS, None), ("albert", PARTS, 20), ("gpt2", WEIGHTED, None)]
+    + [pytest.param(*case, marks=pytest.mark.soak) for case in CROSS],
+)
 def test_gradients_taken_together_are_those_taken_one_by_one(family, options, max_tokens):
     """Few large products, and as many norms, on a GPU: the same scores but for rounding; also of cut batches."""
     more = {"n_embd": 32, "n_layer": 3, "n_head": 4} if family == "gpt2" else {}
