@@ -1,13 +1,13 @@
 """What cannot work is refused: by the documented exception, in one sentence that names the thing, with nothing written
 and no hook left behind. What is odd but can work, works."""
 
-import itertools
 import re
 import shutil
 
 import pytest
 import tiny
 import torch
+from crosses import one_by_all
 from tiny import ragged_batches
 from torch import nn
 from transformers import (
@@ -488,14 +488,9 @@ def test_a_model_whose_heads_are_all_gone(method, here):
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float64)
 RECORDED = ("greedy_gnorm", "attention_entropy", "random")
-PRECISE = [*(("bert", dtype, "greedy_gnorm") for dtype in DTYPES), *(("bert", torch.float16, m) for m in RECORDED[1:])]
-PRECISE += [(family, torch.bfloat16, "greedy_gnorm") for family in ("roberta", "xlm-roberta", "albert")]
-EVERY = itertools.product(("bert", "roberta", "xlm-roberta", "albert"), DTYPES, RECORDED)
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype", "method"), [*PRECISE, *(pytest.param(*each, marks=pytest.mark.soak) for each in EVERY)]
-)
+@pytest.mark.parametrize(("family", "dtype", "method"), one_by_all(tiny.FAMILIES, DTYPES, RECORDED))
 def test_other_precisions_are_pruned_and_recorded(family, dtype, method, here):
     run = prune(model(family).to(dtype), GOOD, method=method)
     assert run.info["dtype"] == str(dtype).removeprefix("torch.")

@@ -7,9 +7,10 @@ import literal
 import pytest
 import textpruner
 import torch
+from crosses import one_by_all
 from literal import saliency, texts
 from precision import close, close_logs, differ
-from tiny import ragged_batches, tiny_model
+from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm import criteria
@@ -106,9 +107,7 @@ def test_weight_magnitude_is_the_norm_of_all_weights_of_a_head(model):
             close_logs(found[layer, head], 0.5 * math.log(sum(squares)))
 
 
-@pytest.mark.parametrize(
-    ("family", "alpha"), [("bert", 0.0), ("bert", 0.5), ("bert", 0.8), ("albert", 0.5), ("roberta", 0.5)]
-)
+@pytest.mark.parametrize(("family", "alpha"), one_by_all(FAMILIES, (0.5, 0.0, 0.8)))
 def test_hies_weighs_what_both_say_between_their_extremes(family, alpha):
     model = tiny_model(family)
     importance = criteria.head_importance(model, BATCHES).flatten().tolist()
@@ -159,9 +158,7 @@ def same_as_under_a_mask(model, mask, criterion, name):
         (close_logs if "gnorm" in name else close)(scores[mask], expected[mask])
 
 
-@pytest.mark.parametrize(
-    ("family", "name"), [*(("albert", name) for name in NAMES), ("roberta", "flap"), ("xlm-roberta", "head_importance")]
-)
+@pytest.mark.parametrize(("family", "name"), one_by_all(("albert", "bert", "roberta", "xlm-roberta"), NAMES))
 def test_heads_that_are_gone_count_for_nothing_and_the_others_as_under_a_mask(family, name):
     model = tiny_model(family)
     mask = torch.ones_like(gnorm.head_mask_of(model))
@@ -224,12 +221,10 @@ def with_left_out(batches, label=-100):
 
 ALL = gnorm.METHODS | gnorm.MORE_METHODS
 BY_CRITERION = list({row.criterion: name for name, row in reversed(ALL.items())}.values())
-WHOLE_TYPES = (torch.int32, torch.int8, torch.uint8, torch.bool)
-TYPED = [*((name, torch.uint8) for name in BY_CRITERION), *(("head_importance", dtype) for dtype in WHOLE_TYPES)]
-EVERY_TYPE = [pytest.param(name, dtype, marks=pytest.mark.soak) for name in ALL for dtype in WHOLE_TYPES]
+LOSS_FIRST = ["head_importance", *(name for name in BY_CRITERION if name != "head_importance")]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*TYPED, *EVERY_TYPE])
+@pytest.mark.parametrize(("name", "dtype"), one_by_all(LOSS_FIRST, (torch.uint8, torch.int32, torch.int8, torch.bool)))
 def test_labels_of_any_whole_type_are_the_same_labels(name, dtype):
     model = tiny_model("bert", num_hidden_layers=1)
     two = [batch | {"labels": batch["labels"].clamp(max=1)} for batch in BATCHES[1:]]

@@ -1,37 +1,26 @@
 """The engine against the literal algorithm: order, score and accuracy, four families, to the last head."""
 
 import copy
-import itertools
 
 import literal
 import numpy as np
 import pytest
 import torch
+from crosses import one_by_all
 from precision import close, close_logs
 from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
 
-
-def cases(*given, **marks):
-    return [pytest.param(*case, **marks) for case in given]
-
-
-LOWEST, HIGHEST = ("greedy_gnorm", False), ("inverse_greedy_gnorm", True)
 SHARED, OWN = "the scoring texts", "texts of their own"
-CROSS = itertools.product(FAMILIES, (LOWEST, HIGHEST), (SHARED, OWN))
 
 
 @pytest.mark.parametrize(
     ("family", "method", "evaluation"),
-    [
-        *cases(*((family, LOWEST, SHARED) for family in FAMILIES)),
-        *cases(("bert", HIGHEST, OWN), ("albert", HIGHEST, OWN), ("roberta", LOWEST, OWN)),
-        *cases(*CROSS, marks=pytest.mark.soak),
-    ],
+    one_by_all(FAMILIES, ("greedy_gnorm", "inverse_greedy_gnorm"), (SHARED, OWN)),
 )
 def test_prune_equals_the_literal_algorithm(family, method, evaluation):
-    (method, highest_first), model, scoring = method, tiny_model(family), ragged_batches()
+    model, scoring, highest_first = tiny_model(family), ragged_batches(), method == "inverse_greedy_gnorm"
     held_out = None if evaluation == SHARED else ragged_batches(count=4, seed=7)
     order, scores, accuracies = literal.prune(copy.deepcopy(model), scoring, held_out or scoring, highest_first)
 

@@ -55,7 +55,7 @@ def altered(name, monkeypatch, alter):
 
 def test_a_score_that_is_off_is_seen_and_the_line_repeats_it(monkeypatch, capsys):
     altered("greedy_gnorm", monkeypatch, lambda scores, *_: scores + 0.01)
-    first, *_ = [failure for failure in draws(0, 8) if "gnorm_scores is off by 0.01, " in failure]
+    first, *_ = [failure for failure in draws(0, 4) if "gnorm_scores is off by 0.01, " in failure]
     seed = first.splitlines()[0].removeprefix("draw ").removesuffix(":")
     assert first.endswith(f"repeat with: python tests/fuzz.py {seed}")
     assert fuzz.main(int(seed)) == 1
@@ -64,12 +64,12 @@ def test_a_score_that_is_off_is_seen_and_the_line_repeats_it(monkeypatch, capsys
 
 def test_two_heads_that_change_places_are_seen(monkeypatch):
     altered("attention_entropy", monkeypatch, lambda entropy, *_: entropy.flip(1))
-    assert any("attention_entropy is off" in failure for failure in draws(0, 10))
+    assert any("attention_entropy is off" in failure for failure in draws(0, 4))
 
 
 def test_a_score_that_is_no_number_is_seen_whatever_rounding_allows(monkeypatch):
     altered("greedy_gnorm", monkeypatch, lambda scores, *_: scores * torch.nan)
-    assert len([failure for failure in draws(0, 8) if "gnorm_scores is off by inf" in failure]) == 8
+    assert len([failure for failure in draws(0, 3) if "gnorm_scores is off by inf" in failure]) == 3
 
 
 def test_a_hook_left_behind_and_a_flag_altered_are_seen(monkeypatch):
@@ -78,7 +78,7 @@ def test_a_hook_left_behind_and_a_flag_altered_are_seen(monkeypatch):
         return scores
 
     altered("greedy_gnorm", monkeypatch, leave)
-    assert len([f for f in draws(0, 4) if "gnorm_scores does not leave the model as it was" in f]) == 4
+    assert len([f for f in draws(0, 2) if "gnorm_scores does not leave the model as it was" in f]) == 2
 
     def freeze(scores, model, _):
         model.requires_grad_(False)

@@ -1,6 +1,5 @@
 """What a GPU would launch and wait for, counted on a CPU, and the benchmark that measures it where there is one."""
 
-import itertools
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from crosses import one_by_all
 from pipeline import ROOT
 from precision import close_logs
 from tiny import ragged_batches, tiny_model
@@ -17,13 +17,10 @@ from benchmarks import gpu
 from gnorm.engine.backward import factors
 
 WEIGHTED, PARTS = {"weighted": True}, {"parts": ("query", "output")}
-CROSS = itertools.product(("bert", "albert", "gpt2"), ({}, WEIGHTED, PARTS), (None, 20))
 
 
 @pytest.mark.parametrize(
-    ("family", "options", "max_tokens"),
-    [("bert", {}, None), ("bert", WEIGHTED, 20), ("bert", PARTS, None), ("albert", PARTS, 20), ("gpt2", WEIGHTED, None)]
-    + [pytest.param(*case, marks=pytest.mark.soak) for case in CROSS],
+    ("family", "options", "max_tokens"), one_by_all(("bert", "albert", "gpt2"), ({}, WEIGHTED, PARTS), (None, 20))
 )
 def test_gradients_taken_together_are_those_taken_one_by_one(family, options, max_tokens):
     """Few large products, and as many norms, on a GPU: the same scores but for rounding; also of cut batches."""

@@ -5,6 +5,7 @@ import copy
 import literal
 import pytest
 import torch
+from crosses import one_by_all
 from literal import inputs_of
 from precision import close, close_logs
 from tiny import FAMILIES, SIZES, ragged_batches, tiny_model
@@ -96,13 +97,10 @@ def assert_plain(model, batches):
     close(gnorm.accuracy(model, batches), plain_accuracy(model, batches), torch.float64)
 
 
-KINDS = [LastTwo, SecondLast, MeanWithPadding, LastToken, Marker, Maximum]
-CROSS = [pytest.param(kind, texts, marks=pytest.mark.soak) for kind in KINDS[:-1] for texts in list(TEXTS)[1:]]
+KINDS = (Maximum, LastTwo, SecondLast, MeanWithPadding, LastToken, Marker)
 
 
-@pytest.mark.parametrize(
-    ("kind", "texts"), [*((kind, "of unequal lengths") for kind in KINDS[:-1]), *((Maximum, t) for t in TEXTS), *CROSS]
-)
+@pytest.mark.parametrize(("kind", "texts"), one_by_all(KINDS, TEXTS))
 def test_own_classifiers_are_given_their_batches_as_they_are(kind, texts):
     model, batches = made(kind), TEXTS[texts]()
     assert not ignores_padding(model)
@@ -259,11 +257,10 @@ def test_prepared_batches_go_wherever_batches_go(model):
 
 
 ALL = gnorm.METHODS | gnorm.MORE_METHODS
-BY_CRITERION = [("bert", method) for method in {row.criterion: name for name, row in reversed(ALL.items())}.values()]
-EVERY_METHOD = [pytest.param(family, method, marks=pytest.mark.soak) for family in FAMILIES for method in ALL]
+BY_CRITERION = {row.criterion: name for name, row in reversed(ALL.items())}.values()
 
 
-@pytest.mark.parametrize(("family", "method"), [*BY_CRITERION, *EVERY_METHOD])
+@pytest.mark.parametrize(("family", "method"), one_by_all(FAMILIES, BY_CRITERION))
 def test_prepared_batches_serve_every_method(family, method):
     model, batches = tiny_model(family), ragged_batches(2)
     prepared = gnorm.prepare(batches, model)

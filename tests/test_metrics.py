@@ -10,6 +10,7 @@ import pytest
 import sklearn.metrics
 import torch
 import transformers
+from crosses import one_by_all
 from literal import inputs_of
 from precision import close, close_logs, close_tables
 from tiny import SIZES, ragged_batches, tiny_model
@@ -187,15 +188,11 @@ def test_every_state_is_measured_and_a_resumed_run_is_the_same(problem, tmp_path
     assert bootstrap(back, samples=100).tolist() == bootstrap(run, samples=100).tolist()
 
 
-OTHER = ("attention_entropy", "flap", "gnorm_by_text", "oracle", "fisher")
-ALL_BY_ALL = [pytest.param(problem, name, marks=pytest.mark.soak) for problem in CLASSES for name in OTHER]
+OTHER = ("gnorm_margin", "oracle", "attention_entropy", "flap", "gnorm_by_text", "fisher")
+SPANS_FIRST = ["question_answering", *(name for name in CLASSES if name != "question_answering")]
 
 
-@pytest.mark.parametrize(
-    ("problem", "method"),
-    [*((p, "gnorm_margin") for p in CLASSES), *((p, "oracle") for p in CLASSES)]
-    + [*(("question_answering", name) for name in OTHER), *ALL_BY_ALL],
-)
+@pytest.mark.parametrize(("problem", "method"), one_by_all(SPANS_FIRST, OTHER))
 def test_other_methods_take_any_head_of_a_model(problem, method):
     model, batches = model_for(problem), batches_for(problem)
     if problem in ("regression", "binary_classification") and method == "gnorm_margin":

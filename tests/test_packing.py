@@ -6,14 +6,15 @@ import literal
 import pytest
 import torch
 import transformers
+from crosses import one_by_all
 from precision import close, close_logs, close_tables
-from tiny import SIZES, ragged_batches, tiny_model
+from tiny import FAMILIES, SIZES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.backward.mask_derivatives import mask_derivatives
 from gnorm.engine.forward.packing import NO_CACHE, Packing
 from gnorm.engine.forwarding import forwarding, layer_input_caches
-from gnorm.engine.model.families import FAMILIES
+from gnorm.engine.model import families
 from gnorm.engine.texts.batches import Prepared, prepare
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
@@ -203,12 +204,7 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     assert not any("forward" in vars(layer) for layer in layers)
 
 
-OTHERS = ("roberta", "xlm-roberta", "albert")
-RUNS = [*(("bert", name) for name in ("greedy_gnorm", "attention_entropy", "random")), ("albert", "greedy_gnorm")]
-CROSS = [pytest.param(f, n, marks=pytest.mark.soak) for f in OTHERS for n in ("greedy_gnorm", "random")]
-
-
-@pytest.mark.parametrize(("family", "method"), [*RUNS, *CROSS])
+@pytest.mark.parametrize(("family", "method"), one_by_all(FAMILIES, ("greedy_gnorm", "attention_entropy", "random")))
 def test_trajectories_are_the_same_with_nothing_kept(family, method, monkeypatch):
     model, texts = tiny_model(family), (ragged_batches(), ragged_batches(count=4, seed=7))
     found = gnorm.prune(model, *texts, method=method, progress=False)
@@ -253,7 +249,7 @@ def test_a_projection_that_is_never_called_is_named(monkeypatch):
     model = tiny_model("bert")
     for layer in model.bert.encoder.layer:
         layer.attention.self.key = Unseen(layer.attention.self.key)
-    monkeypatch.setitem(FAMILIES, "bert", FAMILIES["bert"])
+    monkeypatch.setitem(families.FAMILIES, "bert", families.FAMILIES["bert"])
     names = ("self.query", "self.key.linear", "self.value", "output.dense")
     gnorm.register("bert", "encoder.layer.*.attention", *names)
     with pytest.raises(ValueError, match="the key projection of BertSelfAttention is never called"):

@@ -7,6 +7,7 @@ import literal
 import numpy as np
 import pytest
 import torch
+from crosses import one_by_all
 from precision import close, close_logs
 from tiny import FAMILIES, ragged_batches, tiny_model
 from torch.nn.functional import linear
@@ -107,14 +108,8 @@ def test_weights_of_a_kind_of_their_own_are_left_to_it(counted):
     close(found, 2 * x @ weight.T)
 
 
-CROSS = [(family, method) for family in FAMILIES for method in ("greedy_gnorm", "inverse_greedy_gnorm")]
-FIRST = [("bert", "greedy_gnorm"), ("albert", "inverse_greedy_gnorm")]
-
-
 @HERE
-@pytest.mark.parametrize(
-    ("family", "method"), [*FIRST, *(pytest.param(*case, marks=pytest.mark.soak) for case in CROSS)]
-)
+@pytest.mark.parametrize(("family", "method"), one_by_all(FAMILIES, ("greedy_gnorm", "inverse_greedy_gnorm")))
 def test_prune_equals_the_literal_algorithm(counted, family, method):
     model, batches = tiny_model(family), ragged_batches()
     order, scores, accuracies = literal.prune(copy.deepcopy(model), batches, batches, method != "greedy_gnorm")
@@ -128,12 +123,10 @@ def test_prune_equals_the_literal_algorithm(counted, family, method):
 
 ALL = METHODS | MORE_METHODS
 BY_CRITERION = {row.criterion: name for name, row in reversed(ALL.items())}.values()
-SOME = [*(("bert", name) for name in BY_CRITERION), *((family, "greedy_gnorm") for family in list(FAMILIES)[1:])]
-REST = [pytest.param(family, name, marks=pytest.mark.soak) for family in list(FAMILIES)[1:] for name in BY_CRITERION]
 
 
 @HERE
-@pytest.mark.parametrize(("family", "name"), [*SOME, *REST])
+@pytest.mark.parametrize(("family", "name"), one_by_all(FAMILIES, BY_CRITERION))
 def test_no_criterion_gives_other_scores(counted, family, name):
     method, model, batches = ALL[name], tiny_model(family), ragged_batches(2)
     found = method.scores(model, batches, torch.Generator().manual_seed(0))

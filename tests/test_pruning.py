@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from crosses import one_by_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ragged_batches, tiny_model
+from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm.journal import Journal
@@ -46,15 +47,9 @@ def test_the_table_has_the_intact_model_first_and_a_row_for_every_head():
     assert gnorm.accuracy(model, EVALUATION) == table.accuracy[7]
 
 
-@pytest.mark.parametrize(
-    ("family", "method", "highest"),
-    [
-        *((family, "attention_entropy", True) for family in ("bert", "roberta", "xlm-roberta", "albert")),
-        ("bert", "inverse_attention_entropy", False),
-    ],
-)
-def test_entropy_is_scored_once_and_gives_the_order(family, method, highest):
-    model = tiny_model(family)
+@pytest.mark.parametrize(("family", "method"), one_by_all(FAMILIES, ("attention_entropy", "inverse_attention_entropy")))
+def test_entropy_is_scored_once_and_gives_the_order(family, method):
+    model, highest = tiny_model(family), method == "attention_entropy"
     scores = gnorm.attention_entropy(model, SCORING)
     trajectory = run(model, method=method)
     flat = scores.flatten().tolist()
@@ -119,11 +114,8 @@ def interrupted_after(monkeypatch, steps):
     monkeypatch.setattr(gnorm.journal.Journal, "append", counting)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-@pytest.mark.parametrize(
-    ("steps", "count"), [(1, 3), (4, 3), *(pytest.param(n, 1, marks=pytest.mark.soak) for n in (1, 5))]
-)
-def test_a_run_that_was_cut_off_ends_in_the_same_table(method, steps, count, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("method", "count", "steps"), one_by_all(METHODS, (3, 1), (4, 1)))
+def test_a_run_that_was_cut_off_ends_in_the_same_table(method, count, steps, tmp_path, monkeypatch):
     options = {"method": method, "heads_per_step": count}
     if method == "random":
         options |= {"trials": 3, "heads_per_step": 4}

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from crosses import one_by_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from precision import close, close_logs
@@ -24,11 +25,7 @@ def of(model, **options):
     return gnorm.prune(model, BATCHES, progress=False, **options)
 
 
-CROSS = [pytest.param(family, name, 1, marks=pytest.mark.soak) for family in FAMILIES for name in METHODS]
-SOME = [*(("bert", name, 3) for name in METHODS), *((family, "greedy_gnorm", 3) for family in list(FAMILIES)[1:])]
-
-
-@pytest.mark.parametrize(("family", "method", "count"), [*SOME, *CROSS])
+@pytest.mark.parametrize(("family", "method", "count"), one_by_all(FAMILIES, METHODS, (3, 1)))
 def test_two_runs_give_identical_tables(family, method, count):
     first, second = (of(tiny_model(family), method=method, heads_per_step=count) for _ in range(2))
     assert first.table.equals(second.table)
@@ -68,7 +65,9 @@ def test_cpu_and_cuda_agree(model):
         assert on_cpu.order() == on_cuda.order()
 
 
-@pytest.mark.parametrize(("family", "method", "count"), [case for case in (*SOME, *CROSS) if "random" not in str(case)])
+@pytest.mark.parametrize(
+    ("family", "method", "count"), one_by_all(FAMILIES, [name for name in METHODS if name != "random"], (3, 1))
+)
 def test_texts_in_another_order_within_their_batch_give_the_same_order(family, method, count):
     model, generator = tiny_model(family), torch.Generator().manual_seed(5)
     shuffled = []

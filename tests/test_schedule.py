@@ -6,6 +6,7 @@ import literal
 import numpy as np
 import pytest
 import torch
+from crosses import one_by_all
 from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
@@ -219,10 +220,7 @@ RESUMED = {
 }
 
 
-AT_ANY_LINE = [pytest.param(case, True, marks=pytest.mark.soak) for case in RESUMED]
-
-
-@pytest.mark.parametrize(("case", "every"), [("layers", True), *((case, False) for case in RESUMED), *AT_ANY_LINE])
+@pytest.mark.parametrize(("case", "every"), one_by_all(RESUMED, (False, True)))
 def test_a_journal_that_is_cut_at_any_line_ends_in_the_same_table(case, every, tmp_path):
     """At every line of one run, at the second, one in the middle and the last of the others."""
     options, evaluation = RESUMED[case]

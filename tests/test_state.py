@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from crosses import one_by_all
 from models import make
 from precision import close, close_logs, differ
 from tiny import SIZES, ragged_batches, tiny_model
@@ -150,10 +151,7 @@ def test_modes_around_a_call_do_not_matter(mode):
     assert model.bert.encoder.layer[0].attention.self.query.weight.grad is not None
 
 
-@pytest.mark.parametrize(
-    ("family", "method"),
-    [*(("llama", name) for name in METHODS), *(("deberta-v2", name) for name in METHODS[::2])],
-)
+@pytest.mark.parametrize(("family", "method"), one_by_all(("llama", "deberta-v2"), METHODS))
 def test_autocast_is_off_within_a_call_and_on_again_behind_it(family, method):
     """Padded classifiers, and packed decoders with rotary positions."""
     texts, auto = ragged_batches(), AutoModelForSequenceClassification
