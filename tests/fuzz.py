@@ -638,13 +638,7 @@ class Check:
         run = None
         with self.refused_where_nothing_flows(of.removed), of.around():
             run = gnorm.prune(
-                model,
-                of.batches,
-                method=name,
-                steps=steps,
-                heads_per_step=count,
-                progress=False,
-                rescore_every=every,
+                model, of.batches, method=name, steps=steps, heads_per_step=count, progress=False, rescore_every=every
             )
         if run is None:
             return

@@ -147,11 +147,11 @@ def texts(batches: list[Batch]) -> Iterator[Batch]:
     """Every text as a batch of its own, without padding."""
     for batch in batches:
         for i in range(len(next(iter(batch.values())))):
-            text = {name: tensor[i : i + 1] for name, tensor in batch.items()}
-            for side in ("", "decoder_"):
-                if (mask := text.get(f"{side}attention_mask")) is not None:
-                    for name in (f"{side}input_ids", f"{side}attention_mask"):
-                        text[name] = text[name][:, : int(mask.sum())]
+            text = {}
+            for name, tensor in batch.items():
+                mask = batch.get("decoder_attention_mask" if name.startswith("decoder_") else "attention_mask")
+                padded = mask is not None and name not in models.LABELS and tensor.shape[:2] == mask.shape
+                text[name] = tensor[i : i + 1, : int(mask[i].sum())] if padded else tensor[i : i + 1]
             yield text
 
 
@@ -180,9 +180,7 @@ def by_text(model: Any, batches: list[Batch], of_text: Callable[[Batch], list[li
 def energy(model: Any, batches: list[Batch]) -> Tensor:
     """(layer, head) mean squared length of the contexts of a head, over tokens and then over texts."""
     return by_text(
-        model,
-        batches,
-        lambda text: [[c.square().sum(-1).mean(0) for c in passes] for passes in contexts(model, text)],
+        model, batches, lambda text: [[c.square().sum(-1).mean(0) for c in passes] for passes in contexts(model, text)]
     )
 
 

@@ -90,8 +90,7 @@ def test_flap_is_zero_in_a_layer_of_one_head_and_in_one_whose_heads_are_alike():
 def test_output_saliency_is_textpruners_own(family, tmp_path):
     model = tiny_model(family)
     pruner = textpruner.TransformerPruner(
-        copy.deepcopy(model),
-        general_config=textpruner.GeneralConfig(use_device="cpu", output_dir=str(tmp_path)),
+        copy.deepcopy(model), general_config=textpruner.GeneralConfig(use_device="cpu", output_dir=str(tmp_path))
     )
     expected, _ = pruner.get_importance_score(BATCHES)
     close(criteria.output_saliency(model, BATCHES), expected.double())
@@ -230,9 +229,7 @@ def test_labels_of_any_whole_type_are_the_same_labels(name, dtype):
     two = [batch | {"labels": batch["labels"].clamp(max=1)} for batch in BATCHES[1:]]
     found, expected = (
         ALL[name].scores(
-            model,
-            [batch | {"labels": batch["labels"].to(kind)} for batch in two],
-            torch.Generator().manual_seed(0),
+            model, [batch | {"labels": batch["labels"].to(kind)} for batch in two], torch.Generator().manual_seed(0)
         )
         for kind in (dtype, torch.int64)
     )

@@ -16,8 +16,7 @@ SHARED, OWN = "the scoring texts", "texts of their own"
 
 
 @pytest.mark.parametrize(
-    ("family", "method", "evaluation"),
-    one_by_all(FAMILIES, ("greedy_gnorm", "inverse_greedy_gnorm"), (SHARED, OWN)),
+    ("family", "method", "evaluation"), one_by_all(FAMILIES, ("greedy_gnorm", "inverse_greedy_gnorm"), (SHARED, OWN))
 )
 def test_prune_equals_the_literal_algorithm(family, method, evaluation):
     model, scoring, highest_first = tiny_model(family), ragged_batches(), method == "inverse_greedy_gnorm"
