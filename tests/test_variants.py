@@ -11,7 +11,7 @@ from gnorm import criteria
 from gnorm.engine.texts.batches import prepare
 from gnorm.methods import MORE_METHODS
 
-BATCHES = ragged_batches()
+BATCHES = ragged_batches(2)
 
 
 def norm_of_centred(model, batch):
