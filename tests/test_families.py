@@ -47,7 +47,8 @@ def test_blocks_are_the_projections_of_the_model(name):
     model = make(name)
     blocks = gnorm.attention_blocks(model)
     assert [(b.query, b.key, b.value, b.output) for b in blocks] == literal.projections(model)
-    assert {(b.num_heads, b.kept) for b in blocks} == {(n := literal.heads_of(model), tuple(range(n)))}
+    heads, (_, key, *_) = literal.heads_of(model), literal.blocks(model)[0]
+    assert {(b.num_heads, b.head_dim, b.kept) for b in blocks} == {(heads, key.rows.shape[1], tuple(range(heads)))}
 
 
 def test_order_and_scores_equal_those_of_a_literal_loop_to_the_last_head(name):
@@ -95,10 +96,11 @@ def masked_equals_removed_equals_reloaded(model, batches, mask, folder=None):
     assert torch.equal(gnorm.head_mask_of(reloaded), mask)
     for block, other in zip(gnorm.attention_blocks(smaller), gnorm.attention_blocks(reloaded), strict=True):
         if not block.kept:
-            assert not any("weight" in dict(module.named_parameters()) for module in block.by_module())
+            assert not any(type(module).__name__ in ("Linear", "Conv1D") for module in block.owner.modules())
         counted = block.queries_per_head * len(block.kept)
-        for attribute in ("num_attention_heads", "num_heads", "n_heads"):
-            assert getattr(block.module, attribute, counted) == getattr(other.module, attribute, counted) == counted
+        sizes = dict.fromkeys(("num_attention_heads", "num_heads", "n_heads"), counted)
+        for attribute, size in (sizes | {"all_head_size": counted * block.head_dim}).items():
+            assert getattr(block.module, attribute, size) == getattr(other.module, attribute, size) == size
     return reloaded
 
 
