@@ -23,22 +23,18 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
-import layouts
+import literal
+import models
 import torch
+from models import POSITIONS, ROWS, VOCABULARY
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForAudioClassification,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoConfig
 
 import gnorm
 from gnorm.engine.texts.batches import prepare
 from gnorm.methods import METHODS, MORE_METHODS
 
-VOCABULARY, POSITIONS, LONGEST = 60, 32, 20
-IMAGE = {"image_size": 8, "patch_size": 4, "num_channels": 3}
+LONGEST = 20
 CRITERIA = METHODS | MORE_METHODS
 BY_TEXT_AT_MOST = 8  # texts, for a criterion that takes a backward pass for each
 # Relative error of one operation in the precision of the model, and what scores may be off where nothing cancels.
@@ -48,212 +44,17 @@ AMPLIFIED = 30  # sums in another order than plain autograd's may be off by that
 
 # Limits that are small for small models, so that every path is taken: module, name and values to draw from.
 LIMITS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
-    ("gnorm.engine.texts.batches", "MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
-    ("gnorm.engine.texts.batches", "PACKED_MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
-    ("gnorm.engine.texts.batches", "OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
-    ("gnorm.engine.texts.batches", "PACKED_OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
-    ("gnorm.engine.texts.batches", "CACHE_BYTES", (1, 2000)),
+    ("gnorm.engine.texts.micro_batches", "MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
+    ("gnorm.engine.texts.micro_batches", "PACKED_MAX_TOKENS", ({"cpu": 5}, {"cpu": 12}, {"cpu": 40})),
+    ("gnorm.engine.texts.micro_batches", "OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
+    ("gnorm.engine.texts.micro_batches", "PACKED_OVERHEAD_TOKENS", ({"cpu": 0}, {"cpu": 5})),
+    ("gnorm.engine.forwarding", "CACHE_BYTES", (1, 2000)),
     ("gnorm.engine.forward.attention", "EXPLICIT_ATTENTION_TOKENS", (0, 4)),
     ("gnorm.engine.forward.products", "SMALLEST", (1, 500)),
 )
 
 
-def _of_bert(r: random.Random) -> dict[str, Any]:
-    return {"type_vocab_size": r.choice([1, 2, 3]), "chunk_size_feed_forward": r.choice([0, 0, 0, 0, 1])}
-
-
-def _of_albert(r: random.Random) -> dict[str, Any]:
-    groups = {"num_hidden_groups": r.choice([1, 1, 2, 3]), "inner_group_num": r.choice([1, 1, 2])}
-    return {"embedding_size": r.randint(2, 9), **groups, "type_vocab_size": 2}
-
-
-def _of_deberta(r: random.Random) -> dict[str, Any]:
-    relative = {
-        "pos_att_type": r.choice([["c2p"], ["p2c"], ["c2p", "p2c"], "p2c|c2p", []]),
-        "share_att_key": r.random() < 0.5,
-        "position_buckets": r.choice([-1, 4, 8]),
-        "norm_rel_ebd": r.choice(["none", "layer_norm"]),
-        "position_biased_input": r.random() < 0.5,
-    }
-    return {
-        "type_vocab_size": r.choice([0, 2]),
-        "conv_kernel_size": r.choice([0, 0, 3]),
-        **({"relative_attention": True, **relative} if r.random() < 0.7 else {}),
-    }
-
-
-def _rotary(r: random.Random) -> dict[str, Any]:
-    """Grouped queries, rotary positions, sliding windows."""
-    heads, queries = r.randint(1, 3), r.choice([1, 2, 2, 4])
-    return {
-        "num_attention_heads": heads * queries,
-        "num_key_value_heads": heads,
-        "head_dim": r.choice([2, 4, 6]),
-        "hidden_size": heads * queries * r.choice([2, 3, 4]) * (4 if heads * queries == 1 else 1),
-        "attention_bias": r.random() < 0.5,
-        "sliding_window": r.choice([None, 3, 8]),
-        "tie_word_embeddings": r.random() < 0.5,
-    }
-
-
-def _even(r: random.Random) -> dict[str, Any]:
-    """Heads of an even number of rows, half of which are rotated in some families."""
-    heads = r.randint(1, 4)
-    return {"num_attention_heads": heads, "hidden_size": heads * r.choice([4, 8])}
-
-
-def _grouped(r: random.Random) -> dict[str, Any]:
-    heads, queries = r.randint(1, 3), r.choice([1, 2])
-    sizes = {"num_attention_heads": heads * queries, "num_key_value_heads": heads}
-    return {**sizes, "hidden_size": heads * queries * r.choice([4, 8])}
-
-
-def _windowed(r: random.Random) -> dict[str, Any]:
-    windows = {"use_sliding_window": True, "sliding_window": r.choice([2, 5]), "max_window_layers": r.randint(0, 2)}
-    return {**_rotary(r), **(windows if r.random() < 0.5 else {"sliding_window": None})}
-
-
-def _of_gpt(r: random.Random) -> dict[str, Any]:
-    return {"bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": r.random() < 0.5}
-
-
-def _of_gpt2(r: random.Random) -> dict[str, Any]:
-    scaled = {"scale_attn_by_inverse_layer_idx": r.random() < 0.5, "scale_attn_weights": r.random() < 0.7}
-    return {**_of_gpt(r), **scaled, "n_inner": 12}
-
-
-def _of_t5(r: random.Random) -> dict[str, Any]:
-    heads, layers = r.randint(1, 4), r.randint(1, 3)
-    return {
-        "d_model": r.choice([8, 12]),
-        "d_kv": r.randint(1, 6),
-        "d_ff": 12,
-        "num_heads": heads,
-        "num_layers": layers,
-        "num_decoder_layers": r.randint(1, 3),
-        "feed_forward_proj": r.choice(["relu", "gated-gelu"]),
-        "relative_attention_num_buckets": r.choice([4, 8]),
-        "relative_attention_max_distance": r.choice([8, 20]),
-        "decoder_start_token_id": 1,
-        "eos_token_id": 2,
-    }
-
-
-def _of_bart(r: random.Random) -> dict[str, Any]:
-    heads = r.randint(1, 4)
-    return {
-        "d_model": heads * r.choice([2, 4, 6]),
-        "encoder_layers": r.randint(1, 3),
-        "decoder_layers": r.randint(1, 3),
-        "encoder_attention_heads": heads,
-        "decoder_attention_heads": heads,
-        "encoder_ffn_dim": 12,
-        "decoder_ffn_dim": 8,
-        "scale_embedding": r.random() < 0.5,
-        "eos_token_id": 2,
-        "bos_token_id": 0,
-        "forced_eos_token_id": None,
-        "decoder_start_token_id": 1,
-    }
-
-
-def _of_sounds(r: random.Random) -> dict[str, Any]:
-    stable = r.random() < 0.5
-    return {
-        "conv_dim": (8, 8),
-        "conv_kernel": (4, 4),
-        "conv_stride": (4, 4),
-        "num_conv_pos_embeddings": 4,
-        "num_conv_pos_embedding_groups": 1,
-        "classifier_proj_size": 8,
-        "num_feat_extract_layers": 2,
-        "do_stable_layer_norm": stable,
-        "feat_extract_norm": "layer" if stable else "group",
-        "use_weighted_layer_sum": r.random() < 0.3,
-    }
-
-
-# What a configuration is drawn from, beside the sizes.
-OPTIONS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
-    "bert": _of_bert,
-    "roberta": lambda r: {**_of_bert(r), "type_vocab_size": 1},
-    "xlm-roberta": lambda r: {"type_vocab_size": 1},
-    "camembert": lambda r: {"type_vocab_size": 1},
-    "electra": lambda r: {"embedding_size": r.randint(2, 9), **_of_bert(r)},
-    "albert": _of_albert,
-    "distilbert": lambda r: {"sinusoidal_pos_embds": r.random() < 0.3},
-    "deberta-v2": _of_deberta,
-    "mpnet": lambda r: {"relative_attention_num_buckets": r.choice([32, 40])},
-    "vit": lambda r: {**IMAGE, "qkv_bias": r.random() < 0.5},
-    "deit": lambda r: {**IMAGE, "architectures": ["DeiTForImageClassification"], "qkv_bias": r.random() < 0.5},
-    "data2vec-text": lambda r: {"type_vocab_size": 1},
-    "ernie": lambda r: {**_of_bert(r), "use_task_id": r.random() < 0.5},
-    "roformer": lambda r: {**_of_bert(r), **_even(r), "rotary_value": r.random() < 0.5, "embedding_size": 6},
-    "rembert": lambda r: {"input_embedding_size": 6, "output_embedding_size": 6, "type_vocab_size": 2},
-    "beit": lambda r: {
-        **IMAGE,
-        **dict.fromkeys(r.choice([["use_relative_position_bias"], ["use_shared_relative_position_bias"], []]), True),
-    },
-    "dinov2": lambda r: {**IMAGE, "use_swiglu_ffn": r.random() < 0.5, "qkv_bias": r.random() < 0.5, "mlp_ratio": 2},
-    "audio-spectrogram-transformer": lambda r: {"max_length": 12, "num_mel_bins": 8, "patch_size": 4},
-    "wav2vec2": _of_sounds,
-    "hubert": _of_sounds,
-    "whisper": lambda r: {
-        **(bart := _of_bart(r)),
-        "d_model": max(4, bart["d_model"]),  # the sinusoids of its positions are not defined for two
-        "num_mel_bins": 4,
-        "max_source_positions": 6,
-        "max_target_positions": POSITIONS,
-        "classifier_proj_size": 8,
-        "vocab_size": VOCABULARY,
-        "pad_token_id": 1,
-        "use_weighted_layer_sum": r.random() < 0.3,
-    },
-    "gpt2": _of_gpt2,
-    "gpt_neox": lambda r: {
-        **_even(r),
-        "use_parallel_residual": r.random() < 0.5,
-        "attention_bias": r.random() < 0.7,
-        "rotary_pct": r.choice([0.5, 1.0]),
-    },
-    "gptj": lambda r: {**_of_gpt(r), **_even(r), "rotary_dim": r.choice([2, 4])},
-    "gpt_neo": lambda r: {**_of_gpt(r), "window_size": r.choice([2, 6])},
-    "opt": lambda r: {
-        "ffn_dim": 12,
-        "word_embed_proj_dim": r.choice([6, 8]),
-        "do_layer_norm_before": r.random() < 0.5,
-        "enable_bias": r.random() < 0.5,
-    },
-    "llama": _rotary,
-    "mistral": _rotary,
-    "qwen2": _windowed,
-    "qwen3": _windowed,
-    "gemma": _rotary,
-    "gemma2": lambda r: {**_rotary(r), "sliding_window": r.choice([2, 6]), "query_pre_attn_scalar": r.choice([4, 9])},
-    "gemma3_text": lambda r: {**_rotary(r), "sliding_window": r.choice([2, 6])},
-    "smollm3": _rotary,
-    "starcoder2": lambda r: {**_grouped(r), "sliding_window": r.choice([None, 4]), "use_bias": r.random() < 0.5},
-    "phi": lambda r: {**_grouped(r), "qk_layernorm": r.random() < 0.5},
-    "eurobert": _rotary,
-    "nomic_bert": lambda r: {**_even(r)},
-    "modernbert": lambda r: {
-        **_even(r),
-        "local_attention": r.choice([2, 6]),
-        "global_attn_every_n_layers": r.choice([1, 2, 3]),
-        "attention_bias": r.random() < 0.5,
-        "classifier_pooling": r.choice(["cls", "mean"]),
-        "cls_token_id": 2,
-        "sep_token_id": 2,
-        "bos_token_id": 2,
-        "eos_token_id": 2,
-    },
-    "t5": _of_t5,
-    "mt5": _of_t5,
-    "bart": lambda r: {**_of_bart(r), "num_labels": r.choice([3, 4])},  # its configuration reads 2 back as 3
-    "mbart": _of_bart,
-}
-# Models that do parts of their work in float32 whatever their precision: softmax, norms, positions.
-IN_FLOAT32 = {"vit", "deit", *(family for family in OPTIONS if family in layouts.NAMES)}
+DRAWN = [name for name, row in ROWS.items() if row.draw and "/" not in name]
 # What some families call the sizes, where transformers does not map the names.
 RENAMED = {
     "distilbert": {
@@ -304,7 +105,7 @@ def draw(seed: int) -> Draw:
     for batch in batches:
         count = len(next(iter(batch.values())))
         batch["labels"] = torch.randint(0, labels, (count,), generator=generator)
-    shape = len(layouts.blocks(model)), layouts.heads_of(model)
+    shape = len(literal.blocks(model)), literal.heads_of(model)
     removed, hidden = (
         torch.rand(shape, generator=generator) < r.choice([0.2, 0.5, 0.8])
         if r.random() < share
@@ -331,7 +132,8 @@ def draw(seed: int) -> Draw:
 
 
 def _model(r: random.Random, generator: torch.Generator) -> tuple[Any, dict[str, Any]]:
-    family, heads, head_dim = r.choice(sorted(OPTIONS)), r.randint(1, 5), r.randint(1, 8)
+    name, heads, head_dim = r.choice(DRAWN), r.randint(1, 5), r.randint(1, 8)
+    row, family = ROWS[name], models.family_of(name)
     if heads * head_dim < 4:  # layer norms of two numbers cancel them
         heads, head_dim = 4, 1
     options: dict[str, Any] = {
@@ -341,47 +143,39 @@ def _model(r: random.Random, generator: torch.Generator) -> tuple[Any, dict[str,
         "hidden_size": heads * head_dim,
         "intermediate_size": r.randint(1, 24),
         "hidden_act": r.choice(["gelu", "relu", "silu", "gelu_new"]),
-        **OPTIONS[family](r),
+        **(row.draw or models.as_it_is)(r),
     }
-    kind: Any = AutoModelForSequenceClassification
-    if "image_size" in options:
-        kind = AutoModelForImageClassification
-    elif family in ("audio-spectrogram-transformer", "wav2vec2", "hubert", "whisper"):
-        kind = AutoModelForAudioClassification
-    else:
+    if row.draw is models.as_it_is:
+        options = row.config | {"num_labels": options["num_labels"] if family != "bart" else 3}
+    if models.of_texts(name):
         options |= {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "pad_token_id": r.choice([0, 1])}
     if family == "gpt_neo":
         layers = options.pop("num_hidden_layers")
         options |= {"num_layers": layers, "attention_types": [[[r.choice(["global", "local"])], layers]]}
     if "d_model" in options:
-        for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_act"):
-            del options[name]
+        for size in ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_act"):
+            options.pop(size, None)
     options = {RENAMED.get(family, {}).get(name, name): value for name, value in options.items()}
-    model = kind.from_config(AutoConfig.for_model(family, **options), attn_implementation="eager")
+    model = models.auto_of(name).from_config(AutoConfig.for_model(family, **options), attn_implementation="eager")
     if r.random() < 0.5 and model._supports_sdpa:
         model.set_attn_implementation("sdpa")
     spread, sharp = r.choice([0.1, 0.3, 0.6]), 10 ** r.uniform(-1.5, 0.7)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for path, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator)
-            norm = "norm" in name.lower() and name.endswith("weight")
+            norm = "norm" in path.lower() and path.endswith("weight")
             parameter.copy_(1 + 0.2 * drawn if norm else drawn * (spread if parameter.dim() > 1 else 0.1))
-        for module in {part.module for block in layouts.blocks(model) for part in block}:
+        for module in {part.module for block in literal.blocks(model) for part in block}:
             module.weight.mul_(sharp)
-    double = [] if family in IN_FLOAT32 else [torch.float64] * 4
+    double = [] if row.in_float32 else [torch.float64] * 4
     dtype = r.choice([torch.float32] * 5 + double + [torch.bfloat16])
     return model.to(dtype), {**options, "weights": (spread, round(sharp, 3))}
 
 
 def _signals(r: random.Random, generator: torch.Generator, model: Any) -> tuple[list[dict[str, Tensor]], str]:
     """Pictures, sounds or spectrograms."""
-    name, config = model.main_input_name, model.config
-    if name == "pixel_values":
-        shape: tuple[int, ...] = (3, 8, 8)
-    elif name == "input_features":
-        shape = (config.num_mel_bins, 2 * config.max_source_positions)
-    else:
-        shape = (config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (r.randint(60, 160),)
+    name, shape = model.main_input_name, models.signal_shape(model.config)
+    shape = (r.randint(60, 160),) if len(shape) == 1 else shape
     sizes = [r.randint(1, 5) for _ in range(r.choice([1, 1, 2, 3]))]
     return [{name: torch.randn(n, *shape, generator=generator).to(model.dtype)} for n in sizes], name
 
@@ -394,7 +188,7 @@ def _texts(r: random.Random, generator: torch.Generator, model: Any) -> tuple[li
     types = getattr(model.config, "type_vocab_size", 0) if r.random() < 0.5 and "token_type_ids" in takes else 0
     several = getattr(model.config, "is_encoder_decoder", False)  # its classifiers read the token that ends a text
     positions = r.random() < 0.2 and "position_ids" in takes
-    embedded = r.random() < 0.1 and "inputs_embeds" in takes and model.config.model_type not in layouts.NAMES
+    embedded = r.random() < 0.1 and "inputs_embeds" in takes and not ROWS[model.config.model_type].in_float32
     integers, bits = r.choice([torch.long] * 4 + [torch.int]), r.choice([torch.long, torch.long, torch.int, torch.bool])
     if getattr(model.config, "conv_kernel_size", 0):
         bits = torch.long  # its convolution subtracts the mask from 1
@@ -450,7 +244,7 @@ def plain(of: Draw, gone: Tensor, dtype: torch.dtype = torch.float64, terms: boo
     model.set_attn_implementation("eager")
     for module in model.modules():
         module.register_forward_pre_hook(_bounded_mask, with_kwargs=True)
-    blocks, heads = layouts.blocks(model), layouts.heads_of(model)
+    blocks, heads = literal.blocks(model), literal.heads_of(model)
     rows, texts = len(blocks), sum(len(batch["labels"]) for batch in of.batches)
     for (*inputs, output), lost in zip(blocks, gone, strict=True):
         for part in inputs:
@@ -493,7 +287,9 @@ def plain(of: Draw, gone: Tensor, dtype: torch.dtype = torch.float64, terms: boo
             for row_of_z in z:
                 add("gnorm_by_text", row_of_z.norm())
         real = inputs.get("attention_mask")
-        for row, attention in zip(*_attentions(output, [row for row, _ in contexts]), strict=True):
+        several = getattr(output, "attentions", None) is None  # whose kinds follow one another, not the calls
+        passes = range(rows) if several else [row for row, _ in contexts]
+        for row, attention in zip(passes, literal.attentions(output), strict=True):
             of_query = torch.special.entr(attention.detach().double()).sum(-1)  # (text, query head, query)
             by_unit = of_query.unflatten(1, (heads, -1)).mean(2)
             entropy[row] += torch.einsum("bhq,bq->h", by_unit, _shares(real, count, by_unit.shape[2]))
@@ -525,16 +321,6 @@ def _bounded_mask(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return args, kwargs
 
 
-def _attentions(output: Any, called: list[int]) -> tuple[list[int], list[Tensor]]:
-    """The rows of blocks, and the attention weights of each pass through them. called: the rows in the order of the
-    calls."""
-    if getattr(output, "attentions", None) is not None:
-        return called, list(output.attentions)
-    kinds = (output.encoder_attentions, output.decoder_attentions, output.cross_attentions)
-    every = [weights for kind in kinds for weights in kind]
-    return list(range(len(every))), every
-
-
 def _shares(real: Tensor | None, count: int, tokens: int) -> Tensor:
     """(text, token) weights of the mean over the tokens that are real; all of them where there is no mask."""
     real = torch.ones(count, tokens) if real is None else real
@@ -548,7 +334,7 @@ MEANS = {"activation_energy": "energy", "head_importance": "importance", "output
 def magnitudes(of: Draw) -> Tensor:
     """(layer, head) natural logarithm of the norm of all weights of a head."""
     rows = []
-    for block in layouts.blocks(of.model):
+    for block in literal.blocks(of.model):
         numbers = torch.cat([part.by_head(part.module.weight.detach().double()) for part in block], 1)
         rows.append(numbers.norm(dim=1).log())
     return torch.stack(rows)
@@ -594,7 +380,7 @@ def noise(of: Draw, gone: Tensor) -> tuple[dict[str, Tensor], Plain, Plain]:
     weights = torch.stack(
         [
             torch.stack([part.by_head(part.module.weight.double()).norm(dim=1) for part in block[:3]])
-            for block in layouts.blocks(of.model)
+            for block in literal.blocks(of.model)
         ]
     ).detach()  # (layer, projection, head)
     for name, norms in exact.gradients.items():
@@ -852,13 +638,7 @@ class Check:
         run = None
         with self.refused_where_nothing_flows(of.removed), of.around():
             run = gnorm.prune(
-                model,
-                of.batches,
-                method=name,
-                steps=steps,
-                heads_per_step=count,
-                progress=False,
-                rescore_every=every,
+                model, of.batches, method=name, steps=steps, heads_per_step=count, progress=False, rescore_every=every
             )
         if run is None:
             return

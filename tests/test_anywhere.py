@@ -7,15 +7,14 @@ import runpy
 import subprocess
 import sys
 
+import models
 import onnx
 import pytest
-import test_encoders
-import test_families
 import torch
 import transformers
 from hub import Hub
+from models import batches_of, make, random_masks
 from precision import close
-from test_families import SEVERAL, random_masks
 from tiny import ragged_batches, tiny_model, without_elements
 
 import gnorm
@@ -150,21 +149,12 @@ def cut(model):
 
 def classifiers(only):
     """A classifier of every family, by the name of a folder, its Auto class and a batch; only those named, if any."""
-    for module, names in ((test_encoders, test_encoders.MODELS), (test_families, test_families.CONFIGS)):
-        for name in names:
-            if only and name.replace("/", "-") not in only:
-                continue
-            model = cut(module.make(name))
-            batch = (module.batches_of(model) if module is test_encoders else module.batches_of(name))[0]
-            batch = {key: tensor for key, tensor in batch.items() if key != "labels"}
-            kinds = {"pixel_values": "ImageClassification", "input_ids": "SequenceClassification"}
-            auto = f"AutoModelFor{kinds.get(model.main_input_name, 'AudioClassification')}"
-            for families, kind in (
-                (test_families.TRANSLATORS, "Seq2SeqLM"),
-                (test_families.LANGUAGE_MODELS, "CausalLM"),
-            ):
-                auto = f"AutoModelFor{kind}" if name in families else auto
-            yield name.replace("/", "-"), model, getattr(transformers, auto), batch
+    for name in models.ROWS:
+        if only and name.replace("/", "-") not in only:
+            continue
+        model = cut(make(name))
+        batch = {key: tensor for key, tensor in batches_of(model)[0].items() if key != "labels"}
+        yield name.replace("/", "-"), model, models.auto_of(name), batch
 
 
 def others():
@@ -182,9 +172,9 @@ def others():
     model = transformers.ViTModel(transformers.ViTConfig(**images, intermediate_size=48)).eval()
     yield "ViTModel", cut(model), transformers.AutoModel, {"pixel_values": torch.ones(1, 3, 16, 16)}
     for name in ("gpt2", "llama", "gpt_neox", "mistral", "t5", "bart"):
-        auto = transformers.AutoModelForSeq2SeqLM if name in SEVERAL else transformers.AutoModelForCausalLM
-        decoder = {"decoder_input_ids": BATCH["input_ids"][:, :5]} if name in SEVERAL else {}
-        yield f"{name}-generates", cut(test_families.make(name, auto)), auto, BATCH | decoder
+        auto = models.auto_of(name, generates=True)
+        decoder = {"decoder_input_ids": BATCH["input_ids"][:, :5]} if name in ("t5", "bart") else {}
+        yield f"{name}-generates", cut(make(name, auto)), auto, BATCH | decoder
 
 
 @pytest.mark.parametrize("only", [ALWAYS, pytest.param((), marks=pytest.mark.soak)], ids=["some", "every family"])
@@ -224,9 +214,9 @@ def logits(model, batch):
 
 @pytest.mark.parametrize("name", ["bert", "t5"])
 def test_what_a_modelling_file_built_is_pruned_further_and_saved_again(name, tmp_path, modules):
-    make, auto = test_families.make, transformers.AutoModelForSequenceClassification
+    auto = transformers.AutoModelForSequenceClassification
     intact = tiny_model("bert") if name == "bert" else make(name)
-    batches = ragged_batches() if name == "bert" else test_families.batches_of(name)
+    batches = ragged_batches() if name == "bert" else batches_of(name)
     batch = {key: tensor for key, tensor in batches[0].items() if key != "labels"}
     folder = gnorm.save_pruned(cut(intact), tmp_path / "first")
     model, ours = auto.from_pretrained(folder, trust_remote_code=True), gnorm.load_pruned(folder)
@@ -301,7 +291,7 @@ def test_the_folder_of_a_model_with_a_head_is_read_as_its_body(kind, tmp_path, m
     if name in ("bert", "albert"):
         model = cut(tiny_model(name))
     else:
-        model = cut(test_families.make(name, transformers.AutoModelForSeq2SeqLM if generates else None))
+        model = cut(make(name, transformers.AutoModelForSeq2SeqLM if generates else None))
     folder = gnorm.save_pruned(model, tmp_path / "model", WORDS)
     body, found = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     assert type(body).__mro__[1] is transformers.AutoModel._model_mapping[type(model.config)]
@@ -320,14 +310,14 @@ def test_the_folder_of_a_model_with_a_head_is_read_as_its_body(kind, tmp_path, m
 
 def test_a_body_with_other_attention_than_the_model_is_not_named(tmp_path):
     """``AutoModel`` of a Whisper has a decoder, its classifier has none."""
-    folder = gnorm.save_pruned(cut(test_families.make("whisper")), tmp_path / "model")
+    folder = gnorm.save_pruned(cut(make("whisper")), tmp_path / "model")
     assert list(json.loads((folder / "config.json").read_text())["auto_map"]) == ["AutoModelForAudioClassification"]
 
 
 @pytest.mark.parametrize(("name", "since", "older"), [("t5", "5.15", "5.14.1"), ("bert", "4.57", "4.56.2")])
 def test_a_folder_says_which_transformers_it_needs_and_refuses_an_older_one(name, since, older, tmp_path, monkeypatch):
     """Up to 5.14.1, the T5 of transformers drops its mask where it is given a bias by position."""
-    model = cut(tiny_model(name) if name == "bert" else test_families.make(name))
+    model = cut(tiny_model(name) if name == "bert" else make(name))
     folder = gnorm.save_pruned(model, tmp_path / "model")
     assert json.loads((folder / "config.json").read_text())["needs_transformers"] == f">={since}"
     assert not hasattr(model.config, "needs_transformers")

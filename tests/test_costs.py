@@ -3,10 +3,9 @@
 import copy
 
 import pytest
-import test_families
 import torch
+from models import make, random_masks
 from precision import close
-from test_encoders import MODELS, make, masks
 from tiny import tiny_model
 
 import gnorm
@@ -41,7 +40,7 @@ def test_operations_are_those_counted_by_hand(attention, kept):
 @pytest.mark.parametrize("name", ["albert", "deberta-v2/relative", "mpnet", "distilbert", "vit", "deit"])
 def test_every_kind_of_encoder_is_measured_and_left_as_it_was(name):
     model = make(name)
-    gnorm.remove_heads(model, masks(model)["empty"])
+    gnorm.remove_heads(model, random_masks(gnorm.head_mask_of(model).shape)[0])
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
     table = gnorm.cost(model, batch_sizes=(2,), rounds=1, seconds=0)
@@ -87,9 +86,9 @@ def test_a_model_fed_with_something_else_is_refused():
     ],
 )
 def test_decoders_and_sounds_are_measured_too(name, lengths):
-    model = test_families.make(name)
+    model = make(name)
     intact = sum(parameter.numel() for parameter in model.parameters())
-    gnorm.remove_heads(model, test_families.random_masks(gnorm.head_mask_of(model).shape)[0])
+    gnorm.remove_heads(model, random_masks(gnorm.head_mask_of(model).shape)[0])
     table = gnorm.cost(model, batch_sizes=(2,), rounds=1, seconds=0)
     assert table.length.tolist() == lengths
     assert set(table.parameters) == {intact}
@@ -99,11 +98,10 @@ def test_decoders_and_sounds_are_measured_too(name, lengths):
 
 @pytest.mark.parametrize("name", ["vit", "deit", "beit/relative"])
 def test_images_need_not_be_square(name):
-    of_images = make if name in MODELS else test_families.make
-    model = of_images(name, image_size=(8, 20))
-    gnorm.remove_heads(model, test_families.random_masks(gnorm.head_mask_of(model).shape)[0])
+    model = make(name, image_size=(8, 20))
+    gnorm.remove_heads(model, random_masks(gnorm.head_mask_of(model).shape)[0])
     table = gnorm.cost(model, batch_sizes=(2,), rounds=1, seconds=0)
     assert table.length.tolist() == [(8, 20)]
-    square = gnorm.cost(of_images(name, image_size=[16, 16]), batch_sizes=(2,), rounds=1, seconds=0)
+    square = gnorm.cost(make(name, image_size=[16, 16]), batch_sizes=(2,), rounds=1, seconds=0)
     assert square.length.tolist() == [16]
     assert table.GFLOP[0] < square.GFLOP[0]  # of 10 patches and of 16

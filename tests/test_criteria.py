@@ -7,31 +7,19 @@ import literal
 import pytest
 import textpruner
 import torch
-from literal import texts
+from crosses import one_by_all
+from literal import saliency, texts
 from precision import close, close_logs, differ
-from tiny import ragged_batches, tiny_model
+from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm import criteria
 from gnorm.engine.texts.batches import prepare
 from gnorm.methods import METHODS, MORE_METHODS
 
-BATCHES = ragged_batches()
+BATCHES = ragged_batches(2)
 OF_LOSS = ("head_importance", "output_saliency", "gnorm_cross_entropy", "fisher", "oracle")
 NAMES = (*OF_LOSS, "weight_magnitude", "hies", "gnorm_by_text", "gnorm_margin", "output_norm", "flap")
-
-
-def loss(model, batch):
-    return torch.nn.functional.cross_entropy(literal.forward(model, batch), batch["labels"])
-
-
-def saliency(model, batch):
-    """(layer, head): |sum of weight x gradient| over the columns of the output projection, for one batch."""
-    model.zero_grad()
-    loss(model, batch).backward()
-    return torch.stack(
-        [(p[3].weight * p[3].weight.grad).double().view(32, 4, 8).sum((0, 2)).abs() for p in literal.projections(model)]
-    ).detach()
 
 
 def test_head_importance_takes_the_absolute_value_text_by_text(model):
@@ -40,7 +28,7 @@ def test_head_importance_takes_the_absolute_value_text_by_text(model):
 
 
 def test_output_saliency_takes_it_batch_by_batch(model):
-    expected = torch.stack([saliency(model, batch) for batch in BATCHES]).sum(0) / 13
+    expected = torch.stack([saliency(model, batch) for batch in BATCHES]).sum(0) / 8
     close(criteria.output_saliency(model, BATCHES), expected)
 
 
@@ -58,7 +46,7 @@ def test_the_output_norm_is_that_of_what_a_head_adds_to_its_layer(model):
             output = literal.projections(model)[layer][3].weight.detach()
             for head in range(4):
                 columns = output[:, 8 * head : 8 * head + 8]
-                expected[layer, head] += sum((c[:, head] @ columns.T).norm(dim=1).mean() for c in passes) / 13
+                expected[layer, head] += sum((c[:, head] @ columns.T).norm(dim=1).mean() for c in passes) / 8
     close(criteria.output_norm(model, BATCHES), expected, torch.float64)
 
 
@@ -102,8 +90,7 @@ def test_flap_is_zero_in_a_layer_of_one_head_and_in_one_whose_heads_are_alike():
 def test_output_saliency_is_textpruners_own(family, tmp_path):
     model = tiny_model(family)
     pruner = textpruner.TransformerPruner(
-        copy.deepcopy(model),
-        general_config=textpruner.GeneralConfig(use_device="cpu", output_dir=str(tmp_path)),
+        copy.deepcopy(model), general_config=textpruner.GeneralConfig(use_device="cpu", output_dir=str(tmp_path))
     )
     expected, _ = pruner.get_importance_score(BATCHES)
     close(criteria.output_saliency(model, BATCHES), expected.double())
@@ -119,8 +106,9 @@ def test_weight_magnitude_is_the_norm_of_all_weights_of_a_head(model):
             close_logs(found[layer, head], 0.5 * math.log(sum(squares)))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.8])
-def test_hies_weighs_what_both_say_between_their_extremes(model, alpha):
+@pytest.mark.parametrize(("family", "alpha"), one_by_all(FAMILIES, (0.5, 0.0, 0.8)))
+def test_hies_weighs_what_both_say_between_their_extremes(family, alpha):
+    model = tiny_model(family)
     importance = criteria.head_importance(model, BATCHES).flatten().tolist()
     entropy = gnorm.attention_entropy(model, BATCHES).flatten().tolist()
     expected = [
@@ -142,7 +130,7 @@ def test_hies_of_the_last_head_is_a_number():
 
 
 def test_gnorm_by_text_is_the_literal_score_of_single_texts_whatever_the_batches(model):
-    expected = literal.scores(model, list(texts(BATCHES))).log()
+    expected = literal.products(model, list(texts(BATCHES))).log()
     close_logs(criteria.gnorm_by_text(model, BATCHES), expected)
     other = list(texts(BATCHES))[::-1]
     close_logs(criteria.gnorm_by_text(model, other), expected)
@@ -150,15 +138,8 @@ def test_gnorm_by_text_is_the_literal_score_of_single_texts_whatever_the_batches
 
 
 def test_gnorm_of_the_cross_entropy_equals_backward_on_whole_batches(model):
-    blocks = literal.projections(model)
-    sums = torch.zeros(len(blocks), 3, 4, dtype=torch.float64)
-    for batch in BATCHES:
-        model.zero_grad()
-        loss(model, batch).backward()
-        for layer, block in enumerate(blocks):
-            for i, linear in enumerate(block[:3]):
-                sums[layer, i] += linear.weight.grad.double().view(4, -1).norm(dim=1)
-    close_logs(criteria.gnorm_cross_entropy(model, BATCHES), sums.prod(1).log())
+    expected = literal.products(model, BATCHES, literal.loss).log()
+    close_logs(criteria.gnorm_cross_entropy(model, BATCHES), expected)
 
 
 def same_as_under_a_mask(model, mask, criterion, name):
@@ -176,8 +157,9 @@ def same_as_under_a_mask(model, mask, criterion, name):
         (close_logs if "gnorm" in name else close)(scores[mask], expected[mask])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_heads_that_are_gone_count_for_nothing_and_the_others_as_under_a_mask(name, model):
+@pytest.mark.parametrize(("family", "name"), one_by_all(("albert", "bert", "roberta", "xlm-roberta"), NAMES))
+def test_heads_that_are_gone_count_for_nothing_and_the_others_as_under_a_mask(family, name):
+    model = tiny_model(family)
     mask = torch.ones_like(gnorm.head_mask_of(model))
     mask[0, 1] = mask[-1, 3] = False
     same_as_under_a_mask(model, mask, getattr(criteria, name), name)
@@ -203,9 +185,9 @@ def test_every_criterion_prunes_to_the_last_head_and_leaves_the_model_alone(name
     model = tiny_model("bert")
     before = copy.deepcopy(model.state_dict())
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    run = gnorm.prune(model, BATCHES, method=name, progress=False)
+    run = gnorm.prune(model, BATCHES, method=name, heads_per_step=3, progress=False)
     assert len(set(run.order())) == 12
-    separate = gnorm.prune(model, BATCHES, ragged_batches(), method=name, progress=False)
+    separate = gnorm.prune(model, BATCHES, ragged_batches(2), method=name, heads_per_step=3, progress=False)
     assert run.table.accuracy.tolist() == separate.table.accuracy.tolist()
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert flags == [parameter.requires_grad for parameter in model.parameters()]
@@ -236,16 +218,18 @@ def with_left_out(batches, label=-100):
     return [b | {"labels": b["labels"].index_fill(0, LEFT_OUT[len(b["labels"]) > LEFT_OUT], label)} for b in batches]
 
 
-@pytest.mark.parametrize("name", [*gnorm.METHODS, *gnorm.MORE_METHODS])
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.uint8, torch.bool])
+ALL = gnorm.METHODS | gnorm.MORE_METHODS
+BY_CRITERION = list({row.criterion: name for name, row in reversed(ALL.items())}.values())
+LOSS_FIRST = ["head_importance", *(name for name in BY_CRITERION if name != "head_importance")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), one_by_all(LOSS_FIRST, (torch.uint8, torch.int32, torch.int8, torch.bool)))
 def test_labels_of_any_whole_type_are_the_same_labels(name, dtype):
+    model = tiny_model("bert", num_hidden_layers=1)
     two = [batch | {"labels": batch["labels"].clamp(max=1)} for batch in BATCHES]
-    method = (gnorm.METHODS | gnorm.MORE_METHODS)[name]
     found, expected = (
-        method.scores(
-            tiny_model("bert"),
-            [batch | {"labels": batch["labels"].to(kind)} for batch in two],
-            torch.Generator().manual_seed(0),
+        ALL[name].scores(
+            model, [batch | {"labels": batch["labels"].to(kind)} for batch in two], torch.Generator().manual_seed(0)
         )
         for kind in (dtype, torch.int64)
     )
@@ -283,25 +267,27 @@ def test_the_cross_entropy_is_as_exact_as_the_model():
         model.classifier.weight.mul_(0.1)
         model.classifier.bias.copy_(torch.tensor([24.0, 0.0, -3.0]))
     sure = [batch | {"labels": torch.zeros_like(batch["labels"])} for batch in BATCHES]
-    blocks = gnorm.attention_blocks(model)
-    weights = [linear.weight for block in blocks for linear in (block.query, block.key, block.value)]
-    sums = torch.zeros(len(weights), 4, dtype=torch.float64)
-    for batch in sure:
-        others = model(**{n: t for n, t in batch.items() if n != "labels"}).logits.softmax(1)[:, 1:].sum(1)
+
+    def exact_loss(model, batch):
+        others = literal.forward(model, batch).softmax(1)[:, 1:].sum(1)
         assert bool((others < 1e-9).all())
-        loss = -torch.log1p(-others).mean()
-        sums += torch.stack([g.view(4, -1).norm(dim=1) for g in torch.autograd.grad(loss, weights)])
-    expected = sums.log().view(-1, 3, 4).sum(1)
+        return -torch.log1p(-others).mean()
+
+    expected = literal.products(model, sure, exact_loss).log()
     close(criteria.gnorm_cross_entropy(model, sure), expected, torch.float64, scale=1e7)  # of 1 - p ten digits cancel
 
 
-@pytest.mark.parametrize("name", [*gnorm.METHODS, *gnorm.MORE_METHODS])
-def test_every_method_does_empty_layers_spare_groups_and_chunks(name):
+HEAD_BY_HEAD = [pytest.param(name, 1, marks=pytest.mark.soak) for name in ALL]
+
+
+@pytest.mark.parametrize(("name", "count"), [*((name, 3) for name in BY_CRITERION), *HEAD_BY_HEAD])
+def test_every_method_does_empty_layers_spare_groups_and_chunks(name, count):
     spare = tiny_model("albert", num_hidden_layers=2, num_hidden_groups=3)  # the third group is never called
     plain, empty, chunked = (tiny_model("bert", num_hidden_layers=2, chunk_size_feed_forward=n) for n in (0, 0, 3))
     gnorm.remove_heads(empty, torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0]]))
+    options = {"method": name, "heads_per_step": count, "progress": False}
     for whole, heads in ((spare, 12), (empty, 3)):
-        assert len(set(gnorm.prune(whole, BATCHES, method=name, progress=False).order())) == heads
-    orders = [gnorm.prune(m, BATCHES, method=name, steps=3, progress=False).order() for m in (chunked, plain)]
+        assert len(set(gnorm.prune(whole, BATCHES, **options).order())) == heads
+    orders = [gnorm.prune(m, BATCHES, steps=3 // count, **options).order() for m in (chunked, plain)]
     assert orders[0] == orders[1]
     assert len(orders[0]) == 3

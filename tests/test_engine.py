@@ -6,17 +6,21 @@ import literal
 import numpy as np
 import pytest
 import torch
+from crosses import one_by_all
 from precision import close, close_logs
-from tiny import ragged_batches, tiny_model
+from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
 
+SHARED, OWN = "the scoring texts", "texts of their own"
 
-@pytest.mark.parametrize(("method", "highest_first"), [("greedy_gnorm", False), ("inverse_greedy_gnorm", True)])
-@pytest.mark.parametrize("evaluation", ["the scoring texts", "texts of their own"])
-def test_prune_equals_the_literal_algorithm(model, method, highest_first, evaluation):
-    scoring = ragged_batches()
-    held_out = None if evaluation == "the scoring texts" else ragged_batches(count=4, seed=7)
+
+@pytest.mark.parametrize(
+    ("family", "method", "evaluation"), one_by_all(FAMILIES, ("greedy_gnorm", "inverse_greedy_gnorm"), (SHARED, OWN))
+)
+def test_prune_equals_the_literal_algorithm(family, method, evaluation):
+    model, scoring, highest_first = tiny_model(family), ragged_batches(2), method == "inverse_greedy_gnorm"
+    held_out = None if evaluation == SHARED else ragged_batches(2, seed=7)
     order, scores, accuracies = literal.prune(copy.deepcopy(model), scoring, held_out or scoring, highest_first)
 
     trajectory = gnorm.prune(model, scoring, held_out, method=method, progress=False)
@@ -28,13 +32,13 @@ def test_prune_equals_the_literal_algorithm(model, method, highest_first, evalua
 
 
 def test_scores_equal_the_literal_ones(model):
-    batches = ragged_batches()
-    expected = literal.scores(copy.deepcopy(model), batches).log()
+    batches = ragged_batches(2)
+    expected = literal.scores(model, batches).log()
     close_logs(gnorm.gnorm_scores(model, batches), expected)
 
 
 def test_a_batch_cut_into_single_texts_scores_like_one_forward(model):
-    batches = ragged_batches()
+    batches = ragged_batches(2)
     singles = gnorm.engine.texts.batches.prepare(batches, model, max_tokens=1)
     assert all(len(micro.index) == 1 for micro in singles)
     close_logs(gnorm.gnorm_scores(model, singles), gnorm.gnorm_scores(model, batches))
@@ -45,7 +49,7 @@ def test_prune_leaves_the_model_as_it_was(model):
     next(model.parameters()).requires_grad_(False)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wanted = [parameter.requires_grad for parameter in model.parameters()]
-    gnorm.prune(model, ragged_batches(), steps=2, progress=False)
+    gnorm.prune(model, ragged_batches(2), steps=2, progress=False)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted
     assert all(module.training for module in model.modules())
@@ -56,20 +60,20 @@ def test_prune_leaves_the_model_as_it_was(model):
 def test_scores_that_underflow_in_fp32_products_keep_their_order():
     """The value projection shrunk to 1e-30: norms of about 1e-30 x 1e-30 x 1, products of fp32 all zero."""
     model = tiny_model("bert").double()
-    batches = ragged_batches()
+    batches = ragged_batches(2)
     with torch.no_grad():
         for block in gnorm.attention_blocks(model):
             block.output.weight.mul_(1e-30)
-    expected = literal.scores(copy.deepcopy(model), batches)
+    expected = literal.products(model, batches)
     assert bool((expected.float() == 0).all())  # what an fp32 product would have had to order
-    order, _, _ = literal.prune(copy.deepcopy(model), batches, batches)
+    order, _, _ = literal.prune(copy.deepcopy(model), batches, None)
     trajectory = gnorm.prune(model, batches, progress=False)
     assert trajectory.order() == order
     assert trajectory.info["ties"] == 0
     with torch.no_grad():
         for block in gnorm.attention_blocks(model):
             block.output.weight.mul_(1e-100)  # the products are below 1e-308 now: float64 has none of them either
-    assert bool((literal.scores(copy.deepcopy(model), batches) == 0).all())
+    assert bool((literal.products(model, batches) == 0).all())
     assert bool(gnorm.gnorm_scores(model, batches).isfinite().all())
 
 
@@ -86,12 +90,12 @@ def test_exact_ties_go_to_the_lowest_layer_and_head_and_are_counted():
         chosen, gap = gnorm.pruning._choose(scores, torch.ones(1, 4, dtype=torch.bool), 2, method.startswith("inv"))
         assert [(layer, head) for layer, head, _ in chosen] == [(0, 0), (0, 1)]
         assert gap == 0
-    scores = gnorm.gnorm_scores(model, ragged_batches())
+    scores = gnorm.gnorm_scores(model, ragged_batches(2))
     close_logs(scores, scores[:, :1].expand(1, 4))
 
 
 def test_half_precision_gradients_are_scaled_and_the_scale_taken_out(model):
-    batches = ragged_batches()
+    batches = ragged_batches(2)
     exact = gnorm.gnorm_scores(model, batches)
     for dtype in (torch.float16, torch.bfloat16):
         scores = gnorm.gnorm_scores(copy.deepcopy(model).to(dtype), batches)
@@ -99,25 +103,8 @@ def test_half_precision_gradients_are_scaled_and_the_scale_taken_out(model):
         close_logs(scores, exact, dtype)
 
 
-def test_logits_of_zero_have_no_gradient_and_are_refused():
-    model = tiny_model("bert")
-    with torch.no_grad():
-        model.classifier.weight.zero_()
-        model.classifier.bias.zero_()
-    with pytest.raises(ValueError, match="no gradient flows through any head of BertForSequenceClassification"):
-        gnorm.gnorm_scores(model, ragged_batches())
-
-
-def test_weights_that_are_not_finite_are_refused():
-    model = tiny_model("bert")
-    with torch.no_grad():
-        model.classifier.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="logits of batch 0 are not finite"):
-        gnorm.prune(model, ragged_batches(), progress=False)
-
-
 def test_summed_gradients_are_those_of_the_literal_objective(model):
-    batches = ragged_batches()
+    batches = ragged_batches(2)
     reference = copy.deepcopy(model)
     for batch in batches:
         literal.forward(reference, batch).norm().backward()

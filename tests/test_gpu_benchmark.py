@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from crosses import one_by_all
 from pipeline import ROOT
 from precision import close_logs
 from tiny import ragged_batches, tiny_model
@@ -15,10 +16,12 @@ import gnorm
 from benchmarks import gpu
 from gnorm.engine.backward import factors
 
+WEIGHTED, PARTS = {"weighted": True}, {"parts": ("query", "output")}
 
-@pytest.mark.parametrize("family", ["bert", "albert", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"weighted": True}, {"parts": ("query", "output")}])
-@pytest.mark.parametrize("max_tokens", [None, 20])
+
+@pytest.mark.parametrize(
+    ("family", "options", "max_tokens"), one_by_all(("bert", "albert", "gpt2"), ({}, WEIGHTED, PARTS), (None, 20))
+)
 def test_gradients_taken_together_are_those_taken_one_by_one(family, options, max_tokens):
     """Few large products, and as many norms, on a GPU: the same scores but for rounding; also of cut batches."""
     more = {"n_embd": 32, "n_layer": 3, "n_head": 4} if family == "gpt2" else {}

@@ -2,13 +2,11 @@
 
 import copy
 
-import literal
 import pytest
 import textpruner
 import torch
 from precision import close, differ
 from tiny import ragged_batches, tiny_model
-from transformers import BloomConfig, BloomForCausalLM
 
 import gnorm
 from gnorm.engine.model.families import FAMILIES
@@ -39,19 +37,6 @@ def forward_of_a_text_that_is_too_long(model):
     raise RuntimeError("too long for the model")
 
 
-def test_blocks_are_the_projections_of_the_model(model):
-    blocks = gnorm.attention_blocks(model)
-    assert [(b.query, b.key, b.value, b.output) for b in blocks] == literal.projections(model)
-    assert {(b.num_heads, b.head_dim, b.kept) for b in blocks} == {(4, 8, (0, 1, 2, 3))}
-    assert len(blocks) == (1 if model.config.model_type == "albert" else 3)
-
-
-def test_a_mask_of_ones_is_the_identity(model):
-    before = logits(model)
-    with gnorm.masked(model, torch.ones_like(gnorm.head_mask_of(model))):
-        assert torch.equal(logits(model), before)
-
-
 @pytest.mark.parametrize("empty_layer", [None, 0])
 def test_masked_equals_textpruners_zeroed_weights(model, empty_layer, tmp_path):
     mask = random_mask(model, empty_layer=empty_layer)
@@ -65,11 +50,9 @@ def test_masked_equals_textpruners_zeroed_weights(model, empty_layer, tmp_path):
         close(logits(model), expected)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("empty_layer", [None, 0])
-def test_removed_equals_masked(family, attention, empty_layer):
-    model = tiny_model(family, attn_implementation=attention)
-    mask = random_mask(model, empty_layer=empty_layer)
+def test_removed_equals_masked(family):
+    model = tiny_model(family)
+    mask = random_mask(model, empty_layer=0)
     with gnorm.masked(model, mask):
         expected = logits(model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -79,27 +62,6 @@ def test_removed_equals_masked(family, attention, empty_layer):
     assert [b.kept for b in gnorm.attention_blocks(model)] == [tuple(row.nonzero()[:, 0].tolist()) for row in mask]
     per_head = 4 * 8 * 32 + 3 * 8  # rows of query, key, value and columns of output; three biases
     assert parameters - sum(p.numel() for p in model.parameters()) == int((~mask).sum()) * per_head
-
-
-def test_all_heads_removed(model):
-    nothing = torch.zeros_like(gnorm.head_mask_of(model))
-    with gnorm.masked(model, nothing):
-        expected = logits(model)
-    gnorm.remove_heads(model, nothing)
-    close(logits(model), expected)
-    assert bool((gnorm.gnorm_scores(model, ragged_batches()) == -torch.inf).all())
-
-
-def test_repeated_removal_counts_heads_as_the_intact_model_does(model):
-    first, second = random_mask(model, 3), random_mask(model, 4)
-    with gnorm.masked(model, first & second):
-        expected = logits(model)
-    gnorm.remove_heads(model, first)
-    with gnorm.masked(model, second):  # masking what is left of a pruned model
-        close(logits(model), expected)
-    gnorm.remove_heads(model, second)
-    close(logits(model), expected)
-    assert torch.equal(gnorm.head_mask_of(model), first & second)
 
 
 def test_a_pruned_model_can_be_pruned_further(model):
@@ -115,29 +77,6 @@ def test_an_exception_inside_masked_leaves_no_hook(model):
         forward_of_a_text_that_is_too_long(model)
     assert not hooks_of(model)
     assert torch.equal(logits(model), before)
-
-
-@pytest.mark.parametrize(
-    ("mask", "complaint"),
-    [
-        (torch.ones(2, 2), r"shape \(2, 2\), this model needs \(layer, head\) = \(3, 4\)"),
-        (torch.full((3, 4), 0.5), "other than 0 and 1"),
-        (torch.full((3, 4), torch.nan), "other than 0 and 1"),
-    ],
-)
-def test_wrong_masks_are_refused(mask, complaint):
-    model = tiny_model("bert")
-    with pytest.raises(ValueError, match=complaint), gnorm.masked(model, mask):
-        pass
-    with pytest.raises(ValueError, match=complaint):
-        gnorm.remove_heads(model, mask)
-    assert not hooks_of(model)
-
-
-def test_an_unknown_architecture_is_named_with_the_remedy():
-    model = BloomForCausalLM(BloomConfig(vocab_size=10, n_layer=1, hidden_size=8, n_head=2))
-    with pytest.raises(ValueError, match=r"model_type 'bloom' .*known: bert, .*gnorm.register\('bloom'"):
-        gnorm.attention_blocks(model)
 
 
 def test_a_new_family_is_one_row(monkeypatch):

@@ -2,10 +2,13 @@
 
 import copy
 
+import literal
 import pytest
 import torch
+from crosses import one_by_all
+from literal import inputs_of
 from precision import close, close_logs
-from tiny import SIZES, ragged_batches, tiny_model
+from tiny import FAMILIES, SIZES, ragged_batches, tiny_model
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, BertModel, BertPreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -78,19 +81,9 @@ def made(kind, seed=0, **changes):
     return kind(AutoConfig.for_model("bert", **{**SIZES, **changes})).eval()
 
 
-def inputs_of(batch):
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-
 def plain_scores(model, batches):
     """By autograd on whole padded batches: log prod over Q, K, V of the sum of norms."""
-    weights = [linear.weight for b in gnorm.attention_blocks(model) for linear in (b.query, b.key, b.value)]
-    sums = torch.zeros(len(weights), 4, dtype=torch.float64)
-    for batch in batches:
-        gradients = torch.autograd.grad(model(**inputs_of(batch)).logits.norm(), weights, allow_unused=True)
-        known = [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True)]
-        sums += torch.stack([g.double().reshape(4, -1).norm(dim=1) for g in known])
-    return sums.log().view(-1, 3, 4).sum(1)
+    return literal.products(model, batches).log()
 
 
 @torch.no_grad()
@@ -104,8 +97,10 @@ def assert_plain(model, batches):
     close(gnorm.accuracy(model, batches), plain_accuracy(model, batches), torch.float64)
 
 
-@pytest.mark.parametrize("texts", TEXTS)
-@pytest.mark.parametrize("kind", [LastTwo, SecondLast, MeanWithPadding, LastToken, Marker, Maximum])
+KINDS = (Maximum, LastTwo, SecondLast, MeanWithPadding, LastToken, Marker)
+
+
+@pytest.mark.parametrize(("kind", "texts"), one_by_all(KINDS, TEXTS))
 def test_own_classifiers_are_given_their_batches_as_they_are(kind, texts):
     model, batches = made(kind), TEXTS[texts]()
     assert not ignores_padding(model)
@@ -185,14 +180,7 @@ def test_registered_attention_is_the_one_that_is_looked_at(again, monkeypatch):
     model.set_attn_implementation(again)
     assert not packable(model)
     assert_plain(model, batches)
-    total, texts = torch.zeros(3, 4, dtype=torch.float64), 0
-    for batch in batches:
-        with torch.no_grad():
-            attentions = model(**inputs_of(batch), output_attentions=True).attentions
-        for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-            real = [torch.special.entr(a[i, :, :length, :length]).sum(-1).mean(-1).double() for a in attentions]
-            total, texts = total + torch.stack(real), texts + 1
-    close(gnorm.attention_entropy(model, batches), total / texts)
+    close(gnorm.attention_entropy(model, batches), literal.entropy(model, batches))
     monkeypatch.setattr(AttentionInterface, "_global_mapping", {**AttentionInterface._global_mapping, again: silent})
     with pytest.raises(ValueError, match="does not return its attention weights; entropy needs them"):
         gnorm.attention_entropy(model, batches)
@@ -256,13 +244,21 @@ def test_batches_prepared_for_another_model_give_what_they_give_anew():
 
 def test_prepared_batches_go_wherever_batches_go(model):
     batches, held_out = ragged_batches(), ragged_batches(count=4, seed=7)
-    expected = gnorm.prune(model, batches, held_out, progress=False)
-    found = gnorm.prune(
-        model, gnorm.prepare(batches, model), gnorm.prepare(held_out, model, together=True), progress=False
-    )
-    assert found.table.equals(expected.table)
-    for method in gnorm.METHODS | gnorm.MORE_METHODS:
-        gnorm.prune(model, gnorm.prepare(batches, model), method=method, progress=False, steps=1)
+    expected = gnorm.prune(model, batches, held_out, heads_per_step=4, progress=False)
+    prepared = gnorm.prepare(batches, model), gnorm.prepare(held_out, model, together=True)
+    assert gnorm.prune(model, *prepared, heads_per_step=4, progress=False).table.equals(expected.table)
+
+
+ALL = gnorm.METHODS | gnorm.MORE_METHODS
+BY_CRITERION = {row.criterion: name for name, row in reversed(ALL.items())}.values()
+
+
+@pytest.mark.parametrize(("family", "method"), one_by_all(FAMILIES, BY_CRITERION))
+def test_prepared_batches_serve_every_method(family, method):
+    model, batches = tiny_model(family), ragged_batches(2)
+    prepared = gnorm.prepare(batches, model)
+    runs = [gnorm.prune(model, given, method=method, progress=False, steps=1) for given in (prepared, batches)]
+    assert runs[0].table.equals(runs[1].table)
 
 
 def test_batches_prepared_together_are_not_scored_batch_by_batch():

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from models import make
 from safetensors.torch import load_file, save_file
-from test_encoders import make
 from test_heads import logits
 from tiny import ragged_batches, tiny_model
 

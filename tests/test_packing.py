@@ -1,20 +1,20 @@
 """Rows of tokens: the same logits and scores as padded texts, whatever the classifier reads."""
 
 import contextlib
-import copy
 
 import literal
 import pytest
 import torch
 import transformers
+from crosses import one_by_all
 from precision import close, close_logs, close_tables
-from tiny import SIZES, ragged_batches, tiny_model
+from tiny import FAMILIES, SIZES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.backward.mask_derivatives import mask_derivatives
 from gnorm.engine.forward.packing import NO_CACHE, Packing
 from gnorm.engine.forwarding import forwarding, layer_input_caches
-from gnorm.engine.model.families import FAMILIES
+from gnorm.engine.model import families
 from gnorm.engine.texts.batches import Prepared, prepare
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
@@ -38,11 +38,8 @@ def logits_of(model, prepared, kept=None):
 
 def one_by_one(model, batches):
     """The logits of each text alone, cut to its length."""
-    rows = []
-    for batch in batches:
-        for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-            rows.append(model(input_ids=batch["input_ids"][i : i + 1, :length]).logits)
-    return torch.cat(rows).detach()
+    with torch.no_grad():
+        return torch.cat([literal.forward(model, text) for text in literal.texts(batches)])
 
 
 @pytest.mark.parametrize("max_tokens", [None, 1, 20, 40])
@@ -60,7 +57,7 @@ def test_texts_of_like_length_share_a_rectangle_whatever_their_batches(model):
     assert len(micro.batch_slices) == len(texts) > len(packed.length_groups)
     assert packed.texts_in_groups.item_of.tolist() == sorted(range(len(texts)), key=lambda i: -lengths[i])
     assert [r.width for r in packed.length_groups] == sorted({r.width for r in packed.length_groups}, reverse=True)
-    expected = literal.scores(copy.deepcopy(model), texts).log()
+    expected = literal.products(model, texts).log()
     close_logs(gnorm.gnorm_scores(model, texts), expected)
 
 
@@ -101,7 +98,7 @@ def test_a_classifier_that_reads_every_token_gets_padded_texts():
     prepared = prepare(batches, model)
     assert prepared.packing is None
     close(logits_of(model, prepared), one_by_one(model, batches))
-    expected = literal.scores(copy.deepcopy(model), batches).log()
+    expected = literal.products(model, batches).log()
     close_logs(gnorm.gnorm_scores(model, prepared), expected)
 
 
@@ -188,7 +185,7 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     assert len(prepared) > 1
     if room != "all layers":
         tokens = sum(int(micro.lengths.sum()) for micro in prepared)
-        monkeypatch.setattr(gnorm.engine.texts.batches, "CACHE_BYTES", tokens * 32 * 4 * 2)
+        monkeypatch.setattr(gnorm.engine.forwarding, "CACHE_BYTES", tokens * 32 * 4 * 2)
     kept, ran, mask = layer_input_caches(model, prepared), [], gnorm.head_mask_of(model)
     layers = model.base_model.encoder.layer
     for number, layer in enumerate(layers):
@@ -207,9 +204,9 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     assert not any("forward" in vars(layer) for layer in layers)
 
 
-@pytest.mark.parametrize("method", ["greedy_gnorm", "attention_entropy", "random"])
-def test_trajectories_are_the_same_with_nothing_kept(model, method, monkeypatch):
-    texts = ragged_batches(), ragged_batches(count=4, seed=7)
+@pytest.mark.parametrize(("family", "method"), one_by_all(FAMILIES, ("greedy_gnorm", "attention_entropy", "random")))
+def test_trajectories_are_the_same_with_nothing_kept(family, method, monkeypatch):
+    model, texts = tiny_model(family), (ragged_batches(), ragged_batches(count=4, seed=7))
     found = gnorm.prune(model, *texts, method=method, progress=False)
     monkeypatch.setattr(gnorm.pruning, "layer_input_caches", lambda _, prepared: [NO_CACHE] * len(prepared))
     expected = gnorm.prune(model, *texts, method=method, progress=False)
@@ -252,7 +249,7 @@ def test_a_projection_that_is_never_called_is_named(monkeypatch):
     model = tiny_model("bert")
     for layer in model.bert.encoder.layer:
         layer.attention.self.key = Unseen(layer.attention.self.key)
-    monkeypatch.setitem(FAMILIES, "bert", FAMILIES["bert"])
+    monkeypatch.setitem(families.FAMILIES, "bert", families.FAMILIES["bert"])
     names = ("self.query", "self.key.linear", "self.value", "output.dense")
     gnorm.register("bert", "encoder.layer.*.attention", *names)
     with pytest.raises(ValueError, match="the key projection of BertSelfAttention is never called"):

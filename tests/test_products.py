@@ -7,8 +7,9 @@ import literal
 import numpy as np
 import pytest
 import torch
+from crosses import one_by_all
 from precision import close, close_logs
-from tiny import ragged_batches, tiny_model
+from tiny import FAMILIES, ragged_batches, tiny_model
 from torch.nn.functional import linear
 
 import gnorm
@@ -108,7 +109,7 @@ def test_weights_of_a_kind_of_their_own_are_left_to_it(counted):
 
 
 @HERE
-@pytest.mark.parametrize("method", ["greedy_gnorm", "inverse_greedy_gnorm"])
+@pytest.mark.parametrize(("family", "method"), one_by_all(FAMILIES, ("greedy_gnorm", "inverse_greedy_gnorm")))
 def test_prune_equals_the_literal_algorithm(counted, family, method):
     model, batches = tiny_model(family), ragged_batches()
     order, scores, accuracies = literal.prune(copy.deepcopy(model), batches, batches, method != "greedy_gnorm")
@@ -120,12 +121,14 @@ def test_prune_equals_the_literal_algorithm(counted, family, method):
     close(trajectory.table.accuracy, accuracies, torch.float64)
 
 
+ALL = METHODS | MORE_METHODS
+BY_CRITERION = {row.criterion: name for name, row in reversed(ALL.items())}.values()
+
+
 @HERE
-@pytest.mark.parametrize(
-    "method", {m.criterion: m for m in (METHODS | MORE_METHODS).values()}.values(), ids=lambda m: m.title
-)
-def test_no_criterion_gives_other_scores(counted, family, method):
-    model, batches = tiny_model(family), ragged_batches()
+@pytest.mark.parametrize(("family", "name"), one_by_all(FAMILIES, BY_CRITERION))
+def test_no_criterion_gives_other_scores(counted, family, name):
+    method, model, batches = ALL[name], tiny_model(family), ragged_batches(2)
     found = method.scores(model, batches, torch.Generator().manual_seed(0))
     assert bool(counted) == (method.criterion not in (gnorm.scoring.uniform_scores, gnorm.criteria.weight_magnitude))
     counted.clear()

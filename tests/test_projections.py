@@ -137,10 +137,7 @@ def test_weights_under_a_pruning_mask_are_scored_and_heads_removed_once_it_is_fi
         prune.remove(getattr(attention(plain, layer), name), "weight")
     expected = gnorm.gnorm_scores(plain, ragged_batches())
     close_logs(gnorm.gnorm_scores(model, ragged_batches()), expected)
-    for call in (
-        lambda: gnorm.prune(model, ragged_batches(), progress=False),
-        lambda: gnorm.remove_heads(model, MASK),
-    ):
+    for call in (lambda: gnorm.prune(model, ragged_batches(), progress=False), lambda: gnorm.remove_heads(model, MASK)):
         with pytest.raises(ValueError, match=r'made anew before every pass: .*prune.remove\(projection, "weight"\)'):
             call()
     assert attention(model, 0).query.weight.shape == (32, 32)

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from crosses import one_by_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from precision import close, close_logs
-from tiny import ragged_batches, tiny_model
+from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.model.state import evaluating
@@ -24,9 +25,9 @@ def of(model, **options):
     return gnorm.prune(model, BATCHES, progress=False, **options)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_runs_give_identical_tables(model, method):
-    first, second = of(model, method=method), of(copy.deepcopy(model), method=method)
+@pytest.mark.parametrize(("family", "method", "count"), one_by_all(FAMILIES, METHODS, (3, 1)))
+def test_two_runs_give_identical_tables(family, method, count):
+    first, second = (of(tiny_model(family), method=method, heads_per_step=count) for _ in range(2))
     assert first.table.equals(second.table)
     assert (first.correct == second.correct).all()
     seconds = {"seconds": 0, "scoring_seconds": 0}
@@ -47,7 +48,7 @@ def test_one_thread_and_two_threads_give_the_same_order(threads):
     batches, runs = ragged_batches(count=2, size=40), []
     for number in (1, 2):
         threads(number)
-        runs.append(gnorm.prune(model, batches, progress=False))
+        runs.append(gnorm.prune(model, batches, heads_per_step=2, progress=False))
     one, two = runs
     assert min(one.info["smallest_gap"], two.info["smallest_gap"]) > NEAR_TIE
     assert one.order() == two.order()
@@ -64,14 +65,17 @@ def test_cpu_and_cuda_agree(model):
         assert on_cpu.order() == on_cuda.order()
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
-def test_texts_in_another_order_within_their_batch_give_the_same_order(model, method):
-    generator = torch.Generator().manual_seed(5)
+@pytest.mark.parametrize(
+    ("family", "method", "count"), one_by_all(FAMILIES, [name for name in METHODS if name != "random"], (3, 1))
+)
+def test_texts_in_another_order_within_their_batch_give_the_same_order(family, method, count):
+    model, generator = tiny_model(family), torch.Generator().manual_seed(5)
     shuffled = []
     for batch in BATCHES:
         order = torch.randperm(len(batch["labels"]), generator=generator)
         shuffled.append({name: tensor[order] for name, tensor in batch.items()})
-    plain, other = of(model, method=method), gnorm.prune(model, shuffled, method=method, progress=False)
+    options = {"method": method, "heads_per_step": count, "progress": False}
+    plain, other = (gnorm.prune(model, given, **options) for given in (BATCHES, shuffled))
     assert min(plain.info["smallest_gap"], other.info["smallest_gap"]) > NEAR_TIE
     assert other.order() == plain.order()
     assert other.table.accuracy.tolist() == plain.table.accuracy.tolist()

@@ -6,6 +6,7 @@ import literal
 import numpy as np
 import pytest
 import torch
+from crosses import one_by_all
 from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
@@ -48,9 +49,8 @@ SHARED = [(0, None), (1, None), (3, None), (100, None)]  # accuracy is read off 
 
 @pytest.mark.parametrize(("every", "evaluation"), [*SHARED, (0, EVALUATION), (3, EVALUATION)])
 def test_heads_are_scored_before_every_step_of_that_number(every, evaluation):
-    equals_literal(
-        run(evaluation=evaluation, rescore_every=every), evaluation=evaluation or SCORING, rescore_every=every
-    )
+    found = run(model(layers=2), evaluation, rescore_every=every)
+    equals_literal(found, model(layers=2), evaluation or SCORING, rescore_every=every)
 
 
 def test_a_shared_block_is_scored_when_it_is_due():
@@ -59,14 +59,16 @@ def test_a_shared_block_is_scored_when_it_is_due():
 
 
 def test_every_schedule_is_another_run():
-    tables = [run(rescore_every=every).table for every in (0, 1, 3)]
+    given = model(layers=2)
+    tables = [run(given, rescore_every=every).table for every in (0, 1, 3)]
     assert not any(first.equals(second) for first, second in zip(tables, [*tables[1:], tables[0]], strict=True))
-    assert run(rescore_every=100).table.equals(tables[0])
+    assert run(given, rescore_every=100).table.equals(tables[0])
 
 
 def test_steps_are_counted_not_heads():
-    by_twos = run(rescore_every=2, heads_per_step=2)
-    one_by_one = run(rescore_every=4)
+    given = model(layers=2)
+    by_twos = run(given, rescore_every=2, heads_per_step=2)
+    one_by_one = run(given, rescore_every=4)
     assert by_twos.order() == one_by_one.order()
     assert by_twos.table.score.equals(one_by_one.table.score)
     last_of_each = by_twos.table.drop_duplicates("pruned_heads")
@@ -81,8 +83,9 @@ def test_no_more_is_scored_than_is_asked_for(monkeypatch):
             "counted", lambda *given: calls.append(int(gnorm.head_mask_of(given[0]).sum())) or row.criterion(*given)
         ),
     )
-    for every, expected in ((0, [8]), (1, [8, 7, 6, 5, 4, 3, 2, 1]), (3, [8, 5, 2]), (100, [8])):
-        for evaluation in (None, EVALUATION):
+    every_step = [8, 7, 6, 5, 4, 3, 2, 1]
+    for every, expected in ((0, [8]), (1, every_step), (3, [8, 5, 2]), (100, [8])):
+        for evaluation in (None, EVALUATION) if every == 3 else (None,):
             calls.clear()
             run(model(layers=2), evaluation, rescore_every=every)
             assert calls == expected
@@ -98,7 +101,8 @@ def test_no_more_is_scored_than_is_asked_for(monkeypatch):
     ],
 )
 def test_rows_say_when_they_are_scored(method, every, row):
-    asked, named = run(method=method, rescore_every=every), run(method=row)
+    given = model(layers=3 if every == 8 else 2)
+    asked, named = run(given, method=method, rescore_every=every), run(given, method=row)
     same(asked, named)
     assert asked.info["rescore_every"] == named.info["rescore_every"] == every
     assert named.info["method"] == row
@@ -123,10 +127,10 @@ def test_numbers_that_are_no_schedule_are_refused(every, error, says, tmp_path):
 
 @pytest.mark.parametrize(("method", "highest"), [("greedy_gnorm", False), ("inverse_greedy_gnorm", True)])
 def test_heads_go_from_the_layers_that_are_given_the_lowest_of_each(method, highest):
-    trajectory = run(method=method, layers=TWELVE)
-    assert [layer for layer, _ in trajectory.order()] == TWELVE
-    equals_literal(trajectory, highest_first=highest, layers=TWELVE)
-    assert trajectory.info["layers"] == TWELVE
+    trajectory = run(model(layers=2), method=method, layers=EIGHT)
+    assert [layer for layer, _ in trajectory.order()] == EIGHT
+    equals_literal(trajectory, model(layers=2), highest_first=highest, layers=EIGHT)
+    assert trajectory.info["layers"] == EIGHT
     assert "layers" not in run(steps=0).info
 
 
@@ -184,7 +188,7 @@ def test_layers_of_a_pruned_model_have_the_heads_that_are_left():
         run(pruned, layers=[2, 2, 0])
 
 
-@pytest.mark.parametrize("heads_per_step", [1, 2])
+@pytest.mark.parametrize("heads_per_step", [2, pytest.param(1, marks=pytest.mark.soak)])
 def test_matched_random_goes_through_the_layers_of_greedy_gnorm(heads_per_step):
     given = model(layers=2)
     greedy = [layer for layer, _ in run(given, heads_per_step=heads_per_step).order()]
@@ -217,14 +221,15 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("case", RESUMED)
-def test_a_journal_that_is_cut_at_any_line_ends_in_the_same_table(case, tmp_path):
+@pytest.mark.parametrize(("case", "every"), one_by_all(RESUMED, (False, True)))
+def test_a_journal_that_is_cut_at_any_line_ends_in_the_same_table(case, every, tmp_path):
+    """At every line of one run, at the second, one in the middle and the last of the others."""
     options, evaluation = RESUMED[case]
     path, given = tmp_path / "journal", model(layers=2)
     whole = run(given, evaluation, journal=path, **options)
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + len(whole.table.drop_duplicates(["trial", "pruned_heads"]))
-    for cut in range(1, len(lines)):
+    for cut in range(1, len(lines)) if every else (2, len(lines) // 2, len(lines) - 1):
         path.write_bytes(b"".join(lines[:cut]))
         same(run(given, evaluation, journal=path, **options), whole)
         assert len(path.read_bytes().splitlines()) == len(lines)

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import literal
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,6 @@ from tiny import ragged_batches, tiny_model
 
 import gnorm
 from gnorm.engine.model.norms import log_norm
-from gnorm.engine.model.state import evaluating
 from gnorm.engine.texts.batches import prepare
 from gnorm.engine.texts.micro_batches import PACKED_MAX_TOKENS
 from gnorm.metrics import correct_texts
@@ -96,78 +96,23 @@ def test_a_batch_without_attention_mask_goes_whole():
     close_logs(gnorm.gnorm_scores(model, [batch]), gnorm.gnorm_scores(model, [full]))
 
 
-@pytest.mark.parametrize(
-    ("batches", "complaint"),
-    [
-        ([], "there are no batches"),
-        ([{}], "batch 0 is empty"),
-        ([{"input_ids": torch.zeros(0, 3, dtype=torch.long)}], "batch 0 is empty"),
-        (
-            [{"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": torch.zeros(3, dtype=torch.long)}],
-            "disagree on how many texts",
-        ),
-        (
-            [{"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 0], [0, 0, 0]])}],
-            "text 1 of batch 0 is all padding",
-        ),
-    ],
-)
-def test_bad_batches_are_refused(batches, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        gnorm.gnorm_scores(tiny_model("bert"), batches)
-
-
 # ---------------------------------------------------------------- accuracy
 
 
 def test_accuracy_equals_one_text_at_a_time(model):
     batches = ragged_batches(count=5, seed=11)
-    expected = []
-    for batch in batches:
-        for i, label in enumerate(batch["labels"]):
-            length = int(batch["attention_mask"][i].sum())
-            with torch.no_grad():
-                expected.append(int(model(input_ids=batch["input_ids"][i : i + 1, :length]).logits.argmax()) == label)
+    expected = literal.hits(model, batches)
     assert correct_texts(model, batches).tolist() == expected
     assert gnorm.accuracy(model, batches) == sum(expected) / len(expected)
-
-
-def test_accuracy_without_labels_is_refused():
-    batches = [{n: t for n, t in batch.items() if n != "labels"} for batch in ragged_batches()]
-    with pytest.raises(ValueError, match="batch 0 has no `labels`: accuracy needs the class of each text"):
-        gnorm.accuracy(tiny_model("bert"), batches)
-    with pytest.raises(ValueError, match="evaluation batch 0 has no `labels`"):
-        gnorm.prune(tiny_model("bert"), batches, progress=False)
-
-
-def test_labels_the_model_has_no_class_for_are_refused():
-    with pytest.raises(ValueError, match=r"labels from 0 to 3, the model's classes are 0 to 2"):
-        gnorm.prune(tiny_model("bert"), ragged_batches(labels=5), progress=False)
 
 
 # ---------------------------------------------------------------- entropy and energy
 
 
-def plain_entropies(model, batches):
-    """(layer, head): text by text, pass by pass, from the attentions the model itself hands out."""
-    rows = len(gnorm.attention_blocks(model))
-    total = torch.zeros(rows, 4, dtype=torch.float64)
-    texts = 0
-    for batch in batches:
-        for i in range(len(batch["input_ids"])):
-            length = int(batch["attention_mask"][i].sum())
-            with torch.no_grad():
-                out = model(input_ids=batch["input_ids"][i : i + 1, :length], output_attentions=True)
-            for layer, a in enumerate(out.attentions):
-                total[layer % rows] += -(a * a.log()).sum(-1).mean(-1)[0].double()
-            texts += 1
-    return total / texts
-
-
 def test_entropy_equals_one_text_at_a_time(family):
     model = tiny_model(family, attn_implementation="eager")
     batches = ragged_batches()
-    close(gnorm.attention_entropy(model, batches), plain_entropies(model, batches))
+    close(gnorm.attention_entropy(model, batches), literal.entropy(model, batches))
 
 
 def test_entropy_leaves_the_attention_implementation_as_it_was():
@@ -214,22 +159,7 @@ def test_saturated_attention_is_nan_in_the_plain_form_alone():
 
 def test_activation_energy_equals_one_text_at_a_time(model):
     batches = ragged_batches()
-    blocks = gnorm.attention_blocks(model)
-    total = torch.zeros(len(blocks), 4, dtype=torch.float64)
-    texts = 0
-    for batch in batches:
-        for i in range(len(batch["input_ids"])):
-            length = int(batch["attention_mask"][i].sum())
-            for layer, block in enumerate(blocks):
-                seen = []
-                handle = block.output.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0][0]))
-                with evaluating(model), torch.inference_mode():
-                    model(input_ids=batch["input_ids"][i : i + 1, :length])
-                handle.remove()
-                for context in seen:  # (token, head * 8)
-                    total[layer] += context.view(length, 4, 8).square().sum(-1).mean(0).double()
-            texts += 1
-    close(gnorm.activation_energy(model, batches), total / texts)
+    close(gnorm.activation_energy(model, batches), literal.energy(model, batches))
 
 
 def test_criteria_of_a_pruned_model_speak_of_the_heads_that_are_left(model):

@@ -3,11 +3,11 @@
 import copy
 import math
 
-import layouts
+import literal
 import pytest
 import torch
+from models import make
 from precision import close, close_logs
-from test_families import make
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 import gnorm
@@ -43,18 +43,6 @@ def texts_of(batches):
             yield {"input_ids": ids[None, ids != 1], "labels": labels[None, labels >= 0]}
 
 
-def scores_by_hand(model, batches, objective):
-    blocks = layouts.blocks(model)
-    sums = torch.zeros(len(blocks), 3, 2, dtype=torch.float64)
-    for batch in batches:
-        model.zero_grad()
-        objective(batch).backward()
-        for row, block in zip(sums, blocks, strict=True):
-            row += torch.stack([part.by_head(part.module.weight.grad).double().norm(dim=1) for part in block[:3]])
-    model.zero_grad()
-    return sums.prod(1).log()
-
-
 @pytest.fixture(params=["t5", "bart", "marian", "pegasus"])
 def name(request):
     return request.param
@@ -64,15 +52,15 @@ def test_scores_are_those_of_autograd(name):
     model, batches = model_of(name), batches_of()
     assert problem_of(model).name == "seq2seq_lm"
 
-    def norm(batch):  # of the logits of all tokens of the targets; text by text, so nothing is padded
+    def norm(model, batch):  # of the logits of all tokens of the targets; text by text, so nothing is padded
         return torch.cat([model(**text).logits.flatten() for text in texts_of([batch])]).norm()
 
-    expected = scores_by_hand(model, batches, norm)
+    expected = literal.products(model, batches, norm).log()
     close_logs(gnorm.gnorm_scores(model, batches), expected)
     one_by_one = gnorm.prepare(batches, model, max_tokens=1)
     assert max(len(micro.index) for micro in one_by_one) == 1
     close_logs(gnorm.gnorm_scores(model, one_by_one), expected)
-    by_loss = scores_by_hand(model, batches, lambda batch: model(**batch).loss)
+    by_loss = literal.products(model, batches, literal.loss).log()
     close_logs(criteria.gnorm_cross_entropy(model, batches), by_loss)
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import literal
 import published_tokenizers as published
 import pytest
 import torch
@@ -174,12 +175,6 @@ def test_ids_with_segments_go_through_the_engine_as_they_are():
     for batch in batches:
         position = torch.arange(batch["input_ids"].shape[1])[None]
         batch["token_type_ids"] = ((position > 2) & (batch["attention_mask"] == 1)).long()
-    alone = [
-        {name: tensor[i : i + 1, : int(batch["attention_mask"][i].sum())] if tensor.dim() == 2 else tensor[i : i + 1]
-         for name, tensor in batch.items()}
-        for batch in batches for i in range(len(batch["labels"]))
-    ]  # fmt: skip
-    with torch.no_grad():
-        right = sum(int(model(**text).logits.argmax() == text["labels"]) for text in alone)
-    close(gnorm.accuracy(model, batches), right / len(alone), torch.float64)
+    close(gnorm.accuracy(model, batches), literal.accuracy(model, batches), torch.float64)
+    alone = list(literal.texts(batches))
     close(gnorm.attention_entropy(model, batches), gnorm.attention_entropy(model, alone))

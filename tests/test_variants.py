@@ -11,35 +11,21 @@ from gnorm import criteria
 from gnorm.engine.texts.batches import prepare
 from gnorm.methods import MORE_METHODS
 
-BATCHES = ragged_batches()
+BATCHES = ragged_batches(2)
 
 
-def norm(logits):
-    return logits.norm()
-
-
-def norm_of_centred(logits):
+def norm_of_centred(model, batch):
+    logits = literal.forward(model, batch)
     return (logits - logits.mean(1, keepdim=True)).norm()
 
 
-def mean_margin(logits):
-    first, second = logits.topk(2, dim=1).values.unbind(1)
+def mean_margin(model, batch):
+    first, second = literal.forward(model, batch).topk(2, dim=1).values.unbind(1)
     return (first - second).mean()
 
 
-def norms(model, objective, weighted=False):
-    """(layer, projection, head) sums over batches of the norms of a head's gradients; output is the last projection."""
-    blocks = literal.projections(model)
-    sums = torch.zeros(len(blocks), 4, 4, dtype=torch.float64)
-    for batch in BATCHES:
-        model.zero_grad()
-        objective(literal.forward(model, batch)).backward()
-        for layer, block in enumerate(blocks):
-            for i, linear in enumerate(block):
-                gradient = linear.weight.grad * (linear.weight.detach() if weighted else 1)
-                by_head = gradient.chunk(4, dim=1 if i == 3 else 0)
-                sums[layer, i] += torch.stack([part.norm() for part in by_head])
-    return sums
+def norms(model, objective=literal.norm, weighted=False):
+    return literal.gradients(model, BATCHES, objective, weighted)
 
 
 def test_rows_of_one_factor_are_what_they_say(family):
@@ -47,7 +33,7 @@ def test_rows_of_one_factor_are_what_they_say(family):
     with torch.no_grad():
         for _, _, value, _ in literal.projections(model):
             value.weight[:16] *= 30  # so that the value's gradient is not the largest of every head
-    q, k, v, o = norms(model, norm).unbind(1)
+    q, k, v, o = norms(model).unbind(1)
     expected = {
         "gnorm_once": q * k * v,
         "gnorm_sum": q + k + v,
@@ -57,7 +43,7 @@ def test_rows_of_one_factor_are_what_they_say(family):
         "gnorm_v": v,
         "gnorm_qk": q * k,
         "gnorm_qkvo": q * k * v * o,
-        "gnorm_weighted": norms(model, norm, weighted=True)[:, :3].prod(1),
+        "gnorm_weighted": norms(model, weighted=True)[:, :3].prod(1),
         "gnorm_centred": norms(model, norm_of_centred)[:, :3].prod(1),
         "gnorm_margin": norms(model, mean_margin)[:, :3].prod(1),
     }

@@ -86,16 +86,16 @@ def runs(folder, **options):
     found, streams.WINDOW_TEXTS = {}, 9
     for family in FAMILIES:
         for method in ON_ALL_FAMILIES:
-            steps = None if family == "bert" else 4  # to the last head, or not
+            steps = None if family == "bert" else 2  # to the last head, or not
             found[f"{family} {method}"] = outcome(pruned(family, method, steps=steps, **options))
     for method in OF_EVERY_KIND:
         found[f"steps of {method}"] = outcome(pruned(method=method, steps=2, **options))
-    found["the same texts"] = outcome(pruned(evaluation=None, **options))
-    found["whole, the same texts"] = outcome(pruned(method="whole", evaluation=None, **options))
+    found["the same texts"] = outcome(pruned(evaluation=None, steps=4, **options))
+    found["whole, the same texts"] = outcome(pruned(method="whole", evaluation=None, steps=4, **options))
     found["streams"] = outcome(pruned(scoring=Again(SCORING), evaluation=Again(EVALUATION), steps=3, **options))
-    found["one batch"] = outcome(pruned(scoring=SCORING[:1], evaluation=SCORING[:1], steps=4, **options))
+    found["one batch"] = outcome(pruned(scoring=SCORING[:1], evaluation=SCORING[:1], steps=2, **options))
     found["one text"] = outcome(
-        pruned(scoring=[{name: t[:1] for name, t in SCORING[0].items()}], evaluation=None, steps=4, **options)
+        pruned(scoring=[{name: t[:1] for name, t in SCORING[0].items()}], evaluation=None, steps=2, **options)
     )
     found["f1"] = outcome(pruned(metric="f1_macro", steps=2, **options))
     return found
