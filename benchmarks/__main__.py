@@ -147,7 +147,9 @@ def optimisations() -> Iterator[dict[str, Any]]:
         largest = max(int(batch["attention_mask"].sum()) for batch in found)
         everything = dataclasses.replace(prepared.packing, first_token=False)
         without = {
-            "last pass for the first token alone": batches.Prepared(list(prepared), everything, prepared.batches),
+            "last pass for the first token alone": batches.Prepared(
+                list(prepared), everything, prepared.subject, prepared.batches
+            ),
             "several batches in one pass": batches.prepare(found, model, max_tokens=largest + 8 * case.batch),
         }
         with mock.patch.object(batches, "packing_of", return_value=None):
@@ -212,7 +214,7 @@ def passed_by(case: Case) -> dict[str, float]:
     model, found = make(case)
     trial = partial(gnorm.prune, model, found, method="random", progress=False)
     spent = {"with it s": seconds(trial, default_device())}
-    with mock.patch.object(gnorm.pruning, "layer_input_caches", lambda _, prepared: [NO_CACHE] * len(prepared)):
+    with mock.patch.object(gnorm.pruning, "layer_input_caches", lambda prepared: [NO_CACHE] * len(prepared)):
         spent["s"] = seconds(trial, default_device())
     return {"s": spent["s"], "with it s": spent["with it s"], "gain": spent["s"] / spent["with it s"]}
 
@@ -247,7 +249,8 @@ def criteria() -> Iterator[dict[str, Any]]:
     model, found = make(SIX)
     prepared = batches.prepare(found, model)
     assert prepared.packing is not None
-    whole = batches.Prepared(list(prepared), dataclasses.replace(prepared.packing, first_token=False), prepared.batches)
+    all_tokens = dataclasses.replace(prepared.packing, first_token=False)
+    whole = batches.Prepared(list(prepared), all_tokens, prepared.subject, prepared.batches)
     rows = {method.criterion.__name__: method for method in (gnorm.METHODS | gnorm.MORE_METHODS).values()}
     actions = {name: partial(m.scores, model, prepared, torch.Generator()) for name, m in rows.items()}
     evaluation = partial(correct_texts, model, prepared)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import gnorm
 from gnorm.criteria import gnorm_by_text, gnorm_cross_entropy, gnorm_margin, head_importance, oracle
 from gnorm.engine.forward.packing import Packing
-from gnorm.engine.forwarding import forwarding, layer_input_caches
+from gnorm.engine.forwarding import layer_input_caches, passes
 from gnorm.engine.model.families import FAMILIES
 from gnorm.engine.texts.batches import prepare
 
@@ -94,10 +94,10 @@ def test_scores_are_those_of_plain_autograd(name):
 def test_a_pass_starts_at_the_layer_that_changed():
     model = make("llama")
     prepared = prepare(texts(), model, together=True)
-    caches, ran = layer_input_caches(model, prepared), []
+    caches, ran = layer_input_caches(prepared), []
     for number, layer in enumerate(model.model.layers):
         layer.mlp.act_fn.register_forward_hook(lambda *_, number=number: ran.append(number))
-    with forwarding(model, prepared) as forward, torch.no_grad():
+    with passes(prepared) as forward:
         whole = [forward(micro, cache)[0] for micro, cache in zip(prepared, caches, strict=True)]
         for cache in caches:
             cache.forget(above=1)

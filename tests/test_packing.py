@@ -13,7 +13,7 @@ from tiny import FAMILIES, SIZES, ragged_batches, tiny_model
 import gnorm
 from gnorm.engine.backward.mask_derivatives import mask_derivatives
 from gnorm.engine.forward.packing import NO_CACHE, Packing
-from gnorm.engine.forwarding import forwarding, layer_input_caches
+from gnorm.engine.forwarding import layer_input_caches, passes
 from gnorm.engine.model import families
 from gnorm.engine.texts.batches import Prepared, prepare
 
@@ -30,7 +30,7 @@ class MeanOfTokens(torch.nn.Module):
 def logits_of(model, prepared, kept=None):
     """(text, class), in the order of the texts."""
     kept = kept or [NO_CACHE] * len(prepared)
-    with forwarding(model, prepared) as forward, torch.no_grad():
+    with passes(prepare(prepared, model)) as forward:
         found = [(micro.index, forward(micro, of_micro)[0]) for micro, of_micro in zip(prepared, kept, strict=True)]
     index, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     return logits[index.argsort()]
@@ -121,8 +121,8 @@ def test_derivatives_by_masks_of_packed_texts_are_those_of_padded_ones(model, ma
         gnorm.remove_heads(model, mask)
     packed = prepare(batches, model)
     with gnorm.masked(model, mask) if masked else contextlib.nullcontext():
-        padded = Prepared([part for micro in packed for part in micro.padded], None)
-        found = [in_order(mask_derivatives(model, gnorm.attention_blocks(model), p)) for p in (packed, padded)]
+        padded = Prepared([part for micro in packed for part in micro.padded], None, packed.subject)
+        found = [in_order(mask_derivatives(p)) for p in (packed, padded)]
     assert packed.packing
     for of_packed, of_padded in zip(*found, strict=True):
         close(of_packed, of_padded, torch.float64)
@@ -146,7 +146,7 @@ def test_a_bias_by_position_goes_packed_and_is_that_of_each_text_alone(gone, exp
         gnorm.remove_heads(model, gone)
     prepared = prepare(batches, model)
     assert prepared.packing == Packing(passes=3, in_tuple=1)
-    caches = layer_input_caches(model, prepared)
+    caches = layer_input_caches(prepared)
     for _ in range(2):  # the second pass starts at the last layer
         close(logits_of(model, prepared, caches), one_by_one(model, batches), torch.float64)
     ways = gnorm.gnorm_scores, gnorm.attention_entropy, gnorm.criteria.head_importance
@@ -186,7 +186,7 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
     if room != "all layers":
         tokens = sum(int(micro.lengths.sum()) for micro in prepared)
         monkeypatch.setattr(gnorm.engine.forwarding, "CACHE_BYTES", tokens * 32 * 4 * 2)
-    kept, ran, mask = layer_input_caches(model, prepared), [], gnorm.head_mask_of(model)
+    kept, ran, mask = layer_input_caches(prepared), [], gnorm.head_mask_of(model)
     layers = model.base_model.encoder.layer
     for number, layer in enumerate(layers):
         layer.intermediate.register_forward_hook(lambda *_, number=number: ran.append(number))
@@ -208,7 +208,7 @@ def test_layers_below_the_head_that_went_are_not_run_again_and_nothing_changes(n
 def test_trajectories_are_the_same_with_nothing_kept(family, method, monkeypatch):
     model, texts = tiny_model(family), (ragged_batches(), ragged_batches(count=4, seed=7))
     found = gnorm.prune(model, *texts, method=method, progress=False)
-    monkeypatch.setattr(gnorm.pruning, "layer_input_caches", lambda _, prepared: [NO_CACHE] * len(prepared))
+    monkeypatch.setattr(gnorm.pruning, "layer_input_caches", lambda prepared: [NO_CACHE] * len(prepared))
     expected = gnorm.prune(model, *texts, method=method, progress=False)
     close_tables(found.table, expected.table, logs=method == "greedy_gnorm")
     assert (found.correct == expected.correct).all()
@@ -218,14 +218,14 @@ def test_nothing_is_kept_of_layers_that_share_a_block_and_of_padded_texts():
     for model in (tiny_model("albert"), tiny_model("bert")):
         model._supports_attention_backend = model.config.model_type == "albert"
         prepared = prepare(ragged_batches(), model)
-        assert layer_input_caches(model, prepared) == [NO_CACHE] * len(prepared)
+        assert layer_input_caches(prepared) == [NO_CACHE] * len(prepared)
 
 
 def test_an_exception_leaves_every_layer_its_own_forward():
     model = tiny_model("bert")
     prepared, (first, _, last) = prepare(ragged_batches(1), model), model.bert.encoder.layer
     own = first.forward = first.forward  # somebody's wrapper
-    kept = layer_input_caches(model, prepared)
+    kept = layer_input_caches(prepared)
     logits_of(model, prepared, kept)
     last.output.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ValueError, match="ZeroDivisionError"):

@@ -127,7 +127,7 @@ def test_from_a_file_to_a_smaller_model_whose_card_tells_its_metric(problem):
     assert gnorm.head_mask_of(model).sum() == before.sum() - 2
     card = (folder / "README.md").read_text("utf-8")
     assert huggingface_hub.ModelCard(card).data.pipeline_tag == READERS[problem].tag
-    metric, labels = find_metric(None, model), labels_in_order(gnorm.prepare(own.testing, model), model).numpy()
+    metric, labels = find_metric(None, model), labels_in_order(gnorm.prepare(own.testing, model)).numpy()
     assert f"| | n | {name} | 95 % interval |" in card
     assert ("Lower is better" in card) == (name in ("mse", "perplexity"))
     for which, measured in (("intact", own.model), ("pruned", model)):

@@ -77,7 +77,7 @@ def test_a_stream_is_read_window_by_window_and_never_held():
     windows = [(batch, text, len(found)) for batch, text, found in prepared.batches.windows()]
     assert windows == [(0, 0, 2), (2, 10, 2), (4, 20, 1)]
     assert prepared.streamed
-    assert layer_input_caches(model, prepared) == []
+    assert layer_input_caches(prepared) == []
     assert torch.equal(torch.cat([micro.index for micro in prepared]).sort().values, torch.arange(23))
     assert [micro.number for micro in prepared] == list(range(len(prepared)))
     before = source.passes

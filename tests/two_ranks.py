@@ -12,9 +12,8 @@ import torch.distributed as dist
 from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
-from gnorm.engine.forwarding import forwarding
+from gnorm.engine.forwarding import passes
 from gnorm.engine.model.blocks import table_of
-from gnorm.engine.model.state import evaluating
 from gnorm.engine.texts import streams
 
 SCORING, EVALUATION = ragged_batches(5), ragged_batches(4, seed=9)
@@ -49,7 +48,7 @@ def pruned(family="bert", method="greedy_gnorm", evaluation=EVALUATION, scoring=
 def whole_criterion(model, batches):
     """The mean logit by class, dealt to heads: it knows nothing of ranks, and shows its logits."""
     prepared, sums = gnorm.prepare(batches, model), 0
-    with evaluating(model), torch.no_grad(), forwarding(model, prepared) as forward:
+    with passes(prepared) as forward:
         for micro in prepared:
             logits = forward(micro)[0]
             sums = sums + logits.double().sum(0)
