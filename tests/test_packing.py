@@ -1,8 +1,10 @@
 """Rows of tokens: the same logits and scores as padded texts, whatever the classifier reads."""
 
 import contextlib
+import dataclasses
 
 import literal
+import models
 import pytest
 import torch
 import transformers
@@ -15,6 +17,7 @@ from gnorm.engine.backward.mask_derivatives import mask_derivatives
 from gnorm.engine.forward.packing import NO_CACHE, Packing
 from gnorm.engine.forwarding import layer_input_caches, passes
 from gnorm.engine.model import families
+from gnorm.engine.model.subject import Subject
 from gnorm.engine.texts.batches import Prepared, prepare
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])  # unequal rows, one of them empty
@@ -30,7 +33,7 @@ class MeanOfTokens(torch.nn.Module):
 def logits_of(model, prepared, kept=None):
     """(text, class), in the order of the texts."""
     kept = kept or [NO_CACHE] * len(prepared)
-    with passes(prepare(prepared, model)) as forward:
+    with passes(prepared.of(Subject(model))) as forward:
         found = [(micro.index, forward(micro, of_micro)[0]) for micro, of_micro in zip(prepared, kept, strict=True)]
     index, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     return logits[index.argsort()]
@@ -145,7 +148,7 @@ def test_a_bias_by_position_goes_packed_and_is_that_of_each_text_alone(gone, exp
     if gone:
         gnorm.remove_heads(model, gone)
     prepared = prepare(batches, model)
-    assert prepared.packing == Packing(passes=3, in_tuple=1)
+    assert dataclasses.replace(prepared.packing, in_tuple=0) == Packing(passes=3)
     caches = layer_input_caches(prepared)
     for _ in range(2):  # the second pass starts at the last layer
         close(logits_of(model, prepared, caches), one_by_one(model, batches), torch.float64)
@@ -308,3 +311,92 @@ def test_logits_of_other_tokens_than_those_of_the_texts_are_refused():
     config = transformers.AutoConfig.for_model("bert", **SIZES)
     with pytest.raises(ValueError, match=r"\(2, 6, 3\), not \(text 2, token 4, class 3\): correct its forward\."):
         gnorm.gnorm_scores(WithPrompt(config).eval(), [TWO])
+
+
+RELATIVE = {"relative_attention": True, "position_buckets": 4}
+CLASSIFIERS = {  # family of tests/models.py -> further options of its configuration
+    "deberta-v2, keys shared": ("deberta-v2", RELATIVE | {"share_att_key": True, "pos_att_type": ["c2p", "p2c"]}),
+    "deberta-v2": ("deberta-v2", RELATIVE | {"pos_att_type": ["c2p"]}),
+    "modernbert": ("modernbert", {"local_attention": 64, "classifier_pooling": "cls"}),
+    "modernbert, mean": ("modernbert", {"local_attention": 64, "classifier_pooling": "mean"}),
+    **{name: (name, {}) for name in ("llama", "qwen2", "gpt2", "gpt_neox", "opt")},
+}
+
+
+def classifier(name):
+    family, options = CLASSIFIERS[name]
+    return models.make(family, transformers.AutoModelForSequenceClassification, **options).double()
+
+
+def not_packed(monkeypatch):
+    """From now on no model is known to be exact when it is packed, or cut."""
+    for module, name in (
+        ("texts.batches", "packable"),
+        ("forward.packing", "packable"),
+        ("texts.batches", "ignores_padding"),
+    ):
+        monkeypatch.setattr(f"gnorm.engine.{module}.{name}", lambda *_: False)
+
+
+@pytest.mark.parametrize("gone", [None, [[1, 0], [0, 0], [0, 1]]])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_of_every_kind_go_packed_and_give_what_padded_ones_give(name, gone, monkeypatch):
+    model, batches = classifier(name), ragged_batches()
+    if gone:
+        heads = gnorm.head_mask_of(model)
+        gnorm.remove_heads(model, heads & torch.tensor(gone).repeat(1, heads.shape[1] // 2)[: len(heads)])
+    ways = gnorm.gnorm_scores, gnorm.attention_entropy, gnorm.criteria.head_importance, gnorm.criteria.oracle
+    prepared = prepare(batches, model)
+    dtype = torch.float32 if models.ROWS[model.config.model_type].in_float32 else torch.float64
+    assert prepared.packing
+    found, logits = [scores(model, prepared) for scores in ways], logits_of(model, prepared)
+    close(logits, one_by_one(model, batches), dtype)
+    if not gone:
+        close_logs(found[0], literal.products(model, batches).log(), dtype)
+    not_packed(monkeypatch)
+    padded = prepare(batches, model)
+    assert padded.packing is None
+    for scores, packed in zip(ways, found, strict=True):
+        close(packed, scores(model, padded), dtype)
+
+
+@pytest.mark.parametrize("name", ["deberta-v2, keys shared", "modernbert", "llama"])
+def test_trajectories_of_packed_classifiers_are_those_of_padded_ones(name, monkeypatch):
+    model, texts = classifier(name), (ragged_batches(), ragged_batches(count=4, seed=7))
+    packed = gnorm.prune(model, *texts, progress=False)
+    not_packed(monkeypatch)
+    close_tables(packed.table, gnorm.prune(model, *texts, progress=False).table, torch.float64, logs=True)
+
+
+def test_batches_share_no_pass_where_a_projection_has_inputs_of_none_of_them():
+    shared, own = (prepare(ragged_batches(), classifier(name)) for name in ("deberta-v2, keys shared", "deberta-v2"))
+    assert shared.packing.by_batch
+    assert [[one.batch for one in micro.batch_slices] for micro in shared] == [[0], [1], [2]]
+    assert [[one.batch for one in micro.batch_slices] for micro in own] == [[0, 1, 2]]
+
+
+def altered(batches, **changes):
+    return [{**batch, **{name: change(batch[name]) for name, change in changes.items()}} for batch in batches]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "changes"),
+    [
+        ("llama", {}, {"input_ids": lambda ids: ids.masked_fill(ids == 1, 2)}),  # the last token is read by its id
+        ("llama", {"pad_token_id": None}, {}),
+        ("llama", {}, {"attention_mask": lambda mask: mask.index_fill(1, torch.tensor([0]), 0)}),
+        ("llama", {"sliding_window": 16}, {}),
+        ("modernbert", {"sliding_window": 16}, {}),
+        ("deberta-v2", {}, {"attention_mask": lambda mask: mask.index_fill(1, torch.tensor([0]), 0)}),
+    ],
+)
+def test_where_cutting_padding_may_change_something_texts_go_the_plain_way(name, config, changes):
+    batches = [batch for batch in ragged_batches() if batch["attention_mask"].shape[1] > 16]
+    model = classifier(name)
+    assert prepare(batches, model).packing
+    for option, value in config.items():
+        setattr(model.config, option, value)
+    batches = [
+        {**batch, "attention_mask": batch["attention_mask"].index_fill(1, torch.tensor([1]), 1)} for batch in batches
+    ]
+    assert prepare(altered(batches, **changes), model).packing is None

@@ -180,7 +180,10 @@ def _disentangled(
     current, module = _CURRENT_PASS.get(), cast(Any, block.module)
     texts, kinds = current.texts, module.pos_att_type if module.relative_attention else ()
     heads = len(block.kept)
-    scale = (block.head_dim * (1 + sum(kind in module.pos_att_type for kind in ("c2p", "p2c")))) ** -0.5
+    terms = 1 + sum(kind in module.pos_att_type for kind in ("c2p", "p2c"))
+    scale = 1 / float(
+        torch.tensor(block.head_dim * terms, dtype=torch.float32).sqrt()
+    )  # in fp32, as the module takes it
     of_texts = query_states is not None  # of first tokens alone
     places = texts.texts_in_groups if of_texts else texts.tokens_in_groups
     query = block.query(hidden_states if query_states is None else query_states)[0]
@@ -317,7 +320,7 @@ def _before_layer(
         hidden = current.cache.states.setdefault(layer, hidden)
     if current.calls == packing.passes and packing.first_token:
         first = hidden.index_select(1, current.texts.first_tokens)  # (1, text, hidden)
-        if "query_states" in named:  # of DeBERTa's layers, which take keys and values of other tokens
+        if "query_states" in named and block.kept:  # DeBERTa's layers take keys and values of other tokens
             named = {**named, "query_states": first}
         else:
             current.layer_input, current.last_block, hidden = hidden[0], block, first

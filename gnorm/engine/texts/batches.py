@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..forward.packing import Packing
+from ..model.blocks import config_of
 from ..model.families import FAMILIES
 from ..model.known_models import attention_window, causal, ignores_padding, packable, reads_first_token
 from ..model.problems import LABELS, NOT_COUNTED, problem_of
@@ -194,6 +195,7 @@ def prepare(
     of its problem, or one whose registered row gives a head what is not its own. Labels are not checked
     here but where they are used.
     """
+    config_of(model)  # refuses what is not a model
     if isinstance(batches, Prepared):
         return _prepared_for(model, batches)
     parameter_of(model)
