@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -46,10 +47,11 @@ def gnorm_scores(
     model: nn.Module,
     batches: Iterable[Batch] | Prepared,
     *,
-    parts: Sequence[str] = QKV,
+    projections: Sequence[str] = QKV,
     combine: str = "product",
     weighted: bool = False,
     centred: bool = False,
+    parts: Sequence[str] | None = None,
 ) -> Tensor:
     """G-norm of every head: (layer, head) float64, natural logarithm, -inf where no gradient flows.
 
@@ -62,17 +64,23 @@ def gnorm_scores(
     ||Z|| at the end, is the gradient of the whole batch. Logits of zero have no gradient. In fp16 the backward pass is
     scaled by a power of two, lowered until nothing overflows, and the scale is taken out of the logarithm.
 
-    Variants of the paper's score: parts names the projections, of query, key, value and output. combine is a name in
+    Variants of the paper's score: projections names some of query, key, value and output. combine is a name in
     ``COMBINATIONS``. weighted takes the norm of weight times gradient, elementwise. centred takes the norm of the
     logits less their mean over the classes, which is what a prediction depends on.
 
-    Raises ``ValueError`` for unknown parts and an unknown combination, as ``prepare`` and ``attention_blocks`` do, and
-    where logits or gradients are not finite.
+    parts: the old name of projections, with a ``DeprecationWarning``.
+
+    Raises ``ValueError`` for unknown projections and an unknown combination, as ``prepare`` and ``attention_blocks``
+    do, and where logits or gradients are not finite.
     """
     if combine not in COMBINATIONS:
         raise ValueError(f"combine={combine!r} is not known; choose one of {', '.join(COMBINATIONS)}.")
-    if not parts or len(set(parts)) < len(parts) or not {*parts} <= {*PROJECTIONS}:
-        raise ValueError(f"parts={parts!r} must name some of {', '.join(PROJECTIONS)}, each once.")
+    if parts is not None:
+        warnings.warn("gnorm_scores(parts=) is now called projections=.", DeprecationWarning, stacklevel=2)
+        projections = parts
+    known = {*projections} <= {*PROJECTIONS}
+    if not projections or len(set(projections)) < len(projections) or not known:
+        raise ValueError(f"projections={projections!r} must name some of {', '.join(PROJECTIONS)}, each once.")
 
     def objective(logits: Tensor, micro: MicroBatch) -> Tensor:
         z = micro.without_padding(logits)
@@ -85,7 +93,7 @@ def gnorm_scores(
 
     # Taking the mean away is a projection, so that of the logits starts the backward pass of their norm.
     return gradient_norms(
-        model, batches, log_norm_of, objective, parts=parts, combine=COMBINATIONS[combine], weighted=weighted
+        model, batches, log_norm_of, objective, projections, combine=COMBINATIONS[combine], weighted=weighted
     )
 
 

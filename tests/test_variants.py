@@ -55,7 +55,7 @@ def test_rows_of_one_factor_are_what_they_say(family):
 def test_options_go_together():
     model = tiny_model("roberta").double()
     expected = norms(model, norm_of_centred, weighted=True)[:, [3, 1]].sum(1)
-    options = {"parts": ("output", "key"), "combine": "sum", "weighted": True, "centred": True}
+    options = {"projections": ("output", "key"), "combine": "sum", "weighted": True, "centred": True}
     close_logs(gnorm.gnorm_scores(model, BATCHES, **options), expected.log(), torch.float64)
 
 
@@ -81,8 +81,8 @@ def test_an_unknown_combination_and_unknown_parts_are_refused():
     with pytest.raises(ValueError, match=r"combine='mean' is not known; choose one of product, sum, max\."):
         gnorm.gnorm_scores(model, BATCHES, combine="mean")
     for parts in ((), "query", ("query", "dense"), ("key", "key")):
-        with pytest.raises(ValueError, match=r"parts=.* must name some of query, key, value, output, each once\."):
-            gnorm.gnorm_scores(model, BATCHES, parts=parts)
+        with pytest.raises(ValueError, match=r"projections=.* must name some of query, key, value, output"):
+            gnorm.gnorm_scores(model, BATCHES, projections=parts)
 
 
 def test_one_logit_has_no_margin():
@@ -98,3 +98,10 @@ def test_a_margin_that_is_no_number_is_refused():
         model.classifier.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="not finite"):
         criteria.gnorm_margin(model, BATCHES)
+
+
+def test_the_old_name_of_an_option_is_taken_with_a_warning():
+    model = tiny_model("bert")
+    expected = gnorm.gnorm_scores(model, BATCHES, projections=("query",))
+    with pytest.warns(DeprecationWarning, match="is now called projections="):
+        assert torch.equal(gnorm.gnorm_scores(model, BATCHES, parts=("query",)), expected)

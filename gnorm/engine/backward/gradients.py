@@ -43,7 +43,7 @@ def gradient_norms(
     batches: Iterable[Batch] | Prepared,
     log_divisor: Callable[[Tensor, int], Tensor],
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
-    parts: Sequence[str] = QKV,
+    names: Sequence[str] = QKV,
     combine: Callable[[Tensor, Tensor], Tensor] = torch.add,
     weighted: bool = False,
 ) -> Tensor:
@@ -51,7 +51,7 @@ def gradient_norms(
 
     G_b is the gradient of batch b that ``gradients_by_batch`` gives for ``cotangent``; ``log_divisor`` (cotangent,
     number of the batch) -> (1,) float64 gives log d_b. A batch with d_b = 0 is left out. Heads that are gone, and heads
-    whose gradient is zero, score -inf. parts: the projections W, by their names in ``AttentionBlock``; a head has
+    whose gradient is zero, score -inf. names: of the projections W, as in ``AttentionBlock``; a head has
     columns of the output projection, rows of the others. combine: what joins the logarithms of two projections; adding
     them makes the product. weighted: W * G_b, elementwise, takes the place of G_b.
 
@@ -60,14 +60,14 @@ def gradient_norms(
     prepared = by_batch(prepare(batches, model))
     subject = prepared.subject
     blocks, live = subject.blocks, subject.live
-    heads = [len(block.kept) for block in live for _ in parts]
-    projections = [part for block in live for of_module in block.by_module(parts).values() for part in of_module]
+    heads = [len(block.kept) for block in live for _ in names]
+    projections = [part for block in live for of_module in block.by_module(names).values() for part in of_module]
     weights = [part.by_head(part.matrix) for part in projections] if weighted else []
     sums = torch.tensor(-torch.inf, dtype=torch.float64)
     if live:
 
         def rows_of_batches(forward: Forward, in_float64: bool) -> Iterator[tuple[int, Tensor]]:
-            of_batches = gradients_by_batch(forward, prepared, cotangent, parts)
+            of_batches = gradients_by_batch(forward, prepared, cotangent, names)
             found = (
                 (b, _row(gradients, weights, log_divisor(start, b), in_float64)) for b, gradients, start in of_batches
             )
@@ -80,7 +80,7 @@ def gradient_norms(
                 prepared = prepared.with_observer(None)  # which has seen everything
                 sums = _sum_over_batches(in_order(prepared.group, rows_of_batches(forward, in_float64=True)))
     terms = sums.expand(sum(heads)).split(heads)
-    joined = iter([reduce(combine, terms[i : i + len(parts)]) for i in range(0, len(terms), len(parts))])
+    joined = iter([reduce(combine, terms[i : i + len(names)]) for i in range(0, len(terms), len(names))])
     scores = table_of(blocks, [next(joined) if block.kept else torch.zeros(0) for block in blocks])
     largest = float(scores.max())  # NaN where one is
     if not largest < math.inf:
@@ -134,7 +134,7 @@ def gradients_by_batch(
     forward: Forward,
     prepared: Prepared,
     cotangent: Callable[[Tensor, MicroBatch], Tensor] = logits_themselves,
-    parts: Sequence[str] = QKV,
+    names: Sequence[str] = QKV,
 ) -> Iterator[tuple[int, Callable[[], Iterator[Tensor]], Tensor]]:
     """For each batch Z of this rank in turn: its number, ||Z|| d||Z|| / dW of every Q, K, V weight W that has rows, and
     Z (text, ...) itself, logits of padding zero.
@@ -150,14 +150,14 @@ def gradients_by_batch(
     The gradients come from a function: call it before the next batch, as often as they are needed. ``cotangent``
     (logits, micro-batch) -> (text, ...) starts the backward pass of another objective, whose gradient is summed over a
     batch's texts; it comes in the place of Z.
-    ``parts`` names other projections than Q, K and V.
+    ``names``: of other projections than Q, K and V.
     """
     live = prepared.subject.live
-    projections = [of_module for block in live for of_module in block.by_module(parts).values()]
+    projections = [of_module for block in live for of_module in block.by_module(names).values()]
     totals: list[Tensor] = []
     starts: list[Tensor] = []
     for micro in prepared.mine:
-        z, start, factors = _gradient_factors(forward, micro, live, cotangent, parts)
+        z, start, factors = _gradient_factors(forward, micro, live, cotangent, names)
         prepared.notify(z, micro)
         of_slice = gradients_of(factors, micro)
         for batch_slice in micro.batch_slices:
@@ -199,16 +199,16 @@ def _gradient_factors(
     micro: MicroBatch,
     live: Sequence[AttentionBlock],
     cotangent: Callable[[Tensor, MicroBatch], Tensor],
-    parts: Sequence[str],
+    names: Sequence[str],
 ) -> tuple[Tensor, Tensor, list[list[Factors]]]:
     """One forward and one backward pass: the logits z (text, ...), the cotangent, the factors of <cotangent, dz> / dW.
 
-    The factors are of every module that holds projections ``parts``, one pair for each call of it, in fp32 at least.
+    The factors are of every module with projections of these names, one pair for each call of it, in fp32 at least.
     live: the blocks that have heads. A block that is never called, such as one of ALBERT's spare groups or
     cross-attention where there is no encoder, gets empty factors.
     """
-    modules = [module for block in live for module in block.by_module(parts)]
-    z, calls = _recorded_pass(forward, micro, live, parts)
+    modules = [module for block in live for module in block.by_module(names)]
+    z, calls = _recorded_pass(forward, micro, live, names)
     start = cotangent(z.detach(), micro)
     dtype = torch.promote_types(z.dtype, torch.float32)
     factors: list[list[Factors]] = [[] for _ in modules]
@@ -227,14 +227,14 @@ def _recorded_pass(
     forward: Forward,
     micro: MicroBatch,
     live: Sequence[AttentionBlock],
-    parts: Sequence[str],
+    names: Sequence[str],
 ) -> tuple[Tensor, list[_Call]]:
-    """The logits (text, ...) of a forward pass, and the calls that hooks saw of the modules of projections ``parts``.
+    """The logits (text, ...) of a forward pass, and the calls that hooks saw of the projections of these names.
 
     Raises ``ValueError`` for a module that is never called, though its block is.
     """
     calls: list[_Call] = []
-    owned = [(module, names, block) for block in live for module, names in block.by_module(parts).items()]
+    owned = [(module, held, block) for block in live for module, held in block.by_module(names).items()]
     numbers = {module: k for k, (module, *_) in enumerate(owned)}
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, k: int) -> None:
@@ -252,7 +252,7 @@ def _recorded_pass(
         z, absorbed = forward(micro)
     calls += [_Call(numbers[one.projection], one.output, one.factors) for one in absorbed if one.projection in numbers]
     called = {call.module for call in calls}
-    missing = [names for k, (_, names, block) in enumerate(owned) if k not in called and block.module in called_blocks]
+    missing = [held for k, (_, held, block) in enumerate(owned) if k not in called and block.module in called_blocks]
     if missing:
         raise ValueError(
             f"the {missing[0][0].name} projection of a block is never called as a module, so "
