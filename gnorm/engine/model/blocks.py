@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import in_short
 from .families import FAMILIES, Family
+from .fewer_heads import KEY_COUNTS, QUERY_COUNTS
 from .projections import Projection, check_projection, rows_of, size_of_module
 
 
@@ -29,7 +31,7 @@ class AttentionBlock:
     the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
     that ``Family.also`` names; none where no head is left. ``owner``: the module whose name the family's row gives,
     which holds all of them. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
-    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``skippable``, ``norm``: as in ``Family``.
+    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``by_head``, ``skippable``, ``norm``: as in ``Family``.
     """
 
     projections: tuple[Projection, ...]
@@ -40,8 +42,9 @@ class AttentionBlock:
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
     queries_per_head: int = 1
     sides: tuple[str, str] = ("", "")
-    per_head: str = ""
+    per_head: str | tuple[str, ...] = ""
     shared_bias: tuple[str, ...] = ()
+    by_head: tuple[tuple[str, int], ...] = ()
     skippable: bool = False
     norm: nn.Module | None = None
 
@@ -88,6 +91,9 @@ class AttentionBlock:
     def also(self) -> tuple[Any, ...]:
         """The modules of the projections that ``Family.also`` names."""
         return tuple(projection.module for projection in self.projections if projection.name == "position")
+
+
+HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")  # rows of keys and values of a head
 
 
 WRAPPERS = {  # class name -> what to give instead of an object of it
@@ -153,34 +159,61 @@ def blocks_of(model: nn.Module) -> list[AttentionBlock]:
 def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
     """The blocks that the row ``family`` names in ``model``."""
     _check_said(config, family)
-    names = _names(family.blocks)
+    names = names_of(family.blocks)
     of_encoder, of_self = (len(_named(model, names[:i], missing=len(names) > i)) for i in (1, 2))
     owners = _named(model, family.blocks)
-    query_heads = int(config.num_attention_heads)
-    num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
-    sizes = (getattr(config, name, None) for name in ("head_dim", "attention_head_size"))
-    head_dim = int(next(filter(None, sizes), config.hidden_size // query_heads))
-    kept = getattr(config, "head_mask", None) or [[1] * num_heads] * len(owners)
-    blocks = []
-    for number, (owner, row) in enumerate(zip(owners, kept, strict=True)):
-        heads = tuple(head for head, bit in enumerate(row) if bit)
+    blocks: list[AttentionBlock] = []
+    masks = getattr(config, "head_mask", None) or [None] * len(owners)
+    for number, (owner, row) in enumerate(zip(owners, masks, strict=True)):
+        module = owner.get_submodule(family.query.rpartition(".")[0])
+        num_heads, queries_per_head, head_dim = _sizes(module, config, row or [1])
+        heads = tuple(head for head, bit in enumerate(row or [1] * num_heads) if bit)
+        if blocks and (num_heads, queries_per_head) != (blocks[0].num_heads, blocks[0].queries_per_head):
+            of_first = blocks[0].num_heads * blocks[0].queries_per_head
+            raise ValueError(
+                f"attention {number} has {num_heads * queries_per_head} heads ({num_heads} of keys and values), attention "
+                f"0 has {of_first} ({blocks[0].num_heads}), a head mask (layer, head) needs as many in every layer: such "
+                "a model cannot be pruned by head."
+            )
         block = AttentionBlock(
-            projections=_projections(owner, family, len(heads), head_dim, query_heads // num_heads),
+            projections=_projections(owner, family, len(heads), head_dim, queries_per_head),
             owner=owner,
             num_heads=num_heads,
             head_dim=head_dim,
             kept=heads,
-            module=owner.get_submodule(family.query.rpartition(".")[0]),
-            queries_per_head=query_heads // num_heads,
+            module=module,
+            queries_per_head=queries_per_head,
             sides=("decoder_" * (number >= of_encoder), "decoder_" * (of_encoder <= number < of_self)),
             per_head=family.per_head,
             shared_bias=family.shared_bias,
+            by_head=family.by_head,
             skippable=family.skippable,
             norm=_module(owner, family.norm) if family.norm else None,
         )
         blocks.append(block)
     _check_projections(blocks)
     return blocks
+
+
+def _sizes(module: nn.Module, config: Any, row: Sequence[int]) -> tuple[int, int, int]:
+    """Of an attention module with all its heads: the heads that can go alone, query heads of each, rows of each.
+
+    They are what the module itself says, else its configuration, else the model's. row: its row of the head mask, as
+    the numbers of heads that the module says are of those that are left.
+    """
+    own, kept = vars(module), sum(map(bool, row))
+    its = own.get("config", config)
+    configs = (getattr(its, "whole", its), config)
+
+    def said(names: Sequence[str], counts: bool = True) -> Any:
+        of_module = (own[name] * len(row) // kept if counts else own[name] for name in names if own.get(name))
+        of_configs = (getattr(each, name, None) for each in configs for name in names)
+        return next(filter(None, chain(of_module, of_configs)), None)
+
+    query_heads = int(said(QUERY_COUNTS) or config.num_attention_heads)
+    num_heads = int(said(KEY_COUNTS) or query_heads)
+    head_dim = int(said(HEAD_SIZES, counts=False) or configs[0].hidden_size // query_heads)
+    return num_heads, query_heads // num_heads, head_dim
 
 
 def _projections(
@@ -204,8 +237,11 @@ def _projections(
     columns = rows_of(heads, {"output": context_dim}, family.together)["output"]
     found.append(Projection("output", _module(owner, family.output), columns, of_input=True))
     modules = dict(owner.named_modules())
-    rows = rows_of(heads, {"position": head_dim}, family.together)["position"]
-    return (*found, *(Projection("position", modules[path], rows) for path in family.also if path in modules))
+    for module in (modules[path] for path in family.also if path in modules):
+        wide = size_of_module(module)[0] // heads if heads else head_dim  # as of gates, by query head
+        rows = rows_of(heads, {"position": wide}, family.together)["position"]
+        found.append(Projection("position", module, rows))
+    return tuple(found)
 
 
 def _module(owner: nn.Module, path: str) -> nn.Module:
@@ -219,16 +255,10 @@ def _module(owner: nn.Module, path: str) -> nn.Module:
 
 
 def _check_said(config: Any, family: Family) -> None:
-    """Raise ``ValueError`` for attention that a row of module names cannot say, or that this one does not."""
-    said, what = len(_names(family.blocks)), f"the row of model_type {config.model_type!r}"
+    """Raise ``ValueError`` for attention that this row of module names does not say."""
+    said, what = len(names_of(family.blocks)), f"the row of model_type {config.model_type!r}"
     if getattr(config, "add_cross_attention", False) and said < 3:
         raise ValueError(f"config.add_cross_attention is set, but {what} names no cross-attention: add it by register.")
-    heads, of_decoder = config.num_attention_heads, getattr(config, "decoder_attention_heads", None)
-    if said > 1 and of_decoder not in (None, heads):
-        raise ValueError(
-            f"the encoder has {heads} heads a layer and the decoder {of_decoder}, a head mask (layer, head) needs as "
-            "many in every layer: such a model cannot be pruned by head."
-        )
 
 
 def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
@@ -241,9 +271,10 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
             check_projection(module, what)
             if (other := owners.setdefault(id(module.weight), what)) != what:
                 raise ValueError(f"{what} shares its weight with {other}: give each a weight of its own first.")
-        if block.per_head and block.per_head not in signature(type(block.module).forward).parameters:
+        taken = signature(type(block.module).forward).parameters if block.per_head else ()
+        for name in (name for name in names_of(block.per_head) if name and name not in taken):
             raise ValueError(
-                f"{type(block.module).__name__} takes no {block.per_head!r}: correct per_head in the family's row with "
+                f"{type(block.module).__name__} takes no {name!r}: correct per_head in the family's row with "
                 "gnorm.register."
             )
     for layer, block in enumerate(blocks):
@@ -263,14 +294,31 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
 
 
 def _beside_projections(block: AttentionBlock) -> str:
-    """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, no
-    vector that all heads share, not of the norm and not of the shared bias; "" where there is none."""
+    """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, not
+    of the norm, not of the shared bias, not in ``by_head`` for as many heads, and no vector that all heads share, which
+    belongs to one module inside; "" where there is none."""
     known = {*block.by_module(), block.norm, *(getattr(block.module, name, None) for name in block.shared_bias[:1])}
+    above = next(path for path, module in block.owner.named_modules() if module is block.module)
     for path, module in block.module.named_modules():
         for name, parameter in module._parameters.items() if module not in known else ():
-            if parameter is not None and tuple(parameter.shape) != (block.head_dim,):
-                return f"{path}.{name} of shape {tuple(parameter.shape)}".removeprefix(".")
+            place = f"{path}.{name}".removeprefix(".")
+            if parameter is None or _is_by_head(block, f"{above}.{place}".removeprefix(".")):
+                continue
+            listed = any(part.isdecimal() for part in path.split("."))
+            if not path or listed or tuple(parameter.shape) != (block.head_dim,):
+                return f"{place} of shape {tuple(parameter.shape)}"
     return ""
+
+
+def _is_by_head(block: AttentionBlock, path: str) -> bool:
+    """Whether ``by_head`` names a parameter of the block, or a list that it is in, which has entries for every head."""
+    for name, axis in block.by_head:
+        if path == name or path.startswith(f"{name}."):
+            around, _, last = name.rpartition(".")
+            found: Any = getattr(block.owner.get_submodule(around), last)
+            size = len(found) if isinstance(found, nn.ModuleList) else found.shape[axis]
+            return size % len(block.kept) == 0
+    return False
 
 
 def owners_of(model: nn.Module) -> list[nn.Module]:
@@ -281,11 +329,12 @@ def owners_of(model: nn.Module) -> list[nn.Module]:
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """For every attention block of ``model``, in order, the module that owns it: the layers of an encoder. A block in
     a plain list owns itself."""
-    blocks = _names(FAMILIES[model.config.model_type].blocks)  # type: ignore[union-attr, index]
+    blocks = names_of(FAMILIES[model.config.model_type].blocks)  # type: ignore[union-attr, index]
     return _named(model, tuple(name if name.endswith("*") else name.rpartition(".")[0] for name in blocks))
 
 
-def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
+def names_of(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One name, or several, as a tuple."""
     return (names,) if isinstance(names, str) else names
 
 
@@ -293,7 +342,7 @@ def _named(model: nn.Module, patterns: str | tuple[str, ...], missing: bool = Fa
     """The modules below the base model whose names are ``patterns``, first layer first; none only if ``missing``."""
     base: Any = getattr(model, "base_model", model)
     found: list[Any] = []
-    for pattern in _names(patterns):
+    for pattern in names_of(patterns):
         of_pattern = [base]
         for name in pattern.split("."):
             below = (module.children() if name == "*" else [getattr(module, name, None)] for module in of_pattern)
@@ -303,7 +352,7 @@ def _named(model: nn.Module, patterns: str | tuple[str, ...], missing: bool = Fa
         if inside := _child_of(model):
             raise ValueError(f"{type(model).__name__} wraps a model: give its .{inside}.")
         raise ValueError(
-            f"no module of {type(base).__name__} is named {' or '.join(map(repr, _names(patterns)))}; correct the row "
+            f"no module of {type(base).__name__} is named {' or '.join(map(repr, names_of(patterns)))}; correct the row "
             f"of model_type {base.config.model_type!r} with gnorm.register."
         )
     return found

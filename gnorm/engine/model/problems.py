@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,8 +79,9 @@ class Problem:
     """A row of ``PROBLEMS``.
 
     gives: what the model gives, for messages. needs, each: what its labels are, for messages. metric: the one that is
-    used if none is named. logits, labels: their axes. whole: labels are whole numbers, those of classes. heads: what
-    the class names of such models end in; the others are told by the configuration. classes: the key of the
+    used if none is named. logits, labels: their axes. whole: labels are whole numbers, those of classes. autos: the
+    Auto mappings of transformers that give such models; the others are told by the configuration. heads: what the names
+    of classes of one's own end in. classes: the key of the
     configuration that counts the classes. predict: logits, padding at -inf -> predictions, of the shape of the labels.
     squeezed: the axis of classes may be left out where there is one. own_loss: ``loss`` may not be the one that classes
     of transformers compute. shifted: the logits of a token are for the next one. side: what the names of the inputs
@@ -96,6 +98,7 @@ class Problem:
     loss: Loss = CROSS_ENTROPY
     whole: bool = True
     heads: tuple[str, ...] = ()
+    autos: tuple[str, ...] = ()
     classes: str = "num_labels"
     predict: Callable[[Tensor], Tensor] = _largest
     squeezed: bool = False
@@ -224,7 +227,14 @@ _ROWS = (
         predict=lambda logits: logits.double(),
         squeezed=True,
     ),
-    _tokens("token_classification", "each token a class", ("ForTokenClassification",), "token_accuracy", "num_labels"),
+    _tokens(
+        "token_classification",
+        "each token a class",
+        ("ForTokenClassification",),
+        "token_accuracy",
+        "num_labels",
+        autos=("TOKEN_CLASSIFICATION",),
+    ),
     Problem(
         "question_answering",
         "each text a span of tokens",
@@ -234,6 +244,7 @@ _ROWS = (
         ("text", "boundary", "token"),
         ("text", "boundary"),
         heads=("ForQuestionAnswering",),
+        autos=("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"),
         predict=_span,
     ),
     Problem(
@@ -245,16 +256,26 @@ _ROWS = (
         ("text", "choice"),
         ("text",),
         heads=("ForMultipleChoice",),
+        autos=("MULTIPLE_CHOICE",),
     ),
-    _tokens("masked_lm", "masked tokens", ("ForMaskedLM",), "perplexity", "vocab_size"),
-    _tokens("causal_lm", "each next token", ("ForCausalLM", "LMHeadModel"), "perplexity", "vocab_size", shifted=True),
     _tokens(
-        "seq2seq_lm",
+        "seq2seq_lm",  # before masked_lm: the mapping of masked language models has BART too
         "each token of a decoder",
         ("ForConditionalGeneration", "MTModel"),
         "perplexity",
         "vocab_size",
         side="decoder_",
+        autos=("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ"),
+    ),
+    _tokens("masked_lm", "masked tokens", ("ForMaskedLM",), "perplexity", "vocab_size", autos=("MASKED_LM",)),
+    _tokens(
+        "causal_lm",
+        "each next token",
+        ("ForCausalLM", "LMHeadModel"),
+        "perplexity",
+        "vocab_size",
+        shifted=True,
+        autos=("CAUSAL_LM",),
     ),
 )
 
@@ -263,7 +284,7 @@ PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
 
 
 def problem_of(model: Any) -> Problem:
-    """What ``model`` is asked: by the name of its class or of one that it derives from, else by its configuration."""
+    """What ``model`` is asked: by its class or one that it derives from, else by its configuration."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     return problem_of_class(type(model), getattr(model, "config", None))
 
@@ -286,10 +307,31 @@ def num_classes(model: Any) -> int | None:
     return getattr(head, "out_features", None) or getattr(model.config, key, None)
 
 
+@cache
+def _by_class() -> dict[str, Problem]:
+    """The problem of every class of transformers that an Auto mapping of ``Problem.autos`` gives."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, Problem] = {}
+    for row in reversed(_ROWS):
+        for name in row.autos:
+            given = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES").values()
+            found |= dict.fromkeys(
+                (each for names in given for each in ([names] if isinstance(names, str) else names)), row
+            )
+    return found
+
+
+def _row_of(kind: type) -> Problem | None:
+    """The row of a class: of transformers by its Auto mappings, of others by the ending of its name."""
+    if kind.__module__.startswith("transformers.models."):
+        return _by_class().get(kind.__name__)
+    return next((row for row in _ROWS if kind.__name__.endswith(row.heads)), None)
+
+
 def problem_of_class(kind: type, config: Any) -> Problem:
     """``problem_of`` a model of this class and configuration."""
-    kinds = [each.__name__ for each in kind.__mro__]
-    by_class = (row for row in _ROWS if any(name.endswith(row.heads) for name in kinds))
+    by_class = filter(None, map(_row_of, kind.__mro__))
     alone, said = "single_label_classification", getattr(config, "problem_type", None)
     if getattr(config, "num_labels", None) == 1:
         alone = "regression"
