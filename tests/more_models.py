@@ -102,14 +102,19 @@ MODELS = {
     **_each("blenderbot blenderbot-small plbart", SEQ2SEQ, OF_BART),
     "bert-generation": (CAUSAL, SIZES | {"is_decoder": True}),
     "deberta": (CLASSIFIER, SIZES | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 2}),
-    **_each("clip siglip", PICTURES, {"vision_config": IMAGE, "text_config": SIZES}, "pixel_values"),
+    **_each("clip metaclip_2 siglip", PICTURES, {"vision_config": IMAGE, "text_config": SIZES}, "pixel_values"),
     "gemma3": (CLASSIFIER, {"text_config": GROUPED | TEXT | {"sliding_window": 4}, "vision_config": IMAGE}),
-    **_each("phi3 flint gpt_oss granite_swa granitemoe_swa beam laguna hrm_text", CAUSAL, EXPERTS),
-    "phi4_multimodal": (CAUSAL, GROUPED),
+    **_each("phi3 flint gpt_oss granite_swa granitemoe_swa beam laguna", CAUSAL, EXPERTS),
+    "phi4_multimodal": (
+        CAUSAL,
+        GROUPED
+        | {"vision_config": IMAGE | {"crop_size": 16, "image_token_id": 3}}
+        | {"audio_config": SIZES | {"num_blocks": 1, "ext_pw_out_channel": 32, "nemo_conv_channels": 32}},
+    ),
     "stablelm": (CAUSAL, SIZES | {"num_key_value_heads": 2, "qk_layernorm": True}),
     "dbrx": (
         CAUSAL,
-        {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 40, "attn_config": {"kv_n_heads": 2, "clip_qkv": 8}}
+        {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 40, "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}}
         | {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": 32}},
     ),
     "mpt": (CAUSAL, {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 40, "expansion_ratio": 2}),

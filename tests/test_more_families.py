@@ -47,7 +47,7 @@ def batch_of(name):
     width, count = int(LENGTHS.max()), len(LENGTHS)
     mask = (torch.arange(width) < LENGTHS[:, None]).long()
     ids = torch.randint(6, 100, (count, width), generator=generator).where(mask == 1, 1)
-    shapes = {"pixel_values": (3, 16, 16), "input_values": (400,), "video": (4, 3, 16, 16), "speech": (24, 8)}
+    shapes = {"pixel_values": (3, 16, 16), "input_values": (1600,), "video": (4, 3, 16, 16), "speech": (24, 8)}
     if inputs and inputs[0] in shapes:
         called = {"video": "pixel_values", "speech": "input_features"}.get(*inputs * 2)
         batch = {called: torch.randn(count, *shapes[inputs[0]], generator=generator)}

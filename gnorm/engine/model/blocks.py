@@ -295,8 +295,8 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
 
 def _beside_projections(block: AttentionBlock) -> str:
     """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, not
-    of the norm, not of the shared bias, not in ``by_head`` for as many heads, and no vector that all heads share, which
-    belongs to one module inside; "" where there is none."""
+    of the norm, not of the shared bias, not in ``by_head`` for as many heads, and no vector that all heads share; "" where
+    there is none."""
     known = {*block.by_module(), block.norm, *(getattr(block.module, name, None) for name in block.shared_bias[:1])}
     above = next(path for path, module in block.owner.named_modules() if module is block.module)
     for path, module in block.module.named_modules():
@@ -304,8 +304,9 @@ def _beside_projections(block: AttentionBlock) -> str:
             place = f"{path}.{name}".removeprefix(".")
             if parameter is None or _is_by_head(block, f"{above}.{place}".removeprefix(".")):
                 continue
-            listed = any(part.isdecimal() for part in path.split("."))
-            if not path or listed or tuple(parameter.shape) != (block.head_dim,):
+            counted = len(parameter) in (len(block.kept), len(block.kept) * block.queries_per_head)
+            listed = any(part.isdecimal() for part in path.split("."))  # a module for each head, maybe
+            if tuple(parameter.shape) != (block.head_dim,) or listed or (counted and not path):
                 return f"{place} of shape {tuple(parameter.shape)}"
     return ""
 

@@ -144,6 +144,9 @@ _BLOOM_LIKE = replace(_GPT_NEOX_LIKE, blocks="h.*.self_attention", feed_forward=
 _DINO_LIKE = replace(_VIT_LIKE, blocks="encoder.layer.*.attention", feed_forward="encoder.layer.*.mlp.fc2")
 _OLMO_LIKE = replace(_LLAMA_LIKE, since="5.23")
 _EXPERTS = replace(_OLMO_LIKE, feed_forward="")  # they are no modules, or not of every layer
+_T5GEMMA_LIKE = replace(
+    _EXPERTS, blocks=("encoder.layers.*.self_attn", "decoder.layers.*.self_attn", "decoder.layers.*.cross_attn")
+)
 _CLIP_LIKE = replace(
     _VIT_LIKE,
     blocks="vision_model.encoder.layers.*.self_attn",
@@ -287,13 +290,14 @@ FAMILIES: dict[str, Family] = {
         "solar_open".split(),
         _EXPERTS,
     ),
-    **dict.fromkeys("blenderbot blenderbot-small mvp plbart speech_to_text".split(), _BLENDERBOT_LIKE),
+    **dict.fromkeys("blenderbot blenderbot-small plbart speech_to_text".split(), _BLENDERBOT_LIKE),
     **dict.fromkeys("unispeech unispeech-sat data2vec-audio sew".split(), replace(_WAV2VEC2_LIKE, since="5.23")),
     **dict.fromkeys("xlm flaubert".split(), _XLM_LIKE),
-    **dict.fromkeys("clip siglip".split(), _CLIP_LIKE),
+    **dict.fromkeys("clip metaclip_2 siglip".split(), _CLIP_LIKE),
     "videomae": _VIDEOMAE_LIKE,
     "data2vec-vision": replace(
         _VIDEOMAE_LIKE,
+        skippable=True,
         per_head="relative_position_bias",
         by_head=(("attention.relative_position_bias.relative_position_bias_table", 1),),
     ),
@@ -322,7 +326,6 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys("flint gpt_oss granite_swa granitemoe_swa".split(), replace(_EXPERTS, by_head=(("sinks", 0),))),
     "beam": replace(_EXPERTS, also=("gate_proj",), by_head=(("gate_bias", 0),)),
     "laguna": replace(_EXPERTS, also=("g_proj",)),
-    "hrm_text": replace(_EXPERTS, also=("gate_proj",)),
     "stablelm": replace(_OLMO_LIKE, by_head=(("q_layernorm.norms", 0), ("k_layernorm.norms", 0))),
     **dict.fromkeys(
         "phi3 phi4_multimodal".split(),
@@ -355,18 +358,16 @@ FAMILIES: dict[str, Family] = {
     "dinov2_with_registers": replace(_DINO_LIKE, since="5.23"),
     "ijepa": replace(_VIT_LIKE, since="5.23"),
     "vit_msn": replace(_VIT_LIKE, since="5.23"),
-    **dict.fromkeys(
-        "moonshine t5gemma".split(),
-        replace(
-            _OLMO_LIKE,
-            blocks=("encoder.layers.*.self_attn", "decoder.layers.*.self_attn", "decoder.layers.*.cross_attn"),
-            feed_forward="",
-            config_counts=("num_attention_heads", "num_key_value_heads"),
-        ),
+    "t5gemma": _T5GEMMA_LIKE,
+    "moonshine": replace(
+        _T5GEMMA_LIKE,
+        blocks=("encoder.layers.*.self_attn", "decoder.layers.*.self_attn", "decoder.layers.*.encoder_attn"),
+        config_counts=("num_key_value_heads",),
     ),
     "umt5": replace(
         _T5_LIKE, per_head="", shared_bias=(), by_head=(("relative_attention_bias.weight", 1),), since="5.23"
     ),
+    "mvp": replace(_BLENDERBOT_LIKE, per_head="attn_prompt"),
     "nllb-moe": replace(
         _BLENDERBOT_LIKE,
         blocks=("encoder.layers.*.self_attn", "decoder.layers.*.self_attn", "decoder.layers.*.cross_attention"),
