@@ -149,3 +149,24 @@ MODELS = {
         | {"num_experts": 2, "expert_capacity": 64, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
     ),
 }
+# Variants that take another way: MODEL_TYPE/what differs.
+MODELS |= {
+    f"{name}/{what}": (MODELS[name][0], MODELS[name][1] | options, *MODELS[name][2:])
+    for name, what, options in (
+        ("afmoe", "grouped", {"num_key_value_heads": 2}),
+        ("data2vec-vision", "own tables", {"use_relative_position_bias": True}),
+        ("data2vec-vision", "shared table", {"use_shared_relative_position_bias": True}),
+        ("falcon", "one key", {"new_decoder_architecture": False, "multi_query": True}),
+        ("falcon", "alibi", {"new_decoder_architecture": False, "multi_query": False, "alibi": True, "num_kv_heads": 4}),
+        ("falcon", "alibi, eager", {"alibi": True, "attn_implementation": "eager"}),
+        ("gemma4_text", "two widths", {"global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("gpt_bigcode", "one key", {"multi_query": True}),
+        ("gpt_oss", "as many rows as heads", {"num_attention_heads": 8}),
+        ("laguna", "wide gate", {"gating": "per-element"}),
+        ("layoutlmv3", "biases", {"has_relative_attention_bias": True, "has_spatial_attention_bias": True}),
+        ("mvp", "prompts", {"use_prompt": True, "prompt_length": 3, "prompt_mid_dim": 8}),
+        ("phi3", "eager", {"attn_implementation": "eager"}),
+        ("stablelm", "no norms", {"qk_layernorm": False}),
+    )
+}
+MODELS["cohere/norms"] = (CAUSAL, GROUPED | {"use_qk_norm": True})

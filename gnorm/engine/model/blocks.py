@@ -166,7 +166,7 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
     masks = getattr(config, "head_mask", None) or [None] * len(owners)
     for number, (owner, row) in enumerate(zip(owners, masks, strict=True)):
         module = owner.get_submodule(family.query.rpartition(".")[0])
-        num_heads, queries_per_head, head_dim = _sizes(module, config, row or [1])
+        num_heads, queries_per_head, head_dim = _sizes(module, config, row)
         heads = tuple(head for head, bit in enumerate(row or [1] * num_heads) if bit)
         if blocks and (num_heads, queries_per_head) != (blocks[0].num_heads, blocks[0].queries_per_head):
             of_first = blocks[0].num_heads * blocks[0].queries_per_head
@@ -195,23 +195,23 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
     return blocks
 
 
-def _sizes(module: nn.Module, config: Any, row: Sequence[int]) -> tuple[int, int, int]:
+def _sizes(module: nn.Module, config: Any, row: Sequence[int] | None) -> tuple[int, int, int]:
     """Of an attention module with all its heads: the heads that can go alone, query heads of each, rows of each.
 
-    They are what the module itself says, else its configuration, else the model's. row: its row of the head mask, as
-    the numbers of heads that the module says are of those that are left.
+    They are what the module itself says, else its configuration, else the model's. row: its row of the head mask, if it
+    has one; then the numbers of heads that the module says are of those that are left.
     """
-    own, kept = vars(module), sum(map(bool, row))
-    its = own.get("config", config)
+    own, its = vars(module), vars(module).get("config", config)
+    of, kept = (len(row), sum(map(bool, row))) if row else (1, 1)
     configs = (getattr(its, "whole", its), config)
 
     def said(names: Sequence[str], counts: bool = True) -> Any:
-        of_module = (own[name] * len(row) // kept if counts else own[name] for name in names if own.get(name))
+        of_module = (own[name] * of // kept if counts else own[name] for name in names if own.get(name))
         of_configs = (getattr(each, name, None) for each in configs for name in names)
         return next(filter(None, chain(of_module, of_configs)), None)
 
     query_heads = int(said(QUERY_COUNTS) or config.num_attention_heads)
-    num_heads = int(said(KEY_COUNTS) or query_heads)
+    num_heads = len(row) if row else int(said(KEY_COUNTS) or query_heads)
     head_dim = int(said(HEAD_SIZES, counts=False) or configs[0].hidden_size // query_heads)
     return num_heads, query_heads // num_heads, head_dim
 
