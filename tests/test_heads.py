@@ -8,7 +8,7 @@ import textpruner
 import torch
 from precision import close, differ
 from tiny import ragged_batches, tiny_model
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import CodeGenConfig, CodeGenForCausalLM
 
 import gnorm
 from gnorm.engine.model.families import FAMILIES
@@ -135,8 +135,8 @@ def test_wrong_masks_are_refused(mask, complaint):
 
 
 def test_an_unknown_architecture_is_named_with_the_remedy():
-    model = BloomForCausalLM(BloomConfig(vocab_size=10, n_layer=1, hidden_size=8, n_head=2))
-    with pytest.raises(ValueError, match=r"model_type 'bloom' .*known: bert, .*gnorm.register\('bloom'"):
+    model = CodeGenForCausalLM(CodeGenConfig(vocab_size=10, n_layer=1, n_embd=8, n_head=2, rotary_dim=4))
+    with pytest.raises(ValueError, match=r"model_type 'codegen' .*known: bert, .*gnorm.register\('codegen'"):
         gnorm.attention_blocks(model)
 
 

@@ -168,12 +168,12 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
         module = owner.get_submodule(family.query.rpartition(".")[0])
         num_heads, queries_per_head, head_dim = _sizes(module, config, row)
         heads = tuple(head for head, bit in enumerate(row or [1] * num_heads) if bit)
-        if blocks and (num_heads, queries_per_head) != (blocks[0].num_heads, blocks[0].queries_per_head):
-            of_first = blocks[0].num_heads * blocks[0].queries_per_head
+        sizes = (num_heads, queries_per_head)
+        if blocks and not row and sizes != (blocks[0].num_heads, blocks[0].queries_per_head):
             raise ValueError(
-                f"attention {number} has {num_heads * queries_per_head} heads ({num_heads} of keys and values), attention "
-                f"0 has {of_first} ({blocks[0].num_heads}), a head mask (layer, head) needs as many in every layer: such "
-                "a model cannot be pruned by head."
+                f"attention {number} has {_heads(*sizes)}, attention 0 has "
+                f"{_heads(blocks[0].num_heads, blocks[0].queries_per_head)}, a head mask (layer, head) needs as many in "
+                "every layer: such a model cannot be pruned by head."
             )
         block = AttentionBlock(
             projections=_projections(owner, family, len(heads), head_dim, queries_per_head),
@@ -195,6 +195,10 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
     return blocks
 
 
+def _heads(num_heads: int, queries: int) -> str:
+    return f"{num_heads * queries} heads" + (f" on {num_heads} of keys and values" if queries > 1 else "")
+
+
 def _sizes(module: nn.Module, config: Any, row: Sequence[int] | None) -> tuple[int, int, int]:
     """Of an attention module with all its heads: the heads that can go alone, query heads of each, rows of each.
 
@@ -206,14 +210,15 @@ def _sizes(module: nn.Module, config: Any, row: Sequence[int] | None) -> tuple[i
     configs = (getattr(its, "whole", its), config)
 
     def said(names: Sequence[str], counts: bool = True) -> Any:
-        of_module = (own[name] * of // kept if counts else own[name] for name in names if own.get(name))
+        names_left = (name for name in names if own.get(name) and (kept or not counts))
+        of_module = (own[name] * of // kept if counts else own[name] for name in names_left)
         of_configs = (getattr(each, name, None) for each in configs for name in names)
         return next(filter(None, chain(of_module, of_configs)), None)
 
     query_heads = int(said(QUERY_COUNTS) or config.num_attention_heads)
     num_heads = len(row) if row else int(said(KEY_COUNTS) or query_heads)
     head_dim = int(said(HEAD_SIZES, counts=False) or configs[0].hidden_size // query_heads)
-    return num_heads, query_heads // num_heads, head_dim
+    return num_heads, max(1, query_heads // num_heads), head_dim
 
 
 def _projections(
