@@ -83,9 +83,10 @@ def others_in(config: Any) -> dict[str, Any]:
     return {auto: place for auto, place in named.items() if f"{MODULE}." not in str(place)}
 
 
-def modeling_file(kinds: Iterable[str], config: Any) -> str:
-    """The text of the modelling file for pruned models of ``kinds``, names of classes of transformers."""
-    family = FAMILIES[config.model_type]
+def modeling_file(kinds: Iterable[str], model: Any) -> str:
+    """The text of the modelling file for pruned models like ``model`` of ``kinds``, names of classes of transformers."""
+    family = FAMILIES[model.config.model_type]
+    own_counts = any(fewer_heads.counts_read(block.module) for block in blocks_of(model))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gnorm.storage", ""),
         undefined=jinja2.StrictUndefined,
@@ -94,7 +95,7 @@ def modeling_file(kinds: Iterable[str], config: Any) -> str:
         keep_trailing_newline=True,
     )
     functions = ["is_transposed", "cut", "count_heads"]
-    functions += ["CountsLeft", "count_in_config"] if family.config_counts else []
+    functions += ["CountsLeft", "counts_read", "count_in_config"] if own_counts else []
     functions += ["drop_projections", "size_of_module", "without_rows", "bias_alone"]
     functions += ["cut_by_head"] if family.by_head else []
     if family.shared_bias:
@@ -106,6 +107,7 @@ def modeling_file(kinds: Iterable[str], config: Any) -> str:
     if family.skippable or family.shared_bias:
         functions += ["_cache_in"]
     constants = [
+        *(["QUERY_COUNTS", "KEY_COUNTS"] if own_counts else []),
         "HEAD_COUNTS",
         "WIDTHS",
         *(["ENCODER_STATES", "RESIDUAL", "LAYER_NUMBERS"] if family.skippable else []),
@@ -114,6 +116,7 @@ def modeling_file(kinds: Iterable[str], config: Any) -> str:
         kinds=list(kinds),
         mark=PRUNED_WHEN_BUILT,
         family=family,
+        own_counts=own_counts,
         per_head=names_of(family.per_head),
         blocks=[re.escape(name).replace(r"\*", r"\w+") for name in names_of(family.blocks)],
         owner=family.query.rpartition(".")[0],

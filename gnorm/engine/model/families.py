@@ -36,6 +36,7 @@ class Family:
     causal: the causal language model of transformers whose layers take each token on its own, but for softmax attention
     to the tokens before it by transformers' own functions. Positions come with the embeddings, or as
     ``position_embeddings`` (cos, sin) of rotary attention. So its texts may be packed.
+    tried: the row holds for some configurations alone, so each model is tried as one with a row of register is.
     since: the first version of transformers, "major.minor", whose modules are as the row says. ``save_pruned`` writes
     it into folders, whose modelling file refuses an older one.
     """
@@ -57,6 +58,7 @@ class Family:
     by_head: tuple[tuple[str, int], ...] = ()
     config_counts: tuple[str, ...] = ()
     listed: bool = False
+    tried: bool = False
     since: str = "4.57"
 
     @property
@@ -275,7 +277,7 @@ FAMILIES: dict[str, Family] = {
     # Rows that many share: of encoders, decoders, decoders with experts or other layers, and encoders with a decoder.
     **dict.fromkeys(
         "esm layoutlm markuplm megatron-bert roberta-prelayernorm roc_bert splinter tapas visual_bert xlm-roberta-xl "
-        "xmod big_bird bert-generation".split(),
+        "xmod bert-generation".split(),
         replace(_BERT_LIKE, since="5.23"),
     ),
     **dict.fromkeys(
@@ -301,6 +303,7 @@ FAMILIES: dict[str, Family] = {
         per_head="relative_position_bias",
         by_head=(("attention.relative_position_bias.relative_position_bias_table", 1),),
     ),
+    "big_bird": replace(_BERT_LIKE, tried=True, since="5.23"),  # not with block-sparse attention
     "layoutlmv3": replace(_BERT_LIKE, per_head=("rel_pos", "rel_2d_pos"), since="5.23"),
     "deberta": Family(
         "encoder.layer.*.attention",
@@ -335,7 +338,7 @@ FAMILIES: dict[str, Family] = {
     "mpt": Family(
         "blocks.*.attn", "Wqkv", "Wqkv", "Wqkv", "out_proj", per_head="position_bias", skippable=True, since="5.23"
     ),
-    "bloom": replace(_BLOOM_LIKE, per_head="alibi"),
+    "bloom": replace(_BLOOM_LIKE, per_head="alibi", tried=True),  # not with slow_but_exact in several parts
     "falcon": replace(_BLOOM_LIKE, per_head=("alibi", "attention_mask")),
     "openai-gpt": replace(_GPT2_LIKE, listed=True, since="5.23"),
     "gemma3": replace(

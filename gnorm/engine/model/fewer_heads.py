@@ -57,11 +57,22 @@ def count_heads(module: Any, left: int, of: int, width: int) -> None:
             setattr(module, name, getattr(module, name) * left // of)
 
 
-def count_in_config(module: Any, left: int, of: int, names: Iterable[str]) -> None:
-    """The same of ``names`` in its configuration, which becomes its own. Without heads nothing reads it."""
-    if left:
+def counts_read(module: Any) -> list[str]:
+    """The numbers of heads that methods of an attention module read in its configuration, as Phi-3's does."""
+    methods = (inspect.unwrap(each) for kind in type(module).__mro__ for each in vars(kind).values())
+    codes = [each.__code__ for each in methods if inspect.isfunction(each) and each.__name__ != "__init__"]
+    read = {name for code in codes if "config" in code.co_names for name in code.co_names} - vars(module).keys()
+    config = vars(module).get("config")
+    return [
+        name for name in (*QUERY_COUNTS, *KEY_COUNTS) if name in read and isinstance(getattr(config, name, None), int)
+    ]
+
+
+def count_in_config(module: Any, left: int, of: int) -> None:
+    """``count_heads`` of what ``counts_read`` finds: the module gets a configuration of its own."""
+    if left and (names := counts_read(module)):  # without heads nothing reads them
         config = module.config
-        counts = {name: getattr(config, name) * left // of for name in names if hasattr(config, name)}
+        counts = {name: getattr(config, name) * left // of for name in names}
         module.config = CountsLeft(getattr(config, "whole", config), counts)
 
 

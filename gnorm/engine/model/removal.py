@@ -49,8 +49,7 @@ def remove(subject: Subject, mask: Tensor | Sequence[Sequence[int]]) -> Subject:
             if not stay.all() or as_version_1:
                 width = size_of_module(block.output)[1] if block.projections else 0
                 count_heads(block.module, int(row.sum()), max(1, len(block.kept)), width)
-                if family.config_counts and block.kept:
-                    count_in_config(block.module, int(row.sum()), len(block.kept), family.config_counts)
+                count_in_config(block.module, int(row.sum()), max(1, len(block.kept)))
                 for path, axis in family.by_head if block.kept else ():
                     cut_by_head(block.owner, path, axis, stay.nonzero()[:, 0].tolist(), len(block.kept))
                 for module, parts in block.by_module().items() if stay.any() else ():
