@@ -35,13 +35,11 @@ def register(
     together: bool = False,
     shared_bias: tuple[str, ...] = (),
     by_head: tuple[tuple[str, int], ...] = (),
-    config_counts: tuple[str, ...] = (),
     listed: bool = False,
 ) -> None:
     """Add a row of module names to ``FAMILIES``, or replace the one of this model_type; see ``Family``."""
     names = (query, key, value, output, feed_forward, also, per_head, skippable, norm)
-    counts = {"by_head": by_head, "config_counts": config_counts, "listed": listed}
-    FAMILIES[model_type] = Family(blocks, *names, together=together, shared_bias=shared_bias, **counts)
+    FAMILIES[model_type] = Family(blocks, *names, "", "", together, shared_bias, by_head, listed)
 
 
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:

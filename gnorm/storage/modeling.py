@@ -84,7 +84,7 @@ def others_in(config: Any) -> dict[str, Any]:
 
 
 def modeling_file(kinds: Iterable[str], model: Any) -> str:
-    """The text of the modelling file for pruned models like ``model`` of ``kinds``, names of classes of transformers."""
+    """The text of the modelling file for pruned models like ``model``, of classes of transformers named ``kinds``."""
     family = FAMILIES[model.config.model_type]
     own_counts = any(fewer_heads.counts_read(block.module) for block in blocks_of(model))
     environment = jinja2.Environment(
@@ -97,7 +97,7 @@ def modeling_file(kinds: Iterable[str], model: Any) -> str:
     functions = ["is_transposed", "cut", "count_heads"]
     functions += ["CountsLeft", "counts_read", "count_in_config"] if own_counts else []
     functions += ["drop_projections", "size_of_module", "without_rows", "bias_alone"]
-    functions += ["cut_by_head"] if family.by_head else []
+    functions += ["found_by_head", "cut_by_head"] if family.by_head else []
     if family.shared_bias:
         functions += ["cut_argument_of_layers", "cut_shared_bias", "hand_on_shared_bias"]
     elif family.per_head:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import in_short
 from .families import FAMILIES, Family
-from .fewer_heads import KEY_COUNTS, QUERY_COUNTS
+from .fewer_heads import KEY_COUNTS, QUERY_COUNTS, found_by_head
 from .projections import Projection, check_projection, rows_of, size_of_module
 
 
@@ -31,7 +31,8 @@ class AttentionBlock:
     the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
     that ``Family.also`` names; none where no head is left. ``owner``: the module whose name the family's row gives,
     which holds all of them. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
-    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``by_head``, ``skippable``, ``norm``: as in ``Family``.
+    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``by_head``, ``skippable``, ``norm``: as in
+    ``Family``.
     """
 
     projections: tuple[Projection, ...]
@@ -93,7 +94,8 @@ class AttentionBlock:
         return tuple(projection.module for projection in self.projections if projection.name == "position")
 
 
-HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")  # rows of keys and values of a head
+# What attention modules and configurations call the rows of a head in keys and values.
+HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 
 
 WRAPPERS = {  # class name -> what to give instead of an object of it
@@ -168,12 +170,12 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
         module = owner.get_submodule(family.query.rpartition(".")[0])
         num_heads, queries_per_head, head_dim = _sizes(module, config, row)
         heads = tuple(head for head, bit in enumerate(row or [1] * num_heads) if bit)
-        sizes = (num_heads, queries_per_head)
-        if blocks and not row and sizes != (blocks[0].num_heads, blocks[0].queries_per_head):
+        sizes = (num_heads * queries_per_head, num_heads)
+        first = (blocks[0].num_heads * blocks[0].queries_per_head, blocks[0].num_heads) if blocks else sizes
+        if not row and sizes != first:
             raise ValueError(
-                f"attention {number} has {_heads(*sizes)}, attention 0 has "
-                f"{_heads(blocks[0].num_heads, blocks[0].queries_per_head)}, a head mask (layer, head) needs as many in "
-                "every layer: such a model cannot be pruned by head."
+                f"attention {number} has {sizes[0]} query heads and {sizes[1]} of keys, attention 0 has {first[0]} and "
+                f"{first[1]}; a head mask (layer, head) needs as many in every layer: such a model cannot be pruned."
             )
         block = AttentionBlock(
             projections=_projections(owner, family, len(heads), head_dim, queries_per_head),
@@ -193,10 +195,6 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
         blocks.append(block)
     _check_projections(blocks)
     return blocks
-
-
-def _heads(num_heads: int, queries: int) -> str:
-    return f"{num_heads * queries} heads" + (f" on {num_heads} of keys and values" if queries > 1 else "")
 
 
 def _sizes(module: nn.Module, config: Any, row: Sequence[int] | None) -> tuple[int, int, int]:
@@ -300,31 +298,23 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
 
 def _beside_projections(block: AttentionBlock) -> str:
     """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, not
-    of the norm, not of the shared bias, not in ``by_head`` for as many heads, and no vector that all heads share; "" where
-    there is none."""
+    of the norm, not of the shared bias, not in ``by_head`` with entries for every head, and no vector that all heads
+    share, which belongs to a module that does not stand in a list; "" where there is none."""
     known = {*block.by_module(), block.norm, *(getattr(block.module, name, None) for name in block.shared_bias[:1])}
-    above = next(path for path, module in block.owner.named_modules() if module is block.module)
+    heads, by_head = len(block.kept), set()
+    for path, axis in block.by_head:
+        *_, given, size = found_by_head(block.owner, path, axis)
+        if size % heads == 0:
+            by_head |= {*given.parameters()} if isinstance(given, nn.ModuleList) else {given}
     for path, module in block.module.named_modules():
+        in_list = any(part.isdecimal() for part in path.split("."))
         for name, parameter in module._parameters.items() if module not in known else ():
-            place = f"{path}.{name}".removeprefix(".")
-            if parameter is None or _is_by_head(block, f"{above}.{place}".removeprefix(".")):
+            if parameter is None or parameter in by_head:
                 continue
-            counted = len(parameter) in (len(block.kept), len(block.kept) * block.queries_per_head)
-            listed = any(part.isdecimal() for part in path.split("."))  # a module for each head, maybe
-            if tuple(parameter.shape) != (block.head_dim,) or listed or (counted and not path):
-                return f"{place} of shape {tuple(parameter.shape)}"
+            counted = not path and len(parameter) in (heads, heads * block.queries_per_head)
+            if tuple(parameter.shape) != (block.head_dim,) or in_list or counted:
+                return f"{path}.{name} of shape {tuple(parameter.shape)}".removeprefix(".")
     return ""
-
-
-def _is_by_head(block: AttentionBlock, path: str) -> bool:
-    """Whether ``by_head`` names a parameter of the block, or a list that it is in, which has entries for every head."""
-    for name, axis in block.by_head:
-        if path == name or path.startswith(f"{name}."):
-            around, _, last = name.rpartition(".")
-            found: Any = getattr(block.owner.get_submodule(around), last)
-            size = len(found) if isinstance(found, nn.ModuleList) else found.shape[axis]
-            return size % len(block.kept) == 0
-    return False
 
 
 def owners_of(model: nn.Module) -> list[nn.Module]:
@@ -358,8 +348,8 @@ def _named(model: nn.Module, patterns: str | tuple[str, ...], missing: bool = Fa
         if inside := _child_of(model):
             raise ValueError(f"{type(model).__name__} wraps a model: give its .{inside}.")
         raise ValueError(
-            f"no module of {type(base).__name__} is named {' or '.join(map(repr, names_of(patterns)))}; correct the row "
-            f"of model_type {base.config.model_type!r} with gnorm.register."
+            f"no module of {type(base).__name__} is named {' or '.join(map(repr, names_of(patterns)))}; correct the "
+            f"row of model_type {base.config.model_type!r} with gnorm.register."
         )
     return found
 

@@ -76,27 +76,34 @@ def count_in_config(module: Any, left: int, of: int) -> None:
         module.config = CountsLeft(getattr(config, "whole", config), counts)
 
 
-def cut_by_head(block: Any, path: str, axis: int, heads: list[int], of: int) -> None:
-    """Keep what is of ``heads`` in a parameter or list of modules, of ``of`` heads along ``axis``; it may be missing.
+def found_by_head(block: Any, path: str, axis: int) -> tuple[Any, str, Any, int]:
+    """Of a parameter or list of modules below a block: its owner, its name there, itself, its size along ``axis``.
 
-    Where no head is left, there is none.
+    None and 0 where it is missing.
     """
     around, _, name = path.rpartition(".")
     owner = dict(block.named_modules()).get(around)
     if (given := getattr(owner, name, None)) is None:
+        return owner, name, None, 0
+    return owner, name, given, len(given) if isinstance(given, nn.ModuleList) else given.shape[axis]
+
+
+def cut_by_head(block: Any, path: str, axis: int, heads: list[int], of: int) -> None:
+    """Keep the entries of ``heads``, of ``of`` heads, in what ``found_by_head``; without heads nothing is left."""
+    owner, name, given, size = found_by_head(block, path, axis)
+    if given is None:
         return
-    is_list = isinstance(given, nn.ModuleList)
-    keep = torch.arange(len(given) if is_list else given.shape[axis]).view(of, -1)[heads].flatten()
-    if is_list:
-        setattr(owner, name, nn.ModuleList(given[number] for number in keep))
-    elif heads:
-        left = given.detach().index_select(axis, keep.to(given.device))
-        setattr(owner, name, nn.Parameter(left, given.requires_grad))
+    keep = torch.arange(size).view(of, -1)[heads].flatten()
+    if isinstance(given, nn.ModuleList):
+        left: Any = nn.ModuleList(given[number] for number in keep)
     else:
-        setattr(owner, name, None)
-        owner._is_hf_initialized = True  # transformers looks for no weights to initialise in it
+        left = given.detach().index_select(axis, keep.to(given.device))
+        left = nn.Parameter(left, given.requires_grad) if heads else None
+    setattr(owner, name, left)
     if isinstance(owner, nn.Embedding):
         owner.embedding_dim = len(keep)
+    if not heads:
+        owner._is_hf_initialized = True  # transformers looks for no weights to initialise in it
 
 
 def cut_argument(module: Any, heads: list[int], names: Iterable[str], of: int) -> None:
@@ -198,12 +205,7 @@ def bias_alone(owner: nn.Module, name: str, width: int, context: Tensor) -> Tens
 
 
 def skip_attention(
-    module: Any,
-    block: Any,
-    output: str,
-    norm: nn.Module | None = None,
-    shared_bias: bool = False,
-    listed: bool = False,
+    module: Any, block: Any, output: str, norm: nn.Module | None, shared_bias: bool, listed: bool
 ) -> None:
     """Let an attention module without heads compute ``without_heads``, after ``drop_projections`` of its block."""
     around, _, name = output.rpartition(".")

@@ -79,9 +79,8 @@ class Problem:
     """A row of ``PROBLEMS``.
 
     gives: what the model gives, for messages. needs, each: what its labels are, for messages. metric: the one that is
-    used if none is named. logits, labels: their axes. whole: labels are whole numbers, those of classes. autos: the
-    Auto mappings of transformers that give such models; the others are told by the configuration. heads: what the names
-    of classes of one's own end in. classes: the key of the
+    used if none is named. logits, labels: their axes. whole: labels are whole numbers, those of classes. heads: what
+    the names of classes of one's own end in; the others are told by the configuration. classes: the key of the
     configuration that counts the classes. predict: logits, padding at -inf -> predictions, of the shape of the labels.
     squeezed: the axis of classes may be left out where there is one. own_loss: ``loss`` may not be the one that classes
     of transformers compute. shifted: the logits of a token are for the next one. side: what the names of the inputs
@@ -98,7 +97,6 @@ class Problem:
     loss: Loss = CROSS_ENTROPY
     whole: bool = True
     heads: tuple[str, ...] = ()
-    autos: tuple[str, ...] = ()
     classes: str = "num_labels"
     predict: Callable[[Tensor], Tensor] = _largest
     squeezed: bool = False
@@ -227,14 +225,7 @@ _ROWS = (
         predict=lambda logits: logits.double(),
         squeezed=True,
     ),
-    _tokens(
-        "token_classification",
-        "each token a class",
-        ("ForTokenClassification",),
-        "token_accuracy",
-        "num_labels",
-        autos=("TOKEN_CLASSIFICATION",),
-    ),
+    _tokens("token_classification", "each token a class", ("ForTokenClassification",), "token_accuracy", "num_labels"),
     Problem(
         "question_answering",
         "each text a span of tokens",
@@ -244,7 +235,6 @@ _ROWS = (
         ("text", "boundary", "token"),
         ("text", "boundary"),
         heads=("ForQuestionAnswering",),
-        autos=("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"),
         predict=_span,
     ),
     Problem(
@@ -256,31 +246,35 @@ _ROWS = (
         ("text", "choice"),
         ("text",),
         heads=("ForMultipleChoice",),
-        autos=("MULTIPLE_CHOICE",),
     ),
+    _tokens("masked_lm", "masked tokens", ("ForMaskedLM",), "perplexity", "vocab_size"),
+    _tokens("causal_lm", "each next token", ("ForCausalLM", "LMHeadModel"), "perplexity", "vocab_size", shifted=True),
     _tokens(
-        "seq2seq_lm",  # before masked_lm: the mapping of masked language models has BART too
+        "seq2seq_lm",
         "each token of a decoder",
         ("ForConditionalGeneration", "MTModel"),
         "perplexity",
         "vocab_size",
         side="decoder_",
-        autos=("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ"),
-    ),
-    _tokens("masked_lm", "masked tokens", ("ForMaskedLM",), "perplexity", "vocab_size", autos=("MASKED_LM",)),
-    _tokens(
-        "causal_lm",
-        "each next token",
-        ("ForCausalLM", "LMHeadModel"),
-        "perplexity",
-        "vocab_size",
-        shifted=True,
-        autos=("CAUSAL_LM",),
     ),
 )
 
 
 PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
+
+
+# What the classes in the Auto mappings of transformers are for. A class in several is for the last one: XLM's language
+# model gives masked tokens, BART those of a decoder.
+AUTO_MAPPINGS = {
+    "CAUSAL_LM": "causal_lm",
+    "MASKED_LM": "masked_lm",
+    "MULTIPLE_CHOICE": "multiple_choice",
+    "QUESTION_ANSWERING": "question_answering",
+    "DOCUMENT_QUESTION_ANSWERING": "question_answering",
+    "TOKEN_CLASSIFICATION": "token_classification",
+    "SEQ_TO_SEQ_CAUSAL_LM": "seq2seq_lm",
+    "SPEECH_SEQ_2_SEQ": "seq2seq_lm",
+}
 
 
 def problem_of(model: Any) -> Problem:
@@ -309,16 +303,13 @@ def num_classes(model: Any) -> int | None:
 
 @cache
 def _by_class() -> dict[str, Problem]:
-    """The problem of every class of transformers that an Auto mapping of ``Problem.autos`` gives."""
+    """The problem of every class that ``AUTO_MAPPINGS`` give."""
     from transformers.models.auto import modeling_auto
 
     found: dict[str, Problem] = {}
-    for row in reversed(_ROWS):
-        for name in row.autos:
-            given = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES").values()
-            found |= dict.fromkeys(
-                (each for names in given for each in ([names] if isinstance(names, str) else names)), row
-            )
+    for mapping, problem in AUTO_MAPPINGS.items():
+        for given in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").values():
+            found |= dict.fromkeys([given] if isinstance(given, str) else given, PROBLEMS[problem])
     return found
 
 
