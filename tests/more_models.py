@@ -16,7 +16,15 @@ OF_BART = (
     | {"forced_eos_token_id": None, "decoder_start_token_id": 1, "bos_token_id": 0}
 )
 OF_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "bos_token_id": 0, "eos_token_id": 2}
-OF_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 1}
+OF_T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 1,
+}
 OF_XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_words": 120, "max_position_embeddings": 40, "pad_index": 1}
 IMAGE = SIZES | {"image_size": 16, "patch_size": 4}
 SOUND = (
@@ -29,7 +37,7 @@ PICTURES, SOUNDS = "ImageClassification", "AudioClassification"
 
 
 def _each(names, auto, options, *inputs):
-    return {name: (auto, options, *inputs) for name in names.split()}
+    return dict.fromkeys(names.split(), (auto, options, *inputs))
 
 
 MODELS = {
@@ -114,7 +122,13 @@ MODELS = {
     "stablelm": (CAUSAL, SIZES | {"num_key_value_heads": 2, "qk_layernorm": True}),
     "dbrx": (
         CAUSAL,
-        {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 40, "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}}
+        {
+            "d_model": 32,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 40,
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+        }
         | {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": 32}},
     ),
     "mpt": (CAUSAL, {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 40, "expansion_ratio": 2}),
@@ -157,7 +171,11 @@ MODELS |= {
         ("data2vec-vision", "own tables", {"use_relative_position_bias": True}),
         ("data2vec-vision", "shared table", {"use_shared_relative_position_bias": True}),
         ("falcon", "one key", {"new_decoder_architecture": False, "multi_query": True}),
-        ("falcon", "alibi", {"new_decoder_architecture": False, "multi_query": False, "alibi": True, "num_kv_heads": 4}),
+        (
+            "falcon",
+            "alibi",
+            {"new_decoder_architecture": False, "multi_query": False, "alibi": True, "num_kv_heads": 4},
+        ),
         ("falcon", "alibi, eager", {"alibi": True, "attn_implementation": "eager"}),
         ("gemma4_text", "two widths", {"global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
         ("gpt_bigcode", "one key", {"multi_query": True}),

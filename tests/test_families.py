@@ -348,7 +348,7 @@ def test_an_encoder_turned_decoder_is_causal_and_keeps_its_padding():
 
 
 def test_what_a_row_cannot_say_is_refused_by_name():
-    with pytest.raises(ValueError, match="attention 2 has 4 query heads and 4 of keys, attention 0 has 2 and 2; a head mask"):
+    with pytest.raises(ValueError, match="attention 2 has 4 query heads .*, attention 0 has 2 and 2; a head mask"):
         gnorm.attention_blocks(make("bart", decoder_attention_heads=4))
     with pytest.raises(ValueError, match="add_cross_attention is set, but the row of model_type 'gpt2' names no cross"):
         gnorm.attention_blocks(make("gpt2", AutoModelForCausalLM, add_cross_attention=True))

@@ -303,7 +303,8 @@ def test_sizes_that_the_configuration_does_not_give_are_those_of_the_attention_m
     gnorm.remove_heads(smaller, mask)
     with torch.no_grad(), gnorm.masked(model, mask):
         torch.testing.assert_close(smaller(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
-    assert len(gnorm.cost(smaller, batch_sizes=(1,), lengths=gnorm.engine.trials.examples.usual_lengths(smaller)[:1], seconds=0.0)) == 1
+    lengths = gnorm.engine.trials.examples.usual_lengths(smaller)[:1]
+    assert len(gnorm.cost(smaller, batch_sizes=(1,), lengths=lengths, seconds=0.0)) == 1
 
 
 def test_models_of_the_package_are_believed_and_those_that_others_changed_are_not(monkeypatch):

@@ -253,7 +253,8 @@ def _module(owner: nn.Module, path: str) -> nn.Module:
         return owner.get_submodule(path)
     except AttributeError:
         raise ValueError(
-            f"no module of {type(owner).__name__} is named {path!r}: correct the family's row with gnorm.register."
+            f"no module of {type(owner).__name__} is named {path!r}: correct the family's row with gnorm.register; a "
+            "layer that reads the keys and values of another one has none, and such a model cannot be pruned by head."
         ) from None
 
 

@@ -263,17 +263,17 @@ _ROWS = (
 PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
 
 
-# What the classes in the Auto mappings of transformers are for. A class in several is for the last one: XLM's language
-# model gives masked tokens, BART those of a decoder.
+# What the classes in Auto mappings of transformers are for. A class in several is for the first one: the mapping of
+# masked language models has BART too, that of causal ones XLM, which gives masked tokens.
 AUTO_MAPPINGS = {
-    "CAUSAL_LM": "causal_lm",
-    "MASKED_LM": "masked_lm",
-    "MULTIPLE_CHOICE": "multiple_choice",
-    "QUESTION_ANSWERING": "question_answering",
-    "DOCUMENT_QUESTION_ANSWERING": "question_answering",
-    "TOKEN_CLASSIFICATION": "token_classification",
     "SEQ_TO_SEQ_CAUSAL_LM": "seq2seq_lm",
     "SPEECH_SEQ_2_SEQ": "seq2seq_lm",
+    "TOKEN_CLASSIFICATION": "token_classification",
+    "QUESTION_ANSWERING": "question_answering",
+    "DOCUMENT_QUESTION_ANSWERING": "question_answering",
+    "MULTIPLE_CHOICE": "multiple_choice",
+    "MASKED_LM": "masked_lm",
+    "CAUSAL_LM": "causal_lm",
 }
 
 
@@ -302,22 +302,17 @@ def num_classes(model: Any) -> int | None:
 
 
 @cache
-def _by_class() -> dict[str, Problem]:
-    """The problem of every class that ``AUTO_MAPPINGS`` give."""
-    from transformers.models.auto import modeling_auto
-
-    found: dict[str, Problem] = {}
-    for mapping, problem in AUTO_MAPPINGS.items():
-        for given in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").values():
-            found |= dict.fromkeys([given] if isinstance(given, str) else given, PROBLEMS[problem])
-    return found
-
-
 def _row_of(kind: type) -> Problem | None:
     """The row of a class: of transformers by its Auto mappings, of others by the ending of its name."""
-    if kind.__module__.startswith("transformers.models."):
-        return _by_class().get(kind.__name__)
-    return next((row for row in _ROWS if kind.__name__.endswith(row.heads)), None)
+    if not kind.__module__.startswith("transformers.models."):
+        return next((row for row in _ROWS if kind.__name__.endswith(row.heads)), None)
+    from transformers.models.auto import modeling_auto
+
+    for mapping, problem in AUTO_MAPPINGS.items():
+        given = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").values()
+        if any(kind.__name__ in ([names] if isinstance(names, str) else names) for names in given):
+            return PROBLEMS[problem]
+    return None
 
 
 def problem_of_class(kind: type, config: Any) -> Problem:

@@ -118,9 +118,8 @@ def examples_of(model: Any, batch: int, length: int, target: int | None = None) 
         position = torch.arange(length)
         lengths = (torch.arange(1, batch + 1) * length // batch).clamp(min=1)[:, None]  # (text, 1)
         mask = position < lengths  # (text, token)
-        examples["input_ids"] = _ended(
-            config, examples["input_ids"].where(mask, _said(config, "pad_token_id") or 0), lengths
-        )
+        padded = examples["input_ids"].where(mask, _said(config, "pad_token_id") or 0)
+        examples["input_ids"] = _ended(config, padded, lengths)
         examples["attention_mask"] = mask.long()
         if (getattr(config, "type_vocab_size", None) or 0) > 1:
             examples["token_type_ids"] = (mask & (position >= lengths // 2)).long()
