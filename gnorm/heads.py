@@ -29,15 +29,18 @@ def register(
     output: str,
     feed_forward: str | tuple[str, ...] = "",
     also: tuple[str, ...] = (),
-    per_head: str = "",
+    per_head: str | tuple[str, ...] = "",
     skippable: bool = False,
     norm: str = "",
     together: bool = False,
     shared_bias: tuple[str, ...] = (),
+    by_head: tuple[tuple[str, int], ...] = (),
+    listed: bool = False,
 ) -> None:
     """Add a row of module names to ``FAMILIES``, or replace the one of this model_type; see ``Family``."""
     names = (query, key, value, output, feed_forward, also, per_head, skippable, norm)
-    FAMILIES[model_type] = Family(blocks, *names, together=together, shared_bias=shared_bias)
+    more = {"together": together, "shared_bias": shared_bias, "by_head": by_head, "listed": listed}
+    FAMILIES[model_type] = Family(blocks, *names, **more)
 
 
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .engine.backward.gradients import gradient_norms, log_norm_of
-from .engine.backward.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
+from .engine.backward.observation import (
+    AfterPass,
+    OnBlock,
+    mean_over_texts,
+    returning_attentions,
+    run_on_contexts,
+    run_packed,
+    run_padded,
+)
 from .engine.model.blocks import QKV, AttentionBlock
 from .engine.model.known_models import plain_attention
 from .engine.model.sizes import Batch
@@ -162,12 +170,16 @@ def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> 
     Raises ``ValueError`` where logits are not finite, and as ``prepare`` and ``attention_blocks`` do.
     """
     prepared = prepare(batches, model)
-    context_dim = prepared.subject.blocks[0].context_dim
+    blocks = prepared.subject.blocks
 
-    def energy(context: Tensor, mask: Tensor | None) -> Tensor:  # context: (text, token, head * context_dim)
-        return context.double().unflatten(-1, (-1, context_dim)).square().sum(-1).transpose(1, 2)
+    def run(prepared: Prepared, on_block: OnBlock, after_pass: AfterPass) -> None:
+        def on_context(layer: int, context: Tensor, *masks: Any) -> None:  # context: (text, token, head * context_dim)
+            by_head = context.double().unflatten(-1, (-1, blocks[layer].context_dim))
+            on_block(layer, by_head.square().sum(-1).transpose(1, 2), *masks)
 
-    return mean_over_texts(prepared, run_on_contexts, energy)
+        run_on_contexts(prepared, on_context, after_pass)
+
+    return mean_over_texts(prepared, run, lambda energy, _mask: energy)
 
 
 def uniform_scores(

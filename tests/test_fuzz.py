@@ -5,6 +5,7 @@ import os
 
 import fuzz
 import models
+import more_models
 import pytest
 import torch
 
@@ -27,8 +28,9 @@ def draws(first, count):
 
 
 def test_every_family_is_drawn():
-    """But for those without a classifier, and those in which rounding may choose another expert."""
+    """But for those without a classifier, those in which rounding may choose another expert, and more_models."""
     left_out = {*models.named("translator", "language model"), "mixtral", "qwen3_moe"}
+    left_out |= {name.partition("/")[0] for name in more_models.MODELS} - models.ROWS.keys()
     assert set(fuzz.DRAWN) == FAMILIES.keys() - left_out
 
 

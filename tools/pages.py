@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import claims_page
 
 from experiments.report import sentences
 from gnorm import METHODS
+from gnorm.engine.model.families import FAMILIES, Family
 from gnorm.methods import find_method
 from gnorm.storage.files import write
 from run_all import NOTEBOOKS, OPTIONAL
@@ -208,11 +210,26 @@ def of_scaling() -> str:
 
 
 # path -> generated part
+def of_families() -> str:
+    """A line a row: the families that share it, and where heads lie in them."""
+    names: dict[Family, list[str]] = {}
+    for name, row in FAMILIES.items():
+        names.setdefault(replace(row, classifier="", causal="", since=""), []).append(name)
+    lines = ["| families (`model_type`) | attention blocks | query, key, value, output |", "|:---|:---|:---|"]
+    for row, alike in names.items():
+        blocks = (row.blocks,) if isinstance(row.blocks, str) else row.blocks
+        projections = dict.fromkeys((row.query, row.key, row.value, row.output))
+        cells = (sorted(alike), blocks, projections)
+        lines.append(f"| {' | '.join(', '.join(f'`{each}`' for each in cell) for cell in cells)} |")
+    return f"{len(FAMILIES)} families are known.\n\n" + "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": of_readme,
     "docs/results.md": of_results,
     "docs/claims.md": claims_page.page,
     "docs/scaling.md": of_scaling,
+    "docs/families.md": of_families,
 }
 
 

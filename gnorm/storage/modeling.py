@@ -20,7 +20,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from ..engine.model import fewer_heads, projections
-from ..engine.model.blocks import blocks_of
+from ..engine.model.blocks import blocks_of, names_of
 from ..engine.model.families import FAMILIES
 
 MODULE = "modeling_pruned"  # the name of the file is this and .py
@@ -70,7 +70,10 @@ def auto_map_of_body(kind: Any, config: Any, rows: int) -> dict[str, str]:
     intact = copy.deepcopy(config)
     intact.head_mask = None
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        blocks = blocks_of(body(intact))  # only its names: no weights are there to try it with
+        try:
+            blocks = blocks_of(body(intact))  # only its names: no weights are there to try it with
+        except ValueError:  # its blocks have other names, as those of Llama 4 have
+            return {}
     return {"AutoModel": f"{MODULE}.{body.__name__}"} if len(blocks) == rows else {}
 
 
@@ -80,10 +83,10 @@ def others_in(config: Any) -> dict[str, Any]:
     return {auto: place for auto, place in named.items() if f"{MODULE}." not in str(place)}
 
 
-def modeling_file(kinds: Iterable[str], config: Any) -> str:
-    """The text of the modelling file for pruned models of ``kinds``, names of classes of transformers."""
-    family = FAMILIES[config.model_type]
-    blocks = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
+def modeling_file(kinds: Iterable[str], model: Any) -> str:
+    """The text of the modelling file for pruned models like ``model``, of classes of transformers named ``kinds``."""
+    family = FAMILIES[model.config.model_type]
+    own_counts = any(fewer_heads.counts_read(block.module) for block in blocks_of(model))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gnorm.storage", ""),
         undefined=jinja2.StrictUndefined,
@@ -92,7 +95,9 @@ def modeling_file(kinds: Iterable[str], config: Any) -> str:
         keep_trailing_newline=True,
     )
     functions = ["is_transposed", "cut", "count_heads"]
+    functions += ["CountsLeft", "counts_read", "count_in_config"] if own_counts else []
     functions += ["drop_projections", "size_of_module", "without_rows", "bias_alone"]
+    functions += ["found_by_head", "cut_by_head"] if family.by_head else []
     if family.shared_bias:
         functions += ["cut_argument_of_layers", "cut_shared_bias", "hand_on_shared_bias"]
     elif family.per_head:
@@ -101,12 +106,19 @@ def modeling_file(kinds: Iterable[str], config: Any) -> str:
         functions += ["skip_attention", "without_heads"]
     if family.skippable or family.shared_bias:
         functions += ["_cache_in"]
-    constants = ["HEAD_COUNTS", *(["ENCODER_STATES", "LAYER_NUMBERS"] if family.skippable else [])]
+    constants = [
+        *(["QUERY_COUNTS", "KEY_COUNTS"] if own_counts else []),
+        "HEAD_COUNTS",
+        "WIDTHS",
+        *(["ENCODER_STATES", "RESIDUAL", "LAYER_NUMBERS"] if family.skippable else []),
+    ]
     return environment.get_template(f"{MODULE}.py.j2").render(
         kinds=list(kinds),
         mark=PRUNED_WHEN_BUILT,
         family=family,
-        blocks=[re.escape(name).replace(r"\*", r"\w+") for name in blocks],
+        own_counts=own_counts,
+        per_head=names_of(family.per_head),
+        blocks=[re.escape(name).replace(r"\*", r"\w+") for name in names_of(family.blocks)],
         owner=family.query.rpartition(".")[0],
         constants={name: getattr(fewer_heads, name) for name in constants},
         functions=functions,

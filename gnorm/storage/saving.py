@@ -78,7 +78,7 @@ def _as_saved(model: Any) -> Iterator[str]:
     built.__class__ = kind
     try:
         kinds = dict.fromkeys(place.rpartition(".")[2] for place in ours.values())
-        yield modeling_file(kinds, config) if ours else ""
+        yield modeling_file(kinds, built) if ours else ""
     finally:
         built.__class__ = built_by
         for name in saved:

@@ -158,7 +158,7 @@ def _with_bias(block: AttentionBlock, hidden_states: Tensor, *args: Any, **kwarg
     call = inspect.signature(type(block.module).forward).bind(block.module, hidden_states, *args, **kwargs)
     projected = (linear(hidden_states) for linear in (block.query, block.key, block.value))
     q, k, v = (t.unflatten(-1, (-1, block.head_dim)).transpose(1, 2) for t in projected)
-    bias = call.arguments[block.per_head]
+    bias = call.arguments[str(block.per_head)]
     return (block.output(_packed_attention(block.module, q, k, v, None, position_bias=bias)[0].flatten(2)),)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import in_short
 from .families import FAMILIES, Family
+from .fewer_heads import KEY_COUNTS, QUERY_COUNTS, found_by_head
 from .projections import Projection, check_projection, rows_of, size_of_module
 
 QKV = ("query", "key", "value")  # the projections of the paper's score
@@ -31,7 +33,8 @@ class AttentionBlock:
     the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
     that ``Family.also`` names; none where no head is left. ``owner``: the module whose name the family's row gives,
     which holds all of them. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
-    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``skippable``, ``norm``: as in ``Family``.
+    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``by_head``, ``skippable``, ``norm``: as in
+    ``Family``.
     """
 
     projections: tuple[Projection, ...]
@@ -42,8 +45,9 @@ class AttentionBlock:
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
     queries_per_head: int = 1
     sides: tuple[str, str] = ("", "")
-    per_head: str = ""
+    per_head: str | tuple[str, ...] = ""
     shared_bias: tuple[str, ...] = ()
+    by_head: tuple[tuple[str, int], ...] = ()
     skippable: bool = False
     norm: nn.Module | None = None
 
@@ -90,6 +94,10 @@ class AttentionBlock:
     def also(self) -> tuple[Any, ...]:
         """The modules of the projections that ``Family.also`` names."""
         return tuple(projection.module for projection in self.projections if projection.name == "position")
+
+
+# What attention modules and configurations call the rows of a head in keys and values.
+HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 
 
 WRAPPERS = {  # class name -> what to give instead of an object of it
@@ -155,34 +163,62 @@ def blocks_of(model: nn.Module) -> list[AttentionBlock]:
 def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
     """The blocks that the row ``family`` names in ``model``."""
     _check_said(config, family)
-    names = _names(family.blocks)
+    names = names_of(family.blocks)
     of_encoder, of_self = (len(_named(model, names[:i], missing=len(names) > i)) for i in (1, 2))
     owners = _named(model, family.blocks)
-    query_heads = int(config.num_attention_heads)
-    num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
-    sizes = (getattr(config, name, None) for name in ("head_dim", "attention_head_size"))
-    head_dim = int(next(filter(None, sizes), config.hidden_size // query_heads))
-    kept = getattr(config, "head_mask", None) or [[1] * num_heads] * len(owners)
-    blocks = []
-    for number, (owner, row) in enumerate(zip(owners, kept, strict=True)):
-        heads = tuple(head for head, bit in enumerate(row) if bit)
+    blocks: list[AttentionBlock] = []
+    masks = getattr(config, "head_mask", None) or [None] * len(owners)
+    for number, (owner, row) in enumerate(zip(owners, masks, strict=True)):
+        module = owner.get_submodule(family.query.rpartition(".")[0])
+        num_heads, queries_per_head, head_dim = _sizes(module, config, row)
+        heads = tuple(head for head, bit in enumerate(row or [1] * num_heads) if bit)
+        sizes = (num_heads * queries_per_head, num_heads)
+        first = (blocks[0].num_heads * blocks[0].queries_per_head, blocks[0].num_heads) if blocks else sizes
+        if not row and sizes != first:
+            raise ValueError(
+                f"attention {number} has {sizes[0]} query heads and {sizes[1]} of keys, attention 0 has {first[0]} and "
+                f"{first[1]}; a head mask (layer, head) needs as many in every layer: such a model cannot be pruned."
+            )
         block = AttentionBlock(
-            projections=_projections(owner, family, len(heads), head_dim, query_heads // num_heads),
+            projections=_projections(owner, family, len(heads), head_dim, queries_per_head),
             owner=owner,
             num_heads=num_heads,
             head_dim=head_dim,
             kept=heads,
-            module=owner.get_submodule(family.query.rpartition(".")[0]),
-            queries_per_head=query_heads // num_heads,
+            module=module,
+            queries_per_head=queries_per_head,
             sides=("decoder_" * (number >= of_encoder), "decoder_" * (of_encoder <= number < of_self)),
             per_head=family.per_head,
             shared_bias=family.shared_bias,
+            by_head=family.by_head,
             skippable=family.skippable,
             norm=_module(owner, family.norm) if family.norm else None,
         )
         blocks.append(block)
     _check_projections(blocks)
     return blocks
+
+
+def _sizes(module: nn.Module, config: Any, row: Sequence[int] | None) -> tuple[int, int, int]:
+    """Of an attention module with all its heads: the heads that can go alone, query heads of each, rows of each.
+
+    They are what the module itself says, else its configuration, else the model's. row: its row of the head mask, if it
+    has one; then the numbers of heads that the module says are of those that are left.
+    """
+    own, its = vars(module), vars(module).get("config", config)
+    of, kept = (len(row), sum(map(bool, row))) if row else (1, 1)
+    configs = (getattr(its, "whole", its), config)
+
+    def said(names: Sequence[str], counts: bool = True) -> Any:
+        names_left = (name for name in names if own.get(name) and (kept or not counts))
+        of_module = (own[name] * of // kept if counts else own[name] for name in names_left)
+        of_configs = (getattr(each, name, None) for each in configs for name in names)
+        return next(filter(None, chain(of_module, of_configs)), None)
+
+    query_heads = int(said(QUERY_COUNTS) or config.num_attention_heads)
+    num_heads = len(row) if row else int(said(KEY_COUNTS) or query_heads)
+    head_dim = int(said(HEAD_SIZES, counts=False) or configs[0].hidden_size // query_heads)
+    return num_heads, max(1, query_heads // num_heads), head_dim
 
 
 def _projections(
@@ -206,8 +242,11 @@ def _projections(
     columns = rows_of(heads, {"output": context_dim}, family.together)["output"]
     found.append(Projection("output", _module(owner, family.output), columns, of_input=True))
     modules = dict(owner.named_modules())
-    rows = rows_of(heads, {"position": head_dim}, family.together)["position"]
-    return (*found, *(Projection("position", modules[path], rows) for path in family.also if path in modules))
+    for module in (modules[path] for path in family.also if path in modules):
+        wide = size_of_module(module)[0] // heads if heads else head_dim  # as of gates, by query head
+        rows = rows_of(heads, {"position": wide}, family.together)["position"]
+        found.append(Projection("position", module, rows))
+    return tuple(found)
 
 
 def _module(owner: nn.Module, path: str) -> nn.Module:
@@ -216,21 +255,16 @@ def _module(owner: nn.Module, path: str) -> nn.Module:
         return owner.get_submodule(path)
     except AttributeError:
         raise ValueError(
-            f"no module of {type(owner).__name__} is named {path!r}: correct the family's row with gnorm.register."
+            f"no module of {type(owner).__name__} is named {path!r}: correct the family's row with gnorm.register; a "
+            "layer that reads the keys and values of another one has none, and such a model cannot be pruned by head."
         ) from None
 
 
 def _check_said(config: Any, family: Family) -> None:
-    """Raise ``ValueError`` for attention that a row of module names cannot say, or that this one does not."""
-    said, what = len(_names(family.blocks)), f"the row of model_type {config.model_type!r}"
+    """Raise ``ValueError`` for attention that this row of module names does not say."""
+    said, what = len(names_of(family.blocks)), f"the row of model_type {config.model_type!r}"
     if getattr(config, "add_cross_attention", False) and said < 3:
         raise ValueError(f"config.add_cross_attention is set, but {what} names no cross-attention: add it by register.")
-    heads, of_decoder = config.num_attention_heads, getattr(config, "decoder_attention_heads", None)
-    if said > 1 and of_decoder not in (None, heads):
-        raise ValueError(
-            f"the encoder has {heads} heads a layer and the decoder {of_decoder}, a head mask (layer, head) needs as "
-            "many in every layer: such a model cannot be pruned by head."
-        )
 
 
 def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
@@ -243,9 +277,10 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
             check_projection(module, what)
             if (other := owners.setdefault(id(module.weight), what)) != what:
                 raise ValueError(f"{what} shares its weight with {other}: give each a weight of its own first.")
-        if block.per_head and block.per_head not in signature(type(block.module).forward).parameters:
+        taken = signature(type(block.module).forward).parameters if block.per_head else ()
+        for name in (name for name in names_of(block.per_head) if name and name not in taken):
             raise ValueError(
-                f"{type(block.module).__name__} takes no {block.per_head!r}: correct per_head in the family's row with "
+                f"{type(block.module).__name__} takes no {name!r}: correct per_head in the family's row with "
                 "gnorm.register."
             )
     for layer, block in enumerate(blocks):
@@ -265,12 +300,22 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
 
 
 def _beside_projections(block: AttentionBlock) -> str:
-    """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, no
-    vector that all heads share, not of the norm and not of the shared bias; "" where there is none."""
+    """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, not
+    of the norm, not of the shared bias, not in ``by_head`` with entries for every head, and no vector that all heads
+    share, which belongs to a module that does not stand in a list; "" where there is none."""
     known = {*block.by_module(), block.norm, *(getattr(block.module, name, None) for name in block.shared_bias[:1])}
+    heads, by_head = len(block.kept), set()
+    for path, axis in block.by_head:
+        *_, given, size = found_by_head(block.owner, path, axis)
+        if size % heads == 0:
+            by_head |= {*given.parameters()} if isinstance(given, nn.ModuleList) else {given}
     for path, module in block.module.named_modules():
+        in_list = any(part.isdecimal() for part in path.split("."))
         for name, parameter in module._parameters.items() if module not in known else ():
-            if parameter is not None and tuple(parameter.shape) != (block.head_dim,):
+            if parameter is None or parameter in by_head:
+                continue
+            counted = not path and len(parameter) in (heads, heads * block.queries_per_head)
+            if tuple(parameter.shape) != (block.head_dim,) or in_list or counted:
                 return f"{path}.{name} of shape {tuple(parameter.shape)}".removeprefix(".")
     return ""
 
@@ -283,17 +328,18 @@ def owners_of(model: nn.Module) -> list[nn.Module]:
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """For every attention block of ``model``, in order, the module that owns it: the layers of an encoder. A block in
     a plain list owns itself."""
-    blocks = _names(FAMILIES[model.config.model_type].blocks)  # type: ignore[union-attr, index]
+    blocks = names_of(FAMILIES[model.config.model_type].blocks)  # type: ignore[union-attr, index]
     return _named(model, tuple(name if name.endswith("*") else name.rpartition(".")[0] for name in blocks))
 
 
 def feed_forwards(model: nn.Module) -> list[nn.Module]:
     """The modules around the projections that the row names as the ends of feed-forward blocks, first layer first."""
-    ends = _names(FAMILIES[model.config.model_type].feed_forward)  # type: ignore[union-attr, index]
+    ends = names_of(FAMILIES[model.config.model_type].feed_forward)  # type: ignore[union-attr, index]
     return _named(model, tuple(name.rpartition(".")[0] for name in ends))
 
 
-def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
+def names_of(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One name, or several, as a tuple."""
     return (names,) if isinstance(names, str) else names
 
 
@@ -301,7 +347,7 @@ def _named(model: nn.Module, patterns: str | tuple[str, ...], missing: bool = Fa
     """The modules below the base model whose names are ``patterns``, first layer first; none only if ``missing``."""
     base: Any = getattr(model, "base_model", model)
     found: list[Any] = []
-    for pattern in _names(patterns):
+    for pattern in names_of(patterns):
         of_pattern = [base]
         for name in pattern.split("."):
             below = (module.children() if name == "*" else [getattr(module, name, None)] for module in of_pattern)
@@ -311,8 +357,8 @@ def _named(model: nn.Module, patterns: str | tuple[str, ...], missing: bool = Fa
         if inside := _child_of(model):
             raise ValueError(f"{type(model).__name__} wraps a model: give its .{inside}.")
         raise ValueError(
-            f"no module of {type(base).__name__} is named {' or '.join(map(repr, _names(patterns)))}; correct the row "
-            f"of model_type {base.config.model_type!r} with gnorm.register."
+            f"no module of {type(base).__name__} is named {' or '.join(map(repr, names_of(patterns)))}; correct the "
+            f"row of model_type {base.config.model_type!r} with gnorm.register."
         )
     return found
 

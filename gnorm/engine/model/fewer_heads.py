@@ -7,10 +7,11 @@ import from ``projections``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .projections import size_of_module
@@ -20,24 +21,96 @@ ENCODER_STATES = ("key_value_states", "encoder_hidden_states")
 
 
 # Attributes of attention modules in transformers: the number of heads, and the width of all heads together.
-HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "all_head_size", "split_size", "inner_dim")
+QUERY_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
+KEY_COUNTS = ("num_key_value_heads", "num_kv_heads")
+HEAD_COUNTS = (*QUERY_COUNTS, *KEY_COUNTS, "all_head_size", "split_size", "inner_dim")
+
+
+WIDTHS = ("embed_dim", "hidden_size")  # the width of all heads together where it is that of the output's input
+
+
+RESIDUAL = "residual"  # the argument that an attention module itself adds to its output
 
 
 LAYER_NUMBERS = ("layer_idx", "layer_id")  # what they call their number in a cache of keys and values
 
 
-def count_heads(module: Any, left: int, of: int) -> None:
-    """Let the attributes of an attention module that count heads follow: ``left`` of its ``of`` heads are left."""
-    for name in HEAD_COUNTS:
+class CountsLeft:
+    """A configuration of whose ``counts`` there are others; all else is the configuration's, also where it changes."""
+
+    def __init__(self, config: Any, counts: dict[str, Any]) -> None:
+        vars(self).update({"whole": config, **counts})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "whole":
+            raise AttributeError(name)
+        return getattr(self.whole, name)
+
+
+def count_heads(module: Any, left: int, of: int, width: int) -> None:
+    """Let the attributes of an attention module that count heads follow: ``left`` of its ``of`` heads are left.
+
+    width: of all heads together, before.
+    """
+    for name in (*HEAD_COUNTS, *(name for name in WIDTHS if getattr(module, name, None) == width)):
         if hasattr(module, name):
             setattr(module, name, getattr(module, name) * left // of)
 
 
-def cut_argument(module: Any, heads: list[int], name: str) -> None:
-    """From now on, cut the argument ``name`` of an attention module's forward, (text, head, ...), to ``heads``."""
-    if not hasattr(module, "kept_heads"):
+def counts_read(module: Any) -> list[str]:
+    """The numbers of heads that methods of an attention module read in its configuration, as Phi-3's does."""
+    methods = (inspect.unwrap(each) for kind in type(module).__mro__ for each in vars(kind).values())
+    codes = [each.__code__ for each in methods if inspect.isfunction(each) and each.__name__ != "__init__"]
+    read = {name for code in codes if "config" in code.co_names for name in code.co_names} - vars(module).keys()
+    config = vars(module).get("config")
+    return [
+        name for name in (*QUERY_COUNTS, *KEY_COUNTS) if name in read and isinstance(getattr(config, name, None), int)
+    ]
+
+
+def count_in_config(module: Any, left: int, of: int) -> None:
+    """``count_heads`` of what ``counts_read`` finds: the module gets a configuration of its own."""
+    if left and (names := counts_read(module)):  # without heads nothing reads them
+        config = module.config
+        counts = {name: getattr(config, name) * left // of for name in names}
+        module.config = CountsLeft(getattr(config, "whole", config), counts)
+
+
+def found_by_head(block: Any, path: str, axis: int) -> tuple[Any, str, Any, int]:
+    """Of a parameter or list of modules below a block: its owner, its name there, itself, its size along ``axis``.
+
+    None and 0 where it is missing.
+    """
+    around, _, name = path.rpartition(".")
+    owner = dict(block.named_modules()).get(around)
+    if (given := getattr(owner, name, None)) is None:
+        return owner, name, None, 0
+    return owner, name, given, len(given) if isinstance(given, nn.ModuleList) else given.shape[axis]
+
+
+def cut_by_head(block: Any, path: str, axis: int, heads: list[int], of: int) -> None:
+    """Keep the entries of ``heads``, of ``of`` heads, in what ``found_by_head``; without heads nothing is left."""
+    owner, name, given, size = found_by_head(block, path, axis)
+    if given is None:
+        return
+    keep = torch.arange(size).view(of, -1)[heads].flatten()
+    if isinstance(given, nn.ModuleList):
+        left: Any = nn.ModuleList(given[number] for number in keep)
+    else:
+        left = given.detach().index_select(axis, keep.to(given.device))
+        left = nn.Parameter(left, given.requires_grad) if heads else None
+    setattr(owner, name, left)
+    if isinstance(owner, nn.Embedding):
+        owner.embedding_dim = len(keep)
+    if not heads:
+        owner._is_hf_initialized = True  # transformers looks for no weights to initialise in it
+
+
+def cut_argument(module: Any, heads: list[int], names: Iterable[str], of: int) -> None:
+    """From now on, cut the arguments ``names`` of an attention module's forward to ``heads`` of its ``of``."""
+    for name in () if hasattr(module, "kept_heads") else names:
         at = list(inspect.signature(type(module).forward).parameters).index(name) - 1  # self is not passed
-        module.register_forward_pre_hook(partial(select_heads, name, at), with_kwargs=True)
+        module.register_forward_pre_hook(partial(select_heads, name, at, of), with_kwargs=True)
     module.kept_heads = heads
 
 
@@ -49,17 +122,24 @@ def cut_argument_of_layers(module: Any, heads: list[int], name: str, table: str,
     module.kept_heads = heads
 
 
-def select_heads(name: str, at: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Cut an argument of an attention module, (text, head, ...), to the kept heads. It is passed by name or ``at``.
+def select_heads(name: str, at: int, of: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Cut an argument of an attention module, (text, head, ...) or (text * head, ..., ...), to the kept heads of the
+    ``of`` that there were. It is passed by name or ``at``.
 
     One that is the same for all heads, (text, 1, ...), stays as it is.
     """
     given = kwargs.get(name, args[at] if len(args) > at else None)
-    if given is None or given.shape[1] == 1:
+    if given is None or (given.dim() != 3 and given.shape[1] == 1):
         return args, kwargs
+    if given.dim() == 3:
+        texts = len(args[0] if args else kwargs["hidden_states"])
+        queries = max(1, len(given) // texts // of)  # one for all texts is of one query a head
+        given = given.unflatten(0, (-1, of, queries))[:, module.kept_heads].flatten(0, 2)
+    else:
+        given = given.unflatten(1, (of, -1))[:, module.kept_heads].flatten(1, 2)
     if name in kwargs:
-        return args, {**kwargs, name: given[:, module.kept_heads]}
-    return (*args[:at], given[:, module.kept_heads], *args[at + 1 :]), kwargs
+        return args, {**kwargs, name: given}
+    return (*args[:at], given, *args[at + 1 :]), kwargs
 
 
 def cut_shared_bias(
@@ -125,14 +205,16 @@ def bias_alone(owner: nn.Module, name: str, width: int, context: Tensor) -> Tens
 
 
 def skip_attention(
-    module: Any, block: Any, output: str, norm: nn.Module | None = None, shared_bias: bool = False
+    module: Any, block: Any, output: str, norm: nn.Module | None, shared_bias: bool, listed: bool
 ) -> None:
     """Let an attention module without heads compute ``without_heads``, after ``drop_projections`` of its block."""
     around, _, name = output.rpartition(".")
     owner = block.get_submodule(around)
     project = getattr(owner, name) if any(owner is other for other in module.modules()) else None
     layer = next((getattr(module, name) for name in LAYER_NUMBERS if hasattr(module, name)), None)
-    module.forward = partial(without_heads, project, norm, layer, shared_bias)
+    names = list(inspect.signature(type(module).forward).parameters)
+    residual = names.index(RESIDUAL) - 2 if RESIDUAL in names else -1  # after self and the hidden states
+    module.forward = partial(without_heads, project, norm, layer, shared_bias, listed, residual)
 
 
 def without_heads(
@@ -140,16 +222,19 @@ def without_heads(
     norm: nn.Module | None,
     layer: int | None,
     shared_bias: bool,
+    listed: bool,
+    residual: int,
     hidden_states: Tensor,
     *args: Any,
     **kwargs: Any,
-) -> tuple[Tensor | None, ...]:
+) -> Sequence[Tensor | None]:
     """The forward pass of an attention module without heads.
 
     project, norm: ``bias_alone`` of its output projection and the normalisation, where the module itself applies them
     after attention. Where ``bias_alone`` comes later, the hidden states stand for the contexts that it does not read.
     layer: its number in a cache of keys and values. Dropout is left out: it has nothing to drop. Returns hidden states
-    (text, token, hidden), and attention weights for no heads; between them the place of a shared bias.
+    (text, token, hidden), and attention weights for no heads; between them the place of a shared bias; ``listed``, in a
+    list. residual: where among ``args`` an argument RESIDUAL is that the module adds; -1 where it has none.
 
     A cache counts its tokens by what each layer has put in, so one zero a token is put in.
     """
@@ -157,6 +242,8 @@ def without_heads(
     context = hidden_states if project is None else project(hidden_states)
     if norm is not None:
         context = norm(hidden_states + context)
+    if residual >= 0:
+        context = context + (kwargs[RESIDUAL] if RESIDUAL in kwargs else args[residual])
     cache = _cache_in(args, kwargs)
     encoded = next((kwargs[name] for name in ENCODER_STATES if kwargs.get(name) is not None), None)
     keys = hidden_states if encoded is None else encoded  # (text, token, hidden)
@@ -169,4 +256,5 @@ def without_heads(
         of_encoder.update(nothing, nothing, layer)
         cache.is_updated[layer] = True
     weights = hidden_states.new_empty(texts, 0, tokens, keys.shape[-2])
-    return (context, None, weights) if shared_bias else (context, weights)
+    given = (context, None, weights) if shared_bias else (context, weights)
+    return [*given] if listed else given

@@ -64,14 +64,16 @@ _AS_SHIPPED = dict(FAMILIES)
 def is_tested(model: Any) -> bool:
     """True if the tests of the package hold that the heads of such a model lie where its row says.
 
-    They do where the row comes with the package; the model's class is one of transformers for its ``model_type``; every
-    module is torch's or one that transformers wrote for that model; and no forward, and no attention function, comes
-    from outside ``WRITTEN_BY``.
+    They do where the row comes with the package and is not to be ``tried``; the model's class is one of transformers
+    for its ``model_type``; every module is torch's or one that transformers wrote for that model; and no forward, and
+    no attention function, comes from outside ``WRITTEN_BY``.
     """
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     kind, model_type = type(model), getattr(model.config, "model_type", "")
     if (
-        FAMILIES.get(model_type) is not _AS_SHIPPED.get(model_type)
+        (row := FAMILIES.get(model_type)) is not _AS_SHIPPED.get(model_type)
+        or row is None
+        or row.tried
         or not kind.__module__.startswith("transformers.models.")
         or getattr(kind.config_class, "model_type", "") != model_type
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Problem:
 
     gives: what the model gives, for messages. needs, each: what its labels are, for messages. metric: the one that is
     used if none is named. logits, labels: their axes. whole: labels are whole numbers, those of classes. heads: what
-    the class names of such models end in; the others are told by the configuration. classes: the key of the
+    the names of classes of one's own end in; the others are told by the configuration. classes: the key of the
     configuration that counts the classes. predict: logits, padding at -inf -> predictions, of the shape of the labels.
     squeezed: the axis of classes may be left out where there is one. own_loss: ``loss`` may not be the one that classes
     of transformers compute. shifted: the logits of a token are for the next one. side: what the names of the inputs
@@ -262,8 +263,22 @@ _ROWS = (
 PROBLEMS: dict[str, Problem] = {row.name: row for row in _ROWS}
 
 
+# What the classes in Auto mappings of transformers are for. A class in several is for the first one: the mapping of
+# masked language models has BART too, that of causal ones XLM, which gives masked tokens.
+AUTO_MAPPINGS = {
+    "SEQ_TO_SEQ_CAUSAL_LM": "seq2seq_lm",
+    "SPEECH_SEQ_2_SEQ": "seq2seq_lm",
+    "TOKEN_CLASSIFICATION": "token_classification",
+    "QUESTION_ANSWERING": "question_answering",
+    "DOCUMENT_QUESTION_ANSWERING": "question_answering",
+    "MULTIPLE_CHOICE": "multiple_choice",
+    "MASKED_LM": "masked_lm",
+    "CAUSAL_LM": "causal_lm",
+}
+
+
 def problem_of(model: Any) -> Problem:
-    """What ``model`` is asked: by the name of its class or of one that it derives from, else by its configuration."""
+    """What ``model`` is asked: by its class or one that it derives from, else by its configuration."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     return problem_of_class(type(model), getattr(model, "config", None))
 
@@ -286,10 +301,23 @@ def num_classes(model: Any) -> int | None:
     return getattr(head, "out_features", None) or getattr(model.config, key, None)
 
 
+@cache
+def _row_of(kind: type) -> Problem | None:
+    """The row of a class: of transformers by its Auto mappings, of others by the ending of its name."""
+    if not kind.__module__.startswith("transformers.models."):
+        return next((row for row in _ROWS if kind.__name__.endswith(row.heads)), None)
+    from transformers.models.auto import modeling_auto
+
+    for mapping, problem in AUTO_MAPPINGS.items():
+        given = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").values()
+        if any(kind.__name__ in ([names] if isinstance(names, str) else names) for names in given):
+            return PROBLEMS[problem]
+    return None
+
+
 def problem_of_class(kind: type, config: Any) -> Problem:
     """``problem_of`` a model of this class and configuration."""
-    kinds = [each.__name__ for each in kind.__mro__]
-    by_class = (row for row in _ROWS if any(name.endswith(row.heads) for name in kinds))
+    by_class = filter(None, map(_row_of, kind.__mro__))
     alone, said = "single_label_classification", getattr(config, "problem_type", None)
     if getattr(config, "num_labels", None) == 1:
         alone = "regression"

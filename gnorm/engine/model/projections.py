@@ -71,9 +71,15 @@ def is_transposed(module: Any) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
+LINEAR = ("transformers.models.falcon.modeling_falcon.FalconLinear",)  # with a forward of their own that does the same
+
+
 def is_plain(module: Any) -> bool:
-    """True if the module computes y = W x + b and nothing else: ``torch.nn.Linear``, or ``Conv1D``."""
-    return is_transposed(module) or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
+    """True if the module computes y = W x + b and nothing else: ``torch.nn.Linear``, ``Conv1D``, or of ``LINEAR``."""
+    if not isinstance(module, nn.Linear):
+        return is_transposed(module)
+    kind = type(module)
+    return kind.forward is nn.Linear.forward or f"{kind.__module__}.{kind.__qualname__}" in LINEAR
 
 
 def size_of_module(module: Any) -> tuple[int, int]:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import AttentionBlock, checked_mask
+from . import fewer_heads
+from .blocks import AttentionBlock, checked_mask, names_of
 from .families import FAMILIES, Family
-from .fewer_heads import count_heads, cut_argument, cut_argument_of_layers, drop_projections, skip_attention
 from .masking import refuse_removal
-from .projections import cut
+from .projections import cut, size_of_module
 from .state import copy_of, in_use, with_own_config
 from .subject import Subject
 
@@ -39,6 +39,11 @@ def remove(subject: Subject, mask: Tensor | Sequence[Sequence[int]]) -> Subject:
             stay = row[list(block.kept)]  # (kept,)
             as_version_1 = not row.any() and block.projections  # without rows, since version 1.0 cut them so
             if not stay.all() or as_version_1:
+                width = size_of_module(block.output)[1] if block.projections else 0
+                fewer_heads.count_heads(block.module, int(row.sum()), max(1, len(block.kept)), width)
+                fewer_heads.count_in_config(block.module, int(row.sum()), max(1, len(block.kept)))
+                for path, axis in family.by_head if block.kept else ():
+                    fewer_heads.cut_by_head(block.owner, path, axis, stay.nonzero()[:, 0].tolist(), len(block.kept))
                 for module, parts in block.by_module().items() if stay.any() else ():
                     rows = torch.cat([part.rows[stay].flatten() for part in parts]).sort().values
                     cut(module, rows, parts[0].of_input)
@@ -91,12 +96,13 @@ def _with_numbers(generation_config: Any, numbers: Mapping[str, list[list[int]]]
 
 def _adapt(block: AttentionBlock, heads: list[int], family: Family) -> None:
     """Make the attention module of a block work with ``heads``, whose weights alone are left."""
-    count_heads(block.module, len(heads), max(1, len(block.kept)))
     if block.shared_bias:
-        cut_argument_of_layers(block.module, heads, block.per_head, *block.shared_bias)
+        fewer_heads.cut_argument_of_layers(block.module, heads, *names_of(block.per_head), *block.shared_bias)
     elif block.per_head:
-        cut_argument(block.module, heads, block.per_head)
+        fewer_heads.cut_argument(block.module, heads, names_of(block.per_head), block.num_heads)
     if not heads:
-        drop_projections(block.owner, family.inputs, family.output)
+        fewer_heads.drop_projections(block.owner, family.inputs, family.output)
     if block.skippable and not heads:
-        skip_attention(block.module, block.owner, family.output, block.norm, bool(block.shared_bias))
+        fewer_heads.skip_attention(
+            block.module, block.owner, family.output, block.norm, bool(block.shared_bias), family.listed
+        )

@@ -209,8 +209,10 @@ def with_own_config(model: Any) -> Any:
     """Give ``model`` a copy of its configuration that no other model shares, and return it."""
     before, own = model.config, copy.deepcopy(model.config)
     for module in model.modules():
-        if vars(module).get("config") is before:
+        if (its := vars(module).get("config")) is before:
             module.config = own
+        elif getattr(its, "whole", None) is before:  # with fewer heads: engine.model.fewer_heads.CountsLeft
+            its.whole = own
     return own
 
 

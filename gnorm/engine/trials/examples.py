@@ -22,8 +22,14 @@ Length = int | tuple[int, int]
 LETTERS = 128  # where a model knows letters and no words
 
 
+def _said(config: Any, name: str) -> Any:
+    """What a configuration, or one within it, says under ``name``; None where none does."""
+    parts = (config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", ())))
+    return next((value for part in parts if (value := getattr(part, name, None)) is not None), None)
+
+
 def _texts(config: Any, batch: int, length: int) -> Inputs:
-    known = getattr(config, "vocab_size", LETTERS)
+    known = _said(config, "vocab_size") or LETTERS
     ids = torch.randint(known, (batch, length), generator=torch.Generator().manual_seed(0))
     return {"input_ids": _ended(config, ids, torch.full((batch, 1), length)), "attention_mask": torch.ones_like(ids)}
 
@@ -31,14 +37,14 @@ def _texts(config: Any, batch: int, length: int) -> Inputs:
 def _ended(config: Any, ids: Tensor, lengths: Tensor) -> Tensor:
     """Token ids (text, token) of texts of ``lengths`` (text, 1). Where the model has a decoder, each ends in the token
     that its classifiers read, and has no other of that kind."""
-    if not getattr(config, "is_encoder_decoder", False) or (end := config.eos_token_id) is None:
+    if not getattr(config, "is_encoder_decoder", False) or (end := _said(config, "eos_token_id")) is None:
         return ids
-    return ids.masked_fill(ids == end, (end + 1) % config.vocab_size).scatter(1, lengths - 1, end)
+    return ids.masked_fill(ids == end, (end + 1) % _said(config, "vocab_size")).scatter(1, lengths - 1, end)
 
 
 def _images(config: Any, batch: int, length: Length) -> Inputs:
     sides, generator = (length, length) if isinstance(length, int) else length, torch.Generator().manual_seed(0)
-    return {"pixel_values": torch.randn(batch, config.num_channels, *sides, generator=generator)}
+    return {"pixel_values": torch.randn(batch, _said(config, "num_channels"), *sides, generator=generator)}
 
 
 def _sounds(config: Any, batch: int, length: int) -> Inputs:
@@ -74,7 +80,7 @@ def inputs_of(model: Any, batch: int, length: Length) -> Inputs:
         inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
     if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
         ids = inputs.get("input_ids", _texts(model.config, batch, 1)["input_ids"])
-        rows = tables_of(model).get("decoder_input_ids") or model.config.vocab_size
+        rows = tables_of(model).get("decoder_input_ids") or _said(model.config, "vocab_size")
         inputs["decoder_input_ids"] = ids.remainder(rows)
     return inputs
 
@@ -106,7 +112,7 @@ def usual_lengths(model: Any) -> Sequence[Length]:
     if name == "input_ids":
         return sorted({min(length, longest_text(model)) for length in (32, 128)})
     if name == "pixel_values":
-        size = config.image_size
+        size = _said(config, "image_size")
         return [size if isinstance(size, int) else size[0] if size[0] == size[1] else tuple(size)]
     frames = 2 * config.max_source_positions if name == "input_features" else getattr(config, "max_length", SECOND)
     return [frames if hasattr(config, "num_mel_bins") else SECOND]
@@ -122,7 +128,8 @@ def examples_of(model: Any, batch: int, length: int, target: int | None = None) 
         position = torch.arange(length)
         lengths = (torch.arange(1, batch + 1) * length // batch).clamp(min=1)[:, None]  # (text, 1)
         mask = position < lengths  # (text, token)
-        examples["input_ids"] = _ended(config, examples["input_ids"].where(mask, config.pad_token_id or 0), lengths)
+        padded = examples["input_ids"].where(mask, _said(config, "pad_token_id") or 0)
+        examples["input_ids"] = _ended(config, padded, lengths)
         examples["attention_mask"] = mask.long()
         if (getattr(config, "type_vocab_size", None) or 0) > 1:
             examples["token_type_ids"] = (mask & (position >= lengths // 2)).long()
