@@ -39,8 +39,9 @@ def register(
 ) -> None:
     """Add a row of module names to ``FAMILIES``, or replace the one of this model_type; see ``Family``."""
     names = (query, key, value, output, feed_forward, also, per_head, skippable, norm)
-    more = {"together": together, "shared_bias": shared_bias, "by_head": by_head, "listed": listed}
-    FAMILIES[model_type] = Family(blocks, *names, **more)
+    FAMILIES[model_type] = Family(
+        blocks, *names, together=together, shared_bias=shared_bias, by_head=by_head, listed=listed
+    )
 
 
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
