@@ -13,15 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .engine.backward.gradients import gradient_norms, log_norm_of
-from .engine.backward.observation import (
-    AfterPass,
-    OnBlock,
-    mean_over_texts,
-    returning_attentions,
-    run_on_contexts,
-    run_packed,
-    run_padded,
-)
+from .engine.backward.observation import mean_over_texts, returning_attentions, run_on_contexts, run_packed, run_padded
 from .engine.model.blocks import QKV, AttentionBlock
 from .engine.model.known_models import plain_attention
 from .engine.model.sizes import Batch
@@ -172,7 +164,7 @@ def activation_energy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> 
     prepared = prepare(batches, model)
     blocks = prepared.subject.blocks
 
-    def run(prepared: Prepared, on_block: OnBlock, after_pass: AfterPass) -> None:
+    def run(prepared: Prepared, on_block: Callable[..., None], after_pass: Any) -> None:
         def on_context(layer: int, context: Tensor, *masks: Any) -> None:  # context: (text, token, head * context_dim)
             by_head = context.double().unflatten(-1, (-1, blocks[layer].context_dim))
             on_block(layer, by_head.square().sum(-1).transpose(1, 2), *masks)

@@ -187,4 +187,5 @@ MODELS |= {
         ("stablelm", "no norms", {"qk_layernorm": False}),
     )
 }
+MODELS["luke/entities"] = (*MODELS["luke"], "entities")  # attention gives those of entities apart
 MODELS["cohere/norms"] = (CAUSAL, GROUPED | {"use_qk_norm": True})

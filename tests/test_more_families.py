@@ -56,6 +56,10 @@ def batch_of(name):
         batch = {"input_ids": ids}
     else:
         batch = {"input_ids": ids, "attention_mask": mask}
+    if inputs == ["entities"]:
+        spans = torch.tensor([[0, 1], [2, 3]]).expand(count, -1, -1)
+        batch |= {"entity_ids": torch.tensor([[1, 2]] * count), "entity_attention_mask": torch.ones(count, 2).long()}
+        batch["entity_position_ids"] = spans
     if auto in WITH_DECODER:
         batch["decoder_input_ids"] = torch.randint(6, 30, (count, width), generator=generator)
         return batch | {"labels": torch.randint(6, 30, (count, width), generator=generator)}

@@ -209,15 +209,14 @@ def _sizes(module: nn.Module, config: Any, row: Sequence[int] | None) -> tuple[i
     of, kept = (len(row), sum(map(bool, row))) if row else (1, 1)
     configs = (getattr(its, "whole", its), config)
 
-    def said(names: Sequence[str], counts: bool = True) -> Any:
-        names_left = (name for name in names if own.get(name) and (kept or not counts))
-        of_module = (own[name] * of // kept if counts else own[name] for name in names_left)
+    def said(names: Sequence[str], of: int = of, kept: int = kept) -> Any:
+        of_module = (own[name] * of // kept for name in names if kept and own.get(name))
         of_configs = (getattr(each, name, None) for each in configs for name in names)
         return next(filter(None, chain(of_module, of_configs)), None)
 
     query_heads = int(said(QUERY_COUNTS) or config.num_attention_heads)
     num_heads = len(row) if row else int(said(KEY_COUNTS) or query_heads)
-    head_dim = int(said(HEAD_SIZES, counts=False) or configs[0].hidden_size // query_heads)
+    head_dim = int(said(HEAD_SIZES, 1, 1) or configs[0].hidden_size // query_heads)
     return num_heads, max(1, query_heads // num_heads), head_dim
 
 

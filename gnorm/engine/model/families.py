@@ -140,12 +140,9 @@ _GPTJ_LIKE = Family("h.*.attn", "q_proj", "k_proj", "v_proj", "out_proj", "h.*.m
 _EXPERTS = replace(_LLAMA_LIKE, feed_forward="")
 _DINOV2_LIKE = replace(_VIT_LIKE, blocks="encoder.layer.*.attention", feed_forward="encoder.layer.*.mlp.fc2")
 _GPT2_LIKE = Family("h.*.attn", "c_attn", "c_attn", "c_attn", "c_proj", "h.*.mlp.c_proj", skippable=True)
+_FUSED = _named("query_key_value query_key_value query_key_value dense")
 _GPT_NEOX_LIKE = Family(
-    "layers.*.attention",
-    **_named("query_key_value query_key_value query_key_value dense"),
-    feed_forward="layers.*.mlp.dense_4h_to_h",
-    skippable=True,
-    together=True,
+    "layers.*.attention", **_FUSED, feed_forward="layers.*.mlp.dense_4h_to_h", skippable=True, together=True
 )
 _BLOOM_LIKE = replace(_GPT_NEOX_LIKE, blocks="h.*.self_attention", feed_forward="h.*.mlp.dense_4h_to_h")
 _MPT_LIKE = Family("blocks.*.attn", "Wqkv", "Wqkv", "Wqkv", "out_proj", skippable=True)
@@ -153,9 +150,9 @@ _VIDEOMAE_LIKE = replace(_BERT_LIKE, **_named("attention.query attention.key att
 _OF_CANINE = ("initial_char_encoder", "encoder", "final_char_encoder")
 
 
-def _alike(names: str, row: Family, **changes: Any) -> dict[str, Family]:
+def _alike(names: str, row: Family, since: str = "5.23", **changes: Any) -> dict[str, Family]:
     """The rows of families that differ by nothing: ``row`` with ``changes``."""
-    return dict.fromkeys(names.split(), replace(row, since="5.23", **changes))
+    return dict.fromkeys(names.split(), replace(row, since=since, **changes))
 
 
 FAMILIES: dict[str, Family] = {
@@ -192,10 +189,7 @@ FAMILIES: dict[str, Family] = {
         per_head="position_bias",
         classifier="MPNetForSequenceClassification",
     ),
-    "data2vec-text": _BERT_LIKE,
-    "ernie": _BERT_LIKE,
-    "roformer": _BERT_LIKE,
-    "rembert": _BERT_LIKE,
+    **_alike("data2vec-text ernie rembert roformer", _BERT_LIKE, since="4.57"),
     "vit": _VIT_LIKE,
     "deit": _VIT_LIKE,
     "beit": replace(_VIT_LIKE, per_head="attention_mask"),  # its bias by position comes as a mask
@@ -222,32 +216,22 @@ FAMILIES: dict[str, Family] = {
     "cohere": replace(_LLAMA_LIKE, causal="CohereForCausalLM", by_head=(("q_norm.weight", 0), ("k_norm.weight", 0))),
     "starcoder2": replace(_LLAMA_LIKE, feed_forward="layers.*.mlp.c_proj", causal="Starcoder2ForCausalLM"),
     "phi": replace(_LLAMA_LIKE, output="dense", feed_forward="layers.*.mlp.fc2", causal="PhiForCausalLM"),
-    "eurobert": _LLAMA_LIKE,
-    "nomic_bert": _LLAMA_LIKE,
+    **_alike("eurobert nomic_bert", _LLAMA_LIKE, since="4.57"),
     "modernbert": Family(
         "layers.*.attn",
-        "Wqkv",
-        "Wqkv",
-        "Wqkv",
-        "Wo",
-        "layers.*.mlp.Wo",
+        **_named("Wqkv Wqkv Wqkv Wo"),
+        feed_forward="layers.*.mlp.Wo",
         skippable=True,
         pooled="ModernBertForSequenceClassification",
     ),
-    "t5": _T5_LIKE,
-    "mt5": _T5_LIKE,
-    "bart": _BART_LIKE,
-    "mbart": _BART_LIKE,
-    "marian": _BART_LIKE,
-    "pegasus": _BART_LIKE,
-    "m2m_100": _BART_LIKE,
-    "whisper": _BART_LIKE,
+    **_alike("t5 mt5", _T5_LIKE, since="5.15"),
+    **_alike("bart mbart marian pegasus m2m_100 whisper", _BART_LIKE, since="4.57"),
     # Encoders of texts.
     **_alike("bert-generation esm layoutlm markuplm megatron-bert roberta-prelayernorm roc_bert splinter", _BERT_LIKE),
     **_alike("tapas visual_bert xlm-roberta-xl xmod", _BERT_LIKE),
     **_alike("big_bird", _BERT_LIKE, tried=True),  # not with block-sparse attention
     **_alike("layoutlmv3", _BERT_LIKE, per_head=("rel_pos", "rel_2d_pos")),
-    **_alike("luke", _BERT_LIKE, also=("self.w2e_query", "self.e2w_query", "self.e2e_query")),
+    **_alike("luke", _BERT_LIKE, also=("self.w2e_query", "self.e2w_query", "self.e2e_query"), skippable=False),
     **_alike("mobilebert", _BERT_LIKE, skippable=False),
     **_alike(
         "canine",

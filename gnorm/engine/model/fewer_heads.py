@@ -24,11 +24,7 @@ ENCODER_STATES = ("key_value_states", "encoder_hidden_states")
 QUERY_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
 KEY_COUNTS = ("num_key_value_heads", "num_kv_heads")
 HEAD_COUNTS = (*QUERY_COUNTS, *KEY_COUNTS, "all_head_size", "split_size", "inner_dim")
-
-
 WIDTHS = ("embed_dim", "hidden_size")  # the width of all heads together where it is that of the output's input
-
-
 RESIDUAL = "residual"  # the argument that an attention module itself adds to its output
 
 
@@ -77,15 +73,17 @@ def count_in_config(module: Any, left: int, of: int) -> None:
 
 
 def found_by_head(block: Any, path: str, axis: int) -> tuple[Any, str, Any, int]:
-    """Of a parameter or list of modules below a block: its owner, its name there, itself, its size along ``axis``.
-
-    None and 0 where it is missing.
-    """
+    """The owner, the name there, and the parameter or list of modules at ``path`` below a block, and its size along
+    ``axis``; None and 0 where it is missing."""
     around, _, name = path.rpartition(".")
     owner = dict(block.named_modules()).get(around)
-    if (given := getattr(owner, name, None)) is None:
-        return owner, name, None, 0
-    return owner, name, given, len(given) if isinstance(given, nn.ModuleList) else given.shape[axis]
+    given = getattr(owner, name, None)
+    return (
+        owner,
+        name,
+        given,
+        0 if given is None else len(given) if isinstance(given, nn.ModuleList) else given.shape[axis],
+    )
 
 
 def cut_by_head(block: Any, path: str, axis: int, heads: list[int], of: int) -> None:

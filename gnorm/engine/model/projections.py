@@ -76,10 +76,9 @@ LINEAR = ("transformers.models.falcon.modeling_falcon.FalconLinear",)  # with a 
 
 def is_plain(module: Any) -> bool:
     """True if the module computes y = W x + b and nothing else: ``torch.nn.Linear``, ``Conv1D``, or of ``LINEAR``."""
-    if not isinstance(module, nn.Linear):
-        return is_transposed(module)
     kind = type(module)
-    return kind.forward is nn.Linear.forward or f"{kind.__module__}.{kind.__qualname__}" in LINEAR
+    known = isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
+    return known or is_transposed(module) or f"{kind.__module__}.{kind.__qualname__}" in LINEAR
 
 
 def size_of_module(module: Any) -> tuple[int, int]:
