@@ -318,7 +318,7 @@ def test_texts_and_labels_are_those_of_the_paper(server, home):
         (datasets.Value("string"), ["pos", "meh"], ["pos", "neg"], {}, "'meh'"),
         (datasets.Value("int64"), [0, 2], ["pos", "neg"], {}, "2"),
         (datasets.Value("int64"), [-1, 0], ["pos", "neg"], {}, "-1"),
-        (datasets.ClassLabel(names=["yes", "no"]), [0, 1], ["pos", "neg"], {}, "0"),
+        (datasets.ClassLabel(names=["yes", "no"]), [0, 1], ["pos", "neg"], {}, "'yes'"),
         (datasets.Value("int64"), [0, 3], ["pos", "neg"], {"0": "neg", "2": "pos"}, "3"),
     ],
 )
@@ -329,7 +329,9 @@ def test_labels_find_their_class(feature, values, classes, labels, expected):
     asset = hub.DataSet("some/data", ["t"], "l", labels=labels)
     config = AutoConfig.for_model("bert", id2label=dict(enumerate(classes)))
     if isinstance(expected, str):
-        with pytest.raises(hub.AssetError, match=f"some/data has the label {expected} in column 'l', the checkpoint's"):
+        with pytest.raises(
+            hub.AssetError, match=f"some/data has the label {expected}; the model knows .* the profile's `labels`"
+        ):
             reading.labelled(rows, asset, config)
     else:
         assert list(reading.labelled(rows, asset, config)["label"]) == expected
@@ -343,7 +345,7 @@ def test_labels_find_their_class(feature, values, classes, labels, expected):
         ("float64", ["a", "b", "c"], [0.0, float("nan"), 1.0], r"row 1 .* has no label"),
         ("string", ["a", "b", "c"], ["pos", " ", "neg"], r"row 1 .* has no label"),
         ("int64", ["a", "b", "c"], [0, 1, None], r"row 2 .* has no label .*; the file may end too early"),
-        ("float64", ["a", "b", "c"], [0.0, 0.5, 1.0], r"row 1 .* has the label 0.5"),
+        ("float64", ["a", "b", "c"], [0.0, 0.5, 1.0], r"row 1 of split train of some/data has the label 0.5"),
         ("int64", ["a", None, "c"], [0, 1, 1], r"row 1 .* has no text in column 't': it is empty, or reads as missing"),
         ("int64", ["a", "b", " "], [0, 1, 1], r"row 2 .* has no text in column 't': it holds ' '"),
     ],

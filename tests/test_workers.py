@@ -159,8 +159,8 @@ def test_without_dask_there_is_one_worker(monkeypatch):
 def test_notebooks_run_side_by_side_once_their_trajectories_are_made(output, monkeypatch):
     both, began = threading.Barrier(2, timeout=60), []
 
-    def execute(notebook, parameters, label, fingerprint, threads):
-        began.append((notebook, label, threads))
+    def execute(notebook, parameters, label, fingerprint):
+        began.append((notebook, label))
         if notebook == "ae_pruning":
             both.wait()
             raise NotebookError("ae_pruning failed")
@@ -175,8 +175,8 @@ def test_notebooks_run_side_by_side_once_their_trajectories_are_made(output, mon
     ran = runner._side_by_side(asked, dict.fromkeys(asked.notebooks, ""), ["greedy_pruning", "random_pruning"], 2)
     assert ran == {"greedy_pruning", "random_pruning"}
     assert sorted(began) == [
-        ("greedy_pruning", "[1/6] greedy_pruning", 1),
-        ("random_pruning", "[3/6] random_pruning", 1),
+        ("greedy_pruning", "[1/6] greedy_pruning"),
+        ("random_pruning", "[3/6] random_pruning"),
     ]
     began.clear()
     with pytest.raises(NotebookError, match="ae_pruning failed"):

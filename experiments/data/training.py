@@ -15,8 +15,8 @@ import transformers
 from torch import Tensor
 
 from gnorm.engine.model.problems import problem_of
-from gnorm.shipping.training import fit
 from gnorm.storage.tokenizing import encoded, next_tokens
+from gnorm.training import fit
 
 from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown
 from .parts import Parts, unpacked, version_of

@@ -19,10 +19,10 @@ from ..engine.model.state import evaluating, is_compiled
 from ..engine.texts.checks import check_labels, checked
 from ..metrics import measure
 from ..pruning import whole
+from ..training import fit
 from ..trajectory import Trajectory
 from .choosing import smaller
 from .loading import Own
-from .training import fit
 
 
 def recover(

@@ -15,8 +15,8 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..engine.forward.products import faster_products
-from ..engine.model.state import own_modes
+from .engine.forward.products import faster_products
+from .engine.model.state import own_modes
 
 Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]  # of a model and the inputs of a batch, labels among them
 
