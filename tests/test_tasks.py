@@ -150,6 +150,9 @@ CHANGES = {
     "gnorm/engine/model/norms.py": True,
     "gnorm/criteria/of_loss.py": True,
     "gnorm/engine/forward/products.py": True,
+    "gnorm/engine/texts/batches.py": True,
+    "gnorm/engine/backward/gradients.py": True,
+    "gnorm/engine/trials/trial.py": True,
     "gnorm/engine/__init__.py": True,
     LOADER: True,
     "gnorm/storage/files.py": True,  # the trained models in the cache are made by it

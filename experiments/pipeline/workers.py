@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gnorm.methods import find_method
 
+from ..files import paths
 from ..files.errors import RunError, UsageError
 from ..files.locks import held
 from ..files.paths import lock_file
@@ -112,8 +113,11 @@ def _client(jobs: int | None, address: str | None) -> Iterator[Client]:
             yield client
     else:
         # Workers are forked from a process that has imported everything and computed nothing: imports take longest.
+        # It imports from this checkout, not from the working directory nor from where the package was installed.
+        sources = [str(paths.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ |= {"PYTHONPATH": os.pathsep.join(sources), "PYTHONSAFEPATH": "1"}
         with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
-            utils.get_mp_context().set_forkserver_preload(["__main__", "experiments.pipeline.pieces"])
+            utils.get_mp_context().set_forkserver_preload(["experiments.pipeline.pieces"])
             with (
                 LocalCluster(
                     n_workers=jobs,
