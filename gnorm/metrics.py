@@ -115,7 +115,7 @@ def kept_of(
 
     Raises ``ValueError`` as ``check_labels`` and ``prepare`` do, and where logits are not finite.
     """
-    config_of(model)  # refuses what is no model
+    config_of(model)  # refuses what is not a model
     with in_use(model):
         prepared = prepare(batches, model, together=True)
         tally = Tally(prepared, metric.kept, metric.name)

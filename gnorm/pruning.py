@@ -127,7 +127,7 @@ def prune(
 
 def _head_mask(subject: Subject) -> Tensor:
     """(layer, head) bool mask of a model whose heads can be removed."""
-    config_of(subject.model)  # refuses what is no model
+    config_of(subject.model)  # refuses what is not a model
     with in_use(subject.model):
         refuse_removal(subject.blocks)
         return subject.mask

@@ -34,6 +34,6 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     ``gnorm.masked``, where ``alignment_heads`` names a head that the model does not have, and as ``attention_blocks``
     does.
     """
-    config_of(model)  # refuses what is no model
+    config_of(model)  # refuses what is not a model
     try_out(model, removal=True)
     remove(Subject(model), mask)

@@ -212,7 +212,11 @@ CASES = {
         lambda: prune(model(is_decoder=True, add_cross_attention=True), GOOD),
         "the row of model_type 'bert' names no cross-attention",
     ),
-    "no model of transformers": (lambda: prune(nn.Linear(2, 2), GOOD), TypeError, "Linear is no model of transformers"),
+    "no model of transformers": (
+        lambda: prune(nn.Linear(2, 2), GOOD),
+        TypeError,
+        "Linear is not a model of transformers",
+    ),
     "no classifier on top": (
         lambda: gnorm.gnorm_scores(built_as(AutoModel), GOOD),
         "BertModel gives no logits, not .* load it as a sequence classifier",
@@ -225,8 +229,12 @@ CASES = {
         lambda: gnorm.accuracy(nn.DataParallel(model()), GOOD),
         "DataParallel wraps a model: give its .module",
     ),
-    "accuracy of no model": (lambda: gnorm.accuracy(nn.Linear(2, 2), GOOD), TypeError, "is no model of transformers"),
-    "a function instead of a model": (lambda: prune(len, GOOD), TypeError, "is no model of transformers"),
+    "accuracy of no model": (
+        lambda: gnorm.accuracy(nn.Linear(2, 2), GOOD),
+        TypeError,
+        "is not a model of transformers",
+    ),
+    "a function instead of a model": (lambda: prune(len, GOOD), TypeError, "is not a model of transformers"),
     "no layers at all": (lambda: prune(model(num_hidden_layers=0), GOOD), "no module of BertModel is named"),
     "a model without weights": (lambda: prune(model().to("meta"), GOOD), "meta device, .* load them first"),
     "a model on two devices": (

@@ -409,7 +409,7 @@ INCOMPLETE = {
     "a split not read": lost(TWEETS, "train_df.csv"),
     "no config.json": not_there(BERT, "config.json", "has no config.json"),
     "no tokenizer": not_there(BERT, "vocab.txt", "has no tokenizer .one of tokenizer.json, vocab.txt"),
-    "no merges": not_there(ROBERTA, "merges.txt", "has no merges.txt, without which vocab.json is no tokenizer"),
+    "no merges": not_there(ROBERTA, "merges.txt", "has no merges.txt, without which vocab.json is not a tokenizer"),
     "no weights": not_there(BERT, "model.safetensors", "has no weights .model.safetensors or pytorch_model.bin."),
     "no file of a split": not_there(GLUE, MATCHED, r"has no data files mnli/validation_matched-\*"),
     "no data": not_there(NEWS, "train.json", "has no data files"),
@@ -437,7 +437,7 @@ INCOMPLETE = {
     "other ref": (BERT, lambda cache: cache.refs(BERT, main="0" * 40), NOT_THERE),
     "ref empty": (BERT, lambda cache: cache.refs(BERT, main=""), "what is in .* has no config.json"),
     "ref outside": (BERT, lambda cache: cache.refs(BERT, main="../.."), "what is in .* has no config.json"),
-    "ref of data empty": (NEWS, lambda cache: cache.refs(NEWS, main=""), "'snapshots' is no commit"),
+    "ref of data empty": (NEWS, lambda cache: cache.refs(NEWS, main=""), "'snapshots' is not a commit"),
     "two snapshots": (BERT, two_snapshots, NOT_THERE),
     "other branch": (NEWS, lambda cache: cache.refs(NEWS, develop=cache.file(NEWS, "").name), NOT_THERE),
 }  # fmt: skip

@@ -16,7 +16,7 @@ import gnorm
 from benchmarks import gpu
 from gnorm.engine.backward import factors
 
-WEIGHTED, PARTS = {"weighted": True}, {"parts": ("query", "output")}
+WEIGHTED, PARTS = {"weighted": True}, {"projections": ("query", "output")}
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,11 @@ REFUSED = {
         replaced(Adapter),
         r"value projection of layer 1 carries an adapter \(Adapter\): .*merge_and_unload",
     ),
-    "another forward": (of_class(WithAdapter), "value projection of layer 1 is no torch.nn.Linear .* but WithAdapter"),
-    "no layer at all": (replaced(lambda _: nn.Identity()), "value projection of layer 1 is no torch.nn.Linear"),
+    "another forward": (
+        of_class(WithAdapter),
+        "value projection of layer 1 is not a torch.nn.Linear .* but WithAdapter",
+    ),
+    "no layer at all": (replaced(lambda _: nn.Identity()), "value projection of layer 1 is not a torch.nn.Linear"),
     "weight_norm": (
         lambda model: parametrizations.weight_norm(attention(model, 0).query),
         "query projection of layer 0 is under a parametrization of torch.nn.utils: call .*remove_parametrizations",

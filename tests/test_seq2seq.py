@@ -101,7 +101,7 @@ def test_inputs_of_the_decoder_may_be_given(name):
     ]
     close_logs(gnorm.gnorm_scores(model, given), expected)
     some = [batch | {"labels": batches[i]["labels"].clone()} for i, batch in enumerate(given)]
-    some[0]["labels"][:, 0] = -100  # a token that is no padding and does not count
+    some[0]["labels"][:, 0] = -100  # a token that is not padding and does not count
     close_logs(gnorm.gnorm_scores(model, some), expected)
     assert gnorm.prune(model, some, steps=0, progress=False).predictions[0, :, 1].tolist() == [2, 5, 1, 4]
 

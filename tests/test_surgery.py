@@ -359,7 +359,7 @@ def test_an_architecture_that_is_no_model_is_refused(tmp_path, name):
 
 
 def test_what_is_no_model_leaves_no_folder(tmp_path):
-    with pytest.raises(TypeError, match="Linear is no model of transformers"):
+    with pytest.raises(TypeError, match="Linear is not a model of transformers"):
         gnorm.save_pruned(torch.nn.Linear(2, 2), tmp_path / "model")
     assert not any(tmp_path.iterdir())
 

@@ -156,5 +156,5 @@ def mean_areas(methods: pd.DataFrame, metric: str = "accuracy") -> pd.Series:
 
 
 def recommended(methods: pd.DataFrame, metric: str = "accuracy") -> str:
-    """The method to prune one's own model by: the first of ``mean_areas`` that is no control."""
+    """The method to prune one's own model by: the first of ``mean_areas`` that is not a control."""
     return next(str(name) for name in mean_areas(methods, metric).index if find_method(str(name)).kind != "control")

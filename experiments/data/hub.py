@@ -69,7 +69,7 @@ class Checkpoint:
         for what, there in {
             "config.json": "config.json" in names,
             f"tokenizer (one of {', '.join(TOKENIZERS)})": vocabulary,
-            "merges.txt, without which vocab.json is no tokenizer": vocabulary != ["vocab.json"]
+            "merges.txt, without which vocab.json is not a tokenizer": vocabulary != ["vocab.json"]
             or "merges.txt" in names,
             f"weights ({WEIGHTS[0][0]} or {PICKLED[0][0]}) and no index of shards": weights,
         }.items():
@@ -204,7 +204,7 @@ def _on_hub(asset: Asset) -> AssetState:
 
 def _commit(name: Any) -> str:
     if not re.fullmatch("[0-9a-f]{40}", str(name)):
-        raise LookupError(f"{name!r} is no commit")
+        raise LookupError(f"{name!r} is not a commit")
     return str(name)
 
 

@@ -129,14 +129,14 @@ def config_of(model: Any) -> Any:
     """The configuration of a model of transformers.
 
     Raises ``ValueError`` for an object that only wraps a model, such as PEFT's, and says what to give instead;
-    ``TypeError`` for what is no model of transformers.
+    ``TypeError`` for what is not a model of transformers.
     """
     if inside := wrapped_in(model):
         raise ValueError(f"{type(model).__name__} wraps a model: give {inside}.")
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type") or not isinstance(model, nn.Module):
         hint = f"give its .{inside}" if (inside := _child_of(model)) else "it has no config with a model_type"
-        raise TypeError(f"{type(model).__name__} is no model of transformers: {hint}.")
+        raise TypeError(f"{type(model).__name__} is not a model of transformers: {hint}.")
     return config
 
 
@@ -299,7 +299,7 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
 
 
 def _beside_projections(block: AttentionBlock) -> str:
-    """The name and shape of a parameter of the attention module that may be by head: one that is no projection's, not
+    """The name and shape of a parameter of the attention module that may be by head: not a projection's, not
     of the norm, not of the shared bias, not in ``by_head`` with entries for every head, and no vector that all heads
     share, which belongs to a module that does not stand in a list; "" where there is none."""
     known = {*block.by_module(), block.norm, *(getattr(block.module, name, None) for name in block.shared_bias[:1])}

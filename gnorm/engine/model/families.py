@@ -66,7 +66,7 @@ class Family:
 
     @property
     def last_token(self) -> str:
-        """The classifier on the layers of ``causal``: it reads the last token of each text that is no padding."""
+        """The classifier on the layers of ``causal``: it reads the last token of each text that is not padding."""
         return re.sub("(ForCausalLM|LMHeadModel)$", "ForSequenceClassification", self.causal)
 
     @property

@@ -128,8 +128,8 @@ def check_projection(linear: Any, what: str) -> None:
         not is_plain(linear) or not parameters or (weight is None and "weight_orig" not in own)
     ):  # torch.nn.utils.prune's name
         raise ValueError(
-            f"{what} is no torch.nn.Linear with parameters of its own but {kind.__name__}: put a plain linear layer in "
-            "its place (an adapter merged, a quantised layer dequantised)."
+            f"{what} is not a torch.nn.Linear with parameters of its own but {kind.__name__}: put a plain linear layer "
+            "in its place (an adapter merged, a quantised layer dequantised)."
         )
     forward = vars(linear).get("forward")
     if forward is not None and not hasattr(forward, "_torchdynamo_orig_callable"):

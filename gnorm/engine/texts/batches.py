@@ -188,7 +188,7 @@ def prepare(
     none of the known classifiers, its logits are of tokens or choices, or a tensor is not known
     to have a row a text (``PER_TEXT``) or an entry a token (``PER_TOKEN``).
 
-    Raises ``TypeError`` for what is no mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
+    Raises ``TypeError`` for what is not a mapping of tensors; ``ValueError`` for no batches, an empty batch, tensors of
     unequal first dimension, a text with nothing but padding, numbers that are in no table of the model, a text longer
     than the model takes, something that its forward does not take, batches that do not go together, a model whose
     weights are not there, on several devices or made within torch.inference_mode, one that gives no logits of the axes

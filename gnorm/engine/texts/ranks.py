@@ -27,7 +27,7 @@ def group_of(process_group: Any) -> Any:
     """The process group that a run is divided over; None for one process. True is the group of all processes.
 
     Raises ``ValueError`` where torch.distributed is not set up, or this process is not in the group, ``TypeError`` for
-    what is no group.
+    what is not a group.
     """
     if process_group is None:
         return None
@@ -40,7 +40,9 @@ def group_of(process_group: Any) -> Any:
     if group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("this process is not in process_group: call prune on the ranks of the group alone.")
     if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"process_group={process_group!r} is no group of torch.distributed: give one, or True for all.")
+        raise TypeError(
+            f"process_group={process_group!r} is not a group of torch.distributed: give one, or True for all."
+        )
     return group if dist.get_world_size(group) > 1 else None
 
 
