@@ -129,6 +129,8 @@ def test_every_mask_is_saved_and_loaded(name, which, tmp_path):
     model = make(name)
     masks = random_masks(shape := gnorm.head_mask_of(model).shape)
     mask = [*masks, torch.zeros(shape).bool(), torch.arange(shape[1]).expand(shape) == shape[1] - 1][which]
+    if mask.all():
+        pytest.skip("the only head of each layer is the last one")
     masked_equals_removed_equals_reloaded(model, batches_of(model), mask, tmp_path / "model")
 
 

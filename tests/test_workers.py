@@ -19,6 +19,7 @@ from filelock import Timeout
 from pipeline import ROOT, in_process
 from precision import close_files
 
+import experiments
 import run_all
 from experiments import runs
 from experiments.data import tasks
@@ -386,3 +387,13 @@ def test_files_are_credited_to_the_process_that_used_them(tmp_path, monkeypatch)
     assert files.recorded("written", record) == [tmp_path / "a.csv", tmp_path / "b.csv"]
     assert files.recorded("read", record) == [tmp_path / "c.csv"]
     assert files.recorded("read", tmp_path / "none") == []
+
+
+def test_workers_import_from_this_checkout_and_leave_the_environment_to_kernels(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").touch()  # that of another checkout, in the working directory
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    with workers._client(1, None) as client:
+        assert dict(os.environ) == before
+        assert set(client.run(lambda: __import__("experiments").__file__).values()) == {experiments.__file__}

@@ -114,20 +114,24 @@ def _client(jobs: int | None, address: str | None) -> Iterator[Client]:
     else:
         # Workers are forked from a process that has imported everything and computed nothing: imports take longest.
         # It imports from this checkout, not from the working directory nor from where the package was installed.
+        # Kernels do not get these variables: ipykernel takes the working directory out of a path that begins with it.
         sources = [str(paths.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        before = dict(os.environ)
         os.environ |= {"PYTHONPATH": os.pathsep.join(sources), "PYTHONSAFEPATH": "1"}
         with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
             utils.get_mp_context().set_forkserver_preload(["experiments.pipeline.pieces"])
-            with (
-                LocalCluster(
+            try:
+                cluster = LocalCluster(
                     n_workers=jobs,
                     threads_per_worker=1,
                     memory_limit=None,  # Dask would halt workers, and cannot put their models aside
                     dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,
-                ) as cluster,
-                Client(cluster) as client,
-            ):
+                )
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+            with cluster, Client(cluster) as client:
                 yield client
 
 
