@@ -62,7 +62,7 @@ def passes(
             yield lambda micro, cache=NO_CACHE: (logits_of(model, micro.inputs, micro.index), ())
             return
         if on_weights is not None:
-            packing = replace(packing, first_token=False)
+            packing = replace(packing, first_token=False, reads="")
         with packed_forward(subject, packing, on_weights) as forward:
 
             def guarded(

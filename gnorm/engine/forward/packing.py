@@ -343,16 +343,14 @@ def _after_layer(_: nn.Module, __: Any, output: Any, packing: Packing) -> Any:
 
 def _select_read(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     """Forward pre-hook of the feed-forward block of the last layer: it computes the tokens that are read alone."""
-    read = _CURRENT_PASS.get().read
-    return inputs[0] if read is None else inputs[0].index_select(1, read)
+    return inputs[0].index_select(1, cast(Tensor, _CURRENT_PASS.get().read))
 
 
 def _spread_read(_: nn.Module, __: Any, output: Tensor) -> Tensor:
     """Forward hook of that block: what it gives in the place of each token that is read, zero in that of others."""
     current = _CURRENT_PASS.get()
-    if current.read is None:
-        return output
-    return output.new_zeros(1, len(current.texts.indices), output.shape[2]).index_copy(1, current.read, output)
+    everywhere = output.new_zeros(1, len(current.texts.indices), output.shape[2])
+    return everywhere.index_copy(1, cast(Tensor, current.read), output)
 
 
 def _last_tokens(ids: Tensor, pad_token: int, texts: PackedTexts) -> Tensor:
@@ -399,7 +397,7 @@ def packed_forward(
         if packing.causal:
             current.causal_bias = _causal_bias(texts.padded_shape[1], like)
             inputs = {**inputs, "use_cache": cast(Any, False)}  # of keys and values
-        if packing.reads and on_weights is None:
+        if packing.reads:
             last = packing.reads == "last"
             read = _last_tokens(inputs["input_ids"], model.config.pad_token_id, texts) if last else texts.first_tokens
             current.read = read

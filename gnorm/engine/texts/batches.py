@@ -293,9 +293,8 @@ def _trims(model: nn.Module) -> Callable[[Batch], bool]:
     packs, ignores, window = packable(model), ignores_padding(model), attention_window(model)
     if packs and causal(model):
         return partial(_trims_after_last, window, config.pad_token_id) if by_text else partial(_trims_tokens, window)
-    masked_first = (
-        packs and reads_first_token(model) and not (known and known.also)
-    )  # a masked token is hidden from the others, and that is all
+    # A masked token is hidden from the others, and that is all; DeBERTa hides the others from it too.
+    masked_first = packs and reads_first_token(model) and not (known and known.also)
 
     def trims(batch: Batch) -> bool:
         if not by_text or any(name not in (*PER_TOKEN, *PER_TEXT, "labels") for name in batch):
@@ -309,29 +308,31 @@ def _trims(model: nn.Module) -> Callable[[Batch], bool]:
 
 
 def _trims_tokens(window: float, batch: Batch) -> bool:
-    """``_trims`` of a model with logits of tokens: where padding is known, lies behind texts of at most ``window``
-    tokens, and is labelled ``NOT_COUNTED``."""
-    mask, labels = batch.get("attention_mask"), batch.get("labels")
-    if mask is None or any(name not in (*PER_TOKEN, "labels") for name in batch):
-        return False
-    if mask.shape[1] > window or not bool(mask[:, 0].all()):
-        return False
-    return labels is None or (labels.shape == mask.shape and bool((labels[_behind(mask)] == NOT_COUNTED).all()))
+    """``_trims`` of a model with logits of tokens: where padding is known to be ``_behind`` texts, and is labelled
+    ``NOT_COUNTED``."""
+    behind, labels = _behind(window, batch), batch.get("labels")
+    if behind is None or labels is None:
+        return behind is not None
+    return labels.shape == behind.shape and bool((labels[behind] == NOT_COUNTED).all())
 
 
 def _trims_after_last(window: float, pad_token: int | None, batch: Batch) -> bool:
-    """``_trims`` of a classifier that reads the last token that is not ``pad_token``: where padding is known, lies
-    behind texts of at most ``window`` tokens, and is that token."""
-    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
-    if mask is None or ids is None or pad_token is None or any(name not in (*PER_TOKEN, "labels") for name in batch):
+    """``_trims`` of a classifier that reads the last token that is not ``pad_token``: where padding is known to be
+    ``_behind`` texts, and is that token."""
+    behind, ids = _behind(window, batch), batch.get("input_ids")
+    if behind is None or ids is None or pad_token is None or "inputs_embeds" in batch:
         return False
-    if "inputs_embeds" in batch or mask.shape[1] > window or not bool(mask[:, 0].all()):
-        return False
-    return bool((ids[_behind(mask)] == pad_token).all())
+    return bool((ids[behind] == pad_token).all())
 
 
-def _behind(mask: Tensor) -> Tensor:
-    """(text, token) bool: the padding behind each text."""
+def _behind(window: float, batch: Batch) -> Tensor | None:
+    """(text, token) bool: the padding behind texts; None where it is not known, where a text is longer than ``window``
+    tokens or begins with padding, and where a tensor has no entry a token."""
+    mask = batch.get("attention_mask")
+    if mask is None or any(name not in (*PER_TOKEN, "labels") for name in batch):
+        return None
+    if mask.shape[1] > window or not bool(mask[:, 0].all()):
+        return None
     return mask.flip(1).cummax(1).values.flip(1) == 0
 
 
