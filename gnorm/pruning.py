@@ -6,7 +6,7 @@ import math
 import numbers
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ from .methods import Method, find_method
 from .metrics import METRICS, Measure, Metric, find_metric, kept_of
 from .trajectory import NEAR_TIE, Trajectory
 
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"  # of tqdm, its default
+
 
 @raising_together
 @torch.inference_mode(False)  # copies and what is made of them can be differentiated, whatever mode is on outside
@@ -53,6 +55,7 @@ def prune(
     layers: Sequence[int] | None = None,
     *,
     process_group: Any = None,
+    until: Callable[[Trajectory], bool] | None = None,
 ) -> Trajectory:
     """Prune ``model`` head by head and measure it after every step; the model itself is left as it was.
 
@@ -73,6 +76,8 @@ def prune(
     within that layer. Any layer, if None. A method whose row follows another prunes by that one first, for its layers.
     process_group: of torch.distributed, or True for all processes: each computes some batches, all return the same, the
     first one writes the journal and shows the bar. A criterion that knows of no ranks is computed whole on each.
+    until: called with the trajectory so far, of the intact model and after every step; where it is true, the run ends.
+    The same journal goes on from there without it, or with another.
 
     Raises ``ValueError`` for an unknown method or metric, a metric that is not for the model's problem, numbers out of
     range, layers that have not the heads, batches that ``prepare`` refuses, labels that the model's problem does not
@@ -103,11 +108,19 @@ def prune(
     check_equal(process_group, header)
     if rank_of(process_group):
         journal, progress = None, False
+    if until is not None and counts["trials"] > 1:
+        raise ValueError(f"until ends a run of one trial, trials={counts['trials']} are asked for: use trials=1.")
     label, finished = f"{progress}: " * isinstance(progress, str) + f"{row.title}, {metric.name}", list[_Step]()
     measured: dict[bytes, _Measured] = {}  # by head mask: trials meet at the intact and at the bare model
     with (
         Journal(journal, header) as log,
-        tqdm(total=counts["trials"] * counts["steps"], desc=label, unit="step", disable=not progress) as bar,
+        tqdm(
+            total=counts["trials"] * counts["steps"],
+            desc=label,
+            unit="step",
+            disable=not progress,
+            bar_format=BAR if until is None else BAR.replace("<", "<at most "),
+        ) as bar,
     ):
         lines = iter(gather(process_group, log.steps)[0])
         for trial in range(counts["trials"]):
@@ -122,6 +135,8 @@ def prune(
                 finished.append(step)
                 bar.set_postfix({metric.name: f"{step.measured.value:.4f}"}, refresh=False)
                 bar.update(number > 0)
+                if until is not None and until(_trajectory(finished, start, texts, dict(info))):
+                    break
     return _trajectory(finished, start, texts, info)
 
 
@@ -370,6 +385,7 @@ def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: d
     gaps = [step.gap for step in finished]
     info |= {
         "metric": name,
+        "steps": len(finished) // info["trials"] - 1,  # fewer than were asked for where "until" ended the run
         "scoring_texts": texts.scoring.num_texts,
         "evaluation_texts": texts.evaluation.num_texts,
         "ties": gaps.count(0.0),

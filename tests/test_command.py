@@ -55,9 +55,9 @@ def test_prune_does_what_the_functions_do_and_says_it_in_five_lines(home, capsys
     assert torch.equal(gnorm.head_mask_of(model), run.mask(pruned))
     before, after = gnorm.accuracy(own.model, own.testing), gnorm.accuracy(model, own.testing)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     title = find_method(shipping.RECOMMENDED).title
-    clause = "as many went as keep the accuracy on the texts to choose by within 0.05 of the intact model's"
+    clause = "as many went as keep a promise: " + shipping.Promise(0.05).says(run.metric)
     assert lines[0] == f"ck: {pruned} of 8 heads removed by {title}; {clause}."
     assert lines[1].startswith(
         f"accuracy on 67 texts that nothing was chosen by: {before:.4f} before, {after:.4f} after"
@@ -65,7 +65,8 @@ def test_prune_does_what_the_functions_do_and_says_it_in_five_lines(home, capsys
     total = sum(p.numel() for p in own.model.parameters())
     left = sum(p.numel() for p in model.parameters())
     assert lines[2] == f"parameters: {total:,} before, {left:,} after ({100 * left / total:.0f} %)."
-    assert lines[4] == 'saved in small, with its tokenizer and a model card; gnorm.load_pruned("small") loads it.'
+    assert lines[4] == f"the run ended after {pruned + 1} heads, where the answer was known; --all goes on to the last."
+    assert lines[5] == 'saved in small, with its tokenizer and a model card; gnorm.load_pruned("small") loads it.'
     assert not (home / "small.journal.jsonl").exists()
 
 
@@ -86,6 +87,8 @@ def test_the_number_of_heads_follows_from_what_is_asked(home, capsys, arguments,
         (["prune", "ck", "texts.csv", "small", "--method", "best"], "method 'best' is not known"),
         (["prune", "ck", "texts.csv", "small", "--metric", "mse"], "mse needs a model that gives each text a number"),
         (["prune", "ck", "texts.csv", "small", "--heads", "9"], "steps=9"),
+        (["prune", "ck", "texts.csv", "small"], "budget of at least 0.034, or --confidence none."),
+        (["prune", "ck", "texts.csv", "small", "--confidence", "1"], "confidence=1.0 is out of range"),
         (["score", "ck", "texts.csv", "--method", "best"], "method 'best' is not known"),
         (["cost", "none"], "none has no config.json"),
     ],
@@ -129,7 +132,7 @@ def test_a_run_that_was_stopped_goes_on(home, capsys, monkeypatch, number, code)
             os.kill(os.getpid(), number)
         return gnorm.gnorm_scores(model, batches)
 
-    command = ["prune", "ck", "texts.csv", "small", "--method", "stops", "--budget", "0.3"]
+    command = ["prune", "ck", "texts.csv", "small", "--method", "stops", "--budget", "0.3", "--all"]
     monkeypatch.setitem(gnorm.MORE_METHODS, "stops", gnorm.Method("Stops", stops, rescore_every=1))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
@@ -197,7 +200,7 @@ def test_a_journal_of_other_versions_is_kept_and_nothing_is_promised(home, capsy
 def test_a_second_run_beside_one_that_is_at_work_is_refused_in_a_sentence(home, capsys, monkeypatch, more):
     monkeypatch.setattr("gnorm.journal.LOCK_SECONDS", 0.1)
     with Journal(home / "small.journal.jsonl", {}):
-        assert main(["prune", "ck", "texts.csv", "small", "--method", "weight_magnitude", *more]) == 1
+        assert main(["prune", "ck", "texts.csv", "small", "--heads", "8", "--method", "weight_magnitude", *more]) == 1
     assert error_of(capsys) == "another run is writing small.journal.jsonl: wait for it, or stop it.\n"
 
 
@@ -208,7 +211,7 @@ def test_the_same_mistake_again_is_said_without_a_promise(home, capsys, monkeypa
         return gnorm.gnorm_scores(model, batches)
 
     monkeypatch.setitem(gnorm.MORE_METHODS, "fails", gnorm.Method("Fails", fails, rescore_every=1))
-    command = ["prune", "ck", "texts.csv", "small", "--method", "fails"]
+    command = ["prune", "ck", "texts.csv", "small", "--budget", "0.1", "--method", "fails"]
     assert main(command) == 1
     assert error_of(capsys).startswith("no more scores. Finished steps are kept in small.journal.jsonl; the same")
     assert main([*command, "--resume"]) == 2

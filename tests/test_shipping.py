@@ -22,7 +22,6 @@ from experiments.data import tasks
 from experiments.data.training import Recipe, train
 from gnorm import shipping
 from gnorm.methods import find_method
-from gnorm.trajectory import solution
 
 pytestmark = pytest.mark.usefixtures("quick_costs")
 
@@ -51,7 +50,10 @@ def rows_of(card):
     }
 
 
-def test_the_five_lines_run_as_they_stand(home, monkeypatch):
+def test_the_five_lines_run_as_they_stand(home, task):
+    frame = task.splits["train"].to_pandas()[:600]  # enough for a budget of one point
+    frame["label"] = [task.model.config.id2label[label] for label in frame.label]
+    frame.to_csv("my-texts.csv", index=False)
     lines = textwrap.dedent("\n".join(re.findall(r"^    \S.*$", shipping.__doc__, re.MULTILINE)))
     assert len(lines.splitlines()) == 5
     found = {}
@@ -59,9 +61,9 @@ def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     folder, own, model = home / "my-smaller-model", found["own"], found["model"]
     files = {"README.md", "config.json", "model.safetensors", "modeling_pruned.py", "tokenizer.json"}
     assert files <= {path.name for path in folder.iterdir()}
-    assert [sum(len(b["labels"]) for b in part) for part in (own.scoring, own.choosing, own.testing)] == [66, 67, 67]
+    assert [sum(len(b["labels"]) for b in part) for part in (own.scoring, own.choosing, own.testing)] == [128, 236, 236]
 
-    pruned = solution(found["run"], 0.01)
+    pruned = shipping.Promise(0.01).last_kept(found["run"])
     assert torch.equal(gnorm.head_mask_of(model), found["run"].mask(pruned))
     before, after = gnorm.accuracy(own.model, own.testing), gnorm.accuracy(model, own.testing)
     card = (folder / "README.md").read_text("utf-8")
@@ -72,11 +74,11 @@ def test_the_five_lines_run_as_they_stand(home, monkeypatch):
     assert 'gnorm.load_pruned("my-smaller-model")' in card
     assert 'AutoModelForSequenceClassification.from_pretrained("my-smaller-model", trust_remote_code=True)' in card
     rows = rows_of(card)
-    assert rows["intact"][:2] == ("67", f"{before:.4f}")
-    assert rows["pruned"][:2] == ("67", f"{after:.4f}")
-    assert rows["change"][:2] == ("67", f"{after - before:+.4f}")
+    assert rows["intact"][:2] == ("236", f"{before:.4f}")
+    assert rows["pruned"][:2] == ("236", f"{after:.4f}")
+    assert rows["change"][:2] == ("236", f"{after - before:+.4f}")
     low, high = (float(x) for x in rows["pruned"][2].split(" to "))
-    z, n = 1.959964, 67
+    z, n = 1.959964, 236
     centre = (after + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (after * (1 - after) / n + z * z / (4 * n * n)) ** 0.5
     assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-4)
@@ -231,11 +233,11 @@ def test_a_folder_is_taken_where_it_is_empty_and_replaced_where_that_is_asked(ho
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)
     (home / "smaller").mkdir()
-    assert shipping.ship(own, run, "smaller") == Path("smaller")
+    assert shipping.ship(own, run, "smaller", 0.1) == Path("smaller")
     (home / "smaller" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="smaller exists already and holds README.md"):
-        shipping.ship(own, run, "smaller")
-    shipping.ship(own, run, "smaller", overwrite=True)
+        shipping.ship(own, run, "smaller", 0.1)
+    shipping.ship(own, run, "smaller", 0.1, overwrite=True)
     assert not (home / "smaller" / "notes.txt").exists()
     assert gnorm.load_pruned("smaller").config.id2label == own.model.config.id2label
 
@@ -246,11 +248,11 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_measured(home, monke
     monkeypatch.setattr(gnorm.shipping.release, "kept_of", None)
     own.model.config.note = {1, 2}
     with pytest.raises(ValueError, match="configuration cannot be saved .its note is set: .*: correct that in"):
-        shipping.ship(own, run, "smaller")
+        shipping.ship(own, run, "smaller", 0.1)
     own.model.config.note = "none"
     monkeypatch.setattr(own.tokenizer, "save_pretrained", lambda folder: 1 / 0)
     with pytest.raises(ValueError, match="the tokenizer cannot be saved .division by zero.: correct it first"):
-        shipping.ship(own, run, "smaller")
+        shipping.ship(own, run, "smaller", 0.1)
     assert not (home / "smaller").exists()
 
 
@@ -323,14 +325,16 @@ def test_no_budget_and_no_one_model_to_ship(home):
             shipping.ship(own, run, "smaller", budget)
     run = gnorm.prune(own.model, own.scoring, own.choosing, "random", steps=1, trials=2, progress=False)
     with pytest.raises(ValueError, match="the run has 2 trials, whose mean is not a model"):
-        shipping.ship(own, run, "smaller")
+        shipping.ship(own, run, "smaller", 0.1)
     assert not (home / "smaller").exists()
 
 
 def test_the_card_says_how_many_heads_went_at_a_time(home, monkeypatch):
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, heads_per_step=2, progress=False)
-    assert "Greedy-Gnorm, 2 heads at a time" in (shipping.ship(own, run, "smaller") / "README.md").read_text("utf-8")
+    assert "Greedy-Gnorm, 2 heads at a time" in (shipping.ship(own, run, "smaller", 0.1) / "README.md").read_text(
+        "utf-8"
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ method of ``gnorm.METHODS`` and ``gnorm.MORE_METHODS`` will do; the recommended 
 docs/claims.md. ``smaller_model`` gives what ``ship`` saves before it is saved, so that it can be trained further.
 """
 
-from .choosing import along, choose
+from .choosing import along, choose, until_known
 from .loading import Own, load
 from .model_card import card
+from .promise import Promise
 from .recovery import most_within, recover, recovered_along
 from .release import Release, ship, smaller_model
 
@@ -24,6 +25,7 @@ RECOMMENDED = "head_importance"  # the largest area, in the mean over the models
 __all__ = [
     "RECOMMENDED",
     "Own",
+    "Promise",
     "Release",
     "along",
     "card",
@@ -34,4 +36,5 @@ __all__ = [
     "recovered_along",
     "ship",
     "smaller_model",
+    "until_known",
 ]

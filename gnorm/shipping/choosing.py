@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,16 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from ..engine.model.sizes import num_texts
 from ..engine.model.state import copy_of
 from ..engine.texts.batches import prepare
+from ..metrics import Measure, Metric, find_metric
 from ..surgery import remove_heads
 from ..trajectory import Trajectory, curve, solution
 from .costs import flops_of, intact_of, num_parameters, seconds_of
 from .export import Inputs
 from .loading import Own
+from .promise import Promise
 
 
 def _parameters(intact: nn.Module, smaller: nn.Module, _: Inputs) -> float:
@@ -86,7 +89,9 @@ def along(own: Own, run: Trajectory) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _by_metric(own: Own, run: Trajectory, budget: float) -> int:
+def _by_metric(own: Own, run: Trajectory, budget: float, confidence: float | None) -> int:
+    if confidence is not None:
+        return Promise(budget, confidence).last_kept(run)
     if not budget >= 0:
         raise ValueError(
             f"budget={budget} is out of range: it is the {run.metric.name} that may be "
@@ -95,17 +100,16 @@ def _by_metric(own: Own, run: Trajectory, budget: float) -> int:
     return solution(run, budget)
 
 
-def _by_number(own: Own, run: Trajectory, budget: float) -> int:
+def _by_number(own: Own, run: Trajectory, budget: float, _: float | None) -> int:
     states = curve(run).index
     if budget not in states:
         raise ValueError(f"the run has no state with {budget:g} heads removed: give one of 0 to {states[-1]}.")
     return int(budget)
 
 
-def _by_cost(cost: str, own: Own, run: Trajectory, budget: float) -> int:
+def _by_cost(cost: str, own: Own, run: Trajectory, budget: float, _: float | None) -> int:
     """The fewest heads whose removal brings ``cost`` down to the share ``budget``; found by bisection."""
-    if not 0 < budget <= 1:
-        raise ValueError(f"{cost}={budget:g} is out of range: it is a share of the intact model's, 0.8 for 80 %.")
+    _check_share(cost, budget)
     states, costs = curve(run).index.tolist(), Costs.of(own, run)
     at = bisect_left(states, True, key=lambda pruned: costs.share(pruned, cost) <= budget)
     if at == len(states):
@@ -117,6 +121,41 @@ def _by_cost(cost: str, own: Own, run: Trajectory, budget: float) -> int:
     return int(states[at])
 
 
+def _check_share(cost: str, budget: float) -> None:
+    if not 0 < budget <= 1:
+        raise ValueError(f"{cost}={budget:g} is out of range: it is a share of the intact model's, 0.8 for 80 %.")
+
+
+def _until_broken(own: Own, budget: float, confidence: float | None, metric: Metric) -> Until | None:
+    if confidence is None:
+        return None
+    promise = Promise(budget, confidence)
+    promise.check(metric, num_texts(own.choosing))
+    return promise.broken
+
+
+def _until_cheap(cost: str, own: Own, budget: float, _: float | None, __: Metric) -> Until | None:
+    _check_share(cost, budget)
+    costs: list[Costs] = []  # made once there is a run
+
+    def cheap(run: Trajectory) -> bool:
+        costs.extend([] if costs else [Costs.of(own, run)])
+        return replace(costs[0], run=run).share(int(curve(run).index[-1]), cost) <= budget
+
+    return cheap
+
+
+def _promised(budget: float, metric: Metric, confidence: float | None) -> str:
+    if confidence is None:
+        return (
+            f"as many went as keep the {metric.name} on the texts to choose by within {budget:.4g} of the intact "
+            "model's, which promises nothing of other texts"
+        )
+    return f"as many went as keep a promise: {Promise(budget, confidence).says(metric)}"
+
+
+Until = Callable[[Trajectory], bool]
+
 Cost = Callable[[nn.Module, nn.Module, Inputs], float]  # (intact, smaller, inputs of a pass) -> share, 1 for as much
 
 
@@ -124,51 +163,79 @@ Cost = Callable[[nn.Module, nn.Module, Inputs], float]  # (intact, smaller, inpu
 class Budget:
     """A row of ``BUDGETS``: how a budget becomes a number of heads, and what a terminal and the model card say of that.
 
-    help: of the command's flag. says: a clause with {budget}, and with {metric} where it holds the run's metric. cost:
-    of which the budget is a share, if it is of one. flag: of the command, if it is not the name. kind: of the number.
+    choose: (own, run, budget, confidence) -> how many go. help: of the command's flag. says: (budget, metric,
+    confidence) -> a clause. until: (own, budget, confidence, metric) -> what ends a run once the number is known, None
+    where the whole run is needed. cost: of which the budget is a share, if it is of one. flag: of the command, if it is
+    not the name. kind: of the number.
     """
 
-    choose: Callable[[Own, Trajectory, float], int]
+    choose: Callable[[Own, Trajectory, float, float | None], int]
     help: str
-    says: str
+    says: Callable[[float, Metric, float | None], str]
+    until: Callable[[Own, float, float | None, Metric], Until | None] = lambda *_: None
     cost: Cost | None = None
     flag: str = ""
     kind: Callable[[str], float] = float
 
 
-def _of_cost(name: str, what: str, cost: Cost) -> Budget:
+def _of_cost(name: str, what: str, cost: Cost, **of_row: Any) -> Budget:
     return Budget(
         partial(_by_cost, name),
         f"as few heads as leave this share of the {what}, such as 0.8",
-        f"as few went as bring the {what} down to {{budget:.4g}} of the intact model's",
-        cost,
+        lambda budget, *_: f"as few went as bring the {what} down to {budget:.4g} of the intact model's",
+        cost=cost,
+        **of_row,
     )
 
 
 BUDGETS: dict[str, Budget] = {
     "metric": Budget(
         _by_metric,
-        "as many heads as keep the metric within N of the intact model's; the default, with 0.01",
-        "as many went as keep the {metric} on the texts to choose by within {budget:.4g} of the intact model's",
+        "as many heads as can go while the metric gets worse by less than N; the default, with 0.01",
+        _promised,
+        _until_broken,
         flag="budget",
     ),
-    "heads": Budget(_by_number, "N heads", "that number was given, {budget:g}", kind=int),
-    "parameters": _of_cost("parameters", "parameters", _parameters),
-    "operations": _of_cost("operations", "operations of a forward pass", _operations),
+    "heads": Budget(_by_number, "N heads", lambda budget, *_: f"that number was given, {budget:g}", kind=int),
+    "parameters": _of_cost("parameters", "parameters", _parameters, until=partial(_until_cheap, "parameters")),
+    "operations": _of_cost(
+        "operations", "operations of a forward pass", _operations, until=partial(_until_cheap, "operations")
+    ),
     "latency": _of_cost("latency", "measured time of a forward pass", _latency),
 }
 
 
-def choose(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> int:
+def choose(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric", confidence: float | None = 0.9) -> int:
     """The number of heads that a budget lets go, of the states of a run of ``prune`` with ``own``.
 
-    by: what the budget is of. "metric": how much worse the run's metric may become on the texts to choose by; as many
-    heads as that allows. "heads": their number. "parameters", "operations", "latency": the share of the intact model's
-    that may remain, 0.8 for 80 %; as few heads as bring it there. Operations and latency are those of a forward pass of
-    the first batch to choose by; latency is measured, so it differs from time to time.
+    by: what the budget is of. "metric": how much worse the run's metric may become; as many heads as keep this
+    ``Promise`` with ``confidence``. With None, the largest number whose metric on the texts to choose by is within the
+    budget, which promises nothing of other texts. "heads": their number. "parameters", "operations", "latency": the
+    share of the intact model's that may remain, 0.8 for 80 %; as few heads as bring it there. Operations and latency
+    are those of a forward pass of the first batch to choose by; latency is measured, so it differs from time to time.
 
-    Raises ``ValueError`` for an unknown ``by``, for a budget out of range, and for a share that no state comes down to.
+    Raises ``ValueError`` for an unknown ``by``, for a budget out of range, for a share that no state comes down to, and
+    where the texts to choose by are too few for the promise.
     """
+    return _row(by).choose(own, run, budget, confidence)
+
+
+def until_known(
+    own: Own,
+    budget: float = 0.01,
+    by: str = "metric",
+    confidence: float | None = 0.9,
+    metric: str | Measure | Metric | None = None,
+) -> Until | None:
+    """What ends a run of ``prune`` with ``own`` as soon as ``choose`` has its answer: its ``until``.
+
+    Arguments as of ``choose``; metric: of the run. None where the whole run is needed. Raises as ``choose`` and
+    ``find_metric`` do, before anything long begins.
+    """
+    return _row(by).until(own, budget, confidence, find_metric(metric, own.model))
+
+
+def _row(by: str) -> Budget:
     if by not in BUDGETS:
         raise ValueError(f"by={by!r} is not known: choose one of {', '.join(BUDGETS)}.")
-    return BUDGETS[by].choose(own, run, budget)
+    return BUDGETS[by]

@@ -25,7 +25,7 @@ from ..storage.errors import RunError, code_of, terminable
 from ..storage.files import check_room, free_file, free_folder
 from ..storage.loading import find_class, load_checked, quiet_library, read_config
 from . import RECOMMENDED, load
-from .choosing import BUDGETS
+from .choosing import BUDGETS, until_known
 from .costs import cost
 from .release import smaller_model
 from .texts import A_FILE
@@ -39,6 +39,7 @@ GONE = "·"
 FLAGS = {  # for what messages tell a caller in Python
     "pass overwrite=True": "add --overwrite",
     'say labels="names" or labels="numbers"': "add --labels names or --labels numbers",
+    "confidence=None": "--confidence none",
 }
 
 
@@ -64,6 +65,10 @@ def arguments() -> argparse.ArgumentParser:
     pruning.add_argument("--metric", metavar="NAME", help=f"{', '.join(METRICS)}; by the model's task if none is named")
     pruning.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     pruning.add_argument("--overwrite", action="store_true", help="replace OUT where it holds files")
+    pruning.add_argument(
+        "--confidence", type=_confidence, default=0.9, metavar="C", help="that --budget is kept on other texts; or none"
+    )
+    pruning.add_argument("--all", action="store_true", help="prune to the last head, though the answer is known before")
     how_many = pruning.add_mutually_exclusive_group()
     for name, row in BUDGETS.items():
         how_many.add_argument(f"--{row.flag or name}", dest=f"by_{name}", type=row.kind, metavar="N", help=row.help)
@@ -73,6 +78,10 @@ def arguments() -> argparse.ArgumentParser:
     command("methods", do_methods, "The methods that score heads.")
     command("families", do_families, "The families of models whose heads are known.")
     return top
+
+
+def _confidence(given: str) -> float | None:
+    return None if given == "none" else float(given)
 
 
 def do_prune(asked: argparse.Namespace) -> None:
@@ -86,6 +95,7 @@ def do_prune(asked: argparse.Namespace) -> None:
     ((by, budget),) = (given or {"metric": 0.01}).items()
     own = load(asked.checkpoint, asked.texts, device=asked.device, labels=asked.labels)
     check_room(out, sum(p.numel() * p.element_size() for p in own.model.parameters()))
+    until = until_known(own, budget, by, asked.confidence, asked.metric)
     steps_before, began = _steps_in(journal), False
     try:
         run = prune(
@@ -96,9 +106,10 @@ def do_prune(asked: argparse.Namespace) -> None:
             metric=asked.metric,
             steps=int(budget) if by == "heads" else None,
             journal=journal,
+            until=None if asked.all else until,
         )
         began = True
-        smaller = smaller_model(own, run, budget, by)
+        smaller = smaller_model(own, run, budget, by, asked.confidence)
         smaller.save(out, asked.overwrite)
     except USAGE as error:
         steps = _steps_in(journal)
@@ -109,6 +120,8 @@ def do_prune(asked: argparse.Namespace) -> None:
         raise RunError(f"{error} Finished steps are kept in {journal}; {again} goes on from there.") from error
     journal.unlink()
     print(smaller.summary())
+    if len(run.order()) < int(run.start.sum()) and by != "heads":
+        print(f"the run ended after {len(run.order())} heads, where the answer was known; --all goes on to the last.")
     print(f'saved in {out}, with its tokenizer and a model card; gnorm.load_pruned("{out}") loads it.')
 
 

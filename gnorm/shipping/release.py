@@ -24,6 +24,7 @@ from .choosing import BUDGETS, choose, smaller
 from .costs import cost
 from .loading import Own
 from .model_card import card
+from .promise import Promise
 from .recovery import recover
 
 
@@ -34,11 +35,12 @@ def ship(
     budget: float = 0.01,
     overwrite: bool = False,
     by: str = "metric",
+    confidence: float | None = 0.9,
 ) -> Path:
     """Remove as many heads as the budget allows; save the smaller model, its tokenizer and card; return the folder.
 
     run: of ``prune`` with ``own.model``, ``own.scoring`` and ``own.choosing``. budget: how much worse the run's metric,
-    such as accuracy, may become on the texts to choose by (0.01 is a percentage point of it), or what ``by`` says, see
+    such as accuracy, may become (0.01 is a percentage point of it), or what ``by`` says; confidence: of that; see
     ``choose``. overwrite: replace a folder that holds files; an empty folder needs no ``overwrite``. ``own.model``
     stays as it was.
 
@@ -46,7 +48,7 @@ def ship(
     not of this model or has several trials; and as ``check_saving`` and ``choose`` do.
     """
     folder = free_folder(folder, overwrite)
-    return smaller_model(own, run, budget, by).save(folder, overwrite)
+    return smaller_model(own, run, budget, by, confidence).save(folder, overwrite)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Release:
         model, teacher = copy_of(self.model), self.own.model if distil else None
         recover(model, batches, teacher, **options)
         after = kept_of(model, self.own.testing, self.facts["metric"]).numpy()
-        training = {"texts": num_texts(batches), "epochs": options.get("epochs", 1), "distilled": distil}
+        training = {"texts": num_texts(batches), "epochs": options.get("epochs", 1), "distilled": distil, "verdict": ""}
+        if promise := self.facts["promise"]:
+            before, labels = self.facts["kept"]["before"], self.facts["labels"]
+            training["verdict"] = promise.verdict(self.facts["metric"], before, after, labels)
         facts = {**self.facts, "model": model, "training": training, "kept": {**self.facts["kept"], "recovered": after}}
         return replace(self, model=model, facts=facts)
 
@@ -80,14 +85,16 @@ class Release:
         return save_pruned(self.model, folder, self.own.tokenizer, text, overwrite)
 
 
-def smaller_model(own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric") -> Release:
+def smaller_model(
+    own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric", confidence: float | None = 0.9
+) -> Release:
     """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is not a model: prune with trials=1.")
     if not torch.equal(run.start, head_mask_of(own.model)):
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
     check_saving(own.model, own.tokenizer)
-    pruned = choose(own, run, budget, by)
+    pruned = choose(own, run, budget, by, confidence)
     model = smaller(own, run, pruned)
     before, after = (kept_of(each, own.testing, run.metric).numpy() for each in (own.model, model))
     states = curve(run)
@@ -99,7 +106,8 @@ def smaller_model(own: Own, run: Trajectory, budget: float = 0.01, by: str = "me
         "of": int(run.start.sum()),
         "method": find_method(run.info["method"]).title,
         "heads_per_step": run.info["heads_per_step"],
-        "choice": BUDGETS[by].says.format(budget=budget, metric=run.metric.name),
+        "choice": BUDGETS[by].says(budget, run.metric, confidence),
+        "promise": Promise(budget, confidence) if by == "metric" and confidence is not None else None,
         "chosen": {"before": float(states.iloc[0]), "after": float(states[pruned])},
         "metric": run.metric,
         "kept": {"before": before, "after": after},
