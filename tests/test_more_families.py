@@ -15,7 +15,7 @@ import gnorm
 from gnorm.engine.model.families import FAMILIES
 from gnorm.engine.trials.family_check import try_row
 
-LENGTHS = torch.tensor([9, 4, 7])  # tokens of texts, padded behind
+LENGTHS = torch.tensor([9, 4, 7])  # tokens of texts, right-padded
 STEPS = 3  # of a trajectory that are repeated by a literal loop
 WITH_DECODER = ("Seq2SeqLM", "SpeechSeq2Seq")
 
