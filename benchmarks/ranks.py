@@ -34,7 +34,7 @@ def measure() -> None:
 
     import gnorm
     from benchmarks.__main__ import SIX, make
-    from gnorm.metrics import find_metric, kept_of
+    from gnorm.metrics import find_metric, text_values_of
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -45,7 +45,7 @@ def measure() -> None:
     row: dict[str, Any] = {"processes": dist.get_world_size(), "texts": 320, "micro-batches": len(scoring)}
     actions = {
         "score": partial(gnorm.gnorm_scores, model, scoring),
-        "evaluate": partial(kept_of, model, evaluation, find_metric("accuracy", model)),
+        "evaluate": partial(text_values_of, model, evaluation, find_metric("accuracy", model)),
     }
     for name, action in actions.items():
         spent = []

@@ -1,4 +1,4 @@
-"""What a model's answers are measured by: a row a metric, and a function of one's own in the place of a row."""
+"""What measures a model: a row a metric, and a function of one's own in the place of a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .engine.model.blocks import config_of
 from .engine.model.problems import PROBLEMS, problem_of
 from .engine.model.sizes import Batch
 from .engine.model.state import in_use
-from .engine.tally import Kept, Tally, hits, labels_in_order, losses, predictions, token_hits
+from .engine.tally import Tally, TextValues, hits, labels_in_order, losses, predictions, token_hits
 from .engine.texts.batches import Prepared, prepare
 
 
@@ -23,8 +23,9 @@ from .engine.texts.batches import Prepared, prepare
 class Metric:
     """A row: a function of predictions and labels, which end is better, and the problems that it is for.
 
-    kept: what is kept of each text in the place of its prediction; ``of`` gets it as predictions. problems: names in
-    ``PROBLEMS``; any if empty. fraction: whether it goes from 0 to 1, as a share does, so that figures show percent.
+    text_values: what is computed of each text in the place of its prediction; ``of`` gets it as predictions.
+    problems: names in ``PROBLEMS``; any if empty. fraction: whether it goes from 0 to 1, as a share does, so that
+    figures show percent.
     per_text: of a metric that is a mean over texts, each text's term (text,), of the same arguments as ``of``;
     intervals and paired differences are then made of these terms.
     """
@@ -32,16 +33,18 @@ class Metric:
     name: str
     of: Measure
     problems: tuple[str, ...] = ()
-    kept: Kept = predictions
+    text_values: TextValues = predictions
     higher_is_better: bool = True
     fraction: bool = False
     per_text: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
-    def value(self, kept: np.ndarray, labels: np.ndarray) -> float:
-        """The metric of what ``kept`` gave of the texts, and their labels; ``ValueError`` where it is not a number."""
-        value = float(self.of(kept, labels))
+    def value(self, values: np.ndarray, labels: np.ndarray) -> float:
+        """The metric of ``text_values`` of texts, and of their labels; ``ValueError`` where it is not a number."""
+        value = float(self.of(values, labels))
         if np.isnan(value):
-            raise ValueError(f"{self.name} of {len(kept)} texts is not a number: choose another metric, or more texts.")
+            raise ValueError(
+                f"{self.name} of {len(values)} texts is not a number: choose another metric, or more texts."
+            )
         return value
 
 
@@ -51,8 +54,8 @@ _LABELS = (*_CLASSES, "multi_label_classification")
 _LANGUAGE = ("masked_lm", "causal_lm", "seq2seq_lm")
 
 
-def _itself(kept: np.ndarray, _: np.ndarray) -> np.ndarray:
-    return kept.astype(float)
+def _itself(values: np.ndarray, _: np.ndarray) -> np.ndarray:
+    return values.astype(float)
 
 
 def _squared_error(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -103,13 +106,13 @@ def find_metric(metric: str | Measure | Metric | None, model: nn.Module) -> Metr
     return metric
 
 
-def kept_of(
+def text_values_of(
     model: nn.Module,
     batches: Iterable[Batch] | Prepared,
     metric: Metric,
     caches: Sequence[LayerInputCache] | None = None,
 ) -> Tensor:
-    """(text, ...) what ``metric`` keeps of each text's answer, in order; texts labelled -100 are left out.
+    """(text, ...) the ``text_values`` of ``metric``, in order; texts labelled -100 are left out.
 
     caches: ``layer_input_caches`` of the model and the prepared batches, for evaluations of a model that changes.
 
@@ -118,7 +121,7 @@ def kept_of(
     config_of(model)  # refuses what is not a model
     with in_use(model):
         prepared = prepare(batches, model, together=True)
-        tally = Tally(prepared, metric.kept, metric.name)
+        tally = Tally(prepared, metric.text_values, metric.name)
         with passes(prepared) as forward:
             for micro, cache in with_caches(prepared.mine, caches or []):
                 tally(forward(micro, cache)[0], micro)
@@ -130,10 +133,10 @@ def measure(
 ) -> float:
     """The metric of the model on the texts, as ``prune`` measures it; the one of the model's problem if None.
 
-    Raises as ``find_metric`` and ``kept_of`` do.
+    Raises as ``find_metric`` and ``text_values_of`` do.
     """
     row, prepared = find_metric(metric, model), prepare(batches, model, together=True)
-    return row.value(kept_of(model, prepared, row).numpy(), labels_in_order(prepared).numpy())
+    return row.value(text_values_of(model, prepared, row).numpy(), labels_in_order(prepared).numpy())
 
 
 def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -142,7 +145,7 @@ def correct_texts(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tens
     Raises ``ValueError`` as ``find_metric``, ``check_labels`` and ``prepare`` do, and where logits are not finite.
     """
     config_of(model)
-    return kept_of(model, batches, find_metric("accuracy", model))
+    return text_values_of(model, batches, find_metric("accuracy", model))
 
 
 def accuracy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> float:

@@ -31,7 +31,7 @@ from .engine.texts.ranks import check_equal, gather, raising_together, rank_of
 from .engine.trials.trial import try_out
 from .journal import Journal, hash_of_config, hash_of_model, hash_of_tensors
 from .methods import Method, find_method
-from .metrics import METRICS, Measure, Metric, find_metric, kept_of
+from .metrics import METRICS, Measure, Metric, find_metric, text_values_of
 from .trajectory import NEAR_TIE, Trajectory
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"  # of tqdm, its default
@@ -88,7 +88,7 @@ def prune(
     row, subject = find_method(method), Subject(model)
     model, start = subject.model, _head_mask(subject)
     counts = _checked_counts(method, int(start.sum()), seed, trials, steps, heads_per_step)
-    rescore_every = whole("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
+    rescore_every = checked_int("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
     metric = find_metric(metric, model)
     texts = _Texts.of(model, scoring, evaluation, metric, process_group)
     try_out(model, lambda: next(iter(texts.evaluation)).padded[0].inputs, removal=True)
@@ -150,12 +150,12 @@ def _head_mask(subject: Subject) -> Tensor:
 
 def _checked_counts(method: str, heads: int, seed: Any, trials: Any, steps: Any, heads_per_step: Any) -> dict[str, int]:
     """The numbers of a run of ``method`` on ``heads`` heads, whole and in range; as a journal's header names them."""
-    heads_per_step, trials = whole("heads_per_step", heads_per_step, 1), whole("trials", trials, 1)
-    seed = whole("seed", seed, 0)
+    heads_per_step, trials = checked_int("heads_per_step", heads_per_step, 1), checked_int("trials", trials, 1)
+    seed = checked_int("seed", seed, 0)
     if trials > 1 and not find_method(method).seeded:
         raise ValueError(f"{method} draws nothing at random: trials={trials} would repeat one run; use trials=1.")
     most = math.ceil(heads / heads_per_step)
-    steps = most if steps is None else whole("steps", steps, 0)
+    steps = most if steps is None else checked_int("steps", steps, 0)
     if steps > most:
         raise ValueError(f"steps={steps} is out of range: {heads} heads, {heads_per_step} a step, make {most} steps.")
     return {"seed": seed, "trials": trials, "steps": steps, "heads_per_step": heads_per_step}
@@ -164,7 +164,7 @@ def _checked_counts(method: str, heads: int, seed: Any, trials: Any, steps: Any,
 def _checked_layers(layers: Sequence[int], start: Tensor, heads: int) -> list[int]:
     """The layers that ``heads`` heads go from, one by one; fewer where no more are left."""
     heads = min(heads, int(start.sum()))
-    layers = [whole("a layer", layer, 0) for layer in layers][:heads]
+    layers = [checked_int("a layer", layer, 0) for layer in layers][:heads]
     if len(layers) < heads:
         raise ValueError(f"layers names {len(layers)} heads' layers, this run prunes {heads}.")
     for layer in dict.fromkeys(layers):
@@ -234,12 +234,12 @@ class _Texts:
 class _Measured:
     """The per-text values of the metric, (text, ...), and its value."""
 
-    kept: np.ndarray
+    values: np.ndarray
     value: float
 
     @classmethod
-    def of(cls, kept: np.ndarray, texts: _Texts) -> _Measured:
-        return cls(kept, texts.metric.value(kept, texts.labels))
+    def of(cls, values: np.ndarray, texts: _Texts) -> _Measured:
+        return cls(values, texts.metric.value(values, texts.labels))
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class _Step:
             "trial": self.trial,
             "gone": self.gone,
             "gap": self.gap,
-            **as_json(self.measured.kept),
+            **as_json(self.measured.values),
             "seconds": self.seconds,
             "scoring_seconds": self.scoring_seconds,
         }
@@ -359,28 +359,30 @@ class _Worker:
     def _measured(self, score_too: bool) -> _Measured:
         """As measured before where this mask was; read off the passes that score, if ``score_too``."""
         texts, metric = self.texts, self.texts.metric
-        tally = Tally(texts.evaluation, metric.kept, metric.name)
+        tally = Tally(texts.evaluation, metric.text_values, metric.name)
         if score_too:
             self.scores = self._score(texts.scoring.with_observer(tally))
         state = self.mask.numpy().tobytes()
         if state not in self.measured:
             whole = tally.complete
             evaluation = texts.evaluation.of(self.subject, held=True)
-            kept = tally.result() if whole else kept_of(self.subject.model, evaluation, metric, self.layer_inputs)
-            self.measured[state] = _Measured.of(kept.numpy(), texts)
+            values = (
+                tally.result() if whole else text_values_of(self.subject.model, evaluation, metric, self.layer_inputs)
+            )
+            self.measured[state] = _Measured.of(values.numpy(), texts)
         return self.measured[state]
 
 
 def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: dict[str, Any]) -> Trajectory:
     """The table and the records of finished steps, trial by trial."""
     rows: list[dict[str, Any]] = []
-    kept: list[np.ndarray] = []
+    values: list[np.ndarray] = []
     pruned, name = 0, texts.metric.name
     for step in finished:
         pruned = pruned + len(step.gone) if step.gone else 0  # a trial begins with the intact model
         state = {"trial": step.trial, "pruned_heads": pruned, name: step.measured.value}
         rows += [{**state, "layer": layer, "head": head, "score": s} for layer, head, s in step.gone] or [state]
-        kept += [step.measured.kept] * max(1, len(step.gone))
+        values += [step.measured.values] * max(1, len(step.gone))
     table = pd.DataFrame(rows, columns=["trial", "pruned_heads", "layer", "head", "score", name])
     gaps = [step.gap for step in finished]
     info |= {
@@ -395,10 +397,10 @@ def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: d
         "scoring_seconds": round(sum(step.scoring_seconds for step in finished), 3),
     }
     table = table.astype({"layer": "Int64", "head": "Int64"})
-    return Trajectory(table, np.stack(kept), start, info, texts.metric, texts.labels)
+    return Trajectory(table, np.stack(values), start, info, texts.metric, texts.labels)
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def checked_int(name: str, value: Any, least: int) -> int:
     """``value`` as an int of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={value!r} must be a whole number, it is of type {type(value).__name__}.")

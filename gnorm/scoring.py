@@ -83,13 +83,13 @@ def gnorm_scores(
         raise ValueError(f"projections={projections!r} must name some of {', '.join(PROJECTIONS)}, each once.")
 
     def objective(logits: Tensor, micro: MicroBatch) -> Tensor:
-        z = micro.without_padding(logits)
+        z = micro.mask_padding(logits)
         if not centred:
             return z
         if micro.real is None:
             return z - z.mean(-1, keepdim=True)
         classes = micro.real.expand_as(z).sum(-1, keepdim=True).clamp(min=1)  # of question answering: tokens
-        return micro.without_padding(z - z.sum(-1, keepdim=True) / classes)
+        return micro.mask_padding(z - z.sum(-1, keepdim=True) / classes)
 
     # Taking the mean away is a projection, so that of the logits starts the backward pass of their norm.
     return gradient_norms(

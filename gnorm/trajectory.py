@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Trajectory:
     of a trial is the intact model (no layer, head, score); after it comes a row for each head that was removed, in
     order. Heads removed in the same step share ``pruned_heads`` (the number removed after the step) and the metric
     (measured after the step).
-    predictions: (row, text, ...) what the metric's ``kept`` keeps of each evaluation text: its prediction, or whether
+    text_values: (row, text, ...) the metric's ``text_values`` of each evaluation text: its prediction, or whether
     it was classified correctly. labels: (text, ...) what the metric compares it with; may be None where it needs none.
     start: (layer, head) bool mask of the model before the run.
     info: how the run was made (method, seed, sizes, device, precision, versions, seconds), and how close its choices
@@ -36,7 +37,7 @@ class Trajectory:
     """
 
     table: pd.DataFrame
-    predictions: np.ndarray
+    text_values: np.ndarray
     start: Tensor
     info: dict[str, Any]
     metric: Metric = METRICS["accuracy"]
@@ -45,14 +46,20 @@ class Trajectory:
     @property
     def correct(self) -> np.ndarray:
         """(row, text) bool, which texts were classified correctly; ``AttributeError`` for another metric."""
-        if self.metric.kept is not hits:
-            raise AttributeError(f"this run was measured by {self.metric.name}: look at its predictions and labels.")
-        return self.predictions
+        if self.metric.text_values is not hits:
+            raise AttributeError(f"this run was measured by {self.metric.name}: look at its text_values and labels.")
+        return self.text_values
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The former name of ``text_values``; it goes with the next version."""
+        warnings.warn("Trajectory.predictions is called text_values now", DeprecationWarning, stacklevel=2)
+        return self.text_values
 
     @property
     def num_texts(self) -> int:
         """How many texts the model was measured on."""
-        return int(self.predictions.shape[1])
+        return int(self.text_values.shape[1])
 
     def order(self, trial: int = 0) -> list[tuple[int, int]]:
         """The removed heads, (layer, head), in order; ``ValueError`` for a trial that was not run."""
@@ -98,7 +105,7 @@ def per_text(trajectory: Trajectory) -> pd.DataFrame:
     if metric.per_text is None:
         raise ValueError(f"{metric.name} is not a mean over texts: its row in METRICS has no per_text.")
     labels = np.empty(0) if trajectory.labels is None else trajectory.labels
-    terms = [metric.per_text(kept, labels) for kept in trajectory.predictions]
+    terms = [metric.per_text(values, labels) for values in trajectory.text_values]
     states = table.drop_duplicates(["trial", "pruned_heads"]).groupby("pruned_heads")
     return pd.DataFrame({pruned: np.mean([terms[row] for row in rows.index], axis=0) for pruned, rows in states}).T
 
@@ -127,7 +134,7 @@ def bootstrap(trajectory: Trajectory, samples: int = 2000, seed: int = 0) -> np.
     for sample, counts in zip(values, draws):
         drawn = np.repeat(np.arange(texts), counts)
         for row in states.index:
-            sample[row] = trajectory.metric.value(trajectory.predictions[row][drawn], labels[drawn])
+            sample[row] = trajectory.metric.value(trajectory.text_values[row][drawn], labels[drawn])
     by_state = states.groupby("pruned_heads")
     return np.stack([values[:, rows.index].mean(1) for _, rows in by_state], axis=1)
 

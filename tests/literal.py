@@ -83,8 +83,8 @@ def inputs_of(batch: Batch) -> Batch:
 
 def forward(model: Any, batch: Batch) -> Tensor:
     """The logits; those of tokens without those of padding, (token, class)."""
-    z = model(**inputs_of(batch)).logits
-    real = batch.get("decoder_attention_mask", batch.get("attention_mask"))
+    found, real = model(**inputs_of(batch)), batch.get("decoder_attention_mask", batch.get("attention_mask"))
+    z = found.logits if "logits" in found else torch.stack([found.start_logits, found.end_logits], -1)
     return z[real == 1] if z.dim() == 3 and real is not None and z.shape[:2] == real.shape else z
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,11 @@ KINDS = {
     "translator": ("Seq2SeqLM", "Seq2SeqLM"),  # an encoder-decoder without a classifier
     "images": ("ImageClassification", ""),
     "sounds": ("AudioClassification", ""),
+    "questions": ("QuestionAnswering", ""),
+    "pixels": ("ImageClassification", ""),  # a token each
+    "pairs": ("VisualBertForVisualReasoning", ""),  # a class that no Auto class gives
+    "videos": ("VideoClassification", ""),
+    "speech": ("SpeechSeq2Seq", "SpeechSeq2Seq"),
 }
 Draw = Callable[[random.Random], dict[str, Any]]
 
@@ -42,14 +47,15 @@ class Row:
     """A tiny model of a family.
 
     config: what ``AutoConfig`` needs, beside 120 tokens and 3 classes. layout: the last part of the names of attention
-    modules, and the names of query, key, value and output projection in each, by hand. kind: a name in ``KINDS``. draw:
+    modules, and the names of query, key, value and output projection in each, by hand; None where the package's own
+    row is believed, which the package tries. kind: a name in ``KINDS``. draw:
     what the fuzzer draws of the configuration; None where it does not draw the family. in_float32: parts of its work
     are in float32 whatever its precision: softmax, norms, positions. by_head: one module holds query, key and value of
     one head, then of the next.
     """
 
     config: dict[str, Any]
-    layout: tuple[str, str]
+    layout: tuple[str, str] | None = None
     kind: str = "encoder"
     draw: Draw | None = as_it_is
     in_float32: bool = True
@@ -406,6 +412,191 @@ ROWS: dict[str, Row] = {
     "m2m_100": translator(OF_BART | {"encoder_layers": 1}),
 }
 
+# ------------------------------------------------------------------------------------------ rows without a layout
+
+TEXT = {"vocab_size": 120, "pad_token_id": 1, "max_position_embeddings": 40}
+PAIRED = SIZES | {"num_key_value_heads": 2, "head_dim": 8}  # two queries a key
+MIXTURE = (
+    PAIRED
+    | EXPERTS
+    | {"n_routed_experts": 2, "moe_num_experts": 2, "n_group": 1, "shared_expert_intermediate_size": 24}
+    | {"topk_group": 1, "decoder_sparse_step": 1, "first_k_dense_replace": 1, "moe_topk": 1, "moe_k": 1}
+    | {"n_shared_experts": 1}
+)
+MAMBA = PAIRED | {"mamba_d_state": 4, "mamba_d_conv": 2, "mamba_expand": 2, "mamba_n_heads": 4, "mamba_d_head": 16}
+OWN_NAMES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40}
+OF_XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_words": 120, "max_position_embeddings": 40, "pad_index": 1}
+
+
+def further(kind: str, config: dict[str, Any]) -> Row:
+    return Row({**TEXT, **config}, kind=kind, draw=None)
+
+
+def each(names: str, kind: str, config: dict[str, Any]) -> dict[str, Row]:
+    return dict.fromkeys(names.split(), further(kind, config))
+
+
+ROWS |= {
+    **each("esm layoutlm markuplm megatron-bert roberta-prelayernorm roc_bert tapas xlm-roberta-xl", "encoder", SIZES),
+    "esm": further("encoder", SIZES | {"position_embedding_type": "rotary", "mask_token_id": 5}),
+    "roc_bert": further(
+        "encoder",
+        SIZES
+        | {"pronunciation_vocab_size": 120, "shape_vocab_size": 120, "pronunciation_embed_dim": 8}
+        | {"shape_embed_dim": 8},
+    ),
+    "xmod": further("encoder", SIZES | {"languages": ("en_XX",), "default_language": "en_XX"}),
+    "splinter": further("questions", SIZES),
+    "visual_bert": further("pairs", SIZES | {"visual_embedding_dim": 8}),
+    "layoutlmv3": further(
+        "encoder",
+        SIZES
+        | {"has_relative_attention_bias": False, "has_spatial_attention_bias": False, "input_size": 16}
+        | {"patch_size": 8, "coordinate_size": 4, "shape_size": 8, "max_2d_position_embeddings": 32},
+    ),
+    "big_bird": further("encoder", SIZES | {"attention_type": "original_full"}),
+    **dict.fromkeys(
+        ("luke", "luke/entities"), further("encoder", SIZES | {"entity_vocab_size": 20, "entity_emb_size": 8})
+    ),
+    "mobilebert": further(
+        "encoder",
+        SIZES
+        | {"true_hidden_size": 16, "intra_bottleneck_size": 16, "embedding_size": 16, "num_feedforward_networks": 2},
+    ),
+    "canine": further(
+        "encoder", SIZES | {"num_hash_buckets": 16, "downsampling_rate": 2, "local_transformer_stride": 8}
+    ),
+    **each("gte jina_embeddings_v3 ultrabert", "encoder", SIZES),
+    **each(
+        "apertus arcee cohere2 cwm ernie4_5 exaone4 glm glm4 helium hunyuan_v1_dense hyperclovax internlm3 iquestcoder "
+        "jais2 ministral ministral3 nanochat nemotron olmo seed_oss vaultgemma",
+        "language model",
+        PAIRED,
+    ),
+    "gemma4_text": further(
+        "language model",
+        PAIRED
+        | {"global_head_dim": 8, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}
+        | {"vocab_size_per_layer_input": 100},
+    ),
+    **each(
+        "aria_text cohere2_moe ernie4_5_moe exaone_moe glm4_moe granitemoe granitemoeshared hunyuan_v1_moe hy_v3 "
+        "kolibri1 mellum minimax_m3_vl_text phimoe qwen2_moe solar_open llama4_text",
+        "language model",
+        MIXTURE,
+    ),
+    "afmoe": further("language model", MIXTURE | {"num_key_value_heads": 4}),
+    "jamba": further(
+        "language model", MIXTURE | MAMBA | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
+    ),
+    "bamba": further("language model", MAMBA | {"attn_layer_indices": [1]}),
+    "falcon_h1": further("language model", MAMBA | {"mamba_d_ssm": 64}),
+    "granitemoehybrid": further("language model", MIXTURE | MAMBA | {"layer_types": ["mamba", "attention"]}),
+    "lfm2": further("language model", PAIRED | {"layer_types": ["conv", "full_attention"]}),
+    "biogpt": further("language model", SIZES),
+    "persimmon": further("language model", SIZES),
+    "modernbert-decoder": further(
+        "language model",
+        SIZES | {"local_attention": 8, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 3, "sep_token_id": 4},
+    ),
+    "ctrl": further("language model", OWN_NAMES | {"dff": 48}),
+    **each("xlm flaubert", "encoder", OF_XLM),
+    "imagegpt": further("pixels", OF_GPT2 | {"vocab_size": 120}),
+    "gpt_bigcode": further("language model", OWN_NAMES | {"multi_query": False}),
+    **each("dinov2_with_registers ijepa vit_msn data2vec-vision", "images", IMAGES),
+    "videomae": further("videos", IMAGES | {"num_frames": 4, "tubelet_size": 2}),
+    **each("unispeech unispeech-sat data2vec-audio", "sounds", OF_WAV2VEC2),
+    "sew": further("sounds", OF_WAV2VEC2 | {"squeeze_factor": 2}),
+    **each("blenderbot blenderbot-small plbart", "translator", OF_BART),
+    "bert-generation": further("language model", SIZES | {"is_decoder": True}),
+    "deberta": further(
+        "encoder", SIZES | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 2}
+    ),
+    **each("clip metaclip_2 siglip", "images", {"vision_config": IMAGES, "text_config": SIZES}),
+    "gemma3": further("encoder", {"text_config": PAIRED | TEXT | {"sliding_window": 4}, "vision_config": IMAGES}),
+    **each("phi3 flint gpt_oss granite_swa granitemoe_swa beam laguna", "language model", MIXTURE),
+    "phi4_multimodal": further(
+        "language model",
+        PAIRED
+        | {"vision_config": IMAGES | {"crop_size": 16, "image_token_id": 3}}
+        | {"audio_config": SIZES | {"num_blocks": 1, "ext_pw_out_channel": 32, "nemo_conv_channels": 32}},
+    ),
+    "stablelm": further("language model", SIZES | {"num_key_value_heads": 2, "qk_layernorm": True}),
+    "dbrx": further(
+        "language model",
+        {
+            "d_model": 32,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 40,
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+        }
+        | {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": 32}},
+    ),
+    "mpt": further(
+        "language model", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 40, "expansion_ratio": 2}
+    ),
+    "bloom": further("language model", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "falcon": further("language model", SIZES | {"num_kv_heads": 2, "new_decoder_architecture": True}),
+    "openai-gpt": further("language model", OF_GPT2),
+    "xglm": further("language model", {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}),
+    "mvp": further("translator", OF_BART),
+    "umt5": further("translator", OF_T5),
+    "t5gemma": further("translator", {"encoder": PAIRED | TEXT, "decoder": PAIRED | TEXT}),
+    "moonshine": further(
+        "speech",
+        SIZES
+        | {"encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4}
+        | {"decoder_num_attention_heads": 4, "encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    ),
+    "speech_to_text": further(
+        "speech",
+        OF_BART
+        | {"input_feat_per_channel": 8, "conv_channels": 16, "num_conv_layers": 1, "conv_kernel_sizes": (3,)}
+        | {"max_source_positions": 40, "max_target_positions": 40},
+    ),
+    "nllb-moe": further(
+        "translator",
+        OF_BART
+        | {
+            "num_experts": 2,
+            "expert_capacity": 64,
+            "encoder_sparse_step": 2,
+            "decoder_layers": 2,
+            "decoder_sparse_step": 2,
+        },
+    ),
+    "switch_transformers": further(
+        "translator",
+        OF_T5
+        | {"num_experts": 2, "expert_capacity": 64, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    ),
+    "cohere/norms": further("language model", PAIRED | {"use_qk_norm": True}),
+}
+ROWS |= {
+    f"{name}/{what}": replace(ROWS[name], config=ROWS[name].config | options)
+    for name, what, options in (
+        ("afmoe", "grouped", {"num_key_value_heads": 2}),
+        ("data2vec-vision", "own tables", {"use_relative_position_bias": True}),
+        ("data2vec-vision", "shared table", {"use_shared_relative_position_bias": True}),
+        ("falcon", "one key", {"new_decoder_architecture": False, "multi_query": True}),
+        (
+            "falcon",
+            "alibi",
+            {"new_decoder_architecture": False, "multi_query": False, "alibi": True, "num_kv_heads": 4},
+        ),
+        ("falcon", "alibi, eager", {"alibi": True, "attn_implementation": "eager"}),
+        ("gemma4_text", "two widths", {"global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("gpt_bigcode", "one key", {"multi_query": True}),
+        ("gpt_oss", "as many rows as heads", {"num_attention_heads": 8}),
+        ("laguna", "wide gate", {"gating": "per-element"}),
+        ("layoutlmv3", "biases", {"has_relative_attention_bias": True, "has_spatial_attention_bias": True}),
+        ("mvp", "prompts", {"use_prompt": True, "prompt_length": 3, "prompt_mid_dim": 8}),
+        ("phi3", "eager", {"attn_implementation": "eager"}),
+        ("stablelm", "no norms", {"qk_layernorm": False}),
+    )
+}
+
 
 def family_of(name: str) -> str:
     return name.partition("/")[0]
@@ -416,25 +607,29 @@ def named(*kinds: str) -> list[str]:
     return [name for name, row in ROWS.items() if row.kind in kinds]
 
 
-GENERATORS = [name for name, row in ROWS.items() if KINDS[row.kind][1]]
+BY_HAND = [name for name, row in ROWS.items() if row.layout]
+GENERATORS = [name for name in BY_HAND if KINDS[ROWS[name].kind][1]]
 
 
 def of_texts(name: str) -> bool:
-    return ROWS[name].kind not in ("images", "sounds")
+    return ROWS[name].kind not in ("images", "sounds", "videos", "speech")
 
 
 def auto_of(name: str, generates: bool = False) -> Any:
     """The Auto class of transformers that makes the model of a row, or the one that generates texts."""
-    return getattr(transformers, f"AutoModelFor{KINDS[ROWS[name].kind][generates]}")
+    return getattr(transformers, f"AutoModelFor{KINDS[ROWS[name].kind][generates]}", transformers.AutoModel)
 
 
 def make(name: str, auto: Any = None, **overrides: Any) -> Any:
     """The model of a row with random weights: attention far from uniform, so that heads differ."""
     texts = {"vocab_size": 120, "pad_token_id": 1} if of_texts(name) else {}
     config = AutoConfig.for_model(family_of(name), **{"num_labels": 3, **texts, **ROWS[name].config, **overrides})
+    for part in filter(None, (getattr(config, key) for key in config.sub_configs)):
+        part.num_labels = 3
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = (auto or auto_of(name)).from_config(config)
+        own = getattr(transformers, KINDS[ROWS[name].kind][0], None)  # of a class that no Auto class gives
+        model = (own(config) if own else (auto or auto_of(name)).from_config(config)).float()
         for path, parameter in model.named_parameters():
             if path.endswith("bias") or (parameter.dim() == 2 and "embed" not in path):
                 nn.init.normal_(parameter, std=0.2)
@@ -444,36 +639,54 @@ def make(name: str, auto: Any = None, **overrides: Any) -> Any:
 
 
 def signal_shape(config: Any) -> tuple[int, ...]:
-    """The axes of an image, a spectrogram or a sound, as its model takes them."""
+    """The axes of an image, a video, a spectrogram or a sound, as its model takes them."""
+    config = getattr(config, "vision_config", config)
     if hasattr(config, "image_size"):
-        return (config.num_channels, config.image_size, config.image_size)
+        frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
+        return (*frames, config.num_channels, config.image_size, config.image_size)
+    if hasattr(config, "input_feat_per_channel"):
+        return (24, config.input_feat_per_channel)
     if hasattr(config, "max_source_positions"):
         return (config.num_mel_bins, 2 * config.max_source_positions)
-    return (config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (320,)
+    if hasattr(config, "num_mel_bins"):
+        return (config.max_length, config.num_mel_bins)
+    return (320,) if hasattr(config, "conv_dim") else (1600,)
 
 
-def batches_of(model: Any, count: int = 2, size: int = 4) -> list[dict[str, Tensor]]:
-    """Labelled batches for a model, or the one of a name: texts of 2 to 11 tokens, or signals; the last is smaller."""
+def batches_of(model: Any, count: int = 2, size: int = 4, name: str = "") -> list[dict[str, Tensor]]:
+    """Labelled batches for a model, or the one of a name: texts of 2 to 11 tokens, or signals; the last is smaller.
+
+    name: of the model's row, where its family alone does not say it.
+    """
+    name = name or (model if isinstance(model, str) else model.config.model_type)
     model, generator = make(model) if isinstance(model, str) else model, torch.Generator().manual_seed(1)
-    kind = ROWS[model.config.model_type].kind
-    if not of_texts(model.config.model_type):
-        shape, labels = signal_shape(model.config), torch.tensor([0, 1, 2, 0] * size)
-        sizes = [size] * (count - 1) + [size - 2]
-        return [
-            {model.main_input_name: torch.randn(n, *shape, generator=generator), "labels": labels[:n]} for n in sizes
-        ]
+    kind, classes = ROWS[name].kind, torch.tensor([0, 1, 2, 0] * size)
     batches, targets = ragged_batches(count, size, longest=11), ragged_batches(count, size, seed=2, longest=7)
     for batch, target in zip(batches, targets, strict=True):
         ids, real = batch["input_ids"], batch["attention_mask"]
+        n = len(ids)
+        if not of_texts(name):
+            batch.clear()
+            batch[model.main_input_name] = torch.randn(n, *signal_shape(model.config), generator=generator)
+            batch["labels"] = classes[:n]
+        if kind == "pixels":
+            del batch["attention_mask"]
+        if kind == "questions":
+            batch |= {"start_positions": real.sum(1) // 3, "end_positions": real.sum(1) - 1}
+            del batch["labels"]
+        if name == "luke/entities":
+            spans = torch.tensor([[0, -1], [0, 1]]).expand(n, -1, -1)
+            batch |= {"entity_ids": torch.tensor([[1, 2]] * n), "entity_attention_mask": torch.ones(n, 2).long()}
+            batch["entity_position_ids"] = spans
         if kind in ("encoder-decoder", "translator"):  # classifiers read the token that ends a text
             ids[ids == 2] = 9
-            ids[torch.arange(len(ids)), real.sum(1) - 1] = 2
-        if kind == "translator":
+            ids[torch.arange(n), real.sum(1) - 1] = 2
+        if kind in ("translator", "speech"):
             ids, real = target["input_ids"], target["attention_mask"]
-            first = torch.full((len(ids), 1), model.config.decoder_start_token_id)
+            first = torch.full((n, 1), getattr(model.config, "decoder_start_token_id", 1))
             batch["decoder_input_ids"] = torch.cat([first, ids[:, :-1]], 1)
             batch["decoder_attention_mask"] = real
-        if kind in ("translator", "language model"):
+        if kind in ("translator", "speech", "language model"):
             batch["labels"] = ids.masked_fill(real == 0, -100)
     return batches
 

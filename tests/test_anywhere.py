@@ -153,7 +153,7 @@ def classifiers(only):
         if only and name.replace("/", "-") not in only:
             continue
         model = cut(make(name))
-        batch = {key: tensor for key, tensor in batches_of(model)[0].items() if key != "labels"}
+        batch = {key: tensor for key, tensor in batches_of(model, name=name)[0].items() if key not in models.LABELS}
         yield name.replace("/", "-"), model, models.auto_of(name), batch
 
 

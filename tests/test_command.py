@@ -334,7 +334,7 @@ def test_recovery_learns_labels_and_the_logits_of_a_teacher(own, run):
             self.apart = sum((a - b).square().sum() for a, b in pairs).item()
 
     with torch.no_grad():
-        pruned = gnorm.shipping.choosing.smaller(own, run, 7)
+        pruned = gnorm.shipping.choosing.pruned_copy(own, run, 7)
         before = Steps(pruned)
     state, texts = torch.get_rng_state(), [*own.scoring, *own.choosing]
     shipping.recover(pruned, texts, teacher=own.model, epochs=6, lr=5e-3, progress=False)

@@ -63,8 +63,8 @@ def test_of_heads_with_as_many_wrong_texts_the_oracle_takes_the_one_with_the_sma
 def test_the_oracle_goes_where_its_own_scores_say():
     """The accuracy that it foresees is the accuracy that is measured."""
     run = gnorm.prune(tiny_model("bert"), BATCHES, method="oracle", progress=False)
-    foreseen = [1 - math.floor(score) / 8 for score in run.table.score[1:]]
-    close(run.table.accuracy[1:], foreseen, torch.float64)
+    expected = [1 - math.floor(score) / 8 for score in run.table.score[1:]]
+    close(run.table.accuracy[1:], expected, torch.float64)
 
 
 def test_the_oracle_shows_the_logits_of_the_model_as_it_is():

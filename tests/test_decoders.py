@@ -216,7 +216,7 @@ def padded_in_front(batch):
     [("greedy_gnorm", "perplexity"), ("greedy_gnorm", "token_accuracy"), ("head_importance", "perplexity")],
 )
 def test_padding_in_front_changes_nothing_where_positions_are_relative(method, metric):
-    """The first token of a text is foreseen by nothing, wherever it stands."""
+    """The first token of a text is predicted from nothing, wherever it stands."""
     model, behind = make("llama"), texts(hole=False)
     in_front = [padded_in_front(batch) for batch in behind]
     of_both = [

@@ -5,11 +5,8 @@ import os
 
 import fuzz
 import models
-import more_models
 import pytest
 import torch
-
-from gnorm.engine.model.families import FAMILIES
 
 SHORT = 40  # draws of every run of the tests
 LONG = int(os.environ.get("GNORM_FUZZ_DRAWS") or 20_000)  # draws of the soak
@@ -28,10 +25,9 @@ def draws(first, count):
 
 
 def test_every_family_is_drawn():
-    """But for those without a classifier, those in which rounding may choose another expert, and more_models."""
+    """But for those without a classifier, those in which rounding may choose another expert, and without a layout."""
     left_out = {*models.named("translator", "language model"), "mixtral", "qwen3_moe"}
-    left_out |= {name.partition("/")[0] for name in more_models.MODELS} - models.ROWS.keys()
-    assert set(fuzz.DRAWN) == FAMILIES.keys() - left_out
+    assert set(fuzz.DRAWN) == {*map(models.family_of, models.BY_HAND)} - left_out
 
 
 @pytest.mark.parametrize("first", range(0, SHORT, GROUP))

@@ -177,14 +177,16 @@ def test_every_state_is_measured_and_a_resumed_run_is_the_same(problem, tmp_path
     journal.write_text("".join(lines[:4]))
     resumed = gnorm.prune(model, batches, held_out, heads_per_step=2, journal=journal, progress=False)
     assert resumed.table.equals(run.table)
-    assert resumed.predictions.dtype == run.predictions.dtype
-    assert (resumed.predictions == run.predictions).all()
+    assert resumed.text_values.dtype == run.text_values.dtype
+    assert (resumed.text_values == run.text_values).all()
+    with pytest.warns(DeprecationWarning, match="is called text_values now"):
+        assert run.predictions is run.text_values
     monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
     results.save_trajectory(run, "smoke", "bert", "greedy_gnorm")
     back = results.load_trajectory("smoke", "bert", "greedy_gnorm")
     close_tables(back.table, run.table, torch.float64)
     assert back.metric is run.metric is gnorm.METRICS[name]
-    assert (back.predictions == run.predictions).all()
+    assert (back.text_values == run.text_values).all()
     assert bootstrap(back, samples=100).tolist() == bootstrap(run, samples=100).tolist()
 
 
@@ -219,7 +221,7 @@ def test_metrics_of_classes_are_those_of_scikit_learn():
     for name, value in expected.items():
         run = gnorm.prune(model, batches, method="random", metric=name, steps=2, progress=False)
         close(run.table[name][0], value, torch.float64)
-        assert (run.predictions[0] == said.numpy()).all()
+        assert (run.text_values[0] == said.numpy()).all()
         assert (run.labels == meant.numpy()).all()
     with pytest.raises(AttributeError, match="this run was measured by matthews"):
         run.correct  # noqa: B018

@@ -7,7 +7,9 @@ import tempfile
 import pytest
 import torch
 import transformers
-from more_models import CLASSIFIER, EXPERTS, GROUPED, MODELS, SIZES, SOUND, SOUNDS, TEXT
+from literal import forward as answer
+from literal import inputs_of
+from models import KINDS, MIXTURE, OF_WAV2VEC2, PAIRED, ROWS, SIZES, TEXT, auto_of, batches_of, make
 from precision import differ
 from tiny import without_elements
 
@@ -15,72 +17,8 @@ import gnorm
 from gnorm.engine.model.families import FAMILIES
 from gnorm.engine.trials.family_check import try_row
 
-LENGTHS = torch.tensor([9, 4, 7])  # tokens of texts, padded behind
+NAMES = [name for name, row in ROWS.items() if not row.layout]  # test_families.py has the others
 STEPS = 3  # of a trajectory that are repeated by a literal loop
-WITH_DECODER = ("Seq2SeqLM", "SpeechSeq2Seq")
-
-
-def auto_of(name):
-    auto = MODELS[name][0]
-    return getattr(transformers, f"AutoModelFor{auto}", None) or transformers.AutoModel
-
-
-def make(name, **overrides):
-    """The model, far from uniform: weights of 0.2 standard deviation, norms and biases random too, in eval mode."""
-    options = MODELS[name][1]
-    config = transformers.AutoConfig.for_model(name.partition("/")[0], **{**TEXT, **options, **overrides})
-    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        if part is not None:
-            part.num_labels = 3
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        own = getattr(transformers, MODELS[name][0], None)  # of a class that no Auto class gives
-        model = (own(config) if own else auto_of(name).from_config(config)).float()
-        for parameter in model.parameters():
-            drawn = 0.2 * torch.randn_like(parameter)
-            parameter.data = drawn if parameter.dim() > 1 else parameter.data + drawn
-    return model.eval()
-
-
-def batch_of(name):
-    """Three texts, images or sounds with labels."""
-    generator, (auto, _, *inputs) = torch.Generator().manual_seed(1), MODELS[name]
-    width, count = int(LENGTHS.max()), len(LENGTHS)
-    mask = (torch.arange(width) < LENGTHS[:, None]).long()
-    ids = torch.randint(6, 100, (count, width), generator=generator).where(mask == 1, 1)
-    shapes = {"pixel_values": (3, 16, 16), "input_values": (1600,), "video": (4, 3, 16, 16), "speech": (24, 8)}
-    if inputs and inputs[0] in shapes:
-        called = {"video": "pixel_values", "speech": "input_features"}.get(*inputs * 2)
-        batch = {called: torch.randn(count, *shapes[inputs[0]], generator=generator)}
-    elif inputs == ["input_ids"]:
-        batch = {"input_ids": ids}
-    else:
-        batch = {"input_ids": ids, "attention_mask": mask}
-    if inputs == ["entities"]:
-        spans = torch.tensor([[0, 1], [2, 3]]).expand(count, -1, -1)
-        batch |= {"entity_ids": torch.tensor([[1, 2]] * count), "entity_attention_mask": torch.ones(count, 2).long()}
-        batch["entity_position_ids"] = spans
-    if auto in WITH_DECODER:
-        batch["decoder_input_ids"] = torch.randint(6, 30, (count, width), generator=generator)
-        return batch | {"labels": torch.randint(6, 30, (count, width), generator=generator)}
-    if auto == "QuestionAnswering":
-        return batch | {"start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([3, 3, 5])}
-    per_token = auto in ("CausalLM", "MaskedLM", "TokenClassification")
-    return batch | {"labels": ids.where(mask == 1, -100) if per_token else torch.arange(count) % 3}
-
-
-def inputs_of(batch):
-    return {name: tensor for name, tensor in batch.items() if "label" not in name and "positions" not in name}
-
-
-def answer(model, batch):
-    """The logits, without those of padding."""
-    found = model(**inputs_of(batch))
-    if "start_logits" in found:
-        return torch.stack([found.start_logits, found.end_logits], 1) * batch["attention_mask"][:, None]
-    z = found.logits
-    causal = z.dim() == 3 and "attention_mask" in batch and "decoder_input_ids" not in batch
-    return z * batch["attention_mask"][..., None] if causal else z
 
 
 def equal(found, expected):
@@ -121,7 +59,8 @@ def zero(blocks, mask):
 
 def check(name):
     """What every family is held to."""
-    model, batch = make(name), batch_of(name)
+    model = make(name)
+    (batch,) = batches_of(model, 1, 5, name)
     blocks = gnorm.attention_blocks(model)
     if name not in SUMS_OUTSIDE:
         try_row(model, inputs_of(batch))
@@ -174,22 +113,19 @@ def modules(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", NAMES)
 def test_masked_equals_removed_equals_reloaded_and_scores_equal_plain_autograd(name, modules):
     check(name)
 
 
-GENERATORS = [
-    name for name, (auto, *_) in MODELS.items() if auto in ("CausalLM", *WITH_DECODER) and name != "switch_transformers"
-]  # whose own generate fails
-
-
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if KINDS[ROWS[name].kind][1] and name != "switch_transformers"]
+)  # whose own generate fails
 def test_generated_tokens_are_those_of_the_masked_model(name):
     """With a cache, of texts padded on the left; layers that are empty and cut."""
-    model, inputs = make(name), inputs_of(batch_of(name))
-    inputs.pop("decoder_input_ids", None)
-    if MODELS[name][0] == "CausalLM":
+    model = make(name)
+    inputs = {key: of for key, of in inputs_of(batches_of(model, 1, 5, name)[0]).items() if "decoder" not in key}
+    if ROWS[name].kind == "language model":
         inputs = {key: tensor.flip(1) for key, tensor in inputs.items()}
     mask = unequal_mask(*gnorm.head_mask_of(model).shape)
     smaller = copy.deepcopy(model)
@@ -218,37 +154,54 @@ REFUSED = {
         ("layers.*.self_attn", "q_b_proj", *["kv_b_proj"] * 2, "o_proj"),
         "beside",
     ),
-    "olmo2": ("CausalLM", GROUPED, LLAMA, r"q_norm.weight of shape \(32,\) beside its projections"),
-    "gemma3n_text": ("CausalLM", GROUPED | SHARED, LLAMA, "'k_proj': .* reads the keys and values of another"),
+    "olmo2": ("CausalLM", PAIRED, LLAMA, r"q_norm.weight of shape \(32,\) beside its projections"),
+    "gemma3n_text": ("CausalLM", PAIRED | SHARED, LLAMA, "'k_proj': .* reads the keys and values of another"),
     "diffllama": ("CausalLM", SIZES, LLAMA, "depends on rows of the query projection .* gives to other heads"),
     "swin": (
         *("ImageClassification", STAGES, ("encoder.layers.*.blocks.*.attention", *LLAMA[1:])),
         "relative_position_bias.* beside its projections|a head mask .layer, head. needs as many in every layer",
     ),
-    "laguna/unequal": ("CausalLM", EXPERTS | {"num_attention_heads_per_layer": [4, 8]}, None, "as many in every layer"),
+    "laguna/unequal": ("CausalLM", MIXTURE | {"num_attention_heads_per_layer": [4, 8]}, None, "as many in every layer"),
     "mamba": (
         *("CausalLM", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 4}),
         *(("layers.*.mixer", *["in_proj"] * 3, "out_proj"), "its configuration must give num_attention_heads"),
     ),
     "nystromformer": (
-        CLASSIFIER,
+        "SequenceClassification",
         SIZES | {"num_landmarks": 4, "segment_means_seq_len": 16},
         BERT,
         "conv.weight .* beside",
     ),
-    "convbert": (CLASSIFIER, SIZES, BERT, "key_conv_attn_layer.* beside its projections"),
-    "lilt": (CLASSIFIER, SIZES, BERT, "layout_query.weight .* beside its projections"),
-    "ibert": (CLASSIFIER, SIZES, BERT, "is quantised"),
-    "doge": ("CausalLM", GROUPED, LLAMA, r"DogeAttention has A of shape \(2,\) beside"),
-    "mimo_v2_flash": ("CausalLM", GROUPED | {"v_head_dim": 4}, LLAMA, "value rows, its 2 heads of 8 need 16"),
-    "wavlm": (SOUNDS, SOUND, ("encoder.layers.*.attention", *LLAMA[1:4], "out_proj"), "gru_rel_pos_const .* beside"),
-    "deberta/talking": (CLASSIFIER, SIZES | {"talking_head": True}, None, "head_logits_proj.weight .* beside"),
+    "convbert": ("SequenceClassification", SIZES, BERT, "key_conv_attn_layer.* beside its projections"),
+    "lilt": ("SequenceClassification", SIZES, BERT, "layout_query.weight .* beside its projections"),
+    "ibert": ("SequenceClassification", SIZES, BERT, "is quantised"),
+    "doge": ("CausalLM", PAIRED, LLAMA, r"DogeAttention has A of shape \(2,\) beside"),
+    "mimo_v2_flash": ("CausalLM", PAIRED | {"v_head_dim": 4}, LLAMA, "value rows, its 2 heads of 8 need 16"),
+    "wavlm": (
+        "AudioClassification",
+        OF_WAV2VEC2,
+        ("encoder.layers.*.attention", *LLAMA[1:4], "out_proj"),
+        "gru_rel_pos_const .* beside",
+    ),
+    "deberta/talking": (
+        "SequenceClassification",
+        SIZES | {"talking_head": True},
+        None,
+        "head_logits_proj.weight .* beside",
+    ),
     "big_bird/sparse": (
-        *(CLASSIFIER, SIZES | {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 128}, None),
+        *(
+            "SequenceClassification",
+            SIZES | {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 128},
+            None,
+        ),
         "puts other modules in the place of its own",
     ),
     "bloom/in parts": (
-        *(CLASSIFIER, {"hidden_size": 32, "n_layer": 2, "n_head": 4, "pretraining_tp": 2, "slow_but_exact": True}),
+        *(
+            "SequenceClassification",
+            {"hidden_size": 32, "n_layer": 2, "n_head": 4, "pretraining_tp": 2, "slow_but_exact": True},
+        ),
         *(None, "the output projection of BloomAttention is never called as a module|cannot be scored"),
     ),
 }

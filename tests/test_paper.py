@@ -479,7 +479,7 @@ def test_auto_takes_the_paper_where_it_can_and_says_why_not(server, home, capsys
             f"the first of them {asset.repo}" in capsys.readouterr().out
         )
     with server.fault(f"api/[a-z]+/{PAPER.inspected[0].repo}", status(404, X_Error_Code="RepoNotFound")):
-        assert preflight.choose_profile("auto", "cuda") == "paper"  # what is only looked at decides nothing
+        assert preflight.choose_profile("auto", "cuda") == "paper"  # what is inspected and not used decides nothing
     assert preflight.choose_profile("paper", "cpu") == "paper"
 
 

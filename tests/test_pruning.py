@@ -135,7 +135,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_table(method, count, steps, tmp
 
 def test_a_finished_journal_is_read_and_nothing_is_run(tmp_path, monkeypatch):
     first = run(journal=tmp_path / "journal")
-    monkeypatch.setattr("gnorm.pruning.kept_of", None)  # calling it would fail
+    monkeypatch.setattr("gnorm.pruning.text_values_of", None)  # calling it would fail
     monkeypatch.setitem(METHODS, "greedy_gnorm", Method("Greedy-Gnorm", None, rescore_every=1))
     assert run(journal=tmp_path / "journal").table.equals(first.table)
 

@@ -18,7 +18,7 @@ import gnorm
 from gnorm import shipping
 from gnorm.engine.model.problems import PROBLEMS, problem_of
 from gnorm.engine.tally import labels_in_order
-from gnorm.metrics import find_metric, kept_of
+from gnorm.metrics import find_metric, text_values_of
 from gnorm.shipping.readers import READERS, labelled
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -131,7 +131,7 @@ def test_from_a_file_to_a_smaller_model_whose_card_tells_its_metric(problem):
     assert f"| | n | {name} | 95 % interval |" in card
     assert ("Lower is better" in card) == (name in ("mse", "perplexity"))
     for which, measured in (("intact", own.model), ("pruned", model)):
-        value = metric.value(kept_of(measured, own.testing, metric).numpy(), labels)
+        value = metric.value(text_values_of(measured, own.testing, metric).numpy(), labels)
         (cells,) = re.findall(rf"^\| {which} \| \d+ \| (\S+) \| (\S+) to (\S+) \|$", card, re.MULTILINE)
         assert float(cells[0]) == pytest.approx(value, abs=6e-5)
         assert float(cells[1]) <= float(cells[0]) <= float(cells[2])

@@ -208,9 +208,9 @@ def test_a_file_is_current_where_any_current_run_wrote_it(manifest):
     stamp = manifest["notebooks"]["show_pruning_result"]
     both = {"older": stamp, "newer": stamp}
     path = paths.tables_folder("smoke") / "winners.csv"
-    assert stamps.standing(path, both, ["older"]) == ""
-    assert stamps.standing(path, both, ["older", "newer"]) == stamps.OUTDATED
-    assert stamps.standing(path, {"other": {"written": {}}}, []) == stamps.FOREIGN
+    assert stamps.freshness(path, both, ["older"]) == ""
+    assert stamps.freshness(path, both, ["older", "newer"]) == stamps.OUTDATED
+    assert stamps.freshness(path, {"other": {"written": {}}}, []) == stamps.UNRECORDED
 
 
 def test_a_damaged_trajectory_is_left_out_and_named(manifest):

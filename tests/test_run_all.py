@@ -18,7 +18,7 @@ import run_all
 from experiments.data.profiles import read_profile
 from experiments.files.errors import NotebookError, RunError, UsageError
 from experiments.files.paths import run_folder, stamp_file
-from experiments.pipeline import execution, pieces, runner
+from experiments.pipeline import execution, jobs, runner
 from experiments.runs import results, stamps
 from gnorm import METHODS
 from gnorm.storage.files import write, write_json
@@ -139,9 +139,9 @@ def test_two_workers_leave_the_tables_that_one_process_leaves(smoke, tmp_path, m
 def test_the_pieces_of_a_notebook_are_those_that_it_asks_for(name, smoke, monkeypatch):
     monkeypatch.setenv("GNORM_OUTPUT", str(smoke[0]))
     stamp = json.loads(stamp_file("smoke", name).read_text())
-    asked = pieces.asked_for("smoke", read_profile("smoke").usual_models, [name])
-    assert trajectories_of(stamp, "written") == {str(piece) for piece in asked if piece.afresh}
-    assert trajectories_of(stamp, "read") == {str(piece) for piece in asked if not piece.afresh}
+    asked = jobs.asked_for("smoke", read_profile("smoke").usual_models, [name])
+    assert trajectories_of(stamp, "written") == {str(job) for job in asked if job.afresh}
+    assert trajectories_of(stamp, "read") == {str(job) for job in asked if not job.afresh}
 
 
 def test_missing_and_altered_files_are_made_again_with_the_same_bytes(smoke, monkeypatch):
@@ -341,8 +341,8 @@ def test_notebooks_beyond_the_paper_run_by_name(smoke, tmp_path, monkeypatch):
     names = "criteria_comparison,prune_your_model"  # tests/test_study.py has the others
     assert in_process(tmp_path, monkeypatch, "--profile", "smoke", "--models", "bert", "--only", names) == 0
     stamp = json.loads(stamp_file("smoke", "criteria_comparison").read_text())
-    asked = pieces.asked_for("smoke", ["bert"], names.split(","))
-    assert trajectories_of(stamp, "written") == {str(piece) for piece in asked if piece.afresh}
+    asked = jobs.asked_for("smoke", ["bert"], names.split(","))
+    assert trajectories_of(stamp, "written") == {str(job) for job in asked if job.afresh}
     folder = tmp_path / "experiments_results" / "smoke"
     table = pd.read_csv(folder / "tables" / "criteria_comparison.csv")
     assert {"greedy_gnorm", "head_importance", "hies", "random"} <= set(table["method"])

@@ -14,7 +14,7 @@ import gnorm
 from gnorm import criteria, shipping
 from gnorm.engine.model.problems import problem_of
 from gnorm.engine.trials.examples import inputs_of
-from gnorm.metrics import find_metric, kept_of
+from gnorm.metrics import find_metric, text_values_of
 
 LENGTHS = ((5, 3), (2, 6), (6, 1), (4, 4))  # tokens of each text, and of its target
 
@@ -81,7 +81,7 @@ def test_every_state_has_the_perplexity_of_the_masked_model(name, method):
         with gnorm.masked(model, run.mask(pruned)), torch.no_grad():
             sums = [model(**text).loss.double() * text["labels"].numel() for text in texts_of(batches)]
         close(value, math.exp(sum(sums) / sum(target for _, target in LENGTHS)))
-    hits = kept_of(model, batches, find_metric("token_accuracy", model))
+    hits = text_values_of(model, batches, find_metric("token_accuracy", model))
     with torch.no_grad():
         plain = [(model(**text).logits.argmax(-1) == text["labels"]).sum() for text in texts_of(batches)]
     assert hits.tolist() == [[int(right), target] for right, (_, target) in zip(plain, LENGTHS, strict=True)]
@@ -103,7 +103,7 @@ def test_inputs_of_the_decoder_may_be_given(name):
     some = [batch | {"labels": batches[i]["labels"].clone()} for i, batch in enumerate(given)]
     some[0]["labels"][:, 0] = -100  # a token that is not padding and does not count
     close_logs(gnorm.gnorm_scores(model, some), expected)
-    assert gnorm.prune(model, some, steps=0, progress=False).predictions[0, :, 1].tolist() == [2, 5, 1, 4]
+    assert gnorm.prune(model, some, steps=0, progress=False).text_values[0, :, 1].tolist() == [2, 5, 1, 4]
 
 
 PAD = torch.tensor([[1, 5, 1], [1, 6, 7]])

@@ -245,7 +245,7 @@ def test_a_folder_is_taken_where_it_is_empty_and_replaced_where_that_is_asked(ho
 def test_what_cannot_be_saved_is_refused_before_anything_is_measured(home, monkeypatch):
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)
-    monkeypatch.setattr(gnorm.shipping.release, "kept_of", None)
+    monkeypatch.setattr(gnorm.shipping.release, "text_values_of", None)
     own.model.config.note = {1, 2}
     with pytest.raises(ValueError, match="configuration cannot be saved .its note is set: .*: correct that in"):
         shipping.ship(own, run, "smaller", 0.1)
@@ -284,7 +284,7 @@ def test_the_card_is_written_from_the_run_alone():
     parameters = inspect.signature(shipping.card).parameters
     hits, labels = {"before": np.ones(9, bool), "after": np.ones(9, bool)}, np.ones(9)
     with pytest.raises(Exception, match="is undefined"):
-        shipping.card(model=tiny_model("bert"), metric=gnorm.METRICS["accuracy"], kept=hits, labels=labels)
+        shipping.card(model=tiny_model("bert"), metric=gnorm.METRICS["accuracy"], text_values=hits, labels=labels)
     assert "about" in parameters
 
 

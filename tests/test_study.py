@@ -21,7 +21,7 @@ from experiments.analysis.layers import published_layers
 from experiments.data import profiles
 from experiments.data.profiles import read_profile, repetitions
 from experiments.files.paths import stamp_file
-from experiments.pipeline import pieces
+from experiments.pipeline import jobs
 from experiments.runs import results
 from gnorm.methods import METHODS, MORE_METHODS
 from gnorm.trajectory import area, curve
@@ -87,7 +87,7 @@ def test_every_method_pruned_every_training(folder):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_pieces_of_a_notebook_are_those_that_it_asks_for(name, folder):
     stamp = json.loads(stamp_file("smoke", name).read_text())
-    asked = {str(piece) for piece in pieces.asked_for("smoke", ["albert"], [name])}
+    asked = {str(job) for job in jobs.asked_for("smoke", ["albert"], [name])}
     assert trajectories_of(stamp, "written") | trajectories_of(stamp, "read") == asked
 
 

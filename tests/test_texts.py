@@ -343,7 +343,7 @@ def test_the_names_that_a_data_set_declares_count(declared, numbers, names, expe
 
 
 @pytest.mark.parametrize(
-    ("names", "declared", "standing", "cells", "expected"),
+    ("names", "declared", "meanings", "cells", "expected"),
     [
         (["neg", "pos"], None, {"0": "neg", "1": "", "2": "pos"}, [2, 1, "0", 2.0], [1, -100, 0, 1]),
         (["neg", "pos"], None, {"bad": "neg"}, ["bad", "POS"], [0, 1]),
@@ -354,12 +354,12 @@ def test_the_names_that_a_data_set_declares_count(declared, numbers, names, expe
         (["neg", "pos"], None, {"5": "so so"}, [5], "row 1 of t has the label 'so so'; the model knows neg, pos"),
     ],
 )
-def test_labels_stand_for_the_classes_that_they_are_said_to(names, declared, standing, cells, expected):
+def test_labels_stand_for_the_classes_that_they_are_said_to(names, declared, meanings, cells, expected):
     if isinstance(expected, list):
-        assert classes_of(cells, names, declared, None, "t", "my-model", None, standing) == expected
+        assert classes_of(cells, names, declared, None, "t", "my-model", None, meanings) == expected
     else:
         with pytest.raises(ValueError, match=expected):
-            classes_of(cells, names, declared, None, "t", "my-model", None, standing)
+            classes_of(cells, names, declared, None, "t", "my-model", None, meanings)
 
 
 def test_declared_names_that_are_no_class_are_refused():

@@ -1,4 +1,4 @@
-"""Pieces side by side: by several workers, after one of them was killed, and beside another run."""
+"""Jobs side by side: by several workers, after one of them was killed, and beside another run."""
 
 import ast
 import os
@@ -25,14 +25,14 @@ from experiments import runs
 from experiments.data import tasks
 from experiments.files import locks, paths
 from experiments.files.errors import NotebookError, RunError, UsageError
-from experiments.files.locks import held, is_held
-from experiments.pipeline import execution, pieces, runner, workers
-from experiments.pipeline.pieces import Piece
+from experiments.files.locks import is_held, locked
+from experiments.pipeline import execution, jobs, runner, workers
+from experiments.pipeline.jobs import Job
 from gnorm.methods import names_of
 from gnorm.storage import files
 
 METHODS = ("greedy_gnorm", "random", "matched_random")
-WANTED = [Piece(model, method) for model in ("bert", "albert/seed1") for method in METHODS]
+WANTED = [Job(model, method) for model in ("bert", "albert/seed1") for method in METHODS]
 
 
 def saved(output):
@@ -47,12 +47,12 @@ def saved(output):
 
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
-    """What the pieces leave that one process makes, one after the other."""
+    """What the jobs leave that one process makes, one after the other."""
     output = tmp_path_factory.mktemp("one by one")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GNORM_OUTPUT", str(output))
-        for piece in WANTED:
-            runs.run(tasks.load("smoke", piece.model), piece.method, progress=False)
+        for job in WANTED:
+            runs.run(tasks.load("smoke", job.model), job.method, progress=False)
     return saved(output)
 
 
@@ -72,22 +72,22 @@ def threads(monkeypatch):
             yield client
 
     monkeypatch.setattr(workers, "_client", client)
-    monkeypatch.setattr(pieces.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(jobs.torch, "set_num_threads", lambda _: None)
 
 
-def surroundings(run="run", **changed):
-    about = {"device": "cpu", "environment": {}, "versions": pieces.versions(), **changed}
-    return pieces.WorkerContext(run, "smoke", **about)
+def context(run="run", **changed):
+    about = {"device": "cpu", "environment": {}, "versions": jobs.versions(), **changed}
+    return jobs.WorkerContext(run, "smoke", **about)
 
 
 # ---------------------------------------------------------------- the same results
 
 
 def test_workers_leave_what_one_process_leaves(one_by_one, output, threads, capsys):
-    workers.make_pieces(WANTED, "smoke", "cpu", {}, jobs=2)
+    workers.make_jobs(WANTED, "smoke", "cpu", {}, at_once=2)
     close_files(saved(output), one_by_one)
     said = capsys.readouterr().err
-    assert "pieces 100%" in said
+    assert "jobs 100%" in said
     assert "running=0" in said
     assert "left=0" in said
     assert not list((output / "experiments_results" / "smoke" / ".run" / "locks" / "runs").iterdir())
@@ -102,7 +102,7 @@ def test_a_cluster_of_which_a_worker_is_killed_leaves_what_one_process_leaves(on
     ):
         at_first = client.run(os.getpid)
         work = beside.submit(
-            workers.make_pieces, WANTED, "smoke", "cpu", dict(os.environ), address=cluster.scheduler_address
+            workers.make_jobs, WANTED, "smoke", "cpu", dict(os.environ), address=cluster.scheduler_address
         )
         while not list(output.rglob("*.jsonl")):
             assert not work.done(), work.result()
@@ -120,13 +120,16 @@ def test_gpus_are_dealt_out_and_threads_divided(output, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert workers._gpus() == ()
     seen = {}
-    monkeypatch.setattr(pieces, "_task", lambda *_: None)
-    monkeypatch.setattr(pieces.torch, "set_num_threads", lambda n: seen.update(threads=n))
-    with held("smoke", "runs", "dealt"), LocalCluster(n_workers=3, processes=False, dashboard_address=None) as cluster:
-        around = surroundings("dealt", gpus=("3", "5"), threads=4)
+    monkeypatch.setattr(jobs, "_task", lambda *_: None)
+    monkeypatch.setattr(jobs.torch, "set_num_threads", lambda n: seen.update(threads=n))
+    with (
+        locked("smoke", "runs", "dealt"),
+        LocalCluster(n_workers=3, processes=False, dashboard_address=None) as cluster,
+    ):
+        around = context("dealt", gpus=("3", "5"), threads=4)
         for worker in cluster.workers.values():
             monkeypatch.setattr("distributed.get_worker", lambda worker=worker: worker)
-            pieces.load(around, "bert")
+            jobs.load(around, "bert")
             seen[worker.name] = os.environ["CUDA_VISIBLE_DEVICES"]
     assert seen == {0: "3", 1: "5", 2: "3", "threads": 4}
 
@@ -186,16 +189,16 @@ def test_notebooks_run_side_by_side_once_their_trajectories_are_made(output, mon
 
 
 def test_what_follows_another_method_comes_last_and_repetitions_share_a_model():
-    asked = [Piece("bert", method) for method in ("matched_random", "greedy_gnorm", "random")]
+    asked = [Job("bert", method) for method in ("matched_random", "greedy_gnorm", "random")]
     submitted = []
     workers._submit(
-        SimpleNamespace(submit=lambda *given, **named: submitted.append(given) or object()), surroundings(), asked
+        SimpleNamespace(submit=lambda *given, **named: submitted.append(given) or object()), context(), asked
     )
-    assert [piece.method for make, _, piece, *_ in submitted if make is pieces.make] == [
+    assert [job.method for make, _, job, *_ in submitted if make is jobs.make] == [
         *("greedy_gnorm", "random", "matched_random"),
     ]
-    assert pieces.as_trained("roberta/seed2/batch8") == "roberta/seed2"
-    assert pieces.as_trained("roberta/texts8/draw1") == "roberta"
+    assert jobs.as_trained("roberta/seed2/batch8") == "roberta/seed2"
+    assert jobs.as_trained("roberta/texts8/draw1") == "roberta"
 
 
 @pytest.mark.parametrize(("name", "models"), [("criteria_comparison", ["bert"]), ("decoder_pruning", ["gpt2"])])
@@ -205,10 +208,10 @@ def test_what_a_notebook_asks_for_is_what_its_parameters_name(name, models):
     if name == "criteria_comparison":  # which takes every row of that kind beside them
         methods += names_of("criterion")
     for asked in (models, ["roberta", *models]):
-        found = pieces.asked_for("smoke", asked, [name])
+        found = jobs.asked_for("smoke", asked, [name])
         own = asked if name == "criteria_comparison" else models
-        assert set(found) == {Piece(model, method, True) for model in own for method in methods}
-    assert pieces.asked_for("paper", ["bert"], ["decoder_pruning"]) == []  # it has no decoder
+        assert set(found) == {Job(model, method, True) for model in own for method in methods}
+    assert jobs.asked_for("paper", ["bert"], ["decoder_pruning"]) == []  # it has no decoder
 
 
 # ---------------------------------------------------------------- what cannot be
@@ -250,7 +253,7 @@ def test_a_scheduler_that_is_not_there_is_named(output, monkeypatch, capsys):
         address = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
     monkeypatch.setattr(workers, "PATIENCE", 0.5)
     with pytest.raises(UsageError, match=f"no Dask scheduler answers at {address} .*: start one with `dask scheduler`"):
-        workers.make_pieces(WANTED, "smoke", "cpu", {}, address=address)
+        workers.make_jobs(WANTED, "smoke", "cpu", {}, address=address)
 
 
 def test_a_piece_that_fails_is_named_and_the_rest_called_off(output, threads, monkeypatch):
@@ -260,31 +263,31 @@ def test_a_piece_that_fails_is_named_and_the_rest_called_off(output, threads, mo
     monkeypatch.setattr(runs, "run", fail)
     says = "^(bert|albert/seed1)/.*random|greedy_gnorm failed: LookupError: no such head; finished steps are kept, and"
     with pytest.raises(RunError, match=says):
-        workers.make_pieces(WANTED, "smoke", "cpu", {}, jobs=2)
+        workers.make_jobs(WANTED, "smoke", "cpu", {}, at_once=2)
 
 
 def test_a_worker_that_would_give_other_results_is_refused(output):
-    with held("smoke", "runs", "ours"):
-        pieces._refuse_outsiders("ours", "smoke", "cpu", tuple(pieces.versions().items()))
-        others = pieces.versions() | {"torch": "1.0"}
+    with locked("smoke", "runs", "ours"):
+        jobs._refuse_outsiders("ours", "smoke", "cpu", tuple(jobs.versions().items()))
+        others = jobs.versions() | {"torch": "1.0"}
         with pytest.raises(UsageError, match=r"a worker on .* has another torch \(.*\) than the run \(1.0\): install"):
-            pieces.load(surroundings("ours", versions=others), "bert")
+            jobs.load(context("ours", versions=others), "bert")
         with pytest.raises(UsageError, match="device mps is not there"):
-            pieces.load(surroundings("ours", device="mps"), "bert")
+            jobs.load(context("ours", device="mps"), "bert")
     with pytest.raises(UsageError, match=r"does not see the run's lock in .*: it needs the same folder under the same"):
-        pieces.load(surroundings("nobody's"), "bert")
+        jobs.load(context("nobody's"), "bert")
 
 
 # ---------------------------------------------------------------- beside another run
 
 
-def test_a_piece_that_another_has_is_waited_for_and_made_once(output, capfd, monkeypatch):
+def test_a_job_that_another_has_is_waited_for_and_made_once(output, capfd, monkeypatch):
     task, began = tasks.load("smoke", "bert"), []
     prune = runs.prune
     monkeypatch.setattr(runs, "prune", lambda *given, **named: began.append(1) or prune(*given, **named))
     capfd.readouterr()  # of training
     said, expected = "", "waiting for another run, which is at work on bert/weight_magnitude\n"
-    with held("smoke", "pieces", "bert/weight_magnitude"):
+    with locked("smoke", "jobs", "bert/weight_magnitude"):
         other = threading.Thread(target=runs.run, args=(task, "weight_magnitude", False))
         other.start()
         while len(said) < len(expected):  # it comes in parts
@@ -312,18 +315,18 @@ def test_runs_of_other_models_or_notebooks_go_side_by_side_and_the_same_is_refus
 
 
 def test_the_lock_of_a_killed_process_blocks_nobody(output):
-    code = "import time; from experiments.files.locks import held\n"
-    code += "with held('smoke', 'pieces', 'a/b'): print('held', flush=True); time.sleep(60)"
+    code = "import time; from experiments.files.locks import locked\n"
+    code += "with locked('smoke', 'jobs', 'a/b'): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    assert is_held("smoke", "pieces", "a/b")
-    with pytest.raises(Timeout), held("smoke", "pieces", "a/b", wait=False):
+    assert is_held("smoke", "jobs", "a/b")
+    with pytest.raises(Timeout), locked("smoke", "jobs", "a/b", wait=False):
         pass
     holder.kill()
     holder.communicate()
-    with held("smoke", "pieces", "a/b", wait=False):
-        assert is_held("smoke", "pieces", "a/b")
-    assert not is_held("smoke", "pieces", "a/b")
+    with locked("smoke", "jobs", "a/b", wait=False):
+        assert is_held("smoke", "jobs", "a/b")
+    assert not is_held("smoke", "jobs", "a/b")
 
 
 def test_a_fresh_run_takes_no_journal_from_a_run_that_is_at_work(output, monkeypatch):
@@ -332,7 +335,7 @@ def test_a_fresh_run_takes_no_journal_from_a_run_that_is_at_work(output, monkeyp
     seen = []
     monkeypatch.setattr(locks, "lock_file", lambda *which: seen.append(which) or paths.lock_file(*which))
     runner._clear(plan(["greedy_pruning"], ["bert"], fresh=True))
-    assert seen == [("smoke", "pieces", f"bert/seed0/{method}") for method in ("greedy_gnorm", "random")]
+    assert seen == [("smoke", "jobs", f"bert/seed0/{method}") for method in ("greedy_gnorm", "random")]
     assert not journal.exists()
     assert not table.exists()
 

@@ -33,7 +33,7 @@ OF_EVERY_KIND = (
 
 
 def outcome(run):
-    return run.table, run.predictions
+    return run.table, run.text_values
 
 
 def pruned(family="bert", method="greedy_gnorm", evaluation=EVALUATION, scoring=SCORING, **options):

@@ -137,10 +137,10 @@ def _published(axis: Axes, model: str, methods: Mapping[str, Trajectory], folder
     return any(values is not None for values in curves.values())
 
 
-def _in_percent(side: Axis) -> None:
+def _in_percent(axis: Axis) -> None:
     """Label an axis of fractions in percent: "25%", or "0.5%" where whole numbers are too far apart."""
-    side.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10]))
-    side.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0:g}%"))
+    axis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0:g}%"))
 
 
 def _metric_axis(axis: Axes, metric: Metric, heads: int) -> None:
@@ -199,8 +199,8 @@ def _mask(axis: Axes, mask: np.ndarray) -> None:
     """Draw a (layer, head) mask: blue heads are kept, grey ones pruned."""
     axis.imshow(mask, cmap=ListedColormap(["#E6E6E6", "#0072B2"]), vmin=0, vmax=1, aspect="equal")
     axis.grid(visible=False)
-    for side, count in ((axis.set_xticks, mask.shape[1]), (axis.set_yticks, mask.shape[0])):
-        side(np.arange(count), labels=[str(i) for i in range(count)])
+    for each, count in ((axis.set_xticks, mask.shape[1]), (axis.set_yticks, mask.shape[0])):
+        each(np.arange(count), labels=[str(i) for i in range(count)])
     axis.set_xticks(np.arange(-0.5, mask.shape[1]), minor=True)
     axis.set_yticks(np.arange(-0.5, mask.shape[0]), minor=True)
     axis.grid(which="minor", color="white", linewidth=1.5, alpha=1)
@@ -277,8 +277,8 @@ def all_models(greedy: Mapping[str, Trajectory]) -> Figure:
         axis.plot(values.index / values.index[-1], values, label=_title(trajectory, model).replace("\n", ", "), **line)
     metric = next(iter(greedy.values())).metric
     axis.set(xlabel="heads pruned", ylabel=metric.name, xlim=(0, 1))
-    for side in (axis.xaxis, axis.yaxis) if metric.fraction else (axis.xaxis,):
-        _in_percent(side)
+    for each in (axis.xaxis, axis.yaxis) if metric.fraction else (axis.xaxis,):
+        _in_percent(each)
     axis.legend(loc="lower left", frameon=False)
     _caption(figure, {model: {"greedy_gnorm": trajectory} for model, trajectory in greedy.items()}, "")
     return figure
@@ -292,8 +292,8 @@ def head_maps(
     for axis, (model, values) in zip(axes, maps.items(), strict=True):
         image = axis.imshow(values, cmap="cividis", aspect="auto")
         axis.grid(visible=False)
-        for side, count in ((axis.xaxis, values.shape[1]), (axis.yaxis, values.shape[0])):
-            side.set_major_locator(MaxNLocator(nbins=min(count, 12), integer=True, min_n_ticks=1))
+        for each, count in ((axis.xaxis, values.shape[1]), (axis.yaxis, values.shape[0])):
+            each.set_major_locator(MaxNLocator(nbins=min(count, 12), integer=True, min_n_ticks=1))
         axis.set(xlabel="head", ylabel="layer")
         axis.set_title((titles or {}).get(model, model), fontsize=10)
         figure.colorbar(image, ax=axis, label=label)
@@ -586,10 +586,10 @@ def cost_quality(table: pd.DataFrame, profile: str, named: Iterable[str], metric
     return figure
 
 
-def recovery(table: pd.DataFrame, profile: str) -> Figure:
+def fine_tuned(table: pd.DataFrame, profile: str) -> Figure:
     """Accuracy of pruned models and after training them further: a panel for each model, a row for each method.
 
-    table: as ``after_pruning.recovery`` returns it.
+    table: as ``after_pruning.fine_tuned`` returns it.
     """
     groups = dict(list(table.groupby("model", sort=False)))
     figure, axes = _grid(len(groups), width=5.2, height=0.3 * table["method"].nunique() + 1.0)
@@ -621,7 +621,7 @@ def recovery(table: pd.DataFrame, profile: str) -> Figure:
 def calibration(table: pd.DataFrame, profile: str) -> Figure:
     """Calibration error and agreement with the intact model against heads pruned: a row of panels for each model.
 
-    table: as ``after_pruning.answers_of_pruned`` returns it; means over training seeds.
+    table: as ``after_pruning.calibration_of_pruned`` returns it; means over training seeds.
     """
     models = list(dict.fromkeys(table.model))
     columns = ("calibration error", "agreement")
@@ -632,8 +632,8 @@ def calibration(table: pd.DataFrame, profile: str) -> Figure:
             means = rows.groupby("share")[column].mean()
             style = LINES.get(str(method), line)
             axis.plot(means.index, means, marker="o", markersize=3, label=find_method(str(method)).title, **style)
-        for side in (axis.xaxis, axis.yaxis):
-            _in_percent(side)
+        for each in (axis.xaxis, axis.yaxis):
+            _in_percent(each)
         axis.set(xlabel="heads pruned", ylabel=column)
         axis.set_title(model, fontsize=10)
     _legend(figure, axes, columns=3)

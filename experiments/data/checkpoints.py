@@ -16,7 +16,7 @@ from gnorm.metrics import find_metric, measure
 from gnorm.storage.loading import quiet_library
 from gnorm.storage.tokenizing import batched
 
-from ..files.cache import made_once
+from ..files.cache import cached_folder
 from .corpora import load_data
 from .training import Recipe, train, untrained
 
@@ -45,7 +45,7 @@ def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> P
         record = _make(name, plan, folder, progress)
         (folder / "training.json").write_text(json.dumps(record | identity, indent=2) + "\n")
 
-    return made_once(f"{name}-{digest(identity)}", make)
+    return cached_folder(f"{name}-{digest(identity)}", make)
 
 
 def _make(name: str, recipe: Recipe, folder: Path, progress: bool) -> dict[str, Any]:

@@ -141,8 +141,8 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Extent:
-    """The extent of a study beside its methods.
+class StudyGrid:
+    """The grid of a study beside its methods.
 
     texts, batches: numbers of scoring texts, and batch sizes, that Greedy-Gnorm is repeated with. draws: how often for
     each number of texts but the largest. varied: the models that are pruned with each; on the others, scores alone are
@@ -173,7 +173,7 @@ class Profile:
     protocol: Literal["held out", "paper"] = "held out"
     inspected: list[DataSet] = field(default_factory=list)
     notebooks: list[str] = field(default_factory=list)
-    study: Extent = field(default_factory=Extent)
+    study: StudyGrid = field(default_factory=StudyGrid)
     jobs: int | None = None
     extends: str = ""
     name: str = ""

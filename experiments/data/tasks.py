@@ -54,7 +54,7 @@ class Task:
     def _batches(self) -> dict[str, list[dict[str, Tensor]]]:
         return {name: self._tokenised(name) for name in ("scoring", "evaluation", "entropy")}
 
-    def part(self, split: str, start: int = 0, stop: int | None = None, batch: int = 32) -> list[dict[str, Tensor]]:
+    def texts(self, split: str, start: int = 0, stop: int | None = None, batch: int = 32) -> list[dict[str, Tensor]]:
         """The texts from ``start`` to ``stop`` of a split with their labels, or to its end, as batches."""
         return batched(self.tokenizer, self.splits[split][start:stop], batch, self.max_length, self.model)
 

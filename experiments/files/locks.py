@@ -17,13 +17,13 @@ from filelock import FileLock, Timeout
 from .paths import lock_file
 
 
-def held(profile: str, what: str, name: str, wait: bool = True) -> AbstractContextManager[None]:
-    """Hold the lock of a thing of a profile, such as ("smoke", "pieces", "bert/greedy_gnorm"); see ``held_file``."""
-    return held_file(lock_file(profile, what, name), name, wait)
+def locked(profile: str, what: str, name: str, wait: bool = True) -> AbstractContextManager[None]:
+    """Hold the lock of a thing of a profile, such as ("smoke", "jobs", "bert/greedy_gnorm"); see ``locked_file``."""
+    return locked_file(lock_file(profile, what, name), name, wait)
 
 
 @contextmanager
-def held_file(path: Path, name: str, wait: bool = True) -> Iterator[None]:
+def locked_file(path: Path, name: str, wait: bool = True) -> Iterator[None]:
     """Hold the lock of what is called ``name``, a file that is made for it.
 
     Where another process holds it: wait for that and say so, or without ``wait`` raise ``filelock.Timeout``. Raises

@@ -102,5 +102,5 @@ def kernel_log(profile: str) -> Path:
 
 
 def lock_file(profile: str, what: str, name: str) -> Path:
-    """Held by the process that makes a piece, runs a notebook or writes the report; see ``locks``."""
+    """Held by the process that makes a job, runs a notebook or writes the report; see ``locks``."""
     return run_folder(profile) / "locks" / what / f"{name}.lock"

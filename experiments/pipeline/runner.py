@@ -27,11 +27,11 @@ from ..data.hub import Asset, AssetState
 from ..data.profiles import Profile, check_models, read_profile
 from ..files import paths, provenance
 from ..files.errors import NotebookError, RunError, UsageError
-from ..files.locks import held
+from ..files.locks import locked
 from ..files.paths import shown
 from ..report import rendering
 from ..runs.stamps import fingerprint, read_stamp
-from . import execution, pieces, preflight, workers
+from . import execution, jobs, preflight, workers
 
 NOT_WRITTEN = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
@@ -142,7 +142,7 @@ def run(plan: Plan) -> None:
 
     Raises ``UsageError`` where an asset is missing, another run is at work on the same notebook and model, a worker
     cannot take part, or a strict plan finds an intact model not as published; ``NotebookError`` where a notebook fails;
-    ``RunError`` where a piece fails, a file cannot be read or written, or an intact model not measured;
+    ``RunError`` where a job fails, a file cannot be read or written, or an intact model not measured;
     ``KeyboardInterrupt`` where a person interrupts it.
     """
     assets = preflight.bring_assets(plan.profile, plan.models, plan.assets(plan.notebooks), plan.device)
@@ -169,7 +169,7 @@ def _held_alone(plan: Plan) -> Iterator[None]:
         for model in plan.models:
             for notebook in plan.notebooks:
                 try:
-                    locks.enter_context(held(profile, "runs", f"{model}/{notebook}", wait=False))
+                    locks.enter_context(locked(profile, "runs", f"{model}/{notebook}", wait=False))
                 except filelock.Timeout as error:
                     raise UsageError(
                         f"another run is at work in {shown(paths.results_folder(profile))} on {notebook} with {model}; "
@@ -201,7 +201,7 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
     """Run the notebooks whose stamp has not the ``wanted`` fingerprint; then write the manifest and the report.
 
     With workers, these first make the trajectories that the notebooks ask for. about: what the manifest says of the run
-    beside what is known here. environment: variables that workers need. Raises as ``workers.make_pieces`` and
+    beside what is known here. environment: variables that workers need. Raises as ``workers.make_jobs`` and
     ``execution.execute`` do.
     """
     profile, clock, ran = plan.profile.name, time.perf_counter(), set[str]()
@@ -211,14 +211,14 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
     to_do = [name for name in plan.notebooks if not _is_done(profile, name, wanted)]
     if to_do:
         print(_outlook(profile, to_do), flush=True)
-    asked_for = pieces.missing(profile, pieces.asked_for(profile, plan.models, to_do))
-    jobs = 1 if plan.dask else plan.jobs or plan.profile.jobs or workers.that_fit(len(asked_for), plan.device)
-    if asked_for and (jobs > 1 or plan.dask):
+    asked_for = jobs.missing(profile, jobs.asked_for(profile, plan.models, to_do))
+    at_once = 1 if plan.dask else plan.jobs or plan.profile.jobs or workers.that_fit(len(asked_for), plan.device)
+    if asked_for and (at_once > 1 or plan.dask):
         altered = True
-        workers.make_pieces(asked_for, profile, plan.device, environment, None if plan.dask else jobs, plan.dask)
+        workers.make_jobs(asked_for, profile, plan.device, environment, None if plan.dask else at_once, plan.dask)
         print(f"{len(asked_for)} trajectories: {time.perf_counter() - clock:.1f} s", flush=True)
-    if jobs > 1 and len(to_do) > 1:
-        ran |= _side_by_side(plan, wanted, to_do, jobs)
+    if at_once > 1 and len(to_do) > 1:
+        ran |= _side_by_side(plan, wanted, to_do, at_once)
     for name in plan.notebooks:
         if name in ran:
             continue
@@ -227,7 +227,7 @@ def run_notebooks(plan: Plan, wanted: dict[str, str], about: dict[str, Any], env
         else:
             print(f"{_label(plan, name)}: unchanged, not run again", flush=True)
     if ran or not paths.report_page(profile).exists():
-        with held(profile, "notebooks", "report"):
+        with locked(profile, "notebooks", "report"):
             _write_report(plan, round(time.perf_counter() - clock, 1), about)
     print(f"done in {time.perf_counter() - clock:.0f} s; everything on one page: {shown(paths.report_page(profile))}")
 
@@ -239,7 +239,7 @@ def _label(plan: Plan, notebook: str) -> str:
 
 def _run_one(plan: Plan, wanted: Mapping[str, str], notebook: str) -> set[str]:
     """Run a notebook unless it is done; returns its name if it ran. Raises as ``execution.execute`` does."""
-    with held(plan.profile.name, "notebooks", notebook):
+    with locked(plan.profile.name, "notebooks", notebook):
         if _is_done(plan.profile.name, notebook, wanted):
             print(f"{_label(plan, notebook)}: unchanged, not run again", flush=True)
             return set()
@@ -249,13 +249,13 @@ def _run_one(plan: Plan, wanted: Mapping[str, str], notebook: str) -> set[str]:
         return {notebook}
 
 
-def _side_by_side(plan: Plan, wanted: Mapping[str, str], notebooks: Sequence[str], jobs: int) -> set[str]:
-    """Run notebooks whose trajectories are made, ``jobs`` at a time; returns the names of those that ran.
+def _side_by_side(plan: Plan, wanted: Mapping[str, str], notebooks: Sequence[str], at_once: int) -> set[str]:
+    """Run notebooks whose trajectories are made, ``at_once`` at a time; returns the names of those that ran.
 
     Where one fails, those that run are finished, no other begins, and what it raised is raised.
     """
     ran = set[str]()
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         running = [pool.submit(_run_one, plan, wanted, notebook) for notebook in notebooks]
         try:
             for finished in as_completed(running):
@@ -304,12 +304,12 @@ def _clear(plan: Plan) -> None:
 
 @contextmanager
 def _not_in_use(profile: str, path: Path) -> Iterator[None]:
-    """Hold the lock of the piece whose journal or trajectory this is; none for other files."""
+    """Hold the lock of the job whose journal or trajectory this is; none for other files."""
     above = {".jsonl": paths.journals_folder(profile, ""), ".csv": paths.results_folder(profile)}
     with ExitStack() as lock:
         if folder := above.get(path.suffix):
             method = path.stem.rpartition("-")[0] or path.stem  # journals have a hash behind
-            lock.enter_context(held(profile, "pieces", f"{path.parent.relative_to(folder).as_posix()}/{method}"))
+            lock.enter_context(locked(profile, "jobs", f"{path.parent.relative_to(folder).as_posix()}/{method}"))
         yield
 
 

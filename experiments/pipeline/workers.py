@@ -1,6 +1,6 @@
-"""Pieces side by side, on this machine or on a cluster, by dask.distributed.
+"""Jobs side by side, on this machine or on a cluster, by dask.distributed.
 
-Dask starts the workers, gives them pieces, and gives the pieces of a worker that died to another one. There is no
+Dask starts the workers, gives them jobs, and gives the jobs of a worker that died to another one. There is no
 scheduler here and nothing is tried again.
 """
 
@@ -21,11 +21,11 @@ from gnorm.methods import find_method
 
 from ..files import paths
 from ..files.errors import RunError, UsageError
-from ..files.locks import held
+from ..files.locks import locked
 from ..files.paths import lock_file
-from . import pieces
+from . import jobs
 from .execution import THREADS, Terminal
-from .pieces import Piece, WorkerContext
+from .jobs import Job, WorkerContext
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -35,12 +35,12 @@ RARELY = 15.0  # seconds between the lines of a log
 ROOM = 3e9  # bytes of memory for a worker: Python and its packages, a model with its gradients, and its texts
 
 
-def check(jobs: int | None, address: str | None) -> None:
+def check(at_once: int | None, address: str | None) -> None:
     """Raise ``UsageError`` for a number of workers below 1, and where Dask is asked for and not installed."""
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"--jobs {jobs} is out of range: name 1 worker or more.")
-    if (jobs or address) and importlib.util.find_spec("distributed") is None:
-        flag = "--jobs" if jobs else "--dask"
+    if at_once is not None and at_once < 1:
+        raise UsageError(f"--jobs {at_once} is out of range: name 1 worker or more.")
+    if (at_once or address) and importlib.util.find_spec("distributed") is None:
+        flag = "--jobs" if at_once else "--dask"
         raise UsageError(f"{flag} needs Dask: run `pip install 'dask[distributed]'`, the extra `dask` of this package.")
 
 
@@ -61,33 +61,33 @@ def that_fit(wanted: int, device: str) -> int:
     return max(1, min(fit, wanted))
 
 
-def make_pieces(
-    wanted: Sequence[Piece],
+def make_jobs(
+    wanted: Sequence[Job],
     profile: str,
     device: str,
     environment: Mapping[str, str],
-    jobs: int | None = None,
+    at_once: int | None = None,
     address: str | None = None,
 ) -> None:
-    """Make these pieces, on ``jobs`` workers of this machine or on those of the Dask scheduler at ``address``.
+    """Make these jobs, on ``at_once`` workers of this machine or on those of the Dask scheduler at ``address``.
 
-    environment: variables that every worker needs. A model is loaded, and trained where it never was, before its pieces
+    environment: variables that every worker needs. A model is loaded, and trained where it never was, before its jobs
     begin. Progress goes to standard error.
 
-    Raises ``UsageError`` where no scheduler answers or a worker cannot take part, ``RunError`` where a piece fails or
+    Raises ``UsageError`` where no scheduler answers or a worker cannot take part, ``RunError`` where a job fails or
     the scheduler is lost; what is finished is kept.
     """
     name = uuid.uuid4().hex[:12]
-    with held(profile, "runs", name):
+    with locked(profile, "runs", name):
         try:
-            with _client(jobs, address) as client:
-                threads = THREADS if jobs else None
-                gpus = _gpus() if jobs and device == "cuda" else ()
-                around = WorkerContext(name, profile, device, environment, pieces.versions(), threads, gpus)
+            with _client(at_once, address) as client:
+                threads = THREADS if at_once else None
+                gpus = _gpus() if at_once and device == "cuda" else ()
+                around = WorkerContext(name, profile, device, environment, jobs.versions(), threads, gpus)
                 if importlib.util.find_spec("bokeh"):  # what Dask draws its dashboard with
                     print(f"Dask's dashboard: {client.dashboard_link}", flush=True)
                 if not client.nthreads():
-                    print("no worker is there yet: pieces wait for the first one", flush=True)
+                    print("no worker is there yet: jobs wait for the first one", flush=True)
                 _follow(client, _submit(client, around, wanted))
         except OSError as error:
             raise RunError(f"run_all.py: the connection to Dask broke ({error}); finished steps are kept.") from error
@@ -96,8 +96,8 @@ def make_pieces(
 
 
 @contextmanager
-def _client(jobs: int | None, address: str | None) -> Iterator[Client]:
-    """A client of the scheduler at ``address``, or of one that is started here with ``jobs`` workers and ends here."""
+def _client(at_once: int | None, address: str | None) -> Iterator[Client]:
+    """A client of the scheduler at ``address``, or of one started here with ``at_once`` workers, which ends here."""
     import dask
     from distributed import Client, LocalCluster, utils
 
@@ -119,10 +119,10 @@ def _client(jobs: int | None, address: str | None) -> Iterator[Client]:
         before = dict(os.environ)
         os.environ |= {"PYTHONPATH": os.pathsep.join(sources), "PYTHONSAFEPATH": "1"}
         with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
-            utils.get_mp_context().set_forkserver_preload(["experiments.pipeline.pieces"])
+            utils.get_mp_context().set_forkserver_preload(["experiments.pipeline.jobs"])
             try:
                 cluster = LocalCluster(
-                    n_workers=jobs,
+                    n_workers=at_once,
                     threads_per_worker=1,
                     memory_limit=None,  # Dask would halt workers, and cannot put their models aside
                     dashboard_address="127.0.0.1:0",
@@ -142,33 +142,32 @@ def _gpus() -> tuple[str, ...]:
     return tuple(gpus) if len(gpus) > 1 else ()
 
 
-def _submit(client: Client, around: WorkerContext, wanted: Sequence[Piece]) -> dict[Future, str]:
-    """A future for every piece and for every model that they need, with what it makes."""
-    models = dict.fromkeys(pieces.as_trained(piece.model) for piece in wanted)
+def _submit(client: Client, around: WorkerContext, wanted: Sequence[Job]) -> dict[Future, str]:
+    """A future for every job and for every model that they need, with what it makes."""
+    models = dict.fromkeys(jobs.as_trained(job.model) for job in wanted)
     loaded = {
-        model: client.submit(pieces.load, around, model, key=f"load-{model}-{around.run}", pure=False)
-        for model in models
+        model: client.submit(jobs.load, around, model, key=f"load-{model}-{around.run}", pure=False) for model in models
     }
     made = {  # last those that follow another method, whose trajectory they read or else wait for
         client.submit(
-            pieces.make, around, piece, loaded[pieces.as_trained(piece.model)], key=f"{piece}-{around.run}", pure=False
-        ): str(piece)
-        for piece in sorted(wanted, key=lambda piece: bool(find_method(piece.method).follows))
+            jobs.make, around, job, loaded[jobs.as_trained(job.model)], key=f"{job}-{around.run}", pure=False
+        ): str(job)
+        for job in sorted(wanted, key=lambda job: bool(find_method(job.method).follows))
     }
     return {future: model for model, future in loaded.items()} | made
 
 
 def _follow(client: Client, futures: Mapping[Future, str]) -> None:
-    """Show the progress of all pieces until they are made: one line that is redrawn, or in a log a line now and then.
+    """Show the progress of all jobs until they are made: one line that is redrawn, or in a log a line now and then.
 
-    Raises as ``make_pieces`` does, at the first piece that fails; the rest is called off.
+    Raises as ``make_jobs`` does, at the first job that fails; the rest is called off.
     """
     from distributed import as_completed
 
-    terminal = Terminal("pieces")
+    terminal = Terminal("jobs")
     every = 0.5 if terminal.live else RARELY
     try:
-        with closing(terminal), tqdm(total=len(futures), unit="piece", file=terminal, mininterval=every) as bar:
+        with closing(terminal), tqdm(total=len(futures), unit="job", file=terminal, mininterval=every) as bar:
             for future in as_completed(futures):
                 _raise_failure(future, futures[future])
                 running = sum(map(bool, client.processing().values()))

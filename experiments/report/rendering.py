@@ -20,7 +20,7 @@ from gnorm.trajectory import Trajectory
 
 from ..analysis.published import AS_PUBLISHED
 from ..files.paths import explore_page, figures_folder, report_folder, report_page, tables_folder
-from ..runs.stamps import FOREIGN, OUTDATED, standing
+from ..runs.stamps import OUTDATED, UNRECORDED, freshness
 from . import explore, sentences
 from .captions import COLUMNS, ROWS, Caption
 
@@ -32,7 +32,7 @@ METHOD_COLUMNS = ("method", "baseline", "largest area", "runner-up")
 
 @dataclass(frozen=True)
 class Item:
-    """A table, a figure, or both of one name, as the page shows them. marks: as ``Standing.marks`` returns them."""
+    """A table, a figure, or both of one name, as the page shows them. marks: as ``Freshness.marks`` returns them."""
 
     name: str
     title: str
@@ -44,18 +44,18 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The standing of files to the last runs of the notebooks. stamps, stale: as ``stamps.standing`` takes them."""
+class Freshness:
+    """The freshness of files to the last runs of the notebooks. stamps, stale: as ``stamps.freshness`` takes them."""
 
     profile: str
     stamps: Mapping[str, Mapping[str, Any]]
     stale: Sequence[str]
 
     def marks(self, files: Mapping[str, Path]) -> dict[str, str]:
-        """A few words on each file that is not current, by ``OUTDATED`` and ``FOREIGN``. files: "table" -> its file."""
+        """A few words on files that are not current, by ``OUTDATED`` and ``UNRECORDED``. files: "table" -> its file."""
         found: dict[str, list[str]] = {}
         for what, path in files.items():
-            if state := standing(path, self.stamps, self.stale):
+            if state := freshness(path, self.stamps, self.stale):
                 found.setdefault(state, []).append(what)
         return {state: f"{sentences.listed(whats).capitalize()} {state}." for state, whats in found.items()}
 
@@ -74,9 +74,9 @@ class Standing:
 
     def of_trajectories(self, files: Mapping[str, Path]) -> list[str]:
         """Sentences on the trajectories, by name, that are not current."""
-        states = {name: standing(path, self.stamps, self.stale) for name, path in files.items()}
+        states = {name: freshness(path, self.stamps, self.stale) for name, path in files.items()}
         notes = []
-        for state in (OUTDATED, FOREIGN):
+        for state in (OUTDATED, UNRECORDED):
             found = [name for name, each in states.items() if each == state]
             if found and len(found) == len(states):
                 notes.append(f"All {len(states)} trajectories are {state}.")
@@ -102,11 +102,11 @@ def write_report(
     for name, path in executed.items():
         write(folder / f"{name}.html", notebook_page(path))
     stamps = manifest["notebooks"]
-    status = Standing(profile, stamps, stale)
+    status = Freshness(profile, stamps, stale)
     runs, damaged = explore.saved(profile)
     tables = {path.stem: pd.read_csv(path) for path in tables_folder(profile).glob("*.csv") if path.stat().st_size > 1}
     items = [_item(name, tables.get(name), profile, runs, manifest, status) for name in names_in_order(profile, tables)]
-    notes = status.notes([item.title for item in items if FOREIGN in item.marks])
+    notes = status.notes([item.title for item in items if UNRECORDED in item.marks])
     of_runs = status.of_trajectories(explore.files(profile, runs)) + [f"Left out: {why}" for why in damaged.values()]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("experiments.report", ""), autoescape=True)
     environment.globals |= {"profile": profile}
@@ -156,7 +156,7 @@ def _item(
     profile: str,
     runs: Mapping[str, Mapping[str, Trajectory]],
     manifest: Mapping[str, Any],
-    status: Standing,
+    status: Freshness,
 ) -> Item:
     row = ROWS.get(name, Caption(name, "", texts=""))
     figure = figures_folder(profile) / f"{name}.png"

@@ -17,7 +17,7 @@ from gnorm.trajectory import Trajectory
 from ..data import tasks
 from ..data.profiles import check_models, model_spec, repetitions
 from ..data.tasks import Task
-from ..files.locks import held
+from ..files.locks import locked
 from ..files.paths import intact_file, journals_folder
 from ..files.provenance import commit
 from .results import load_trajectory, save_trajectory
@@ -63,7 +63,7 @@ def run(task: Task, method: str, progress: bool = True) -> Trajectory:
     Raises ``ValueError`` for an unknown method and whatever ``prune`` raises.
     """
     find_method(method)
-    with held(task.profile, "pieces", f"{task.name}/{method}"):
+    with locked(task.profile, "jobs", f"{task.name}/{method}"):
         return _run(task, method, progress)
 
 

@@ -30,7 +30,7 @@ from ..data.training import Recipe, train
 from ..files.paths import after_pruning_folder
 
 SHARES = (0.25, 0.5, 0.75)  # of the heads pruned
-RECOVERED, EPOCHS = 0.5, 1  # the share of heads that goes before training, and how long that lasts
+FINE_TUNED, EPOCHS = 0.5, 1  # the share of heads that goes before training, and how long that lasts
 BINS = 10  # of confidence, for the calibration error
 
 
@@ -59,7 +59,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     return float((gaps * means["right"]["size"]).sum() / len(labels))
 
 
-def answers_of_pruned(
+def calibration_of_pruned(
     profile: str, models: Sequence[str], methods: Sequence[str], device: str | None = None
 ) -> pd.DataFrame:
     """A row for every model, training seed, method and share of heads pruned, and one for the intact model, share 0.
@@ -70,7 +70,7 @@ def answers_of_pruned(
     """
     rows = []
     for about, task, trajectory in _pruned(profile, models, methods, device):
-        measure = partial(_answers, task, trajectory)
+        measure = partial(_calibration, task, trajectory)
         rows += [about | row for row in _cached(task, trajectory, "answers", [*SHARES], measure)["rows"]]
     return pd.DataFrame(rows)
 
@@ -91,31 +91,31 @@ def _pruned(
                 yield {"model": model, "repetition": name, "method": method}, task, of_name[method]
 
 
-def _answers(task: Task, trajectory: Trajectory) -> dict[str, Any]:
+def _calibration(task: Task, trajectory: Trajectory) -> dict[str, Any]:
     batches = task.batches("evaluation")
     labels = torch.cat([batch["labels"] for batch in batches])
     probabilities = {}
     for share in (0.0, *SHARES):
         with masked(task.model, _mask(trajectory, share)):
             probabilities[share] = class_probabilities(task.model, batches)
-    answers = {share: found.argmax(1) for share, found in probabilities.items()}
+    predicted = {share: found.argmax(1) for share, found in probabilities.items()}
     return {
         "rows": [
             {
                 "share": share,
-                "accuracy": float((answers[share] == labels).double().mean()),
+                "accuracy": float((predicted[share] == labels).double().mean()),
                 "calibration error": calibration_error(found, labels),
-                "agreement": float((answers[share] == answers[0.0]).double().mean()),
+                "agreement": float((predicted[share] == predicted[0.0]).double().mean()),
             }
             for share, found in probabilities.items()
         ]
     }
 
 
-def recovery(
+def fine_tuned(
     profile: str, models: Sequence[str], methods: Sequence[str], seeds: int, device: str | None = None
 ) -> pd.DataFrame:
-    """A row for every model, training seed and method: accuracy with ``RECOVERED`` of the heads removed, and after
+    """A row for every model, training seed and method: accuracy with ``FINE_TUNED`` of the heads removed, and after
     training what is left for ``EPOCHS`` more.
 
     Columns model, repetition, method, share, intact, pruned, trained. seeds: how many of each model's. The training
@@ -124,15 +124,15 @@ def recovery(
     """
     rows = []
     for about, task, trajectory in _pruned(profile, models, methods, device, seeds):
-        measure = partial(_recovered, task, trajectory)
-        found = _cached(task, trajectory, "recovery", [RECOVERED, EPOCHS], measure)
-        rows.append({**about, "share": RECOVERED, **found})
+        measure = partial(_fine_tuned, task, trajectory)
+        found = _cached(task, trajectory, "recovery", [FINE_TUNED, EPOCHS], measure)
+        rows.append({**about, "share": FINE_TUNED, **found})
     return pd.DataFrame(rows)
 
 
-def _recovered(task: Task, trajectory: Trajectory) -> dict[str, float]:
+def _fine_tuned(task: Task, trajectory: Trajectory) -> dict[str, float]:
     recipe, model = Recipe.read(task.spec.recipe), copy.deepcopy(task.model)
-    remove_heads(model, _mask(trajectory, RECOVERED))
+    remove_heads(model, _mask(trajectory, FINE_TUNED))
     pruned = accuracy(model, task.batches("evaluation"))
     texts = task.splits["train"]
     texts = texts.select(range(min(len(texts), recipe.train_texts or len(texts))))

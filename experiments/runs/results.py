@@ -35,10 +35,10 @@ def save_trajectory(trajectory: Trajectory, profile: str, model: str, method: st
     """
     path = results_folder(profile) / model / f"{method}.csv"
     content: dict[str, Any] = {"start": trajectory.start.numpy()}
-    if trajectory.metric.kept is hits:
+    if trajectory.metric.text_values is hits:
         content = {"correct": np.packbits(trajectory.correct, axis=1), "texts": trajectory.num_texts, **content}
     else:
-        content = {"predictions": trajectory.predictions, "labels": trajectory.labels, **content}
+        content = {"predictions": trajectory.text_values, "labels": trajectory.labels, **content}
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **content)
     return write_together(
@@ -149,4 +149,4 @@ def load_trajectory(profile: str, model: str, method: str) -> Trajectory:
 def _values(metric: Metric, predictions: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """(row,) the metric of each row of predictions (row, text, ...)."""
     of_texts = np.empty(0) if labels is None else labels
-    return np.array([metric.value(kept, of_texts) for kept in predictions])
+    return np.array([metric.value(values, of_texts) for values in predictions])

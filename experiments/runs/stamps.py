@@ -50,18 +50,18 @@ def read_stamp(profile: str, notebook: str) -> dict[str, Any]:
     return stamp if intact else {}
 
 
-OUTDATED, FOREIGN = "out of date", "of another run"  # what ``standing`` says of a file that is not current
+OUTDATED, UNRECORDED = "out of date", "of another run"  # what ``freshness`` says of a file that is not current
 
 
-def standing(path: Path, stamps: Mapping[str, Mapping[str, Any]], stale: Collection[str]) -> str:
-    """The standing of a file to the last runs of the notebooks: "" where one that is not in ``stale`` wrote or read it.
+def freshness(path: Path, stamps: Mapping[str, Mapping[str, Any]], stale: Collection[str]) -> str:
+    """The freshness of a file to the notebooks' last runs: "" where one that is not in ``stale`` wrote or read it.
 
-    ``OUTDATED`` where only notebooks in ``stale`` did; ``FOREIGN`` where none wrote or read it as it is.
+    ``OUTDATED`` where only notebooks in ``stale`` did; ``UNRECORDED`` where none wrote or read it as it is.
     """
     name, content = path.relative_to(paths.root()).as_posix(), digest_of(path)
     used = {notebook: {**stamp.get("read", {}), **stamp["written"]} for notebook, stamp in stamps.items()}
     users = {notebook for notebook, files in used.items() if files.get(name) == content}
-    return FOREIGN if not users else OUTDATED if users <= set(stale) else ""
+    return UNRECORDED if not users else OUTDATED if users <= set(stale) else ""
 
 
 def digest_of(path: Path) -> str:

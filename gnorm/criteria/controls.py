@@ -97,14 +97,14 @@ def shuffled_weights(
 def shuffled_labels(
     model: nn.Module, batches: Iterable[Batch] | Prepared, *, criterion: Criterion, generator: torch.Generator
 ) -> Tensor:
-    """``criterion`` with the labels of all texts dealt out anew at random: (layer, head). A check like
+    """``criterion`` with the labels of all texts shuffled: (layer, head). A check like
     ``shuffled_weights``, for criteria that look at labels. Raises as ``criterion`` does, for texts without labels, and
     for labels of tokens, which do not fit another text.
     """
     prepared = prepare(batches, model)
     problem = prepared.subject.problem
     if not problem.by_text:
-        raise ValueError(f"labels cannot be dealt out anew where a model gives {problem.gives}: choose another method.")
+        raise ValueError(f"labels cannot be shuffled where a model gives {problem.gives}: choose another method.")
     prepared.check_labels("shuffled labels")
     labels = torch.cat([batch["labels"] for batch in prepared.batches])
     dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]

@@ -73,11 +73,11 @@ def gnorm_margin(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tenso
     def of_margin(logits: Tensor, micro: MicroBatch) -> Tensor:
         if logits.shape[-1] < 2:
             raise ValueError("the model gives one number a text, so there is no margin between two of them.")
-        if not bool(micro.without_padding(logits).isfinite().all()):
+        if not bool(micro.mask_padding(logits).isfinite().all()):
             raise ValueError(not_finite("a text"))
-        best = micro.without_padding(logits, -torch.inf).topk(2).indices.unbind(-1)
+        best = micro.mask_padding(logits, -torch.inf).topk(2).indices.unbind(-1)
         first, second = (one_hot(at, logits.shape[-1]) for at in best)
-        return micro.without_padding((first - second).to(logits.dtype))
+        return micro.mask_padding((first - second).to(logits.dtype))
 
     def log_size(start: Tensor, _: int) -> Tensor:
         return start.double().clamp(min=0).sum().log().reshape(1)  # each margin has one entry of 1, and one of -1

@@ -117,7 +117,7 @@ def loss_terms(prepared: Prepared, purpose: str) -> Tensor:
     problem = prepared.subject.problem
 
     def terms() -> Tensor:
-        found = map(problem.foreseen_in, prepared.batches)
+        found = map(problem.counted_labels_in, prepared.batches)
         return torch.cat([problem.terms_of(labels).cpu() for labels in found if labels is not None])
 
     return prepared.once(("terms", problem), terms)

@@ -1,4 +1,4 @@
-"""What is kept of a model's answers, text by text: as much as a metric needs, off the passes that score heads too."""
+"""Values of each text that a metric needs, read off its logits, off the passes that score heads too."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .texts.batches import Prepared
 from .texts.micro_batches import MicroBatch, labels_of
 from .texts.ranks import gather
 
-# (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> what is kept of each text
-Kept = Callable[[Problem, Tensor, Tensor], Tensor]
+# (problem, logits (text, ...) with padding at -inf, labels as the batch has them) -> values (text, ...)
+TextValues = Callable[[Problem, Tensor, Tensor], Tensor]
 
 
 def predictions(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
     """What the model predicts, of the shape of the labels; ``NOT_COUNTED`` for a token whose label is not counted."""
-    predicted, targets = problem.predict(problem.answers(logits)), problem.targets(labels)
+    predicted, targets = problem.predict(problem.aligned_logits(logits)), problem.targets(labels)
     return (
         predicted.masked_fill(targets == NOT_COUNTED, NOT_COUNTED) if targets.dim() > 1 and problem.whole else predicted
     )
@@ -31,15 +31,15 @@ def predictions(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
 def hits(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
     """(text,) bool: whether the text is classified as its label says; of one logit, whether its sigmoid and its label
     are on the same side of 1/2."""
-    answers, targets = problem.answers(logits), problem.targets(labels)
-    return (answers > 0) == (targets > 0.5) if answers.dim() == 1 else answers.argmax(-1) == targets
+    aligned, targets = problem.aligned_logits(logits), problem.targets(labels)
+    return (aligned > 0) == (targets > 0.5) if aligned.dim() == 1 else aligned.argmax(-1) == targets
 
 
 def token_hits(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
     """(text, 2) how many tokens are predicted as their labels say, and how many are counted."""
     targets = problem.targets(labels)
     counted = targets != NOT_COUNTED
-    return torch.stack([(problem.predict(problem.answers(logits)) == targets) & counted, counted], 1).sum(2)
+    return torch.stack([(problem.predict(problem.aligned_logits(logits)) == targets) & counted, counted], 1).sum(2)
 
 
 def losses(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
@@ -49,27 +49,27 @@ def losses(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Tally:
-    """What a metric keeps of each text, collected micro-batch by micro-batch.
+    """The values of each text that a metric needs, collected micro-batch by micro-batch.
 
-    kept: what that is. purpose: what labels are for, in messages. Raises ``ValueError`` as ``check_labels`` does, when
-    it is made.
+    text_values: how they are computed. purpose: what labels are for, in messages. Raises ``ValueError`` as
+    ``check_labels`` does, when it is made.
     """
 
-    def __init__(self, prepared: Prepared, kept: Kept = hits, purpose: str = "accuracy") -> None:
+    def __init__(self, prepared: Prepared, text_values: TextValues = hits, purpose: str = "accuracy") -> None:
         if prepared.batches:
             prepared.check_labels(purpose)
-        self._problem, self._kept, self._texts = prepared.subject.problem, kept, prepared.num_texts
+        self._problem, self._text_values, self._texts = prepared.subject.problem, text_values, prepared.num_texts
         self._group = prepared.group
         self._texts_seen = 0
         self._seen: list[tuple[Tensor, ...]] = []
 
     def __call__(self, logits: Tensor, micro: MicroBatch) -> None:
-        z, labels = micro.without_padding(logits.detach()), labels_of(micro, logits)
+        z, labels = micro.mask_padding(logits.detach()), labels_of(micro, logits)
         finite = z.flatten(1).isfinite().all(1)
-        kept = self._kept(self._problem, micro.without_padding(z, -torch.inf), labels)
-        if self._kept is predictions and micro.width:  # as wide as the labels that they are held against
-            kept = pad(kept, (0, micro.width - logits.shape[1]), value=NOT_COUNTED)
-        self._seen.append((micro.index, kept, _counted(self._problem, labels), finite))  # stays on the device
+        values = self._text_values(self._problem, micro.mask_padding(z, -torch.inf), labels)
+        if self._text_values is predictions and micro.width:  # as wide as the labels that they are held against
+            values = pad(values, (0, micro.width - logits.shape[1]), value=NOT_COUNTED)
+        self._seen.append((micro.index, values, _counted(self._problem, labels), finite))  # stays on the device
         self._texts_seen += len(micro.index)
 
     @property
@@ -99,7 +99,7 @@ def labels_in_order(prepared: Prepared) -> Tensor:
     """(text, ...) the labels that metrics compare predictions with, in the order of ``Tally.result``."""
     problem, shares, before = prepared.subject.problem, [], 0
     for batch in prepared.batches:
-        if (labels := problem.foreseen_in(batch)) is None:
+        if (labels := problem.counted_labels_in(batch)) is None:
             raise ValueError(f"text {before} has no label: give `labels` with every batch.")
         index = torch.arange(before, before + len(labels))
         before += len(labels)
@@ -124,15 +124,15 @@ def _in_order(shares: Sequence[tuple[Tensor, ...]]) -> Tensor:
     return values[order][counted[order]]
 
 
-def as_json(kept: np.ndarray) -> dict[str, Any]:
-    """What a tally kept, (text, ...), for a line of JSON: (text,) bool as bits, others with type and shape."""
-    if kept.dtype == bool and kept.ndim == 1:
-        return {"correct": np.packbits(kept).tobytes().hex()}
-    return {"kept": [kept.dtype.str, kept.shape, kept.tobytes().hex()]}
+def as_json(values: np.ndarray) -> dict[str, Any]:
+    """Values of texts, (text, ...), for a line of JSON: (text,) bool as bits, others with type and shape."""
+    if values.dtype == bool and values.ndim == 1:
+        return {"correct": np.packbits(values).tobytes().hex()}
+    return {"kept": [values.dtype.str, values.shape, values.tobytes().hex()]}
 
 
 def from_json(line: Mapping[str, Any], texts: int) -> np.ndarray:
-    """What ``as_json`` made a line of, of ``texts`` texts."""
+    """Inverse of ``as_json``, for ``texts`` texts."""
     if "correct" in line:
         bits = np.frombuffer(bytes.fromhex(line["correct"]), np.uint8)
         return np.unpackbits(bits, count=texts).astype(bool)

@@ -58,7 +58,7 @@ class Costs:
 
     def share(self, pruned: int, cost: str) -> float:
         """The share that is left of ``cost``, a budget of a cost in ``BUDGETS``, with ``pruned`` heads removed."""
-        return self.shares(smaller(self.own, self.run, pruned), [cost])[cost]
+        return self.shares(pruned_copy(self.own, self.run, pruned), [cost])[cost]
 
     def shares(self, model: nn.Module, costs: Iterable[str]) -> dict[str, float]:
         """The shares of ``costs`` that ``model`` takes."""
@@ -66,7 +66,7 @@ class Costs:
         return {name: measure(self.intact, model, self.inputs) for name, measure in measures.items() if measure}
 
 
-def smaller(own: Own, run: Trajectory, pruned: int) -> Any:
+def pruned_copy(own: Own, run: Trajectory, pruned: int) -> Any:
     """A copy of ``own.model`` without the first ``pruned`` heads of the run."""
     model = copy_of(own.model)
     remove_heads(model, run.mask(pruned))
@@ -83,7 +83,7 @@ def along(own: Own, run: Trajectory) -> pd.DataFrame:
     chosen = np.unique(np.linspace(0, len(values) - 1, 13).round().astype(int))
     rows = []
     for pruned in values.index[chosen]:
-        model = smaller(own, run, int(pruned))
+        model = pruned_copy(own, run, int(pruned))
         row = {"pruned_heads": int(pruned), run.metric.name: float(values[pruned])}
         rows.append(row | costs.shares(model, BUDGETS))
     return pd.DataFrame(rows)

@@ -27,7 +27,7 @@ from ..engine.model.state import default_device
 from ..engine.texts.batches import prepare
 from ..engine.trials.examples import longest_text
 from ..heads import head_mask_of
-from ..pruning import whole
+from ..pruning import checked_int
 from ..storage.errors import in_short
 from ..storage.labels import Labels, class_names
 from ..storage.loading import TOKENIZERS, MisfitError, find_class, load_checked, read_config
@@ -90,10 +90,14 @@ def load(
     for a tokenizer that lacks what the task needs, for numbers out of range, for too few texts, for a text that
     tokenizer or model do not take; and as ``readers.labelled``, ``prepare`` and ``check_saving`` do.
     """
-    scoring, batch, seed = whole("scoring", scoring, 1), whole("batch", batch, 1), whole("seed", seed, 0)
+    scoring, batch, seed = (
+        checked_int("scoring", scoring, 1),
+        checked_int("batch", batch, 1),
+        checked_int("seed", seed, 0),
+    )
     model, tokenizer = _checkpoint(checkpoint, model_class)
     if max_length is not None:
-        max_length = whole("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
+        max_length = checked_int("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
     head_mask_of(model)  # refuses models of unknown families before the texts are read
     check_saving(model, tokenizer)  # before the run that would end with it
     problem = problem_of(model)
@@ -256,7 +260,7 @@ def _check_task(problem: Problem, config: Any, tokenizer: Any, checkpoint: str) 
         )
     if problem.by_text and tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {checkpoint} has no padding token: set its pad_token and save it anew.")
-    if problem.side and hasattr(tokenizer, "tgt_lang"):
+    if problem.input_prefix and hasattr(tokenizer, "tgt_lang"):
         _check_languages(copy.deepcopy(tokenizer), checkpoint)
     if (needs := READERS[problem.name].needs) and not getattr(tokenizer, needs, None):
         raise ValueError(f"the tokenizer of {checkpoint} has no {NEEDS[needs]}.")
@@ -267,15 +271,15 @@ def _check_languages(tokenizer: Any, checkpoint: str) -> None:
 
     Without a target language such tokenizers fail, or mark targets as texts in the language of the sources.
     """
-    for name, side in (("src_lang", "text"), ("tgt_lang", "text_target")):
+    for name, argument in (("src_lang", "text"), ("tgt_lang", "text_target")):
         if (language := getattr(tokenizer, name, None)) is None:
             what = f"names no {name}"
         else:
             with suppress(Exception):  # libraries raise anything for a language that is none
-                if tokenizer.unk_token_id not in tokenizer(**{side: "", "verbose": False})["input_ids"]:
+                if tokenizer.unk_token_id not in tokenizer(**{argument: "", "verbose": False})["input_ids"]:
                     continue
             what = f"does not know its {name}, {language!r}"
         raise ValueError(
             f"the tokenizer of {checkpoint} {what}: set its {name} to the language of the "
-            f"{'texts' if side == 'text' else 'targets'}, one that it knows, and save it anew."
+            f"{'texts' if argument == 'text' else 'targets'}, one that it knows, and save it anew."
         )

@@ -26,7 +26,7 @@ def card(
     *,
     model: Any,
     metric: Metric,
-    kept: dict[str, np.ndarray],
+    text_values: dict[str, np.ndarray],
     labels: np.ndarray,
     template: str = "card.md.j2",
     **about: Any,
@@ -34,12 +34,12 @@ def card(
     """The text of a model card, README.md: Markdown after a YAML header that model hubs read.
 
     template: "summary.txt.j2" says it in four lines, for a terminal.
-    kept: the metric's ``kept`` values of the test texts, by "before", "after" and, where it was trained further,
+    text_values: the metric's ``text_values`` of the test texts, by "before", "after" and, where it was trained further,
     "recovered", for the same texts; labels: theirs. The change is that from before to the last of them.
     Shares of hits have 95 % Wilson intervals, other metrics and differences 95 % bootstrap intervals over texts.
     about: the other variables of the template.
     """
-    before, after = kept["before"], kept.get("recovered", kept["after"])
+    before, after = text_values["before"], text_values.get("recovered", text_values["after"])
 
     def change(texts: np.ndarray) -> float:
         return metric.value(after[texts], labels[texts]) - metric.value(before[texts], labels[texts])
@@ -61,9 +61,9 @@ def card(
         ).to_yaml(),
         auto=next(iter(auto_map(plain_class(model), model.config)), ""),
         metric=metric,
-        hits=metric.kept is hits,
+        hits=metric.text_values is hits,
         usage=reader.usage,
-        values={name: _with_interval(metric, of_model, labels) for name, of_model in kept.items()},
+        values={name: _with_interval(metric, of_model, labels) for name, of_model in text_values.items()},
         change={"mean": change(np.arange(len(labels))), "low": low, "high": high},
         kept=head_mask_of(model).sum(1).tolist(),
         device=model.device.type,
@@ -73,13 +73,13 @@ def card(
     )
 
 
-def _with_interval(metric: Metric, kept: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _with_interval(metric: Metric, values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The metric of the texts and its interval: Wilson's where it is a share of hits."""
-    if metric.kept is hits:
-        low, high = wilson(int(kept.sum()), len(kept))
+    if metric.text_values is hits:
+        low, high = wilson(int(values.sum()), len(values))
     else:
-        low, high = _bootstrapped(lambda texts: metric.value(kept[texts], labels[texts]), len(labels))
-    return {"value": metric.value(kept, labels), "low": low, "high": high}
+        low, high = _bootstrapped(lambda texts: metric.value(values[texts], labels[texts]), len(labels))
+    return {"value": metric.value(values, labels), "low": low, "high": high}
 
 
 def _bootstrapped(

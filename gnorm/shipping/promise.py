@@ -96,7 +96,7 @@ class Promise:
 
     def _holds(self, run: Trajectory, row: int) -> bool:
         labels = np.empty(0) if run.labels is None else run.labels
-        return self.holds(run.metric, run.predictions[0], run.predictions[row], labels)
+        return self.holds(run.metric, run.text_values[0], run.text_values[row], labels)
 
     def holds(self, metric: Metric, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> bool:
         """Whether the texts show that ``after`` is worse than ``before`` by less than the budget.
@@ -110,7 +110,7 @@ class Promise:
         self.check(metric, len(before))
         if np.array_equal(before, after):
             return True
-        if metric.kept is hits and metric.per_text is not None:
+        if metric.text_values is hits and metric.per_text is not None:
             lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
             return paired_hits(lost, gained, len(before), self.budget) <= 1 - self.confidence
         return _upper_end(metric, before, after, labels, self.confidence) < self.budget

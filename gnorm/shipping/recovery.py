@@ -18,10 +18,10 @@ from ..engine.model.sizes import Batch
 from ..engine.model.state import evaluating, is_compiled
 from ..engine.texts.checks import check_labels, checked
 from ..metrics import measure
-from ..pruning import whole
+from ..pruning import checked_int
 from ..training import fit
 from ..trajectory import Trajectory
-from .choosing import smaller
+from .choosing import pruned_copy
 from .loading import Own
 
 
@@ -46,7 +46,7 @@ def recover(
     Raises ``ModuleNotFoundError`` where accelerate is missing, which the Trainer needs; ``ValueError`` for batches
     without labels, numbers out of range and a compiled model, and as ``prepare`` does for batches.
     """
-    epochs, seed = whole("epochs", epochs, 1), whole("seed", seed, 0)
+    epochs, seed = checked_int("epochs", epochs, 1), checked_int("seed", seed, 0)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr={lr} is out of range: give a learning rate above 0, such as 5e-5.")
     if is_compiled(model):
@@ -66,7 +66,7 @@ def recover(
             return found
         with torch.no_grad():
             aim = logits_of(teacher, {name: t for name, t in inputs.items() if name not in LABELS})
-        apart = distance(problem, logits_in(student, outputs, inputs), aim, problem.without_padding(inputs))
+        apart = distance(problem, logits_in(student, outputs, inputs), aim, problem.logit_mask(inputs))
         return (found + apart) / 2
 
     with nullcontext() if teacher is None else evaluating(teacher):
@@ -104,9 +104,9 @@ def recovered_along(
     """
     rows = []
     for pruned in states:
-        models = {"pruned": smaller(own, run, pruned)}
+        models = {"pruned": pruned_copy(own, run, pruned)}
         for name, teacher in (("trained", None), ("distilled", own.model)):
-            models[name] = smaller(own, run, pruned)
+            models[name] = pruned_copy(own, run, pruned)
             recover(models[name], batches, teacher, **options)
         for texts in ("choosing", "testing"):
             values = {name: measure(model, getattr(own, texts), run.metric) for name, model in models.items()}

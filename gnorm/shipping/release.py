@@ -16,11 +16,11 @@ from ..engine.tally import labels_in_order
 from ..engine.texts.batches import prepare
 from ..heads import head_mask_of
 from ..methods import find_method
-from ..metrics import kept_of
+from ..metrics import text_values_of
 from ..storage.files import free_folder
 from ..storage.saving import check_saving, save_pruned
 from ..trajectory import Trajectory, curve
-from .choosing import BUDGETS, choose, smaller
+from .choosing import BUDGETS, choose, pruned_copy
 from .costs import cost
 from .loading import Own
 from .model_card import card
@@ -71,12 +71,13 @@ class Release:
         """
         model, teacher = copy_of(self.model), self.own.model if distil else None
         recover(model, batches, teacher, **options)
-        after = kept_of(model, self.own.testing, self.facts["metric"]).numpy()
+        after = text_values_of(model, self.own.testing, self.facts["metric"]).numpy()
         training = {"texts": num_texts(batches), "epochs": options.get("epochs", 1), "distilled": distil, "verdict": ""}
         if promise := self.facts["promise"]:
-            before, labels = self.facts["kept"]["before"], self.facts["labels"]
+            before, labels = self.facts["text_values"]["before"], self.facts["labels"]
             training["verdict"] = promise.verdict(self.facts["metric"], before, after, labels)
-        facts = {**self.facts, "model": model, "training": training, "kept": {**self.facts["kept"], "recovered": after}}
+        values = {**self.facts["text_values"], "recovered": after}
+        facts = {**self.facts, "model": model, "training": training, "text_values": values}
         return replace(self, model=model, facts=facts)
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -95,8 +96,8 @@ def smaller_model(
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
     check_saving(own.model, own.tokenizer)
     pruned = choose(own, run, budget, by, confidence)
-    model = smaller(own, run, pruned)
-    before, after = (kept_of(each, own.testing, run.metric).numpy() for each in (own.model, model))
+    model = pruned_copy(own, run, pruned)
+    before, after = (text_values_of(each, own.testing, run.metric).numpy() for each in (own.model, model))
     states = curve(run)
     facts = {
         "checkpoint": own.checkpoint,
@@ -110,7 +111,7 @@ def smaller_model(
         "promise": Promise(budget, confidence) if by == "metric" and confidence is not None else None,
         "chosen": {"before": float(states.iloc[0]), "after": float(states[pruned])},
         "metric": run.metric,
-        "kept": {"before": before, "after": after},
+        "text_values": {"before": before, "after": after},
         "labels": labels_in_order(prepare(own.testing, own.model)).numpy(),
         "texts": {name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
         "costs": cost(model),

@@ -63,13 +63,13 @@ def classes_of(
     where: str,
     checkpoint: str,
     rows: Sequence[int] | None = None,
-    standing: Mapping[str, str] | None = None,
+    meanings: Mapping[str, str] | None = None,
 ) -> list[int]:
     """The class number of every label in ``cells``: all are read as names, or all as numbers.
 
     names: of the model's classes. declared: the names that a data set gives to the numbers in ``cells``, if it does.
     labels: how the column is to be read; None where only one way is possible. where, checkpoint: what messages call the
-    table and the model. rows: the number of each label's row in the table, where they are not 1, 2, 3 ... standing: the
+    table and the model. rows: the number of each label's row in the table, where they are not 1, 2, 3 ... meanings: the
     name of the class that each label stands for, by the label or its declared name; "" for none, whose class is
     ``NOT_COUNTED``. With it, labels are names, and the classes of a model without names are named in its order.
 
@@ -77,8 +77,8 @@ def classes_of(
     results.
     """
     rows = range(1, len(cells) + 1) if rows is None else rows
-    if standing:
-        return _standing(cells, names, declared, standing, where, checkpoint, rows)
+    if meanings:
+        return _by_meaning(cells, names, declared, meanings, where, checkpoint, rows)
     unnamed = all(_is_default(name, i) for i, name in enumerate(names))
     numbered = declared is None or all(_number(name) == i for i, name in enumerate(declared))
     if declared and not numbered and labels != "numbers" and not (unnamed and None in _by_name(declared, names)):
@@ -107,20 +107,20 @@ def classes_of(
     raise ValueError(f"row {rows[at]} of {where} has the label {cells[at]!r:.60}; the model knows {known}: {remedy}.")
 
 
-def _standing(
+def _by_meaning(
     cells: Sequence[Any],
     names: Sequence[str],
     declared: Sequence[str] | None,
-    standing: Mapping[str, str],
+    meanings: Mapping[str, str],
     where: str,
     checkpoint: str,
     rows: Sequence[int],
 ) -> list[int]:
     """``classes_of`` of labels that stand for the names of others."""
     if all(_is_default(name, i) for i, name in enumerate(names)):
-        names = list(filter(None, dict.fromkeys(standing.values())))
+        names = list(filter(None, dict.fromkeys(meanings.values())))
     named = [cell if (i := _in(declared or (), cell)) is None else (declared or ())[i] for cell in cells]
-    meant = [standing.get(_plain(cell), standing.get(name, name)) for cell, name in zip(cells, named)]
+    meant = [meanings.get(_plain(cell), meanings.get(name, name)) for cell, name in zip(cells, named)]
     counted = [i for i, name in enumerate(meant) if name != ""]
     of_counted, numbers = [meant[i] for i in counted], [rows[i] for i in counted]
     classes = dict(zip(counted, classes_of(of_counted, names, None, "names", where, checkpoint, numbers)))

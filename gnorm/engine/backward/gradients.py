@@ -30,7 +30,7 @@ READ_TOGETHER = 1024  # batches whose norms leave the device together
 
 def logits_themselves(logits: Tensor, micro: MicroBatch) -> Tensor:
     """The cotangent of the norm of the logits, times that norm: the logits, those of padding zero."""
-    return micro.without_padding(logits)
+    return micro.mask_padding(logits)
 
 
 def log_norm_of(cotangent: Tensor, _: int) -> Tensor:

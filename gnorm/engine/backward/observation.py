@@ -44,14 +44,15 @@ def run_padded(
     with ExitStack() as hooks:
         for layer, block in enumerate(prepared.subject.blocks):
             if block.kept:
-                at = {"layer": layer, "sides": block.sides}
+                at = {"layer": layer, "prefixes": block.input_prefixes}
                 call = partial(
-                    lambda tensor, layer, sides: on_block(layer, tensor, masks[sides[0]], of_keys[sides[1]]), **at
+                    lambda tensor, layer, prefixes: on_block(layer, tensor, masks[prefixes[0]], of_keys[prefixes[1]]),
+                    **at,
                 )
                 hooks.callback(register_hook(block, call).remove)
         forward = hooks.enter_context(passes(prepared, padded=True))
         for micro in prepared.padded:
-            masks = {side: _real_tokens(micro.inputs, side) for side in ("", "decoder_")}
+            masks = {prefix: _real_tokens(micro.inputs, prefix) for prefix in ("", "decoder_")}
             # a decoder without a mask of its own attends to padding that is not behind its texts
             of_keys = masks if "decoder_attention_mask" in micro.inputs else {**masks, "decoder_": None}
             after_pass(micro, forward(micro)[0])
@@ -65,11 +66,11 @@ def hook_contexts(block: AttentionBlock, call: Callable[[Tensor], None]) -> Remo
 run_on_contexts = partial(run_padded, register_hook=hook_contexts)
 
 
-def _real_tokens(inputs: Mapping[str, Tensor], side: str) -> Tensor | None:
-    """(text, token) bool: which tokens are no padding; None for all. side: "decoder_" for those of the decoder, which
+def _real_tokens(inputs: Mapping[str, Tensor], prefix: str) -> Tensor | None:
+    """(text, token) bool: which tokens are no padding; None for all. prefix: "decoder_" for those of the decoder, which
     are the encoder's where the inputs name none."""
-    own = any(name.startswith(side) for name in inputs)
-    mask = inputs.get(f"{side if own else ''}attention_mask")
+    own = any(name.startswith(prefix) for name in inputs)
+    mask = inputs.get(f"{prefix if own else ''}attention_mask")
     return None if mask is None else mask.bool().flatten(0, -2)  # of choices, (text * choice, token)
 
 
@@ -159,7 +160,7 @@ def _observe(
         nonlocal sequences
         sums.finish(micro.number)
         sequences += micro.sequences
-        finite.append(micro.without_padding(logits).isfinite().all())
+        finite.append(micro.mask_padding(logits).isfinite().all())
         prepared.notify(logits, micro)
 
     run(prepared.mine, on_block, after_pass)

@@ -26,7 +26,7 @@ def naming_texts(
     """Whatever the model raises in a ``with`` block that passes ``inputs`` through it becomes a ``PassError``.
 
     numbers: (text,) of the texts; 0, 1, 2 ... if None. again: whether the texts may go through ``model`` once more, by
-    themselves, to see which is to blame. Errors of this package and those for want of memory stay what they are.
+    themselves, to see which is to blame. Errors of this package and those of a lack of memory stay what they are.
     """
     try:
         yield

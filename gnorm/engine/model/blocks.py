@@ -32,9 +32,9 @@ class AttentionBlock:
     and value that belong to one head; query has ``context_dim`` rows a head, ``output`` as many columns. ``kept`` lists
     the heads that are left, by their index in the intact block. ``projections``: query, key, value, output, and those
     that ``Family.also`` names; none where no head is left. ``owner``: the module whose name the family's row gives,
-    which holds all of them. ``sides``: whose tokens queries, and keys and values, are made of: "decoder_" of those
-    of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``by_head``, ``skippable``, ``norm``: as in
-    ``Family``.
+    which holds all of them. ``input_prefixes``: whose tokens queries, and keys and values, are made of:
+    "decoder_" of those of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``by_head``,
+    ``skippable``, ``norm``: as in ``Family``.
     """
 
     projections: tuple[Projection, ...]
@@ -44,7 +44,7 @@ class AttentionBlock:
     owner: nn.Module
     module: nn.Module  # the module that owns query, key and value and computes the attention weights
     queries_per_head: int = 1
-    sides: tuple[str, str] = ("", "")
+    input_prefixes: tuple[str, str] = ("", "")
     per_head: str | tuple[str, ...] = ""
     shared_bias: tuple[str, ...] = ()
     by_head: tuple[tuple[str, int], ...] = ()
@@ -187,7 +187,7 @@ def _read(model: Any, config: Any, family: Family) -> list[AttentionBlock]:
             kept=heads,
             module=module,
             queries_per_head=queries_per_head,
-            sides=("decoder_" * (number >= of_encoder), "decoder_" * (of_encoder <= number < of_self)),
+            input_prefixes=("decoder_" * (number >= of_encoder), "decoder_" * (of_encoder <= number < of_self)),
             per_head=family.per_head,
             shared_bias=family.shared_bias,
             by_head=family.by_head,

@@ -83,8 +83,8 @@ class Problem:
     the names of classes of one's own end in; the others are told by the configuration. classes: the key of the
     configuration that counts the classes. predict: logits, padding at -inf -> predictions, of the shape of the labels.
     squeezed: the axis of classes may be left out where there is one. own_loss: ``loss`` may not be the one that classes
-    of transformers compute. shifted: the logits of a token are for the next one. side: what the names of the inputs
-    begin with whose tokens have logits, "decoder_" where those are not the tokens of input_ids.
+    of transformers compute. shifted: the logits of a token are for the next one. input_prefix: what the names of the
+    inputs begin with whose tokens have logits, "decoder_" where those are not the tokens of input_ids.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Problem:
     squeezed: bool = False
     own_loss: bool = False
     shifted: bool = False
-    side: str = ""
+    input_prefix: str = ""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -114,51 +114,51 @@ class Problem:
         """True if a text has one label, or a row of them, whatever its length."""
         return "token" not in self.logits
 
-    def without_padding(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    def logit_mask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Which logits are those of tokens and not of padding: bool, 1 on every axis of the logits but text and token;
         None where no logit is of padding."""
-        if self.by_text or (mask := inputs.get(f"{self.side}attention_mask")) is None or bool(mask.all()):
+        if self.by_text or (mask := inputs.get(f"{self.input_prefix}attention_mask")) is None or bool(mask.all()):
             return None
         return mask.bool().view(
             [mask.shape[("text", "token").index(a)] if a in ("text", "token") else 1 for a in self.logits]
         )
 
-    def foreseen(self, labels: Tensor, real: Tensor | None) -> Tensor:
+    def counted_labels(self, labels: Tensor, real: Tensor | None) -> Tensor:
         """The labels, ``NOT_COUNTED`` where the logits that are for a token are those of padding: of padding itself, or
-        of the first token of a text with padding before it. real: what ``without_padding`` says of the text."""
+        of the first token of a text with padding before it. real: what ``logit_mask`` says of the text."""
         if real is None or "token" not in self.labels or labels.shape != real.shape[:2]:
             return labels
         padding = ~real[..., 0]
         return labels.masked_fill(pad(padding[:, :-1], (1, 0)) if self.shifted else padding, NOT_COUNTED)
 
-    def foreseen_in(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """``foreseen`` of the labels of a batch; None where it has none."""
+    def counted_labels_in(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """``counted_labels`` of the labels of a batch; None where it has none."""
         labels = labels_in(batch)
-        return labels if labels is None else self.foreseen(labels, self.without_padding(batch))
+        return labels if labels is None else self.counted_labels(labels, self.logit_mask(batch))
 
-    def answers(self, logits: Tensor) -> Tensor:
+    def aligned_logits(self, logits: Tensor) -> Tensor:
         """A view of the logits: those that labels are held against, entry by entry."""
         return logits[:, :-1] if self.shifted else logits.squeeze(1) if self.squeezed else logits
 
     def targets(self, labels: Tensor) -> Tensor:
-        """The labels that ``answers`` are held against."""
+        """The labels that ``aligned_logits`` are held against."""
         return labels[:, 1:] if self.shifted else labels.squeeze(1) if self.squeezed and labels.dim() > 1 else labels
 
     def loss_terms(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The terms of the loss, text by text (text, ...), in fp32 at least; labels as a batch gives them."""
-        wide = self.answers(logits).to(torch.promote_types(logits.dtype, torch.float32))
+        wide = self.aligned_logits(logits).to(torch.promote_types(logits.dtype, torch.float32))
         return self.loss.terms(wide, self.targets(labels))
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum of ``loss_terms``, one number."""
-        wide = self.answers(logits).to(torch.promote_types(logits.dtype, torch.float32))
+        wide = self.aligned_logits(logits).to(torch.promote_types(logits.dtype, torch.float32))
         return self.loss.terms(wide, self.targets(labels), reduction="sum")
 
     def loss_derivative(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The derivative of the sum of ``loss_terms`` by the logits, of their shape; computed in fp32 at least."""
         derivative = torch.zeros_like(logits)
-        wide = self.answers(logits).to(torch.promote_types(logits.dtype, torch.float32))
-        self.answers(derivative).copy_(self.loss.derivative(wide, self.targets(labels)))
+        wide = self.aligned_logits(logits).to(torch.promote_types(logits.dtype, torch.float32))
+        self.aligned_logits(derivative).copy_(self.loss.derivative(wide, self.targets(labels)))
         return derivative
 
     def terms_of(self, labels: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ _ROWS = (
         ("ForConditionalGeneration", "MTModel"),
         "perplexity",
         "vocab_size",
-        side="decoder_",
+        input_prefix="decoder_",
     ),
 )
 

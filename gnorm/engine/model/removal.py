@@ -66,7 +66,9 @@ def as_removed(model: Any) -> Any:
 
 def _renumbered(model: Any, blocks: Sequence[AttentionBlock], mask: Tensor) -> dict[str, list[list[int]]]:
     """The options ``HEADS_BY_NUMBER`` of a model, as the heads are numbered once those that ``mask`` keeps are left."""
-    crossing = [(block.kept, row) for block, row in zip(blocks, mask, strict=True) if block.sides == ("decoder_", "")]
+    crossing = [
+        (block.kept, row) for block, row in zip(blocks, mask, strict=True) if block.input_prefixes == ("decoder_", "")
+    ]
     found: dict[str, list[list[int]]] = {}
     for name in HEADS_BY_NUMBER if crossing else ():
         given = getattr(getattr(model, "generation_config", None), name, None)

