@@ -1,6 +1,7 @@
 """The command ``gnorm``: what it prints and leaves, its exit codes, and going on after an interruption."""
 
 import copy
+import dataclasses
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ import gnorm
 from experiments.data import tasks
 from gnorm import shipping
 from gnorm.journal import Journal
+from gnorm.metrics import correct_texts
 from gnorm.methods import find_method
 from gnorm.shipping.command import main
 
@@ -88,6 +90,11 @@ def test_the_number_of_heads_follows_from_what_is_asked(home, capsys, arguments,
         (["prune", "ck", "texts.csv", "small", "--metric", "mse"], "mse needs a model that gives each text a number"),
         (["prune", "ck", "texts.csv", "small", "--heads", "9"], "steps=9"),
         (["prune", "ck", "texts.csv", "small"], "budget of at least 0.034, or --confidence none."),
+        (
+            ["prune", "ck", "texts.csv", "small", "--budget", "0.05", "--recover", "1"],
+            "32 texts to choose by are too few",
+        ),
+        (["prune", "ck", "texts.csv", "small", "--recover", "-1"], "--recover=-1 is out of range"),
         (["prune", "ck", "texts.csv", "small", "--confidence", "1"], "confidence=1.0 is out of range"),
         (["score", "ck", "texts.csv", "--method", "best"], "method 'best' is not known"),
         (["cost", "none"], "none has no config.json"),
@@ -394,3 +401,40 @@ def test_the_card_tells_before_pruned_and_trained(own, run, tmp_path, monkeypatc
     ]
     assert "4 epochs on 133 texts, none of those below; half of the loss was the\ndistance" in text
     assert gnorm.accuracy(gnorm.load_pruned(folder), own.testing) == values[2]
+
+
+def test_what_is_left_is_trained_as_far_as_the_promise_holds(made, home, capsys):
+    frame = tasks.load("smoke", "bert", device="cpu", progress=False).splits["train"].to_pandas()[:700]
+    frame.to_csv("more.csv", index=False)
+    assert main(["prune", "ck", "more.csv", "small", "--budget", "0.05", "--recover", "2"]) == 0
+    own, promise = shipping.load("ck", "more.csv"), shipping.Promise(0.05)
+    run = gnorm.prune(own.model, own.scoring, own.choosing, shipping.RECOMMENDED, progress=False)
+    tested = own.choosing[1::2]
+    labels = torch.cat([batch["labels"] for batch in tested]).numpy()
+    before = correct_texts(own.model, tested).numpy()
+    texts = torch.cat([torch.arange(len(b["labels"])) * 0 + i for i, b in enumerate(own.choosing)])
+    mine = (texts % 2 == 0).numpy()
+    untrained = promise.last_kept(dataclasses.replace(run, text_values=run.text_values[:, mine]))
+    kept = {}
+    for pruned in range(untrained, 9):
+        model = copy.deepcopy(own.model)
+        gnorm.remove_heads(model, run.mask(pruned))
+        shipping.recover(model, [*own.scoring, *own.choosing[::2]], own.model, epochs=2, progress=False)
+        if not promise.holds(run.metric, before, correct_texts(model, tested).numpy(), labels):
+            break
+        kept[pruned] = model
+    pruned = max(kept)
+    saved = gnorm.load_pruned("small")
+    assert torch.equal(gnorm.head_mask_of(saved), run.mask(pruned))
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(tensor, kept[pruned].state_dict()[name])
+    after, out = gnorm.accuracy(saved, own.testing), capsys.readouterr().out
+    assert f"{after:.4f} trained further" in out
+    shown = promise.verdict(
+        run.metric,
+        correct_texts(own.model, own.testing).numpy(),
+        correct_texts(saved, own.testing).numpy(),
+        labels,
+    )
+    assert f"of the trained model {shown}" in out
+    assert shown.endswith("show that with 90 % confidence the accuracy on texts like these falls by less than 5 points")

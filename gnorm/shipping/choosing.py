@@ -126,15 +126,18 @@ def _check_share(cost: str, budget: float) -> None:
         raise ValueError(f"{cost}={budget:g} is out of range: it is a share of the intact model's, 0.8 for 80 %.")
 
 
-def _until_broken(own: Own, budget: float, confidence: float | None, metric: Metric) -> Until | None:
+def _until_broken(own: Own, budget: float, confidence: float | None, metric: Metric, epochs: int) -> Until | None:
     if confidence is None:
         return None
+    if epochs:
+        Promise(budget, confidence).check(metric, num_texts(own.choosing[1::2]), shares=4)
+        return Promise(FURTHER * budget, confidence).broken
     promise = Promise(budget, confidence)
     promise.check(metric, num_texts(own.choosing))
     return promise.broken
 
 
-def _until_cheap(cost: str, own: Own, budget: float, _: float | None, __: Metric) -> Until | None:
+def _until_cheap(cost: str, own: Own, budget: float, *_: Any) -> Until | None:
     _check_share(cost, budget)
     costs: list[Costs] = []  # made once there is a run
 
@@ -154,6 +157,8 @@ def _promised(budget: float, metric: Metric, confidence: float | None) -> str:
     return f"as many went as keep a promise: {Promise(budget, confidence).says(metric)}"
 
 
+FURTHER = 5  # budgets that a run loses before what is left is trained, which brings some of that back
+
 Until = Callable[[Trajectory], bool]
 
 Cost = Callable[[nn.Module, nn.Module, Inputs], float]  # (intact, smaller, inputs of a pass) -> share, 1 for as much
@@ -164,15 +169,15 @@ class Budget:
     """A row of ``BUDGETS``: how a budget becomes a number of heads, and what a terminal and the model card say of that.
 
     choose: (own, run, budget, confidence) -> how many go. help: of the command's flag. says: (budget, metric,
-    confidence) -> a clause. until: (own, budget, confidence, metric) -> what ends a run once the number is known, None
-    where the whole run is needed. cost: of which the budget is a share, if it is of one. flag: of the command, if it is
-    not the name. kind: of the number.
+    confidence) -> a clause. until: (own, budget, confidence, metric, epochs) -> what ends a run once the number is
+    known, None where the whole run is needed. cost: of which the budget is a share, if it is of one. flag: of the
+    command, if it is not the name. kind: of the number.
     """
 
     choose: Callable[[Own, Trajectory, float, float | None], int]
     help: str
     says: Callable[[float, Metric, float | None], str]
-    until: Callable[[Own, float, float | None, Metric], Until | None] = lambda *_: None
+    until: Callable[[Own, float, float | None, Metric, int], Until | None] = lambda *_: None
     cost: Cost | None = None
     flag: str = ""
     kind: Callable[[str], float] = float
@@ -226,13 +231,14 @@ def until_known(
     by: str = "metric",
     confidence: float | None = 0.9,
     metric: str | Measure | Metric | None = None,
+    epochs: int = 0,
 ) -> Until | None:
     """What ends a run of ``prune`` with ``own`` as soon as ``choose`` has its answer: its ``until``.
 
-    Arguments as of ``choose``; metric: of the run. None where the whole run is needed. Raises as ``choose`` and
-    ``find_metric`` do, before anything long begins.
+    Arguments as of ``choose``; metric: of the run; epochs: of training what is left, as of ``ship``. None where the
+    whole run is needed. Raises as ``choose`` and ``find_metric`` do, before anything long begins.
     """
-    return _row(by).until(own, budget, confidence, find_metric(metric, own.model))
+    return _row(by).until(own, budget, confidence, find_metric(metric, own.model), epochs)
 
 
 def _row(by: str) -> Budget:

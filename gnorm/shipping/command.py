@@ -20,7 +20,7 @@ from ..heads import head_mask_of
 from ..journal import InUseError
 from ..methods import METHODS, MORE_METHODS, find_method
 from ..metrics import METRICS
-from ..pruning import prune
+from ..pruning import checked_int, prune
 from ..storage.errors import RunError, code_of, terminable
 from ..storage.files import check_room, free_file, free_folder
 from ..storage.loading import find_class, load_checked, quiet_library, read_config
@@ -68,6 +68,9 @@ def arguments() -> argparse.ArgumentParser:
     pruning.add_argument(
         "--confidence", type=_confidence, default=0.9, metavar="C", help="that --budget is kept on other texts; or none"
     )
+    pruning.add_argument(
+        "--recover", type=int, default=0, metavar="EPOCHS", help="of training what is left, on half of the texts"
+    )
     pruning.add_argument("--all", action="store_true", help="prune to the last head, though the answer is known before")
     how_many = pruning.add_mutually_exclusive_group()
     for name, row in BUDGETS.items():
@@ -95,7 +98,8 @@ def do_prune(asked: argparse.Namespace) -> None:
     ((by, budget),) = (given or {"metric": 0.01}).items()
     own = load(asked.checkpoint, asked.texts, device=asked.device, labels=asked.labels)
     check_room(out, sum(p.numel() * p.element_size() for p in own.model.parameters()))
-    until = until_known(own, budget, by, asked.confidence, asked.metric)
+    epochs = checked_int("--recover", asked.recover, 0)
+    until = until_known(own, budget, by, asked.confidence, asked.metric, epochs)
     steps_before, began = _steps_in(journal), False
     try:
         run = prune(
@@ -109,7 +113,7 @@ def do_prune(asked: argparse.Namespace) -> None:
             until=None if asked.all else until,
         )
         began = True
-        smaller = smaller_model(own, run, budget, by, asked.confidence)
+        smaller = smaller_model(own, run, budget, by, asked.confidence, epochs)
         smaller.save(out, asked.overwrite)
     except USAGE as error:
         steps = _steps_in(journal)

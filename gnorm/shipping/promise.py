@@ -54,14 +54,17 @@ class Promise:
                 "above 0, 0.01 for a point of accuracy, or confidence=None."
             )
 
-    def check(self, metric: Metric, texts: int) -> None:
-        """``ValueError`` where the texts are so few that the promise could not be kept by the intact model itself."""
+    def check(self, metric: Metric, texts: int, shares: int = 2) -> None:
+        """``ValueError`` where the texts are so few that the intact model itself would not pass the test.
+
+        shares: into how many the texts were split that no head was scored on.
+        """
         needed = self.fewest_texts(metric)
         if texts < needed:
             least = math.ceil(1000 * (1 - (1 - self.confidence) ** (1 / texts))) / 1000
             raise ValueError(
                 f"{texts} texts to choose by are too few: {needed} are needed to say that {self.says(metric)}. "
-                f"Give some {2 * needed + 128} texts in all, a budget of at least {least:g}, or confidence=None."
+                f"Give some {shares * needed + 128} texts in all, a budget of at least {least:g}, or confidence=None."
             )
 
     def fewest_texts(self, metric: Metric) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,15 +15,18 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss
 
 from ..engine.forward.packing import logits_in, logits_of
 from ..engine.model.problems import LABELS, Problem, problem_of
-from ..engine.model.sizes import Batch
+from ..engine.model.sizes import Batch, num_texts
 from ..engine.model.state import evaluating, is_compiled
+from ..engine.tally import labels_in_order
+from ..engine.texts.batches import prepare
 from ..engine.texts.checks import check_labels, checked
-from ..metrics import measure
+from ..metrics import measure, text_values_of
 from ..pruning import checked_int
 from ..training import fit
-from ..trajectory import Trajectory
+from ..trajectory import Trajectory, curve
 from .choosing import pruned_copy
 from .loading import Own
+from .promise import Promise
 
 
 def recover(
@@ -90,6 +94,49 @@ def distance(problem: Problem, logits: Tensor, aim: Tensor, real: Tensor | None)
         z, aim, real = z.masked_fill(~real, -1e4), aim.masked_fill(~real, -1e4), None
     each = kl_div(log_softmax(z, -1), log_softmax(aim, -1), reduction="none", log_target=True).sum(-1)
     return each.mean() if real is None else each[real.squeeze(-1).expand_as(each)].mean()
+
+
+SHARES = 12  # of all heads: trained models are tried at every one
+
+
+def furthest_recovered(own: Own, run: Trajectory, promise: Promise, epochs: int = 1) -> tuple[int, Any]:
+    """Train states of a run further until one does not keep ``promise``: the last that did, as the number of its pruned
+    heads and the trained model.
+
+    Every other batch to choose by is learnt, beside those to score on, labels and the logits of ``own.model``; the
+    trained models are tested on the batches between, one at every ``SHARES``-th of the heads, in order, from the last
+    that keeps the promise untrained on the batches that are learnt.
+
+    Raises ``ValueError`` where the first of them does not keep it, and as ``Promise.check`` and ``recover`` do.
+    """
+    tested = own.choosing[1::2]
+    promise.check(run.metric, num_texts(tested), shares=4)
+    number_of = torch.cat([torch.full((num_texts([batch]),), i) for i, batch in enumerate(own.choosing)])
+    mine = (number_of % 2 == 0).numpy()  # (text,)
+    of_learnt = None if run.labels is None else run.labels[mine]
+    untrained = promise.last_kept(replace(run, text_values=run.text_values[:, mine], labels=of_learnt))
+    before = text_values_of(own.model, tested, run.metric).numpy()
+    labels = labels_in_order(prepare(tested, own.model)).numpy()
+    states = curve(run).index
+    every = max(1, int(run.start.sum()) // SHARES)
+    found = None
+    for pruned in [n for n in states if n % every == 0 and n >= untrained - untrained % every]:
+        model = pruned_copy(own, run, int(pruned))
+        recover(model, trained_on(own), own.model, epochs)
+        if not promise.holds(run.metric, before, text_values_of(model, tested, run.metric).numpy(), labels):
+            break
+        found = int(pruned), model
+    if found is None:
+        raise ValueError(
+            f"{num_texts(tested)} texts do not show that a trained model without {untrained} heads keeps the budget: "
+            "give more texts, or a larger budget."
+        )
+    return found
+
+
+def trained_on(own: Own) -> list[dict[str, Tensor]]:
+    """The batches that ``furthest_recovered`` trains on."""
+    return [*own.scoring, *own.choosing[::2]]
 
 
 def recovered_along(

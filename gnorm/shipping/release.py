@@ -25,7 +25,7 @@ from .costs import cost
 from .loading import Own
 from .model_card import card
 from .promise import Promise
-from .recovery import recover
+from .recovery import furthest_recovered, recover, trained_on
 
 
 def ship(
@@ -36,19 +36,21 @@ def ship(
     overwrite: bool = False,
     by: str = "metric",
     confidence: float | None = 0.9,
+    epochs: int = 0,
 ) -> Path:
     """Remove as many heads as the budget allows; save the smaller model, its tokenizer and card; return the folder.
 
     run: of ``prune`` with ``own.model``, ``own.scoring`` and ``own.choosing``. budget: how much worse the run's metric,
     such as accuracy, may become (0.01 is a percentage point of it), or what ``by`` says; confidence: of that; see
-    ``choose``. overwrite: replace a folder that holds files; an empty folder needs no ``overwrite``. ``own.model``
-    stays as it was.
+    ``choose``. epochs: of training what is left, on labels and on the logits of ``own.model``; a promise is then one of
+    the trained model, and more heads can go, see ``furthest_recovered``. overwrite: replace a folder that holds files;
+    an empty folder needs no ``overwrite``. ``own.model`` stays as it was.
 
     Raises, before anything is saved: ``FileExistsError`` where the folder holds files; ``ValueError`` where the run is
     not of this model or has several trials; and as ``check_saving`` and ``choose`` do.
     """
     folder = free_folder(folder, overwrite)
-    return smaller_model(own, run, budget, by, confidence).save(folder, overwrite)
+    return smaller_model(own, run, budget, by, confidence, epochs).save(folder, overwrite)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,11 @@ class Release:
         """
         model, teacher = copy_of(self.model), self.own.model if distil else None
         recover(model, batches, teacher, **options)
+        return self._trained(model, batches, options.get("epochs", 1), distil)
+
+    def _trained(self, model: Any, batches: Sequence[Batch], epochs: int, distil: bool) -> Release:
         after = text_values_of(model, self.own.testing, self.facts["metric"]).numpy()
-        training = {"texts": num_texts(batches), "epochs": options.get("epochs", 1), "distilled": distil, "verdict": ""}
+        training = {"texts": num_texts(batches), "epochs": epochs, "distilled": distil, "verdict": ""}
         if promise := self.facts["promise"]:
             before, labels = self.facts["text_values"]["before"], self.facts["labels"]
             training["verdict"] = promise.verdict(self.facts["metric"], before, after, labels)
@@ -87,7 +92,12 @@ class Release:
 
 
 def smaller_model(
-    own: Own, run: Trajectory, budget: float = 0.01, by: str = "metric", confidence: float | None = 0.9
+    own: Own,
+    run: Trajectory,
+    budget: float = 0.01,
+    by: str = "metric",
+    confidence: float | None = 0.9,
+    epochs: int = 0,
 ) -> Release:
     """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
@@ -95,7 +105,12 @@ def smaller_model(
     if not torch.equal(run.start, head_mask_of(own.model)):
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
     check_saving(own.model, own.tokenizer)
-    pruned = choose(own, run, budget, by, confidence)
+    promise = Promise(budget, confidence) if by == "metric" and confidence is not None else None
+    trained = None
+    if promise and epochs:
+        pruned, trained = furthest_recovered(own, run, promise, epochs)
+    else:
+        pruned = choose(own, run, budget, by, confidence)
     model = pruned_copy(own, run, pruned)
     before, after = (text_values_of(each, own.testing, run.metric).numpy() for each in (own.model, model))
     states = curve(run)
@@ -108,7 +123,7 @@ def smaller_model(
         "method": find_method(run.info["method"]).title,
         "heads_per_step": run.info["heads_per_step"],
         "choice": BUDGETS[by].says(budget, run.metric, confidence),
-        "promise": Promise(budget, confidence) if by == "metric" and confidence is not None else None,
+        "promise": promise,
         "chosen": {"before": float(states.iloc[0]), "after": float(states[pruned])},
         "metric": run.metric,
         "text_values": {"before": before, "after": after},
@@ -118,4 +133,7 @@ def smaller_model(
         "training": None,
         "versions": run.info["versions"],
     }
-    return Release(own, model, facts)
+    release = Release(own, model, facts)
+    if trained is not None:
+        return release._trained(trained, trained_on(own), epochs, distil=True)
+    return release.recovered(trained_on(own), distil=True, epochs=epochs) if epochs else release
