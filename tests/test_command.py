@@ -19,8 +19,8 @@ import gnorm
 from experiments.data import tasks
 from gnorm import shipping
 from gnorm.journal import Journal
-from gnorm.metrics import correct_texts
 from gnorm.methods import find_method
+from gnorm.metrics import correct_texts
 from gnorm.shipping.command import main
 
 pytestmark = pytest.mark.usefixtures("quick_costs")
