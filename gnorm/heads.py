@@ -78,7 +78,7 @@ def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator
     model under a mask, and as ``attention_blocks`` does.
     """
     blocks = attention_blocks(model)
-    with masking(model, blocks, checked_mask(mask, blocks)):
+    with masking(model, blocks, checked_mask(mask, mask_of(blocks))):
         yield
 
 

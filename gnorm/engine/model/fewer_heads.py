@@ -202,6 +202,19 @@ def bias_alone(owner: nn.Module, name: str, width: int, context: Tensor) -> Tens
     return context.new_zeros(shape) if bias is None else bias.expand(shape).clone()
 
 
+def count_neurons(module: Any, left: int) -> None:
+    """Let the attribute of a feed-forward module that counts neurons follow, where it has one."""
+    if hasattr(module, "intermediate_size"):
+        module.intermediate_size = left
+
+
+def drop_feed_forward(owner: Any, inputs: Iterable[str], output: str) -> None:
+    """``drop_projections`` of a feed-forward block without neurons, some of which look at the weight of the last."""
+    drop_projections(owner, inputs, output)
+    around, _, name = output.rpartition(".")
+    getattr(owner.get_submodule(around), name).weight = None
+
+
 def skip_attention(
     module: Any, block: Any, output: str, norm: nn.Module | None, shared_bias: bool, listed: bool
 ) -> None:
