@@ -6,6 +6,7 @@ import re
 
 import literal
 import models
+import numpy as np
 import pytest
 import test_more_families as more
 import torch
@@ -18,6 +19,7 @@ from tiny import tiny_model, without_elements
 import gnorm
 from gnorm.criteria import head_importance
 from gnorm.criteria.of_loss import unit_importance
+from gnorm.shipping import prune_units
 from gnorm.surgery import remove_units, unit_mask_of
 
 # By family: the names of the projections out of feed-forward blocks, those of the encoder first.
@@ -145,9 +147,7 @@ def check(model, batch, mask, ask, load, folder):
     weights = reloaded.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in smaller.state_dict().items())
     for each in (smaller, copy.deepcopy(smaller), reloaded, alone):
-        torch.testing.assert_close(
-            ask(each, batch), expected, rtol=0, atol=2e-5 * (1 + float(expected.abs().max()))
-        )
+        torch.testing.assert_close(ask(each, batch), expected, rtol=0, atol=2e-5 * (1 + float(expected.abs().max())))
     return smaller
 
 
@@ -163,3 +163,76 @@ def test_masked_equals_removed_equals_reloaded_equals_transformers_alone(name, e
     scores = unit_importance(smaller, batches_of(model))
     left = unit_mask_of(smaller)
     assert torch.equal(scores.isfinite(), left)
+
+
+GATED = ("llama", "modernbert", "phi3", "granite")
+
+
+class Literal:
+    """A model that loses heads and neurons by zeros in the columns that read them, and what each costs for a token."""
+
+    def __init__(self, model, batches, block):
+        self.model, self.batches, self.block = copy.deepcopy(model), batches, block
+        self.parts, self.ends = [of_block[3] for of_block in literal.blocks(self.model)], ends_of(self.model)
+        self.heads = literal.heads_of(model)
+        self.texts = list(literal.texts(batches))
+        length = sum(text["input_ids"].shape[1] for text in self.texts) / len(self.texts)
+        self.cost = {}
+        for layer, of_block in enumerate(literal.blocks(self.model)):
+            for head in range(self.heads):
+                sides = [part.rows.shape[1] * self.hidden(part) for part in of_block]
+                self.cost[layer, head] = sum(sides) + 2 * length * of_block[3].rows.shape[1]
+        for layer, end in enumerate(self.ends):
+            gated = model.config.model_type in GATED or "gated" in str(getattr(model.config, "feed_forward_proj", ""))
+            for neuron in range(width_of(end)):
+                self.cost[layer, self.heads + neuron] = (3 if gated else 2) * model.config.hidden_size
+        self.left = set(self.cost)
+
+    def hidden(self, part):
+        rows, columns = part._turned(part.module.weight).shape
+        return columns
+
+    def lose(self, layer, column):
+        self.left.remove((layer, column))
+        if column < self.heads:
+            self.parts[layer].zero(torch.arange(self.heads) == column)
+        else:
+            end = self.ends[layer]
+            weight = end.weight.data if type(end).__name__ == "Conv1D" else end.weight.data.T
+            weight[column - self.heads] = 0
+
+    def importance(self):
+        of_heads = torch.stack([literal.saliency(self.model, text) for text in self.texts]).mean(0)
+        of_neurons = importances(self.model, self.batches)
+        found = {(i, j): float(v) for i, row in enumerate(of_heads) for j, v in enumerate(row)}
+        return found | {
+            (i, self.heads + j): float(v) for i, row in enumerate(of_neurons) for j, v in enumerate(row.detach())
+        }
+
+    def steps(self):
+        """The units that go in each step, and the accuracy after it."""
+        while self.left:
+            importance, groups = self.importance(), []
+            for layer in range(max(len(self.parts), len(self.ends))):
+                of_layer = sorted(column for row, column in self.left if row == layer)
+                groups += [[(layer, column)] for column in of_layer if column < self.heads]
+                neurons = [(layer, column) for column in of_layer if column >= self.heads]
+                neurons.sort(key=importance.get)
+                groups += [neurons[: self.block]] * bool(neurons)
+            goes = min(groups, key=lambda units: sum(map(importance.get, units)) / sum(map(self.cost.get, units)))
+            for unit in goes:
+                self.lose(*unit)
+            yield goes, literal.accuracy(self.model, self.batches)
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "gpt2", "llama", "modernbert", "t5", "bart"])
+def test_a_run_is_that_of_a_literal_loop(name):
+    model = make(name).double()
+    batches, block = batches_of(model), 20
+    run = prune_units(model, batches, block=block, progress=False)
+    expected = list(Literal(model, batches, block).steps())
+    assert [set(units) for units in run.gone] == [set(), *(set(units) for units, _ in expected)]
+    assert run.table["accuracy"].tolist()[1:] == [accuracy for _, accuracy in expected]
+    assert run.table["pruned_heads"].tolist() == [*np.cumsum([len(units) for units in run.gone])]
+    assert not run.mask(len(run.order())).any()
+    assert torch.equal(run.mask(0), unit_mask_of(model))

@@ -18,6 +18,7 @@ from .loading import Own, load
 from .model_card import card
 from .recovery import most_within, recover, recovered_along
 from .release import Release, ship, smaller_model
+from .units import prune_units
 
 RECOMMENDED = "head_importance"  # the largest area, in the mean over the models of the study
 
@@ -30,6 +31,7 @@ __all__ = [
     "choose",
     "load",
     "most_within",
+    "prune_units",
     "recover",
     "recovered_along",
     "ship",
