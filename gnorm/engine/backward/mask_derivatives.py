@@ -58,7 +58,12 @@ def _by_text(context: Tensor, gradient: Tensor, block: Units, micro: MicroBatch)
     Some feed-forward blocks join the first two axes.
     """
     wide, texts = torch.promote_types(context.dtype, torch.float32), len(micro.index)
-    terms = (context.to(wide) * gradient).flatten(0, -2).unflatten(-1, (len(block.kept), -1)).sum(-1).double()
+    terms = (context.to(wide) * gradient).flatten(0, -2)  # (token, kept * context_dim)
+    if len(block.kept) < terms.shape[1]:
+        terms = terms.unflatten(-1, (len(block.kept), -1)).sum(-1)
     if micro.packed is not None and len(terms) > texts:
+        if terms.device.type == "cpu":  # without padding; elsewhere a launch for each text costs more
+            return torch.stack([one.sum(0, dtype=torch.float64) for one in terms.split(micro.lengths.tolist())])
         terms = micro.packed.pad(terms[None])  # (1, token, kept head) -> (text, longest, kept head)
+    terms = terms.double()
     return terms.reshape(texts, -1, len(block.kept)).sum(1)
