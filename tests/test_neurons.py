@@ -178,20 +178,38 @@ REFUSED = """
     mixtral qwen3_moe aria_text cohere2_moe ernie4_5_moe exaone_moe glm4_moe granitemoe granitemoehybrid
     granitemoeshared hunyuan_v1_moe hy_v3 jamba kolibri1 mellum minimax_m3_vl_text phimoe qwen2_moe solar_open gpt_oss
     granitemoe_swa afmoe laguna llama4_text dbrx nllb-moe switch_transformers ctrl
-"""
+""".split()  # noqa: SIM905
 
 
 @pytest.mark.parametrize("name", [*models.ROWS, *MODELS])
 def test_neurons_of_every_family_go_or_are_refused(name, monkeypatch):
     """Removed equals masked by random numbers, in layers that keep some or no units: the trial of unknown models."""
     model = make(name) if name in models.ROWS else more.make(name)
-    if models.family_of(name) in REFUSED.split():
+    if models.family_of(name) in REFUSED:
         with pytest.raises(ValueError, match="prune heads alone"):
             gnorm.unit_mask_of(model)
         return
     monkeypatch.setattr(trial, "is_tested", lambda model: False)
     batch = batches_of(model)[0] if name in models.ROWS else more.batch_of(name)
     trial.try_out(model, lambda: literal.inputs_of(batch), removal=True, neurons=True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [name for name in (*models.ROWS, *MODELS) if models.family_of(name) not in REFUSED])
+def test_neurons_of_every_family_are_saved_and_loaded(name, tmp_path):
+    model = make(name) if name in models.ROWS else more.make(name)
+    batch = batches_of(model)[0] if name in models.ROWS else more.batch_of(name)
+    load = models.auto_of(name) if name in models.ROWS else more.auto_of(name)
+    mask, subject = unequal(model, empty=True), Subject(model)
+    with masking(model, subject.units, subject.unit_rows(mask)), torch.no_grad():
+        expected = more.answer(model, batch)
+    gnorm.remove_units(model, mask)
+    gnorm.save_pruned(model, tmp_path / "model")
+    options = {"attn_implementation": model.config._attn_implementation}
+    alone = load.from_pretrained(tmp_path / "model", trust_remote_code=True, **options)
+    for each in (model, gnorm.load_pruned(tmp_path / "model", **options), alone):
+        with torch.no_grad():
+            more.equal(more.answer(each, batch), expected)
 
 
 GATED = ("llama", "modernbert", "phi3", "granite")

@@ -91,7 +91,7 @@ def cut_by_head(block: Any, path: str, axis: int, heads: list[int], of: int) -> 
     owner, name, given, size = found_by_head(block, path, axis)
     if given is None:
         return
-    keep = torch.arange(size).view(of, -1)[heads].flatten()
+    keep = torch.arange(size, device="cpu").view(of, -1)[heads].flatten()
     if isinstance(given, nn.ModuleList):
         left: Any = nn.ModuleList(given[number] for number in keep)
     else:
