@@ -75,6 +75,11 @@ def _above(name: str, end: str) -> str:
     return name.removesuffix(end).removesuffix(".")
 
 
+def ends_known(feed_forward: str | tuple[str, ...]) -> bool:
+    """True if a row of ``FEED_FORWARDS`` ends as ``Family.feed_forward``, so that neurons can go."""
+    return any(all(f".{name}".endswith(f".{end}") for name in names_of(feed_forward)) for _, end in FEED_FORWARDS)
+
+
 def _row_of(model: Any) -> tuple[tuple[str, ...], str, list[nn.Module]]:
     """The row of ``FEED_FORWARDS`` that fits all feed-forward blocks, and the modules below which its names are."""
     names = names_of(FAMILIES[model.config.model_type].feed_forward)
