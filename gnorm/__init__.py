@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .storage.saving import save_pruned as save_pruned
     from .storage.text_sets import TextSet as TextSet
     from .surgery import remove_heads as remove_heads
+    from .surgery import remove_units as remove_units
+    from .surgery import unit_mask_of as unit_mask_of
     from .trajectory import Trajectory as Trajectory
 
 _NAMES = {  # module -> its public names
@@ -47,7 +49,7 @@ _NAMES = {  # module -> its public names
     "storage.loading": ("load_pruned",),
     "storage.saving": ("save_pruned",),
     "storage.text_sets": ("TextSet",),
-    "surgery": ("remove_heads",),
+    "surgery": ("remove_heads", "remove_units", "unit_mask_of"),
     "trajectory": ("Trajectory",),
 }
 

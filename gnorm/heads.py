@@ -78,7 +78,7 @@ def masked(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> Iterator
     model under a mask, and as ``attention_blocks`` does.
     """
     blocks = attention_blocks(model)
-    with masking(model, blocks, checked_mask(mask, blocks)):
+    with masking(model, blocks, checked_mask(mask, mask_of(blocks))):
         yield
 
 
@@ -96,6 +96,7 @@ def without_feed_forward(model: nn.Module) -> Iterator[None]:
     with ExitStack() as hooks:
         hooks.enter_context(in_use(model, masks=True))
         hooks.enter_context(uncompiled(model.modules()))
-        for linear in _named(model, FAMILIES[config.model_type].feed_forward):
+        cut = bool(getattr(config, "feed_forward_sizes", None))  # blocks that lost all neurons have no such projection
+        for linear in _named(model, FAMILIES[config.model_type].feed_forward, missing=cut):
             hooks.callback(linear.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),)).remove)
         yield

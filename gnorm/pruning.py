@@ -86,7 +86,7 @@ def prune(
     writing the journal; ``OSError`` where the journal cannot be written, finished steps kept.
     """
     row, subject = find_method(method), Subject(model)
-    model, start = subject.model, _head_mask(subject)
+    model, start = subject.model, _start_mask(subject)
     counts = _checked_counts(method, int(start.sum()), seed, trials, steps, heads_per_step)
     rescore_every = checked_int("rescore_every", row.rescore_every if rescore_every is None else rescore_every, 0)
     metric = find_metric(metric, model)
@@ -102,6 +102,26 @@ def prune(
     if layers is not None:
         layers = _checked_layers(layers, start, counts["steps"] * counts["heads_per_step"])
         info["layers"] = layers
+    return _run(row, model, start, texts, info, counts, layers, journal, progress, process_group, until)
+
+
+def _run(
+    row: Method,
+    model: nn.Module,
+    start: Tensor,
+    texts: _Texts,
+    info: dict[str, Any],
+    counts: dict[str, int],
+    layers: Sequence[int] | None,
+    journal: Any,
+    progress: bool | str,
+    process_group: Any,
+    until: Callable[[Trajectory], bool] | None,
+    choice: Choice | None = None,
+) -> Trajectory:
+    """The loop of ``prune``, whose arguments have been checked. info: of the trajectory, so far. choice: where neurons
+    go too, and ``start`` is (layer, head + neuron)."""
+    metric = texts.metric
     if metric is not METRICS["accuracy"]:  # whose journals are as they were when there was no other metric
         info["metric"] = metric.name
     header = {**info, **texts.hashes(model)} if journal is not None or process_group else {}
@@ -124,7 +144,8 @@ def prune(
     ):
         lines = iter(gather(process_group, log.steps)[0])
         for trial in range(counts["trials"]):
-            worker = _Worker(row, model, start, texts, measured, counts["seed"], trial, rescore_every, layers)
+            options = counts["seed"], trial, info["rescore_every"], layers, choice
+            worker = _Worker(row, model, start, texts, measured, *options)
             for number in range(counts["steps"] + 1):
                 if line := next(lines, None):
                     step = _Step.read(line, texts)
@@ -135,17 +156,17 @@ def prune(
                 finished.append(step)
                 bar.set_postfix({metric.name: f"{step.measured.value:.4f}"}, refresh=False)
                 bar.update(number > 0)
-                if until is not None and until(_trajectory(finished, start, texts, dict(info))):
+                if until is not None and until(_trajectory(finished, start, texts, dict(info), choice)):
                     break
-    return _trajectory(finished, start, texts, info)
+    return _trajectory(finished, start, texts, info, choice)
 
 
-def _head_mask(subject: Subject) -> Tensor:
-    """(layer, head) bool mask of a model whose heads can be removed."""
+def _start_mask(subject: Subject, neurons: bool = False) -> Tensor:
+    """(layer, head) bool mask of a model whose heads can be removed; (layer, head + neuron), of both."""
     config_of(subject.model)  # refuses what is not a model
     with in_use(subject.model):
-        refuse_removal(subject.blocks)
-        return subject.mask
+        refuse_removal(subject.units if neurons else subject.blocks)
+        return subject.unit_mask if neurons else subject.mask
 
 
 def _checked_counts(method: str, heads: int, seed: Any, trials: Any, steps: Any, heads_per_step: Any) -> dict[str, int]:
@@ -272,8 +293,14 @@ class _Step:
         return cls(line["trial"], gone, line["gap"], measured, line["seconds"], line["scoring_seconds"])
 
 
+Gone = list[tuple[int, int, float]]  # layer, head and score of what goes in a step
+
+# What goes next by scores and mask, both (layer, head + neuron), and the smallest gap that decided it.
+Choice = Callable[[Tensor, Tensor], tuple[Gone, float]]
+
+
 class _Worker:
-    """A copy of the model that loses its heads step by step, in one trial."""
+    """A copy of the model that loses its heads step by step, in one trial; with a ``choice``, neurons too."""
 
     def __init__(
         self,
@@ -286,7 +313,9 @@ class _Worker:
         trial: int,
         rescore_every: int,
         layers: Sequence[int] | None,
+        choice: Choice | None,
     ) -> None:
+        self.choice = choice
         self.row, self.intact, self.texts, self.measured = row, model, texts, measured
         self.seed, self.trial, self.rescore_every, self.layers = seed, trial, rescore_every, layers
         self.subject, self.mask, self.start = Subject(copy_of(model)), start.clone(), start
@@ -324,6 +353,9 @@ class _Worker:
         began = time.perf_counter()
         scores = self.row.scores(model, batches, _generator(self.seed, self.trial))
         scores = gather(batches.group, scores)[0]  # those of the first rank, whatever the others computed
+        if self.choice is not None:  # neurons are numbered as they were before any went
+            nothing = torch.full(self.mask.shape, -torch.inf, dtype=scores.dtype)
+            scores = nothing.masked_scatter(self.mask, scores[self.subject.unit_mask])
         self.scoring_seconds += time.perf_counter() - began
         return scores
 
@@ -333,6 +365,8 @@ class _Worker:
 
     def _chosen(self, scores: Tensor, count: int) -> tuple[list[tuple[int, int, float]], float]:
         """The heads that go next, and the smallest gap that decided it: among all that are left, or in each layer."""
+        if self.choice is not None:
+            return self.choice(scores, self.mask)
         if self.layers is None:
             return _choose(scores, self.mask, count, self.row.highest_first)
         done = int(self.start.sum() - self.mask.sum())
@@ -346,13 +380,18 @@ class _Worker:
         return [chosen[layer].pop(0) for layer in layers], gap
 
     def _remove(self, gone: Sequence[tuple[int, int, float]]) -> None:
+        before = self.mask.clone()
         for layer, head, _ in gone:
             self.mask[layer, head] = False
         if gone:
             self.steps += 1
             if self._due():
                 self.scores, self.scored = None, self.mask.clone()
-            self.subject = remove(self.subject, self.mask)
+            if self.choice is None:
+                self.subject = remove(self.subject, self.mask)
+            else:
+                now = self.subject.unit_mask
+                self.subject = remove(self.subject, now.masked_scatter(now, self.mask[before]), neurons=True)
             for of_micro_batch in self.layer_inputs:
                 of_micro_batch.forget(above=min(layer for layer, _, _ in gone))
 
@@ -373,16 +412,19 @@ class _Worker:
         return self.measured[state]
 
 
-def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: dict[str, Any]) -> Trajectory:
-    """The table and the records of finished steps, trial by trial."""
+def _trajectory(
+    finished: Sequence[_Step], start: Tensor, texts: _Texts, info: dict[str, Any], choice: Choice | None
+) -> Trajectory:
+    """The table and the records of finished steps, trial by trial. With a ``choice`` a step has one row."""
     rows: list[dict[str, Any]] = []
     values: list[np.ndarray] = []
     pruned, name = 0, texts.metric.name
     for step in finished:
         pruned = pruned + len(step.gone) if step.gone else 0  # a trial begins with the intact model
         state = {"trial": step.trial, "pruned_heads": pruned, name: step.measured.value}
-        rows += [{**state, "layer": layer, "head": head, "score": s} for layer, head, s in step.gone] or [state]
-        values += [step.measured.values] * max(1, len(step.gone))
+        listed = step.gone if choice is None else step.gone[:1]
+        rows += [{**state, "layer": layer, "head": head, "score": s} for layer, head, s in listed] or [state]
+        values += [step.measured.values] * max(1, len(listed))
     table = pd.DataFrame(rows, columns=["trial", "pruned_heads", "layer", "head", "score", name])
     gaps = [step.gap for step in finished]
     info |= {
@@ -397,7 +439,8 @@ def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: d
         "scoring_seconds": round(sum(step.scoring_seconds for step in finished), 3),
     }
     table = table.astype({"layer": "Int64", "head": "Int64"})
-    return Trajectory(table, np.stack(values), start, info, texts.metric, texts.labels)
+    gone = None if choice is None else [[(layer, head) for layer, head, _ in step.gone] for step in finished]
+    return Trajectory(table, np.stack(values), start, info, texts.metric, texts.labels, gone)
 
 
 def checked_int(name: str, value: Any, least: int) -> int:

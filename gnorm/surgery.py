@@ -11,6 +11,7 @@ from .engine.model.blocks import config_of
 from .engine.model.removal import remove
 from .engine.model.subject import Subject
 from .engine.trials.trial import try_out
+from .heads import head_mask_of
 
 
 @torch.inference_mode(False)  # the new parameters can be trained even if the caller is in inference mode
@@ -37,3 +38,37 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     config_of(model)  # refuses what is not a model
     try_out(model, removal=True)
     remove(Subject(model), mask)
+
+
+def unit_mask_of(model: nn.Module) -> Tensor:
+    """The mask (layer, head + neuron), bool, of heads and feed-forward neurons: true for those that are left.
+
+    Row i holds the heads of attention block i, as ``head_mask_of`` gives them, and behind them a column for each neuron
+    that feed-forward block i has now; false where the block has fewer than another, and where there is no such block.
+
+    Raises ``ValueError`` for a model whose feed-forward blocks hold experts or have no row in ``FEED_FORWARDS``, and as
+    ``attention_blocks`` does.
+    """
+    config_of(model)
+    try_out(model, neurons=True)
+    return Subject(model).unit_mask
+
+
+@torch.inference_mode(False)
+def remove_units(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
+    """Remove heads and feed-forward neurons from ``model``, in place, with their weights and biases.
+
+    mask: (layer, head + neuron), 1 keeps and 0 removes, of the columns of ``unit_mask_of``; or (layer, head), then this
+    is ``remove_heads``. Neurons are numbered as they lie in the model now, so those behind one that went move up.
+    ``model.config.feed_forward_sizes`` lists how many each block has left, where any went; ``intermediate_size`` stays
+    what it was. A block without neurons has no projections any more: what it adds is the bias of the projection out, or
+    nothing. A model whose row was registered, or with classes of its own, is tried first, as for heads.
+
+    Raises as ``remove_heads`` and ``unit_mask_of`` do.
+    """
+    if tuple(torch.as_tensor(mask).shape) == tuple(head_mask_of(model).shape):
+        remove_heads(model, mask)
+        return
+    try_out(model, removal=True)
+    try_out(model, removal=True, neurons=True)
+    remove(Subject(model), mask, neurons=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,9 @@ class Trajectory:
     info: how the run was made (method, seed, sizes, device, precision, versions, seconds), and how close its choices
     were. The gap of a step lies between the last head that was removed and the first that was kept, in units of the
     score: smallest_gap is the smallest one, ties counts gaps of zero, near_ties counts gaps below ``NEAR_TIE``.
+    gone: of a run of heads and neurons (``gnorm.shipping.prune_units``), the (layer, column) that went in each row;
+    None of a run of heads. ``start`` and ``mask`` are then (layer, head + neuron), a row of the table is a step, which
+    names the first that went, and ``pruned_heads`` counts neurons too.
     """
 
     table: pd.DataFrame
@@ -42,6 +46,7 @@ class Trajectory:
     info: dict[str, Any]
     metric: Metric = METRICS["accuracy"]
     labels: np.ndarray | None = None
+    gone: Sequence[Sequence[tuple[int, int]]] | None = None
 
     @property
     def correct(self) -> np.ndarray:
@@ -62,9 +67,14 @@ class Trajectory:
         return int(self.text_values.shape[1])
 
     def order(self, trial: int = 0) -> list[tuple[int, int]]:
-        """The removed heads, (layer, head), in order; ``ValueError`` for a trial that was not run."""
+        """The removed heads, (layer, head), in order; ``ValueError`` for a trial that was not run.
+
+        Of a run of heads and neurons, the (layer, column) of ``start`` of both.
+        """
         if trial not in set(self.table.trial):
             raise ValueError(f"there is no trial {trial}: this run has trials 0 to {self.table.trial.max()}.")
+        if self.gone is not None:
+            return [unit for of_step in self.gone for unit in of_step]
         removed = self.table[(self.table.trial == trial) & self.table["layer"].notna()]
         return [(int(layer), int(head)) for layer, head in zip(removed["layer"], removed["head"], strict=True)]
 

@@ -67,7 +67,9 @@ def test_prune_does_what_the_functions_do_and_says_it_in_five_lines(home, capsys
     total = sum(p.numel() for p in own.model.parameters())
     left = sum(p.numel() for p in model.parameters())
     assert lines[2] == f"parameters: {total:,} before, {left:,} after ({100 * left / total:.0f} %)."
-    assert lines[4] == f"the run ended after {pruned + 1} heads, where the answer was known; --all goes on to the last."
+    assert (
+        lines[4] == f"the run ended at step {pruned + 1}, where the answer was known; --all goes on to the last head."
+    )
     assert lines[5] == 'saved in small, with its tokenizer and a model card; gnorm.load_pruned("small") loads it.'
     assert not (home / "small.journal.jsonl").exists()
 
@@ -94,6 +96,11 @@ def test_the_number_of_heads_follows_from_what_is_asked(home, capsys, arguments,
             ["prune", "ck", "texts.csv", "small", "--budget", "0.05", "--recover", "1"],
             "32 texts to choose by are too few",
         ),
+        (
+            ["prune", "ck", "texts.csv", "small", "--units", "heads,layers"],
+            "--units layers is not known: name",
+        ),
+        (["prune", "ck", "texts.csv", "small", "--units", "neurons", "--heads", "3"], "--heads is for heads alone"),
         (["prune", "ck", "texts.csv", "small", "--recover", "-1"], "--recover=-1 is out of range"),
         (["prune", "ck", "texts.csv", "small", "--confidence", "1"], "confidence=1.0 is out of range"),
         (["score", "ck", "texts.csv", "--method", "best"], "method 'best' is not known"),

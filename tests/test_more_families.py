@@ -221,3 +221,13 @@ def test_what_no_row_can_say_is_refused_with_the_reason(which, monkeypatch):
         with pytest.raises(ValueError, match=reason):
             ask(model)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_list_of_modules_by_head_is_cut_to_some_of_them_by_transformers_alone(tmp_path):
+    """It builds the model on torch's meta device."""
+    model = make("stablelm")
+    (batch,) = batches_of(model, 1, 5, "stablelm")
+    gnorm.remove_heads(model, [[1, 0], [1, 1]])
+    folder = gnorm.save_pruned(model, tmp_path / "model")
+    with torch.no_grad():
+        equal(answer(auto_of("stablelm").from_pretrained(folder, trust_remote_code=True), batch), answer(model, batch))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..engine.backward.mask_derivatives import mask_derivatives
 from ..engine.model.blocks import table_of
+from ..engine.model.projections import Units
 from ..engine.model.sizes import Batch
 from ..engine.texts.batches import Prepared, by_batch, prepare
 from ..engine.texts.ranks import gather, in_order
@@ -26,8 +27,26 @@ def head_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
     Raises ``ValueError`` for texts without labels, and as ``prepare`` and ``attention_blocks`` do.
     """
     prepared = prepare(batches, model)
+    blocks = prepared.subject.blocks
+    return table_of(blocks, _importance(prepared, blocks))
+
+
+def unit_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """``head_importance`` of heads and of feed-forward neurons: (layer, head + neuron), the columns of
+    ``gnorm.surgery.unit_mask_of``; -inf where that is false.
+
+    The mask of a neuron, at 1, multiplies its activation at the input of the projection out. One backward pass gives
+    the derivatives of all. Raises as ``head_importance`` and ``unit_mask_of`` do.
+    """
+    prepared = prepare(batches, model)
+    subject = prepared.subject
+    return subject.unit_table(_importance(prepared, subject.units))
+
+
+def _importance(prepared: Prepared, blocks: Sequence[Units]) -> list[Tensor]:
+    """For each block (kept,) the mean over texts of the absolute derivative of the loss by the mask of a unit."""
     terms = loss_terms(prepared, "head importance")
-    return _sum_over_texts(prepared, terms, torch.abs) / (terms > 0).sum()
+    return [total / (terms > 0).sum() for total in _sums_over_texts(prepared, blocks, terms, torch.abs)]
 
 
 def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -37,26 +56,27 @@ def fisher(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     Fisher matrix. Raises as ``head_importance`` does.
     """
     prepared = prepare(batches, model)
-    terms = loss_terms(prepared, "Fisher information")
-    return _sum_over_texts(prepared, terms, torch.square)
+    blocks, terms = prepared.subject.blocks, loss_terms(prepared, "Fisher information")
+    return table_of(blocks, _sums_over_texts(prepared, blocks, terms, torch.square))
 
 
-def _sum_over_texts(prepared: Prepared, terms: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """(layer, head) the sum over texts of ``of`` (text, kept head) the derivatives of their losses by the masks.
+def _sums_over_texts(
+    prepared: Prepared, blocks: Sequence[Units], terms: Tensor, of: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """For each block (kept,) the sum over texts of ``of`` (text, kept) the derivatives of their losses by the masks.
 
     terms: (text,) the terms of each text's loss, which is their mean.
     """
-    blocks = prepared.subject.blocks
     sums = [torch.zeros(len(block.kept), dtype=torch.float64) for block in blocks]
 
     def summands() -> Iterator[tuple[int, list[Tensor]]]:
-        for micro, derivatives in mask_derivatives(prepared):
+        for micro, derivatives in mask_derivatives(prepared, blocks):
             each = terms[micro.index].clamp(min=1)[:, None]
             yield micro.number, [of(d / each).sum(0) for d in derivatives]
 
     for of_blocks in in_order(prepared.group, summands()):
         sums = [total + one for total, one in zip(sums, of_blocks, strict=True)]
-    return table_of(blocks, sums)
+    return sums
 
 
 def output_saliency(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:

@@ -19,6 +19,7 @@ from .model_card import card
 from .promise import Promise
 from .recovery import most_within, recover, recovered_along
 from .release import Release, ship, smaller_model
+from .units import prune_units
 
 RECOMMENDED = "head_importance"  # the largest area, in the mean over the models of the study
 
@@ -32,6 +33,7 @@ __all__ = [
     "choose",
     "load",
     "most_within",
+    "prune_units",
     "recover",
     "recovered_along",
     "ship",

@@ -16,7 +16,7 @@ from ..engine.model.sizes import num_texts
 from ..engine.model.state import copy_of
 from ..engine.texts.batches import prepare
 from ..metrics import Measure, Metric, find_metric
-from ..surgery import remove_heads
+from ..surgery import remove_units
 from ..trajectory import Trajectory, curve, solution
 from .costs import flops_of, intact_of, num_parameters, seconds_of
 from .export import Inputs
@@ -67,9 +67,9 @@ class Costs:
 
 
 def pruned_copy(own: Own, run: Trajectory, pruned: int) -> Any:
-    """A copy of ``own.model`` without the first ``pruned`` heads of the run."""
+    """A copy of ``own.model`` without the first ``pruned`` heads, or heads and neurons, of the run."""
     model = copy_of(own.model)
-    remove_heads(model, run.mask(pruned))
+    remove_units(model, run.mask(pruned))
     return model
 
 
@@ -102,6 +102,8 @@ def _by_metric(own: Own, run: Trajectory, budget: float, confidence: float | Non
 
 def _by_number(own: Own, run: Trajectory, budget: float, _: float | None) -> int:
     states = curve(run).index
+    if run.gone is not None:
+        raise ValueError(f"heads={budget:g} is for heads alone, and neurons went too: give another budget.")
     if budget not in states:
         raise ValueError(f"the run has no state with {budget:g} heads removed: give one of 0 to {states[-1]}.")
     return int(budget)

@@ -29,6 +29,7 @@ from .choosing import BUDGETS, until_known
 from .costs import cost
 from .release import smaller_model
 from .texts import A_FILE
+from .units import UNITS, prune_units
 
 USAGE = (ValueError, TypeError, OSError, ModuleNotFoundError)  # what functions raise before they change anything
 
@@ -69,6 +70,13 @@ def arguments() -> argparse.ArgumentParser:
         "--confidence", type=_confidence, default=0.9, metavar="C", help="that --budget is kept on other texts; or none"
     )
     pruning.add_argument(
+        "--units",
+        type=_names,
+        default=("heads",),
+        metavar="NAMES",
+        help="heads, neurons, or heads,neurons",
+    )
+    pruning.add_argument(
         "--recover", type=int, default=0, metavar="EPOCHS", help="of training what is left, on half of the texts"
     )
     pruning.add_argument("--all", action="store_true", help="prune to the last head, though the answer is known before")
@@ -83,6 +91,10 @@ def arguments() -> argparse.ArgumentParser:
     return top
 
 
+def _names(given: str) -> tuple[str, ...]:
+    return tuple(given.split(","))
+
+
 def _confidence(given: str) -> float | None:
     return None if given == "none" else float(given)
 
@@ -94,6 +106,7 @@ def do_prune(asked: argparse.Namespace) -> None:
     if journal.exists() and not asked.resume:
         raise FileExistsError(f"{journal} holds the steps of an earlier run: add --resume to go on, or delete it.")
     find_method(asked.method)
+    _check_units(asked)
     given = {name: n for name in BUDGETS if (n := vars(asked)[f"by_{name}"]) is not None}
     ((by, budget),) = (given or {"metric": 0.01}).items()
     own = load(asked.checkpoint, asked.texts, device=asked.device, labels=asked.labels)
@@ -102,16 +115,12 @@ def do_prune(asked: argparse.Namespace) -> None:
     until = until_known(own, budget, by, asked.confidence, asked.metric, epochs)
     steps_before, began = _steps_in(journal), False
     try:
-        run = prune(
-            own.model,
-            own.scoring,
-            own.choosing,
-            asked.method,
-            metric=asked.metric,
-            steps=int(budget) if by == "heads" else None,
-            journal=journal,
-            until=None if asked.all else until,
-        )
+        options = {"metric": asked.metric, "journal": journal, "until": None if asked.all else until}
+        texts = own.scoring, own.choosing
+        if asked.units == ("heads",):
+            run = prune(own.model, *texts, asked.method, steps=int(budget) if by == "heads" else None, **options)
+        else:
+            run = prune_units(own.model, *texts, asked.units, **options)
         began = True
         smaller = smaller_model(own, run, budget, by, asked.confidence, epochs)
         smaller.save(out, asked.overwrite)
@@ -125,8 +134,17 @@ def do_prune(asked: argparse.Namespace) -> None:
     journal.unlink()
     print(smaller.summary())
     if len(run.order()) < int(run.start.sum()) and by != "heads":
-        print(f"the run ended after {len(run.order())} heads, where the answer was known; --all goes on to the last.")
+        print(f"the run ended at step {run.info['steps']}, where the answer was known; --all goes on to the last head.")
     print(f'saved in {out}, with its tokenizer and a model card; gnorm.load_pruned("{out}") loads it.')
+
+
+def _check_units(asked: argparse.Namespace) -> None:
+    """``ValueError`` for units that are not known, and for what is asked of heads alone."""
+    if unknown := [name for name in asked.units if name not in UNITS]:
+        raise ValueError(f"--units {unknown[0]} is not known: name {' or '.join(UNITS)}, or both with a comma between.")
+    if "neurons" in asked.units and (asked.method != RECOMMENDED or asked.by_heads is not None):
+        given = "--heads" if asked.by_heads is not None else f"--method {asked.method}"
+        raise ValueError(f"{given} is for heads alone, and neurons are to go too: leave it out, or --units.")
 
 
 def _beside(out: Path) -> Path:

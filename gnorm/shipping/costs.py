@@ -95,10 +95,10 @@ def _row(intact: nn.Module, model: nn.Module, flops: tuple[int, int], times: np.
 
 
 def intact_of(model: Any) -> Any:
-    """A model of the same configuration with all heads, in the same precision, on the same device."""
+    """A model of the same configuration with all heads and neurons, in the same precision, on the same device."""
     head_mask_of(model)  # refuses models of unknown families
     config = copy.deepcopy(model.config)
-    config.head_mask = None
+    config.head_mask = config.feed_forward_sizes = None
     with torch.random.fork_rng():
         return plain_class(model)(config).to(model.device, model.dtype).eval()
 

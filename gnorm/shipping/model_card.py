@@ -66,6 +66,7 @@ def card(
         values={name: _with_interval(metric, of_model, labels) for name, of_model in text_values.items()},
         change={"mean": change(np.arange(len(labels))), "low": low, "high": high},
         kept=head_mask_of(model).sum(1).tolist(),
+        neurons=getattr(model.config, "feed_forward_sizes", None),
         device=model.device.type,
         threads=torch.get_num_threads(),
         date=datetime.date.today().isoformat(),

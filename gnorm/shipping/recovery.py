@@ -120,7 +120,11 @@ def furthest_recovered(own: Own, run: Trajectory, promise: Promise, epochs: int 
     states = curve(run).index
     every = max(1, int(run.start.sum()) // SHARES)
     found = None
-    for pruned in [n for n in states if n % every == 0 and n >= untrained - untrained % every]:
+    last = int(states[-1])
+    for aim in range(untrained - untrained % every, last + 1, every):
+        pruned = next(n for n in states if n >= aim)
+        if found is not None and pruned == found[0]:
+            continue  # a block of neurons may be more than a share
         model = pruned_copy(own, run, int(pruned))
         recover(model, trained_on(own), own.model, epochs)
         if not promise.holds(run.metric, before, text_values_of(model, tested, run.metric).numpy(), labels):

@@ -19,6 +19,7 @@ from ..methods import find_method
 from ..metrics import text_values_of
 from ..storage.files import free_folder
 from ..storage.saving import check_saving, save_pruned
+from ..surgery import unit_mask_of
 from ..trajectory import Trajectory, curve
 from .choosing import BUDGETS, choose, pruned_copy
 from .costs import cost
@@ -102,7 +103,8 @@ def smaller_model(
     """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is not a model: prune with trials=1.")
-    if not torch.equal(run.start, head_mask_of(own.model)):
+    mask_of = head_mask_of if run.gone is None else unit_mask_of
+    if not torch.equal(run.start, mask_of(own.model)):
         raise ValueError("the run began with other heads than the model has: prune own.model itself.")
     check_saving(own.model, own.tokenizer)
     promise = Promise(budget, confidence) if by == "metric" and confidence is not None else None
@@ -118,8 +120,7 @@ def smaller_model(
         "checkpoint": own.checkpoint,
         "data": own.data,
         "model": model,
-        "pruned": pruned,
-        "of": int(run.start.sum()),
+        "units": _units(run, pruned),
         "method": find_method(run.info["method"]).title,
         "heads_per_step": run.info["heads_per_step"],
         "choice": BUDGETS[by].says(budget, run.metric, confidence),
@@ -137,3 +138,12 @@ def smaller_model(
     if trained is not None:
         return release._trained(trained, trained_on(own), epochs, distil=True)
     return release.recovered(trained_on(own), distil=True, epochs=epochs) if epochs else release
+
+
+def _units(run: Trajectory, pruned: int) -> dict[str, tuple[int, int]]:
+    """How many of how many units of each kind are gone in a state of the run."""
+    start, mask = run.start, run.mask(pruned)
+    heads = run.info.get("heads", start.shape[1])
+    kinds = {"attention heads": slice(0, heads), "feed-forward neurons": slice(heads, None)}
+    counts = {name: (int((start & ~mask)[:, part].sum()), int(start[:, part].sum())) for name, part in kinds.items()}
+    return {name: (gone, of) for name, (gone, of) in counts.items() if of}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..engine.model.blocks import blocks_of
 from ..engine.model.projections import cut
+from ..engine.model.removal import shrink
 from ..engine.trials.trial import untried
 from ..heads import attention_blocks, head_mask_of
 from ..surgery import remove_heads
@@ -79,8 +80,8 @@ def load_pruned(folder: Source, model_class: Any = None, **from_pretrained_kwarg
 
 
 def is_pruned(config: Any) -> bool:
-    """True if heads were removed: by ``remove_heads``, or by transformers 4."""
-    return getattr(config, "head_mask", None) is not None or bool(getattr(config, "pruned_heads", None))
+    """True if heads were removed, by ``remove_heads`` or by transformers 4, or neurons."""
+    return any(getattr(config, name, None) for name in ("head_mask", "pruned_heads", "feed_forward_sizes"))
 
 
 def read_config(source: Source, **options: Any) -> Any:
@@ -201,7 +202,8 @@ def _subclasses(kind: Any) -> Iterator[Any]:
 
 
 def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_heads) -> Any:
-    """A subclass of ``kind`` whose models are built whole and then lose the heads that their configuration removes.
+    """A subclass of ``kind`` whose models are built whole and then lose the heads that their configuration removes, and
+    the neurons.
 
     The weights of a pruned model fit such a model. remove: (model, mask), what takes the heads out. Building changes
     the configuration: the ``pruned_heads`` of transformers 4 become a ``head_mask``, and neither ``auto_map`` nor
@@ -209,13 +211,14 @@ def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_hea
     """
 
     def build(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
-        mask, pruned = (vars(config).pop(name, None) for name in ("head_mask", "pruned_heads"))
+        removed = (vars(config).pop(name, None) for name in ("head_mask", "pruned_heads", "feed_forward_sizes"))
+        mask, pruned, sizes = removed
         others = others_in(config)  # save_pretrained writes the configuration, and no modelling file
         for name in ("auto_map", "needs_transformers"):
             vars(config).pop(name, None)
         vars(config).update({"auto_map": others} if others else {})
         kind.__init__(self, config, *arguments, **options)
-        if mask is not None or pruned:
+        if mask is not None or pruned or sizes:
             with torch.device("cpu"), untried():  # of masks; the weights are yet to come
                 saved = (getattr(config, "architectures", None) or [kind.__name__])[0]
                 if mask is not None and saved != kind.__name__ and len(mask) > len(head_mask_of(self)):
@@ -227,6 +230,8 @@ def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_hea
                     remove(self, mask)
                 if pruned:
                     remove(self, _all_but(pruned, head_mask_of(self)))
+                if sizes:
+                    shrink(self, sizes)
 
     return type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__, PRUNED_WHEN_BUILT: True})
 

@@ -22,6 +22,7 @@ from transformers.models.auto import modeling_auto
 from ..engine.model import fewer_heads, projections
 from ..engine.model.blocks import blocks_of, names_of
 from ..engine.model.families import FAMILIES
+from ..engine.model.feed_forward import feed_forwards_of, patterns_of
 
 MODULE = "modeling_pruned"  # the name of the file is this and .py
 
@@ -86,6 +87,7 @@ def others_in(config: Any) -> dict[str, Any]:
 def modeling_file(kinds: Iterable[str], model: Any) -> str:
     """The text of the modelling file for pruned models like ``model``, of classes of transformers named ``kinds``."""
     family = FAMILIES[model.config.model_type]
+    fewer_neurons = bool(getattr(model.config, "feed_forward_sizes", None))
     own_counts = any(fewer_heads.counts_read(block.module) for block in blocks_of(model))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gnorm.storage", ""),
@@ -97,6 +99,7 @@ def modeling_file(kinds: Iterable[str], model: Any) -> str:
     functions = ["is_transposed", "cut", "count_heads"]
     functions += ["CountsLeft", "counts_read", "count_in_config"] if own_counts else []
     functions += ["drop_projections", "size_of_module", "without_rows", "bias_alone"]
+    functions += ["count_neurons", "drop_feed_forward"] if fewer_neurons else []
     functions += ["found_by_head", "cut_by_head"] if family.by_head else []
     if family.shared_bias:
         functions += ["cut_argument_of_layers", "cut_shared_bias", "hand_on_shared_bias"]
@@ -118,7 +121,9 @@ def modeling_file(kinds: Iterable[str], model: Any) -> str:
         family=family,
         own_counts=own_counts,
         per_head=names_of(family.per_head),
-        blocks=[re.escape(name).replace(r"\*", r"\w+") for name in names_of(family.blocks)],
+        blocks=_as_regular(names_of(family.blocks)),
+        feed_forward=feed_forwards_of(model)[0] if fewer_neurons else None,
+        feed_forwards=_as_regular(patterns_of(model)) if fewer_neurons else [],
         owner=family.query.rpartition(".")[0],
         constants={name: getattr(fewer_heads, name) for name in constants},
         functions=functions,
@@ -126,6 +131,11 @@ def modeling_file(kinds: Iterable[str], model: Any) -> str:
         version=transformers.__version__,
         needed=tuple(map(int, family.since.split("."))),
     )
+
+
+def _as_regular(names: Iterable[str]) -> list[str]:
+    """Names of modules, ``*`` for any index, as regular expressions."""
+    return [re.escape(name).replace(r"\*", r"\w+") for name in names]
 
 
 def _source(name: str) -> str:

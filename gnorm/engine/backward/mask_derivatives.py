@@ -1,8 +1,8 @@
-"""Derivatives of each text's loss by the masks of heads, of all layers in one backward pass."""
+"""Derivatives of each text's loss by the masks of heads and neurons, of all layers in one backward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -10,20 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from ..forwarding import passes
-from ..model.blocks import AttentionBlock
+from ..model.projections import Units
 from ..texts.batches import Prepared
 from ..texts.micro_batches import MicroBatch, labels_of
 
 
-def mask_derivatives(prepared: Prepared) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
+def mask_derivatives(
+    prepared: Prepared, blocks: Sequence[Units] | None = None
+) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
     """For each micro-batch of this rank: itself, and for every block the (text, kept head) derivatives, by each
     head's mask, of the sum of the terms of each text's loss (``Problem``).
 
-    The mask m_h, at 1, multiplies the context c_h at the input of the output projection. So no mask is needed:
+    blocks: the attention blocks if None; feed-forward blocks, whose neurons are their heads, may be among them. The
+    mask m_h, at 1, multiplies the context c_h at the input of the output projection. So no mask is needed:
     dL / dm_h = sum over tokens of <c_h, dL / dc_h>. Passes through a shared block share its mask, and so do the choices
     of a text: their derivatives add up. They are zero where a block is not called, or nothing reads what it gives.
     """
-    blocks, problem = prepared.subject.blocks, prepared.subject.problem
+    blocks, problem = prepared.subject.blocks if blocks is None else blocks, prepared.subject.problem
     live = [i for i, block in enumerate(blocks) if block.kept]
     calls: list[tuple[int, Tensor]] = []  # the number of a block, and the contexts that it gave in one call
 
@@ -48,13 +51,19 @@ def mask_derivatives(prepared: Prepared) -> Iterator[tuple[MicroBatch, list[Tens
             prepared.notify(logits, micro)
 
 
-def _by_text(context: Tensor, gradient: Tensor, block: AttentionBlock, micro: MicroBatch) -> Tensor:
+def _by_text(context: Tensor, gradient: Tensor, block: Units, micro: MicroBatch) -> Tensor:
     """The inner product of contexts and their gradients, for each text and kept head: (text, kept head) float64.
 
     Both are (text, token, kept * context_dim), or packed: (1, token, ...), and (1, text, ...) for first tokens alone.
+    Some feed-forward blocks join the first two axes.
     """
     wide, texts = torch.promote_types(context.dtype, torch.float32), len(micro.index)
-    terms = (context.to(wide) * gradient).unflatten(-1, (len(block.kept), -1)).sum(-1).double()  # (..., kept head)
-    if micro.packed is not None and terms.shape[1] > texts:
-        terms = micro.packed.pad(terms)  # (1, token, kept head) -> (text, longest, kept head)
+    terms = (context.to(wide) * gradient).flatten(0, -2)  # (token, kept * context_dim)
+    if len(block.kept) < terms.shape[1]:
+        terms = terms.unflatten(-1, (len(block.kept), -1)).sum(-1)
+    if micro.packed is not None and len(terms) > texts:
+        if terms.device.type == "cpu":  # without padding; elsewhere a launch for each text costs more
+            return torch.stack([one.sum(0, dtype=torch.float64) for one in terms.split(micro.lengths.tolist())])
+        terms = micro.packed.pad(terms[None])  # (1, token, kept head) -> (text, longest, kept head)
+    terms = terms.double()
     return terms.reshape(texts, -1, len(block.kept)).sum(1)

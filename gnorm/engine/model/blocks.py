@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from .errors import in_short
 from .families import FAMILIES, Family
 from .fewer_heads import KEY_COUNTS, QUERY_COUNTS, found_by_head
-from .projections import Projection, check_projection, rows_of, size_of_module
+from .projections import Projection, Units, check_projection, rows_of, size_of_module
 
 QKV = ("query", "key", "value")  # the projections of the paper's score
 
 
 @dataclass(frozen=True)
-class AttentionBlock:
+class AttentionBlock(Units):
     """The projections of one attention block.
 
     ``num_heads`` counts the heads of the intact block: the smallest units that can go alone. With grouped queries a
@@ -36,6 +36,8 @@ class AttentionBlock:
     "decoder_" of those of a decoder beside an encoder, else "". ``per_head``, ``shared_bias``, ``by_head``,
     ``skippable``, ``norm``: as in ``Family``.
     """
+
+    kind: ClassVar[str] = "heads"
 
     projections: tuple[Projection, ...]
     num_heads: int
@@ -56,20 +58,6 @@ class AttentionBlock:
         """How many numbers a head hands to the output projection, for each token."""
         return self.queries_per_head * self.head_dim
 
-    def projection(self, name: str) -> Projection:
-        """The projection called query, key, value or output; ``ValueError`` where no head is left."""
-        for projection in self.projections:
-            if projection.name == name:
-                return projection
-        raise ValueError(f"{type(self.module).__name__} has no {name} projection any more: all its heads are removed.")
-
-    def by_module(self, names: Sequence[str] | None = None) -> dict[Any, list[Projection]]:
-        """The projections of these names (all of them if None), by the module that holds them."""
-        found: dict[Any, list[Projection]] = {}
-        for projection in self.projections if names is None else map(self.projection, names):
-            found.setdefault(projection.module, []).append(projection)
-        return found
-
     @property
     def query(self) -> Any:
         """The module of the query projection; key and value have the same one where they are fused."""
@@ -84,11 +72,6 @@ class AttentionBlock:
     def value(self) -> Any:
         """The module of the value projection."""
         return self.projection("value").module
-
-    @property
-    def output(self) -> Any:
-        """The module of the output projection."""
-        return self.projection("output").module
 
     @property
     def also(self) -> tuple[Any, ...]:
@@ -269,13 +252,8 @@ def _check_said(config: Any, family: Family) -> None:
 def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
     """Raise ``ValueError`` for a projection that cannot be cut to fewer heads, for a weight that two modules share, and
     for a module that is not of the size that its heads need."""
-    owners: dict[int, str] = {}
-    for layer, block in enumerate(blocks):
-        for module, parts in block.by_module().items():
-            what = f"the {' and '.join(part.name for part in parts)} projection of layer {layer}"
-            check_projection(module, what)
-            if (other := owners.setdefault(id(module.weight), what)) != what:
-                raise ValueError(f"{what} shares its weight with {other}: give each a weight of its own first.")
+    check_cuttable(blocks)
+    for block in blocks:
         taken = signature(type(block.module).forward).parameters if block.per_head else ()
         for name in (name for name in names_of(block.per_head) if name and name not in taken):
             raise ValueError(
@@ -296,6 +274,18 @@ def _check_projections(blocks: Sequence[AttentionBlock]) -> None:
                     f"{len(block.kept)} heads of {block.head_dim} need {needed}: the weights contradict "
                     "config.head_mask, or the model shares keys and values between heads."
                 )
+
+
+def check_cuttable(units: Sequence[Units], of: str = "") -> None:
+    """Raise ``ValueError`` for a projection that cannot be cut, and for a weight that two modules share. of: what
+    messages call a projection beside its name."""
+    owners: dict[int, str] = {}
+    for layer, each in enumerate(units):
+        for module, parts in each.by_module().items():
+            what = f"the {of}{' and '.join(part.name for part in parts)} projection of layer {layer}"
+            check_projection(module, what)
+            if (other := owners.setdefault(id(module.weight), what)) != what:
+                raise ValueError(f"{what} shares its weight with {other}: give each a weight of its own first.")
 
 
 def _beside_projections(block: AttentionBlock) -> str:
@@ -370,19 +360,19 @@ def mask_of(blocks: Sequence[AttentionBlock]) -> Tensor:
     return mask
 
 
-def checked_mask(mask: Tensor | Sequence[Sequence[int]], blocks: Sequence[AttentionBlock]) -> Tensor:
+def checked_mask(mask: Tensor | Sequence[Sequence[int]], like: Tensor, unit: str = "head") -> Tensor:
     """``mask`` as a (layer, head) bool tensor on the CPU; 1 keeps a head, 0 takes it out.
 
-    Raises ``ValueError`` for what makes no tensor, for a shape other than (blocks, heads of a block), and for values
-    other than 0 and 1.
+    like: of the shape that it must have. unit: the last axis. Raises ``ValueError`` for what makes no tensor, for
+    another shape, and for values other than 0 and 1.
     """
     try:
         mask = torch.as_tensor(mask).detach().cpu()
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"the head mask is no (layer, head) table of numbers: {error}.") from None
-    shape = (len(blocks), blocks[0].num_heads)
+        raise ValueError(f"the head mask is no (layer, {unit}) table of numbers: {error}.") from None
+    shape = tuple(like.shape)
     if tuple(mask.shape) != shape:
-        raise ValueError(f"the head mask has shape {tuple(mask.shape)}, this model needs (layer, head) = {shape}.")
+        raise ValueError(f"the head mask has shape {tuple(mask.shape)}, this model needs (layer, {unit}) = {shape}.")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("the head mask holds values other than 0 and 1; 1 keeps a head, 0 takes it out.")
     return mask.bool()

@@ -245,13 +245,14 @@ FAMILIES: dict[str, Family] = {
         also=("self.pos_proj", "self.pos_q_proj"),
         by_head=(("self.q_bias", 0), ("self.v_bias", 0)),
     ),
-    **_alike("gte jina_embeddings_v3 ultrabert", _LLAMA_LIKE),
+    **_alike("gte ultrabert", _LLAMA_LIKE),
+    **_alike("jina_embeddings_v3 nanochat", _LLAMA_LIKE, feed_forward="layers.*.mlp.fc2"),
     **_alike(
         "flaubert xlm", Family("attentions.*", "q_lin", "k_lin", "v_lin", "out_lin", "ffns.*.lin2", skippable=True)
     ),
     # Decoders.
     **_alike("apertus arcee cohere2 cwm ernie4_5 exaone4 gemma4_text glm glm4 helium hunyuan_v1_dense", _LLAMA_LIKE),
-    **_alike("hyperclovax internlm3 iquestcoder jais2 ministral ministral3 nanochat nemotron olmo", _LLAMA_LIKE),
+    **_alike("hyperclovax internlm3 iquestcoder jais2 ministral ministral3 nemotron olmo", _LLAMA_LIKE),
     **_alike("seed_oss vaultgemma", _LLAMA_LIKE),
     **_alike("stablelm", _LLAMA_LIKE, by_head=(("q_layernorm.norms", 0), ("k_layernorm.norms", 0))),
     **_alike("phi3 phi4_multimodal", _LLAMA_LIKE, query="qkv_proj", key="qkv_proj", value="qkv_proj"),
@@ -269,18 +270,20 @@ FAMILIES: dict[str, Family] = {
     **_alike("persimmon", _GPT_NEOX_LIKE, blocks="layers.*.self_attn"),
     **_alike("bloom", _BLOOM_LIKE, per_head="alibi", tried=True),  # not with slow_but_exact in several parts
     **_alike("falcon", _BLOOM_LIKE, per_head=("alibi", "attention_mask")),
-    **_alike("mpt", _MPT_LIKE, per_head="position_bias"),
+    **_alike("mpt", _MPT_LIKE, feed_forward="blocks.*.ffn.down_proj", per_head="position_bias"),
     **_alike("dbrx", _MPT_LIKE, blocks="blocks.*.norm_attn_norm.attn"),
     **_alike("ctrl", Family("h.*.multi_head_attention", "Wq", "Wk", "Wv", "dense", "h.*.ffn.2")),
     # Decoders with experts or layers of other kinds: what ends a feed-forward block is no module, or not in each layer.
-    **_alike("aria_text bamba cohere2_moe ernie4_5_moe exaone_moe falcon_h1 glm4_moe granitemoe", _EXPERTS),
+    **_alike("aria_text cohere2_moe ernie4_5_moe exaone_moe glm4_moe granitemoe", _EXPERTS),
+    **_alike("bamba falcon_h1", _EXPERTS, feed_forward="layers.*.feed_forward.down_proj"),
     **_alike("granitemoehybrid granitemoeshared hunyuan_v1_moe hy_v3 jamba kolibri1 mellum", _EXPERTS),
     **_alike("minimax_m3_vl_text phimoe qwen2_moe solar_open", _EXPERTS),
-    **_alike("flint gpt_oss granite_swa granitemoe_swa", _EXPERTS, by_head=(("sinks", 0),)),
-    **_alike("beam", _EXPERTS, also=("gate_proj",), by_head=(("gate_bias", 0),)),
+    **_alike("gpt_oss granitemoe_swa", _EXPERTS, by_head=(("sinks", 0),)),
+    **_alike("flint granite_swa", _LLAMA_LIKE, by_head=(("sinks", 0),)),
+    **_alike("beam", _LLAMA_LIKE, also=("gate_proj",), by_head=(("gate_bias", 0),)),
     **_alike("afmoe", _EXPERTS, also=("gate_proj",)),
     **_alike("laguna", _EXPERTS, also=("g_proj",)),
-    **_alike("lfm2", _EXPERTS, output="out_proj"),
+    **_alike("lfm2", _EXPERTS, output="out_proj", feed_forward="layers.*.feed_forward.w2"),
     **_alike("llama4_text", _EXPERTS, blocks="model.layers.*.self_attn"),
     # Images and sounds.
     **_alike("ijepa vit_msn", _VIT_LIKE),
@@ -305,8 +308,18 @@ FAMILIES: dict[str, Family] = {
     **_alike(
         "nllb-moe", _BART_LIKE, blocks=(*_BART_LIKE.blocks[:2], "decoder.layers.*.cross_attention"), feed_forward=""
     ),
-    **_alike("moonshine", _EXPERTS, blocks=_BART_LIKE.blocks),
-    **_alike("t5gemma", _EXPERTS, blocks=(*_BART_LIKE.blocks[:2], "decoder.layers.*.cross_attn")),
+    **_alike(
+        "moonshine",
+        _EXPERTS,
+        blocks=_BART_LIKE.blocks,
+        feed_forward=("encoder.layers.*.mlp.fc2", "decoder.layers.*.mlp.fc2"),
+    ),
+    **_alike(
+        "t5gemma",
+        _EXPERTS,
+        blocks=(*_BART_LIKE.blocks[:2], "decoder.layers.*.cross_attn"),
+        feed_forward=("encoder.layers.*.mlp.down_proj", "decoder.layers.*.mlp.down_proj"),
+    ),
     **_alike("switch_transformers", _T5_LIKE, feed_forward=""),
     **_alike("umt5", _T5_LIKE, per_head="", shared_bias=(), by_head=(("relative_attention_bias.weight", 1),)),
 }

@@ -91,7 +91,7 @@ def cut_by_head(block: Any, path: str, axis: int, heads: list[int], of: int) -> 
     owner, name, given, size = found_by_head(block, path, axis)
     if given is None:
         return
-    keep = torch.arange(size).view(of, -1)[heads].flatten()
+    keep = torch.arange(size, device="cpu").view(of, -1)[heads].flatten()
     if isinstance(given, nn.ModuleList):
         left: Any = nn.ModuleList(given[number] for number in keep)
     else:
@@ -200,6 +200,19 @@ def bias_alone(owner: nn.Module, name: str, width: int, context: Tensor) -> Tens
     zeros where there is none. Only the number of texts and tokens of ``context`` counts."""
     bias, shape = getattr(owner, name), (*context.shape[:-1], width)
     return context.new_zeros(shape) if bias is None else bias.expand(shape).clone()
+
+
+def count_neurons(module: Any, left: int) -> None:
+    """Let the attribute of a feed-forward module that counts neurons follow, where it has one."""
+    if hasattr(module, "intermediate_size"):
+        module.intermediate_size = left
+
+
+def drop_feed_forward(owner: Any, inputs: Iterable[str], output: str) -> None:
+    """``drop_projections`` of a feed-forward block without neurons, some of which look at the weight of the last."""
+    drop_projections(owner, inputs, output)
+    around, _, name = output.rpartition(".")
+    getattr(owner.get_submodule(around), name).weight = None
 
 
 def skip_attention(

@@ -8,13 +8,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock
+from .projections import Units
 from .state import in_use, uncompiled
 
 
 @contextmanager
-def masking(model: nn.Module, blocks: Sequence[AttentionBlock], mask: Tensor) -> Iterator[None]:
-    """``gnorm.masked`` by a ``mask`` (layer, head) bool, for the blocks of ``model``."""
+def masking(model: nn.Module, blocks: Sequence[Units], mask: Tensor | Sequence[Tensor]) -> Iterator[None]:
+    """``gnorm.masked`` by a ``mask`` (layer, head) bool, for the blocks of ``model``; by (unit,) bool for each where
+    these are of several kinds."""
     with ExitStack() as hooks:
         hooks.enter_context(in_use(model, masks=True))
         hooks.enter_context(uncompiled(model.modules()))
@@ -35,7 +36,7 @@ def is_masked(linear: nn.Module) -> bool:
     return any(getattr(hook, "func", None) is _zero_heads for hook in linear._forward_pre_hooks.values())
 
 
-def refuse_removal(blocks: Sequence[AttentionBlock]) -> None:
+def refuse_removal(blocks: Sequence[Units]) -> None:
     """Raise ``ValueError`` where heads cannot be removed from a model.
 
     They cannot under ``gnorm.masked``, whose mask would no longer fit the projections, nor where a weight is computed

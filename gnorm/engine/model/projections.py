@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Projection:
     in the output projection.
     """
 
-    name: str  # query, key, value, output or position
+    name: str  # query, key, value, output or position; of a feed-forward block input or output
     module: nn.Module
     rows: Tensor
     of_input: bool = False
@@ -41,6 +41,45 @@ class Projection:
         if self.rows.numel() == len(matrix):
             return matrix.unflatten(0, (heads, width))
         return matrix[self.rows.to(matrix.device)]
+
+
+class Units:
+    """Units of one kind that go one by one with their rows in each of a few projections: the heads of an attention
+    block, the neurons of a feed-forward block.
+
+    kept: the units that are left, by their index. kind: what messages call the units. module: what they name.
+    """
+
+    projections: tuple[Projection, ...]
+    kept: tuple[int, ...]
+    kind: ClassVar[str]
+    module: nn.Module
+
+    @property
+    def context_dim(self) -> int:
+        """How many numbers a unit hands to the output projection, for each token."""
+        return self.projection("output").rows.shape[1]
+
+    def projection(self, name: str) -> Projection:
+        """The first projection of this name; ``ValueError`` where no unit is left."""
+        for projection in self.projections:
+            if projection.name == name:
+                return projection
+        raise ValueError(
+            f"{type(self.module).__name__} has no {name} projection any more: all its {self.kind} are removed."
+        )
+
+    def by_module(self, names: Sequence[str] | None = None) -> dict[Any, list[Projection]]:
+        """The projections of these names (all of them if None), by the module that holds them."""
+        found: dict[Any, list[Projection]] = {}
+        for projection in self.projections if names is None else map(self.projection, names):
+            found.setdefault(projection.module, []).append(projection)
+        return found
+
+    @property
+    def output(self) -> Any:
+        """The module of the output projection."""
+        return self.projection("output").module
 
 
 def rows_of(heads: int, widths: Mapping[str, int], together: bool) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from . import fewer_heads
 from .blocks import AttentionBlock, checked_mask, names_of
 from .families import FAMILIES, Family
 from .masking import refuse_removal
-from .projections import cut, size_of_module
+from .projections import Units, cut, size_of_module
 from .state import copy_of, in_use, with_own_config
 from .subject import Subject
 
@@ -25,13 +25,15 @@ log = logging.getLogger(__name__)
 HEADS_BY_NUMBER = ("alignment_heads",)
 
 
-def remove(subject: Subject, mask: Tensor | Sequence[Sequence[int]]) -> Subject:
-    """``gnorm.remove_heads`` of a model that has been tried, which is read anew."""
+def remove(subject: Subject, mask: Tensor | Sequence[Sequence[int]], neurons: bool = False) -> Subject:
+    """``gnorm.remove_heads`` of a model that has been tried, which is read anew; with ``neurons``, ``remove_units``."""
     model = subject.model
     with in_use(model):
         blocks = subject.blocks
-        refuse_removal(blocks)
-        new_mask = checked_mask(mask, blocks) & subject.mask
+        refuse_removal(subject.units if neurons else blocks)
+        before, unit = (subject.unit_mask, "head + neuron") if neurons else (subject.mask, "head")
+        every = checked_mask(mask, before, unit) & before
+        new_mask = every[: len(blocks), : blocks[0].num_heads]
         numbers = _renumbered(model, blocks, new_mask)
         family = FAMILIES[model.config.model_type]
         after = Subject(model)
@@ -44,16 +46,42 @@ def remove(subject: Subject, mask: Tensor | Sequence[Sequence[int]]) -> Subject:
                 fewer_heads.count_in_config(block.module, int(row.sum()), max(1, len(block.kept)))
                 for path, axis in family.by_head if block.kept else ():
                     fewer_heads.cut_by_head(block.owner, path, axis, stay.nonzero()[:, 0].tolist(), len(block.kept))
-                for module, parts in block.by_module().items() if stay.any() else ():
-                    rows = torch.cat([part.rows[stay].flatten() for part in parts]).sort().values
-                    cut(module, rows, parts[0].of_input)
+                _cut_to(block, stay)
                 _adapt(block, row.nonzero()[:, 0].tolist(), family)
-        if not new_mask.all():
+        rows = list(zip(subject.feed_forwards, subject.neuron_rows(every), strict=True)) if neurons else []
+        fewer = [(each, row) for each, row in rows if not row.all()]
+        for each, row in fewer:
+            _cut_to(each, row)
+            fewer_heads.count_neurons(each.module, int(row.sum()))
+            if not row.any():
+                fewer_heads.drop_feed_forward(each.owner, each.inputs, each.end)
+        if fewer or not new_mask.all():
             config = model.config if subject.own_config else with_own_config(model)
             config.head_mask, after.own_config = new_mask.int().tolist(), True
+            if fewer:
+                config.feed_forward_sizes = [int(row.sum()) for _, row in rows]
         if numbers:
             model.generation_config = _with_numbers(model.generation_config, numbers)
     return after
+
+
+def shrink(model: Any, sizes: Sequence[int]) -> None:
+    """Leave as many neurons in each feed-forward block of ``model``, which waits for their weights, as ``sizes`` says;
+    ``ValueError`` where it does not say so of every block."""
+    subject = Subject(model)
+    mask, whole = subject.unit_mask.clone(), [len(each.kept) for each in subject.feed_forwards]
+    if len(sizes) != len(whole) or any(not 0 <= size <= most for size, most in zip(sizes, whole, strict=True)):
+        raise ValueError(f"feed_forward_sizes={sizes} must be a size for each of {len(whole)} blocks, {whole} at most")
+    for row, size in zip(subject.neuron_rows(mask), sizes, strict=True):
+        row[size:] = False
+    remove(subject, mask, neurons=True)
+
+
+def _cut_to(units: Units, stay: Tensor) -> None:
+    """Leave the weights of those units whose place in ``kept`` is True in ``stay`` (kept,); none go where none is."""
+    for module, parts in units.by_module().items() if stay.any() else ():
+        rows = torch.cat([part.rows[stay].flatten() for part in parts]).sort().values
+        cut(module, rows, parts[0].of_input)
 
 
 def as_removed(model: Any) -> Any:

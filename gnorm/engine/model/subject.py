@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock, blocks_of, layers_of, mask_of
+from .feed_forward import FeedForward, feed_forwards_of
 from .problems import Problem, problem_of
-from .projections import is_plain
+from .projections import Units, is_plain
 
 
 class Subject:
@@ -48,6 +50,42 @@ class Subject:
     def mask(self) -> Tensor:
         """(layer, head) bool: the heads that are left."""
         return mask_of(self.blocks)
+
+    @cached_property
+    def feed_forwards(self) -> tuple[FeedForward, ...]:
+        """The feed-forward blocks; raises as ``feed_forwards_of`` does."""
+        return tuple(feed_forwards_of(self.model))
+
+    @property
+    def units(self) -> tuple[Units, ...]:
+        """The attention blocks, then the feed-forward blocks."""
+        return *self.blocks, *self.feed_forwards
+
+    @cached_property
+    def unit_mask(self) -> Tensor:
+        """(layer, head + neuron) bool: the heads that are left of the intact model, then the neurons that there are."""
+        return self.unit_table([torch.ones(len(each.kept)) for each in self.units]) > 0
+
+    def unit_rows(self, table: Tensor) -> list[Tensor]:
+        """What is each of ``units``' of a table (layer, head + neuron): views (head,), then (neuron,).
+
+        Row i holds the heads of attention block i and, behind them, the neurons of feed-forward block i.
+        """
+        return [*table[: len(self.blocks), : self.blocks[0].num_heads], *self.neuron_rows(table)]
+
+    def neuron_rows(self, table: Tensor) -> list[Tensor]:
+        """``unit_rows`` of the feed-forward blocks."""
+        behind = table[:, self.blocks[0].num_heads :]
+        return [row[: len(each.kept)] for row, each in zip(behind, self.feed_forwards, strict=False)]
+
+    def unit_table(self, values: Sequence[Tensor]) -> Tensor:
+        """The table (layer, head + neuron) float64 of ``values``, (kept,) for each of ``units``; -inf elsewhere."""
+        neurons = max(len(each.kept) for each in self.feed_forwards)
+        shape = max(len(self.blocks), len(self.feed_forwards)), self.blocks[0].num_heads + neurons
+        table = torch.full(shape, -torch.inf, dtype=torch.float64)
+        for row, each, of_units in zip(self.unit_rows(table), self.units, values, strict=True):
+            row[list(each.kept)] = of_units.double()
+        return table
 
     @cached_property
     def problem(self) -> Problem:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.blocks import blocks_of, mask_of
+from ..model.blocks import blocks_of
 from ..model.errors import in_short
 from ..model.families import FAMILIES
 from ..model.known_models import is_tested
@@ -43,42 +43,48 @@ def untried() -> Iterator[None]:
         _AT_WORK.now = before
 
 
-def try_out(model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None, removal: bool = False) -> None:
+def try_out(
+    model: Any,
+    inputs: Callable[[], Mapping[str, Tensor]] | None = None,
+    removal: bool = False,
+    neurons: bool = False,
+) -> None:
     """Raise ``ValueError`` where the heads of ``model`` are not those that its family's row says, or where removing
     heads differs from masking them and they are removed, or are to be. The model stays as it is.
 
     inputs: makes those of some texts, as not every model takes random ones (``examples_of``). removal: heads are to be
-    removed.
+    removed. neurons: the same of heads and feed-forward neurons together.
     """
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     if is_tested(model):
         return
     if model.config.model_type not in FAMILIES or getattr(_AT_WORK, "now", False):
         return
-    intact = all(map(all, getattr(model.config, "head_mask", None) or ()))
-    key = (*key_of(model), intact)
+    intact = all(map(all, getattr(model.config, "head_mask", None) or ())) and not neurons
+    key = (*key_of(model), neurons, intact)
     tried = next((one for one in ((*key[:-1], True), key) if one in _TRIED), None)
     if tried is None:
         blocks_of(model)  # refuses what cannot be read
         with untried(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             try:
-                copy, message = with_random_attention(model), ""
+                copy, message = with_random_attention(model, everywhere=neurons), ""
             except ValueError as error:  # it can be scored, but not pruned
                 copy, message = model, str(error)
             with evaluating(copy):
                 examples = runnable(copy, [inputs()] if inputs else [])
-                as_ours(f"{type(copy).__name__} cannot be scored", lambda: try_row(copy, examples[-1]))
+                if not neurons:
+                    as_ours(f"{type(copy).__name__} cannot be scored", lambda: try_row(copy, examples[-1]))
                 if copy is not model:
-                    message = _TRIED[key] = _removal(copy, examples)
+                    message = _TRIED[key] = _removal(copy, examples, neurons)
     else:
         message = _TRIED[tried]
     if message and (removal or not intact):
         raise ValueError(message)
 
 
-def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]]) -> str:
-    """The fault of ``copy``, which is in eval mode, once heads are removed; "" where there is none."""
-    heads, name = mask_of(blocks_of(copy)), type(copy).__name__
+def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]], neurons: bool) -> str:
+    """The fault of ``copy``, which is in eval mode, once heads are removed, and neurons; "" where there is none."""
+    name = type(copy).__name__
     with torch.no_grad():
         whole, again = ([outputs(copy, one) for one in examples] for _ in range(2))
     if any(differ(*two) for two in zip(again, whole, strict=True)):
@@ -86,13 +92,16 @@ def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]]) -> str:
             f"{name} gives the same texts other results in every pass, in eval mode too, so that heads cannot be "
             "compared: take out what is drawn at random."
         )
-    numbers = torch.arange(len(heads))[:, None] + torch.arange(len(heads[0]))
-    unequal, last = numbers % 3 > 0, torch.arange(len(heads))[:, None] == len(heads) - 1
-    for mask in (unequal, unequal & ~last, numbers < 0):
+    for emptied in range(3):  # no layer, the last, all
+        subject = Subject(copy)
+        left = subject.unit_mask if neurons else subject.mask
+        layer = torch.arange(len(left))[:, None]
+        mask = ((layer + torch.arange(left.shape[1])) % 3 > 0) & (layer < len(left) - (0, 1, len(left))[emptied])
         with torch.no_grad():
-            with masking(copy, blocks_of(copy), mask):
+            units, rows = (subject.units, subject.unit_rows(mask)) if neurons else (subject.blocks, mask)
+            with masking(copy, units, rows):
                 expected = [outputs(copy, one) for one in examples]
-            remove(Subject(copy), mask)
+            remove(subject, mask, neurons)
             try:
                 found = [outputs(copy, one) for one in examples]
             except Exception as error:  # noqa: BLE001 - whatever a module makes of unusual sizes
@@ -100,6 +109,11 @@ def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]]) -> str:
             else:
                 wrong = any(differ(*three) for three in zip(found, expected, whole, strict=True))
                 what = "its results are not those of masked heads" if wrong else ""
+        if what and neurons:
+            return (
+                f"{name} does not work with neurons removed, {what}: its feed-forward blocks do more than "
+                'project, so prune heads alone (units=("heads",)).'
+            )
         if what:
             return (
                 f"{name} does not work with heads removed, {what}: correct per_head, also or skippable in the family's "

@@ -18,7 +18,10 @@ from ..model.state import copy_of
 from .examples import examples_of, inputs_of, longest_text, usual_lengths
 
 # Of a configuration: what changes nothing of how attention is computed.
-NO_DIFFERENCE = ("_name_or_path", "architectures", "auto_map", "head_mask", "pruned_heads", "transformers_version")
+NO_DIFFERENCE = (
+    *("_name_or_path", "architectures", "auto_map", "feed_forward_sizes", "head_mask", "pruned_heads"),
+    "transformers_version",
+)
 
 
 T = TypeVar("T")
@@ -43,9 +46,9 @@ def _written_as(module: nn.Module) -> tuple[Any, ...]:
     return type(module), getattr(function, "__code__", None) or repr(function)
 
 
-def with_random_attention(model: Any) -> nn.Module:
+def with_random_attention(model: Any, everywhere: bool = False) -> nn.Module:
     """A copy in fp32, made anew where the model waits for its weights, with random weights in its attention blocks and
-    in every other parameter that may be by head."""
+    in every other parameter that may be by head; ``everywhere``, in all."""
     if any(parameter.is_meta for parameter in model.parameters()):
         with torch.device("cpu"):
             copy = as_ours(f"{type(model).__name__} cannot be built from its configuration", lambda: _built_anew(model))
@@ -54,7 +57,8 @@ def with_random_attention(model: Any) -> nn.Module:
     generator, heads = torch.Generator().manual_seed(0), len(mask_of(blocks_of(copy))[0])
     within = {parameter for owner in owners_of(copy) for parameter in owner.parameters()}
     for parameter in copy.parameters():
-        if parameter.is_floating_point() and parameter.numel() and (parameter in within or heads in parameter.shape):
+        drawn_anew = everywhere or parameter in within or heads in parameter.shape
+        if parameter.is_floating_point() and parameter.numel() and drawn_anew:
             drawn = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter.device)
             matrix = parameter.dim() > 1
             drawn = drawn / max(1, parameter[0].numel()) ** 0.5 if matrix else parameter.detach() + 0.3 * drawn
@@ -64,7 +68,7 @@ def with_random_attention(model: Any) -> nn.Module:
 
 def _built_anew(model: Any) -> Any:
     config = type(model.config).from_dict(model.config.to_dict())
-    config.head_mask = None
+    config.head_mask = config.feed_forward_sizes = None
     return type(model)(config).float()
 
 
