@@ -14,7 +14,6 @@ import test_more_families as more
 import torch
 import transformers
 from models import batches_of, make
-from more_models import MODELS
 from precision import close
 from tiny import tiny_model, without_elements
 
@@ -44,7 +43,7 @@ ENDS = {
     "marian": r"fc2",
     "granite": r"mlp\.down_proj",
 }
-NAMES = [name for name in models.ROWS if models.family_of(name) in ENDS]
+NAMES = [name for name in models.BY_HAND if models.family_of(name) in ENDS]
 BERT_CHOICE = transformers.BertForMultipleChoice
 
 
@@ -181,25 +180,25 @@ REFUSED = """
 """.split()  # noqa: SIM905
 
 
-@pytest.mark.parametrize("name", [*models.ROWS, *MODELS])
+@pytest.mark.parametrize("name", models.ROWS)
 def test_neurons_of_every_family_go_or_are_refused(name, monkeypatch):
     """Removed equals masked by random numbers, in layers that keep some or no units: the trial of unknown models."""
-    model = make(name) if name in models.ROWS else more.make(name)
+    model = make(name)
     if models.family_of(name) in REFUSED:
         with pytest.raises(ValueError, match="prune heads alone"):
             gnorm.unit_mask_of(model)
         return
     monkeypatch.setattr(trial, "is_tested", lambda model: False)
-    batch = batches_of(model)[0] if name in models.ROWS else more.batch_of(name)
+    batch = batches_of(model, 1, 5, name)[0]
     trial.try_out(model, lambda: literal.inputs_of(batch), removal=True, neurons=True)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", [name for name in (*models.ROWS, *MODELS) if models.family_of(name) not in REFUSED])
+@pytest.mark.parametrize("name", [name for name in models.ROWS if models.family_of(name) not in REFUSED])
 def test_neurons_of_every_family_are_saved_and_loaded(name, tmp_path):
-    model = make(name) if name in models.ROWS else more.make(name)
-    batch = batches_of(model)[0] if name in models.ROWS else more.batch_of(name)
-    load = models.auto_of(name) if name in models.ROWS else more.auto_of(name)
+    model = make(name)
+    batch = batches_of(model, 1, 5, name)[0]
+    load = models.auto_of(name)
     mask, subject = unequal(model, empty=True), Subject(model)
     with masking(model, subject.units, subject.unit_rows(mask)), torch.no_grad():
         expected = more.answer(model, batch)
@@ -291,7 +290,7 @@ def alike(one, other):
     """Two runs did the same; how long they took may differ."""
     assert one.gone == other.gone
     assert one.table.equals(other.table)
-    assert np.array_equal(one.predictions, other.predictions)
+    assert np.array_equal(one.text_values, other.text_values)
 
 
 def test_a_run_that_was_stopped_goes_on_from_its_journal(tmp_path):
