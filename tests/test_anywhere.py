@@ -79,7 +79,7 @@ assert "gnorm" not in sys.modules
 
 
 def read_without_gnorm(folders, hub):
-    """What READER says of the folders in ``folders``: what differs, by the name of the folder."""
+    """The words of READER on the folders in ``folders``: what differs, by the name of the folder."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     of_hub = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_any", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(

@@ -22,7 +22,7 @@ def write(folder, content, overwrite=False):
 
 
 def read(folder):
-    """What is in a folder, by name."""
+    """The files of a folder, by name."""
     return {file.name: file.read_text() for file in folder.iterdir() if file.name != "lost+found"}
 
 

@@ -55,7 +55,7 @@ def zero(blocks, mask):
 
 
 def check(name):
-    """What every family is held to."""
+    """The checks of every family."""
     model = make(name)
     (batch,) = batches_of(model, 1, 5, name)
     blocks = gnorm.attention_blocks(model)
