@@ -1,4 +1,4 @@
-"""How fast the engine is, as ratios within one run: python -m benchmarks [TABLE ...]
+"""The speed of the engine, as ratios within one run: python -m benchmarks [TABLE ...]
 
 Each table is a function of this file; its rows are printed and written to benchmarks/results/<table>.json together with
 the machine, the versions and the commit. `make readme` makes docs/performance.md from them.
@@ -139,7 +139,7 @@ def repeat(times: int, action: Callable[..., Any], *arguments: Any) -> None:
 
 
 def optimisations() -> Iterator[dict[str, Any]]:
-    """What each optimisation is worth: one scoring with it and without it. None changes a result."""
+    """The worth of each optimisation: one scoring with it and without it. None changes a result."""
     for case in (SIX, TWENTY_FOUR):
         model, found = make(case)
         prepared = batches.prepare(found, model)
@@ -294,7 +294,7 @@ def others() -> Iterator[dict[str, Any]]:
 
 
 def quiet(action: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``action`` gives, without its progress bar."""
+    """The result of ``action``, without its progress bar."""
     with contextlib.redirect_stderr(io.StringIO()):
         return action(*arguments)
 
@@ -347,7 +347,7 @@ def precision() -> Iterator[dict[str, Any]]:
 
 
 def scaling() -> Iterator[dict[str, Any]]:
-    """How the cost of one scoring grows, and the exponent that fits (seconds ~ size ** exponent)."""
+    """The growth of the cost of one scoring, and the exponent that fits (seconds ~ size ** exponent)."""
     base = {"layers": 4, "hidden": 256, "heads": 8, "batch": 16, "texts": 32, "shortest": 24, "longest": 24}
     for what, changes in {
         "layers": [{"layers": n} for n in (2, 4, 8, 16)],

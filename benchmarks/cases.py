@@ -1,4 +1,4 @@
-"""What the benchmarks measure: models of random weights, texts of random tokens, seconds, operations by formula.
+"""The cases of the benchmarks: models of random weights, texts of random tokens, seconds, operations by formula.
 
 Needs torch and transformers alone, as ``benchmarks.gpu`` does.
 """
@@ -116,7 +116,7 @@ def operations(case: Case, scored: Tensor, evaluated: Tensor | None = None) -> f
 
 
 def seconds(action: Callable[[], Any], device: str) -> float:
-    """What the action takes, on a GPU until all of it is done."""
+    """The seconds that the action takes, on a GPU until all of it is done."""
     synchronise(device)
     began = time.perf_counter()
     action()
@@ -130,7 +130,7 @@ def synchronise(device: str) -> None:
 
 
 def environment(processor: str, device: str, commit: str | None) -> dict[str, Any]:
-    """What results were measured with."""
+    """The versions and the machine that results were measured with."""
     return {
         "processor": torch.cuda.get_device_name() if device == "cuda" else processor,
         "device": device,

@@ -1,4 +1,4 @@
-"""What should be measured on a GPU, in under nine minutes: python -m benchmarks gpu [--device cpu --small]
+"""Measurements on a GPU, in under nine minutes: python -m benchmarks gpu [--device cpu --small]
 
 It needs torch and transformers alone, and no network: models of random weights and texts of random tokens at the
 paper's sizes. What cannot be measured is named: packages that are missing, parts that the time did not suffice for. The

@@ -26,7 +26,7 @@ TOGETHER = 10_000  # texts that are written at once
 
 
 def memory() -> Iterator[dict[str, Any]]:
-    """What one scoring of short texts takes by their number, on a tiny model (2 layers of 4 heads, hidden size 32)."""
+    """The memory of one scoring of short texts, by their number, on a tiny model (2 layers x 4 heads, 32 wide)."""
     for kind, sizes in {"memory-mapped": (10_000, 100_000, 1_000_000), "list": (10_000, 100_000)}.items():
         for texts in sizes:
             command = [sys.executable, "-m", "benchmarks.memory", str(texts), kind]

@@ -53,7 +53,7 @@ def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
 
     Raises as ``config_of`` does, and ``ValueError`` where ``model.config.model_type`` has no row in ``FAMILIES``, where
     the model has no module of the row's names or attention that the row does not name, where blocks have unequally
-    many heads, where a projection is no linear layer with a weight of its own, or not of the size that its heads
+    many heads, where a projection is not a linear layer with a weight of its own, or not of the size that its heads
     need, where the model or its configuration cannot be read by the row, or where the trial fails.
     """
     blocks = blocks_of(model)

@@ -1,4 +1,4 @@
-"""What measures a model: a row a metric, and a function of one's own in the place of a row."""
+"""The metrics, a row each, and a function of one's own in the place of a row."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Trajectory:
 
     @property
     def num_texts(self) -> int:
-        """How many texts the model was measured on."""
+        """The number of texts that the model was measured on."""
         return int(self.text_values.shape[1])
 
     def order(self, trial: int = 0) -> list[tuple[int, int]]:
@@ -108,8 +108,8 @@ def area(values: pd.Series) -> float:
 def per_text(trajectory: Trajectory) -> pd.DataFrame:
     """(state, text) each text's term of a metric that is a mean over texts, such as hit or miss; the mean over trials.
 
-    A state is a number of pruned heads that was measured; it is the index. ``ValueError`` where the metric is no such
-    mean.
+    A state is a number of pruned heads that was measured; it is the index. ``ValueError`` where the metric is not
+    such a mean.
     """
     metric, table = trajectory.metric, trajectory.table.reset_index(drop=True)
     if metric.per_text is None:

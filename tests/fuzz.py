@@ -88,7 +88,7 @@ class Draw:
 
     @property
     def labelled(self) -> bool:
-        return self.model.config.num_labels > 1  # a single number is no class
+        return self.model.config.num_labels > 1  # a single number is not a class
 
     def __str__(self) -> str:
         shapes = [" ".join(f"{name}{tuple(t.shape)}" for name, t in batch.items()) for batch in self.batches]
@@ -227,7 +227,7 @@ def _texts(r: random.Random, generator: torch.Generator, model: Any) -> tuple[li
 
 @dataclass
 class Plain:
-    """What transformers and autograd give, each (layer, head), of heads that are gone too; whole numbers of a text."""
+    """Values of transformers and autograd, each (layer, head), of heads that are gone too; whole numbers of a text."""
 
     gradients: dict[str, Tensor]  # by criterion (layer, projection, head) sums over batches of norms
     entropy: Tensor
@@ -371,7 +371,7 @@ def lower(dtype: torch.dtype) -> torch.dtype:
 
 
 def noise(of: Draw, gone: Tensor) -> tuple[dict[str, Tensor], Plain, Plain]:
-    """How far plain autograd in a lower precision is off, in the precision of the model; by criterion of gradients, in
+    """The error of plain autograd in a lower precision, in the precision of the model; by criterion of gradients, in
     the logarithm: (layer, head), infinite where nothing is left of a gradient. And the two that were compared."""
     low = lower(of.dtype)
     exact, rough = plain(of, gone, terms=True), plain(of, gone, low, terms=True)
@@ -402,12 +402,12 @@ def noise(of: Draw, gone: Tensor) -> tuple[dict[str, Tensor], Plain, Plain]:
 
 
 def _count(hooks: Any) -> int:
-    """How many hooks there are, beside those that transformers registers in a model's first pass."""
+    """The number of hooks, beside those that transformers registers in a model's first pass."""
     return sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
 
 
 def snapshot(model: Any) -> list[Any]:
-    """What a call may not alter."""
+    """The state that a call may not alter."""
     modules = list(model.modules())
     return [
         [

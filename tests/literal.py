@@ -1,4 +1,4 @@
-"""What the engine is held against: plain autograd, and the algorithm as the paper states it, word for word and slowly.
+"""The oracle of the engine: plain autograd, and the algorithm as the paper states it, word for word and slowly.
 
 A pass over the scoring texts per layer, a batch at a time; L2 norm of the whole batch's logits; gradients of the query,
 key and value weights split by head; norms summed over batches; their product in float64; evaluation one text at a
@@ -45,7 +45,7 @@ class Part:
 
 
 def heads_of(model: Any) -> int:
-    """How many heads of a layer can go alone: key-value heads."""
+    """The number of heads of a layer that can go alone: key-value heads."""
     return getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
 
 
@@ -205,7 +205,7 @@ def attentions(output: Any) -> list[Tensor]:
 
 
 def hits(model: Any, batches: list[Batch]) -> list[bool]:
-    """Which texts are right, one text at a time."""
+    """True for texts that are right, one text at a time."""
     with torch.no_grad():
         return [int(forward(model, text).argmax()) == int(text["labels"]) for text in texts(batches)]
 

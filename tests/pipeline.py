@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def copy_of_the_project(root):
-    """What a run needs of the project, in the folder ``root``."""
+    """The files of the project that a run needs, in the folder ``root``."""
     for name in ("gnorm", "experiments", "notebooks"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "run_all.py", root)

@@ -1,4 +1,4 @@
-"""How close two values must be: as close as the dtype that computed them makes them, on any processor.
+"""The bounds between two values: as close as the dtype that computed them makes them, on any processor.
 
 Processors, numbers of threads, widths of batches and divisions over processes add the same terms in another order.
 What was rounded on the way therefore differs a little, and never by more than its precision. Orders, accuracies,

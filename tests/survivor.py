@@ -50,12 +50,12 @@ def start(task, method, folder, most_bytes=None):
 
 
 def end(child):
-    """How the process ended: its exit code, or minus the signal that killed it."""
+    """The end of the process: its exit code, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def saved(folder, method):
-    """What the run left, without how long it took: a hash of each result, and whether they can be read."""
+    """The files that the run left, without how long it took: a hash of each result, and whether they can be read."""
     os.environ["GNORM_OUTPUT"] = str(folder)
     path = results_folder("smoke") / "bert" / f"{method}.csv"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What cannot work is refused: by the documented exception, in one sentence that names the thing, with nothing written
+"""Bad input is refused: by the documented exception, in one sentence that names the thing, with nothing written
 and no hook left behind. What is odd but can work, works."""
 
 import re

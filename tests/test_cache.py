@@ -120,7 +120,7 @@ def bring(asset):
 
 
 def refusal(asset, cache):
-    """What the preflight says when it refuses; the cache stays as it was, for there is no hub to fetch from."""
+    """The refusal of the preflight; the cache stays as it was, for there is no hub to fetch from."""
     there = sorted(cache.home.rglob("*"))
     with pytest.raises(UsageError) as refused:
         bring(asset)

@@ -23,7 +23,7 @@ EXAMPLES = {
 
 
 def run_example(title):
-    """What the example of a section defines."""
+    """The names that the example of a section defines."""
     namespace = {"__name__": "example"}
     exec(compile(EXAMPLES[title], f"CONTRIBUTING.md, {title}", "exec"), namespace)  # noqa: S102
     return namespace

@@ -80,15 +80,6 @@ def test_the_oracle_shows_the_logits_of_the_model_as_it_is():
     close(torch.tensor([shown[i] for i in range(8)]), expected)
 
 
-def test_the_oracle_refuses_logits_that_are_not_finite():
-    model = tiny_model("bert")
-    with torch.no_grad():
-        model.classifier.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="not finite"):
-        criteria.oracle(model, BATCHES)
-    assert not [hook for module in model.modules() for hook in module._forward_pre_hooks]
-
-
 # ---------------------------------------------------------------- shuffled weights and labels
 
 

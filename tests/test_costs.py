@@ -1,4 +1,4 @@
-"""What pruned models cost: operations counted by hand, time measured in turns."""
+"""The cost of pruned models: operations counted by hand, time measured in turns."""
 
 import copy
 

@@ -53,7 +53,7 @@ def bert():
 
 @pytest.fixture(scope="module")
 def program(bert, tmp_path_factory):
-    """What the exporter makes of it, fed with all that it takes."""
+    """The outputs of the exported file, fed with all that it takes."""
     made = []
     export = torch.onnx.export
     with pytest.MonkeyPatch.context() as patch:

@@ -22,7 +22,7 @@ def write(folder, content, overwrite=False):
 
 
 def read(folder):
-    """What is in a folder, by name."""
+    """The files of a folder, by name."""
     return {file.name: file.read_text() for file in folder.iterdir() if file.name != "lost+found"}
 
 
@@ -141,18 +141,21 @@ def test_an_exception_leaves_everything_as_it_was(tmp_path, way):
     assert [file.name for file in tmp_path.iterdir()] == ["b"]
 
 
+def at_move(number, happens, folder, monkeypatch):
+    """``happens`` in the place of this of the moves that put a new folder where the old one is."""
+    monkeypatch.setattr(files, "_trade_places", lambda one, other: False)
+    write(folder, "old")
+    moves, rename = iter(range(100)), Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *names: happens() if next(moves) == number else rename(*names))
+
+
+def fails():
+    raise OSError("no more")
+
+
 @pytest.mark.parametrize("failing", range(6))
 def test_a_move_that_fails_is_undone(tmp_path, monkeypatch, failing):
-    monkeypatch.setattr(files, "_trade_places", lambda one, other: False)
-    write(tmp_path / "b", "old")
-    moves, rename = iter(range(100)), Path.rename
-
-    def fail_once(source, target):
-        if next(moves) == failing:
-            raise OSError("no more")
-        return rename(source, target)
-
-    monkeypatch.setattr(Path, "rename", fail_once)
+    at_move(failing, fails, tmp_path / "b", monkeypatch)
     with pytest.raises(OSError, match="no more"):
         write(tmp_path / "b", "new", overwrite=True)
     assert read(tmp_path / "b") == all_of("old")
@@ -161,10 +164,7 @@ def test_a_move_that_fails_is_undone(tmp_path, monkeypatch, failing):
 
 @pytest.mark.parametrize("at", range(6))
 def test_a_kill_between_two_moves_loses_neither_the_old_nor_the_new(tmp_path, monkeypatch, at):
-    monkeypatch.setattr(files, "_trade_places", lambda one, other: False)
-    write(tmp_path / "b", "old")
-    moves, rename = iter(range(100)), Path.rename
-    monkeypatch.setattr(Path, "rename", lambda *names: os._exit(9) if next(moves) == at else rename(*names))
+    at_move(at, lambda: os._exit(9), tmp_path / "b", monkeypatch)
     if not (child := os.fork()):
         write(tmp_path / "b", "new", overwrite=True)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

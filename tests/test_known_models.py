@@ -1,4 +1,4 @@
-"""What is not known goes the plain way: own classifiers, own attention, own fields, whatever the texts are like."""
+"""Unknown models go the plain way: own classifiers, own attention, own fields, whatever the texts are like."""
 
 import copy
 

@@ -17,6 +17,7 @@ from gnorm.engine.backward.mask_derivatives import mask_derivatives
 from gnorm.engine.forward.packing import NO_CACHE, Packing
 from gnorm.engine.forwarding import layer_input_caches, passes
 from gnorm.engine.model import families
+from gnorm.engine.model.known_models import packable
 from gnorm.engine.model.subject import Subject
 from gnorm.engine.texts.batches import Prepared, prepare
 
@@ -336,6 +337,13 @@ def not_packed(monkeypatch):
         ("texts.batches", "ignores_padding"),
     ):
         monkeypatch.setattr(f"gnorm.engine.{module}.{name}", lambda *_: False)
+
+
+def test_whether_a_model_packs_is_asked_once_a_step(monkeypatch):
+    model, asked = tiny_model("bert"), []
+    monkeypatch.setattr("gnorm.engine.texts.batches.packable", lambda *given: asked.append(given) or packable(*given))
+    gnorm.prune(model, ragged_batches(), ragged_batches(seed=2), steps=3, progress=False)
+    assert len([given for given in asked if len(given) == 2]) == 4  # the intact model too
 
 
 @pytest.mark.parametrize("gone", [None, [[1, 0], [0, 0], [0, 1]]])

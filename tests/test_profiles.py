@@ -1,6 +1,7 @@
 """Profiles with mistakes, profiles that extend others, variants, repetitions; the order of texts; runs that follow."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import datasets
@@ -13,10 +14,7 @@ from experiments.data import profiles, tasks
 from experiments.data.profiles import RandomSizes, model_spec, profile_names, read_profile, repetitions
 from gnorm.methods import METHODS, MORE_METHODS
 
-BELOW = """
-description = "below"
-notebooks = ["random_pruning", "ae_pruning"]
-
+FIRST = """
 [models.first]
 title = "First"
 budget = 0.1
@@ -30,20 +28,16 @@ random     = { trials = 3, heads_per_step = 2 }
 [models.first.training]
 epochs = 4
 lr = 1e-3
-
-[models.second]
-title = "Second"
-budget = 0.2
-data = { source = "faker_languages", seed = 0 }
-max_length = 9
-scoring    = { split = "validation", texts = 24, batch = 8 }
-evaluation = { split = "test", texts = 64 }
-entropy    = { split = "validation", texts = 24, batch = 8 }
-random     = { trials = 3, heads_per_step = 2 }
-
-[models.second.training]
-epochs = 1
 """
+OTHER = {
+    "first": "second",
+    "First": "Second",
+    "0.1": "0.2",
+    "max_length = 8": "max_length = 9",
+    "epochs = 4": "epochs = 1",
+}
+SECOND = functools.reduce(lambda text, names: text.replace(*names), OTHER.items(), FIRST).replace("lr = 1e-3\n", "")
+BELOW = f'description = "below"\nnotebooks = ["random_pruning", "ae_pruning"]\n{FIRST}{SECOND}'
 
 ABOVE = """
 description = "above"

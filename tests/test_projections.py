@@ -15,7 +15,7 @@ NAMES = ("query", "key", "value")
 
 
 class Adapter(nn.Module):
-    """What PEFT puts in the place of a layer."""
+    """The module that PEFT puts in the place of a layer."""
 
     def __init__(self, linear):
         super().__init__()

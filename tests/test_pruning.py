@@ -227,7 +227,7 @@ STEPS = st.lists(
 
 
 def recorded(path, steps=()):
-    """What a journal of one and the same run holds; ``steps`` are added."""
+    """The content of a journal of one and the same run; ``steps`` are added."""
     with Journal(path, {"seed": 0, "model": "köpfe"}) as journal:
         found = journal.steps
         for step in steps:

@@ -40,7 +40,7 @@ def zipped(files):
 
 
 def contents(folder):
-    """What lies in a folder, by name."""
+    """The files of a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

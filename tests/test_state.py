@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -30,10 +31,21 @@ def hooks_of(model):
     return [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
 
 
-def held(inside, done):
-    """Says that a pass is there, and holds it until it may go on."""
-    inside.set()
-    done.wait(30)
+@contextmanager
+def at_work(model, call, texts):
+    """Another thread is within a pass of ``call(model, texts)``; yields what lets it go on and returns its result."""
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        done.wait(30)
+
+    hold = model.bert.embeddings.register_forward_hook(wait)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(call, model, texts)
+        assert inside.wait(30)
+        yield lambda: (done.set(), waiting.result(30))[1]
+    hold.remove()
 
 
 # ---------------------------------------------------------------- threads
@@ -71,17 +83,11 @@ def test_two_models_on_one_configuration_are_scored_side_by_side():
     texts = ragged_batches()
     alone = [gnorm.gnorm_scores(model, texts) for model in (first, second)]
     plain = logits(second)
-    inside, done = threading.Event(), threading.Event()
-    hold = first.bert.embeddings.register_forward_hook(lambda *_: held(inside, done))
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(gnorm.gnorm_scores, first, texts)
-        assert inside.wait(30)
+    with at_work(first, gnorm.gnorm_scores, texts) as result:
         assert first.config._attn_implementation == second.config._attn_implementation == "sdpa"
         close_logs(gnorm.gnorm_scores(second, texts), alone[1])
         assert torch.equal(logits(second), plain)
-        done.set()
-        close_logs(waiting.result(30), alone[0])
-    hold.remove()
+        close_logs(result(), alone[0])
 
 
 def test_removal_leaves_another_model_on_the_same_configuration_whole():
@@ -96,16 +102,10 @@ def test_removal_leaves_another_model_on_the_same_configuration_whole():
 
 def test_a_forward_pass_in_another_thread_is_refused_while_the_model_is_at_work():
     model, texts = tiny_model("bert"), ragged_batches()
-    inside, done = threading.Event(), threading.Event()
-    hold = model.bert.embeddings.register_forward_hook(lambda *_: held(inside, done))
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(gnorm.accuracy, model, texts)
-        assert inside.wait(30)
+    with at_work(model, gnorm.accuracy, texts) as result:
         with pytest.raises(ValueError, match=r"works on this model in another thread: .*copy.deepcopy"):
             logits(model)
-        done.set()
-        waiting.result(30)
-    hold.remove()
+        result()
     assert not hooks_of(model)
 
 

@@ -12,7 +12,7 @@ from gnorm.engine.texts import streams
 
 
 class Again:
-    """Re-iterable batches that are no sequence, and have no length."""
+    """Re-iterable batches that are not a sequence, and have no length."""
 
     def __init__(self, batches):
         self.batches, self.passes = batches, 0

@@ -92,12 +92,14 @@ def test_one_logit_has_no_margin():
     assert not [hook for module in model.modules() for hook in module._forward_hooks]
 
 
-def test_a_margin_that_is_no_number_is_refused():
+@pytest.mark.parametrize("criterion", [criteria.gnorm_margin, criteria.oracle])
+def test_logits_that_are_not_finite_are_refused(criterion):
     model = tiny_model("bert")
     with torch.no_grad():
         model.classifier.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="not finite"):
-        criteria.gnorm_margin(model, BATCHES)
+        criterion(model, BATCHES)
+    assert not [hook for module in model.modules() for hook in module._forward_pre_hooks]
 
 
 def test_the_old_name_of_an_option_is_taken_with_a_warning():

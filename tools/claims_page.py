@@ -55,7 +55,7 @@ def ranking(methods: pd.DataFrame) -> str:
 
 
 def in_five_lines() -> str:
-    """What the README says of the study."""
+    """The README's words on the study."""
     table, methods = read("differences"), read("methods")
     lines = [
         f"- **{claim.name}. {claim.says}: {verdict_of(table, claim)}.** {evidence(table, claim)}" for claim in CLAIMS
@@ -78,7 +78,7 @@ def methods_by_model(methods: pd.DataFrame) -> str:
 
 
 def factors(table: pd.DataFrame) -> str:
-    """What each change of the paper's choice does, in a list."""
+    """The effect of each change of the paper's choice, in a list."""
     lines = []
     for factor, variants in factors_of().items():
         words = []
@@ -93,7 +93,7 @@ def factors(table: pd.DataFrame) -> str:
 
 
 def spread(methods: pd.DataFrame) -> str:
-    """How far areas lie apart over training seeds."""
+    """The spread of areas over training seeds."""
     rows = methods[methods["method"] == "greedy_gnorm"]
     return "; ".join(f"{row.model} {row.minimum:.3f} to {row.maximum:.3f}" for row in rows.itertuples())
 

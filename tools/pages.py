@@ -174,7 +174,7 @@ def of_results() -> str:
 
 
 def benchmark(name: str) -> tuple[dict[str, Any], pd.DataFrame]:
-    """What a table of ``python -m benchmarks`` was measured with, and its rows."""
+    """The machine that a table of ``python -m benchmarks`` was measured on, and its rows."""
     found = read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
     return found, pd.DataFrame(found["rows"])
 

@@ -1,4 +1,4 @@
-"""What has to hold before a release: python tools/release.py, or make release.
+"""The checks before a release: python tools/release.py, or make release.
 
 The wheel is built, installed with its dependencies into a fresh environment, and `gnorm prune` runs there on a tiny
 checkpoint, without this repository; the folder that it writes is then read by transformers alone, in a

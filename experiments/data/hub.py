@@ -63,7 +63,7 @@ class Checkpoint:
     revision: str = ""
 
     def wanted(self, names: Sequence[str]) -> list[str]:
-        """The files to read; raises ``AssetError`` where one is lacking without which this is no checkpoint."""
+        """The files to read; raises ``AssetError`` where one is lacking without which this is not a checkpoint."""
         weights = next((matching(names, kind) for kind in WEIGHTS + PICKLED if kind[0] in names), [])
         vocabulary = matching(names, TOKENIZERS)
         for what, there in {
@@ -143,11 +143,11 @@ class AssetState:
     def record(self) -> dict[str, Any]:
         """The record of the asset in results."""
         revision = self.asset.revision or constants.DEFAULT_REVISION
-        kept: dict[str, Any] = {"repo": self.asset.repo, "commit": self.commit, "revision": revision}
+        about: dict[str, Any] = {"repo": self.asset.repo, "commit": self.commit, "revision": revision}
         if isinstance(self.asset, Checkpoint):  # a pickle's loader runs nothing
             pickled = matching(self.files, [pattern for kind in PICKLED for pattern in kind])
-            kept["weights"] = "pickle, read by torch's weights-only loader" if pickled else "safetensors"
-        return kept
+            about["weights"] = "pickle, read by torch's weights-only loader" if pickled else "safetensors"
+        return about
 
 
 def _storage(asset: Asset) -> Path:
@@ -186,7 +186,7 @@ def _look_up(asset: Asset) -> AssetState:
             return _on_hub(asset)
         except AssetError as error:
             why = f"the repository {error}"
-        except Exception as error:  # noqa: BLE001 of the network, of what is no hub
+        except Exception as error:  # noqa: BLE001 of the network, of what is not a hub
             why = reason(error)
     state = in_cache(asset)
     return state if state.status == "cached" else AssetState(asset, "missing", why=f"{why}; {state.why}")
@@ -215,10 +215,10 @@ def in_cache(asset: Asset) -> AssetState:
         snapshots = [path.name for path in storage.glob("snapshots/*")]
         # Libraries that fetch by commit leave no ref.
         alone = len(snapshots) == 1 and not asset.revision and not any(storage.glob("refs/*"))
-        kept: dict[str, Any] = {"revision": snapshots[0]} if alone else {}
+        options: dict[str, Any] = {"revision": snapshots[0]} if alone else {}
         if isinstance(asset, Checkpoint):  # of its weights one kind alone was fetched
-            kept["allow_patterns"] = SMALL_FILES
-        folder = Path(_snapshot(asset, local_files_only=True, **kept))
+            options["allow_patterns"] = SMALL_FILES
+        folder = Path(_snapshot(asset, local_files_only=True, **options))
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
         wanted = asset.wanted(list(filter_repo_objects(names, **_patterns(asset))))
         if lacking := [name for name in wanted if not (folder / name).is_file()] + _lacking_shards(wanted):
@@ -248,20 +248,20 @@ def fetch(state: AssetState) -> AssetState:
     Raises ``AssetError`` where the asset is missing or damaged, a download fails, or the hub changed meanwhile. A file
     that did not arrive whole is not kept.
     """
-    kept = in_cache(state.asset)
-    if state.status != "missing" and (kept.status, kept.commit) != ("cached", state.commit):
+    cached = in_cache(state.asset)
+    if state.status != "missing" and (cached.status, cached.commit) != ("cached", state.commit):
         try:
             folder = _snapshot(state.asset, allow_patterns=[glob.escape(name) for name in state.files])
-        except Exception as error:  # of the network, of the disk, of what is no hub
+        except Exception as error:  # of the network, of the disk, of what is not a hub
             raise AssetError(f"{state.name} could not be fetched: {reason(error)}.") from error
         if Path(folder).name != state.commit:
             raise AssetError(f"{state.name} changed on the hub while it was fetched: run the same command again.")
-        kept = in_cache(state.asset)
-    if "missing" in (state.status, kept.status):
-        raise AssetError(f"{state.name} is missing: {(state.why or kept.why).rstrip('.')}.")
-    if not was_checked(kept):
-        check(kept)
-    return kept
+        cached = in_cache(state.asset)
+    if "missing" in (state.status, cached.status):
+        raise AssetError(f"{state.name} is missing: {(state.why or cached.why).rstrip('.')}.")
+    if not was_checked(cached):
+        check(cached)
+    return cached
 
 
 def find(asset: Asset) -> AssetState:

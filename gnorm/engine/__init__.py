@@ -1,1 +1,1 @@
-"""How forward and backward passes are made fast and exact; README.md beside this file explains it."""
+"""Forward and backward passes, fast and exact; README.md beside this file explains it."""

@@ -21,7 +21,7 @@ TextValues = Callable[[Problem, Tensor, Tensor], Tensor]
 
 
 def predictions(problem: Problem, logits: Tensor, labels: Tensor) -> Tensor:
-    """What the model predicts, of the shape of the labels; ``NOT_COUNTED`` for a token whose label is not counted."""
+    """The model's predictions, of the shape of the labels; ``NOT_COUNTED`` for a token whose label is not counted."""
     predicted, targets = problem.predict(problem.aligned_logits(logits)), problem.targets(labels)
     return (
         predicted.masked_fill(targets == NOT_COUNTED, NOT_COUNTED) if targets.dim() > 1 and problem.whole else predicted

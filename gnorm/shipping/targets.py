@@ -16,7 +16,7 @@ FLAGS = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0} 
 
 JOINED_BY = ("|", ";", ",")  # what may stand between the names of several labels
 
-# Columns that are no labels; so is every column whose name begins with choice_.
+# Columns that are not labels; so is every column whose name begins with choice_.
 TEXT_COLUMNS = ("text", "text_pair", "target", "question", "context", "tokens", "choices")
 
 

@@ -19,12 +19,8 @@ from ..storage.errors import in_short
 
 log = logging.getLogger(__name__)
 
-CSV: Any = {
-    "header": None,
-    "dtype": str,
-    "keep_default_na": False,
-    "encoding": "utf-8-sig",
-}  # the text "NA" stays a text
+# the text "NA" stays a text
+CSV: Any = {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 JSON: Any = {"dtype": False, "encoding": "utf-8-sig"}  # pandas guesses no types
 
@@ -50,25 +46,9 @@ ACCEPTED = {"accept", "accepted", "approve", "approved", "completed", "default",
             "valid", "validated"}  # fmt: skip
 REJECTED = {"discard", "discarded", "ignore", "ignored", "invalid", "reject", "rejected", "skip", "skipped"}
 VERDICTS = {"answer", "annotationstatus", "assignmentstatus", "recordstatus", "reviewstatus", "status", "verdict"}
-REJECTED_IF_TRUE = {
-    "cancelled",
-    "discarded",
-    "ignored",
-    "reject",
-    "rejected",
-    "skipped",
-}  # was_ or is_ before it, or nothing
-TRUTHS = {
-    "1": True,
-    "1.0": True,
-    "true": True,
-    "yes": True,
-    "x": True,
-    "0": False,
-    "0.0": False,
-    "false": False,
-    "no": False,
-}
+# was_ or is_ before it, or nothing
+REJECTED_IF_TRUE = {"cancelled", "discarded", "ignored", "reject", "rejected", "skipped"}
+TRUE, FALSE = {"1", "1.0", "true", "yes", "x"}, {"0", "0.0", "false", "no"}
 
 
 def name_of(texts: Any) -> str:
@@ -131,10 +111,7 @@ def _rejected(table: pd.DataFrame, others: Sequence[int], where: str) -> set[int
     for at in others:
         name = str(table.columns[at])
         verdict = re.sub(r"^(is|was)", "", _column(name.rpartition(".")[2]))
-        if verdict in REJECTED_IF_TRUE:
-            left, taken = ({word for word, truth in TRUTHS.items() if truth is which} for which in (True, False))
-        else:
-            left, taken = REJECTED, ACCEPTED
+        left, taken = (TRUE, FALSE) if verdict in REJECTED_IF_TRUE else (REJECTED, ACCEPTED)
         rows = set[int]()
         for row, cell in enumerate(_cells(table, at), 1):
             words = {str(word).strip().casefold() for word in (cell if isinstance(cell, list) else [cell])}

@@ -82,7 +82,7 @@ def _numbers(kind: pyarrow.DataType) -> bool:
 
 def _padded(cells: pyarrow.Array, value: int, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Lists of numbers, of any depth, as an array (text, ...), padded by ``value`` to the longest on each axis, and
-    which of its entries are no padding."""
+    which of its entries are not padding."""
     if isinstance(cells.type, pyarrow.BaseExtensionType):
         cells = cells.storage
     if cells.null_count:

@@ -67,8 +67,8 @@ run_on_contexts = partial(run_padded, register_hook=hook_contexts)
 
 
 def _real_tokens(inputs: Mapping[str, Tensor], prefix: str) -> Tensor | None:
-    """(text, token) bool: which tokens are no padding; None for all. prefix: "decoder_" for those of the decoder, which
-    are the encoder's where the inputs name none."""
+    """(text, token) bool: True for tokens that are not padding; None for all. prefix: "decoder_" for those of the
+    decoder, which are the encoder's where the inputs name none."""
     own = any(name.startswith(prefix) for name in inputs)
     mask = inputs.get(f"{prefix if own else ''}attention_mask")
     return None if mask is None else mask.bool().flatten(0, -2)  # of choices, (text * choice, token)

@@ -51,7 +51,7 @@ class Packing:
     passes: int  # calls of layers in one forward pass
     first_token: bool = True  # whether the last pass goes on with the first token of each text alone
     reads: str = ""  # which token of a text the classifier reads after the last layer: "first" or "last"; "" for all
-    in_tuple: int = 0  # of how many a layer's output is the first; 0 where it is no tuple
+    in_tuple: int = 0  # of how many a layer's output is the first; 0 where it is not a tuple
     causal: bool = False  # whether a token attends to those before it in its text, and to itself, alone
     of_tokens: bool = False  # whether each token has logits
     by_batch: bool = False  # whether a projection has inputs beside the tokens, so that batches cannot share a pass

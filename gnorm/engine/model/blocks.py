@@ -55,7 +55,7 @@ class AttentionBlock(Units):
 
     @property
     def context_dim(self) -> int:
-        """How many numbers a head hands to the output projection, for each token."""
+        """The number of entries that a head hands to the output projection, for each token."""
         return self.queries_per_head * self.head_dim
 
     @property

@@ -273,7 +273,7 @@ FAMILIES: dict[str, Family] = {
     **_alike("mpt", _MPT_LIKE, feed_forward="blocks.*.ffn.down_proj", per_head="position_bias"),
     **_alike("dbrx", _MPT_LIKE, blocks="blocks.*.norm_attn_norm.attn"),
     **_alike("ctrl", Family("h.*.multi_head_attention", "Wq", "Wk", "Wv", "dense", "h.*.ffn.2")),
-    # Decoders with experts or layers of other kinds: what ends a feed-forward block is no module, or not in each layer.
+    # Decoders with experts or layers of other kinds: no module ends a feed-forward block, or not in each layer.
     **_alike("aria_text cohere2_moe ernie4_5_moe exaone_moe glm4_moe granitemoe", _EXPERTS),
     **_alike("bamba falcon_h1", _EXPERTS, feed_forward="layers.*.feed_forward.down_proj"),
     **_alike("granitemoehybrid granitemoeshared hunyuan_v1_moe hy_v3 jamba kolibri1 mellum", _EXPERTS),

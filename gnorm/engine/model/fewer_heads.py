@@ -1,4 +1,4 @@
-"""How an attention module of transformers works with fewer heads than it was built with, or with none.
+"""Attention modules of transformers with fewer heads than they were built with, or with none.
 
 ``gnorm.storage.modeling`` copies these functions into saved folders, so they use nothing of gnorm but what they
 import from ``projections``.
@@ -191,12 +191,12 @@ def drop_projections(block: Any, inputs: Iterable[str], output: str) -> None:
 
 
 def without_rows(hidden_states: Tensor) -> Tensor:
-    """What a projection without rows gives: (text, token, 0)."""
+    """The output of a projection without rows: (text, token, 0)."""
     return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
 
 
 def bias_alone(owner: nn.Module, name: str, width: int, context: Tensor) -> Tensor:
-    """What an output projection without columns gives, (text, token, width): the parameter ``name`` of ``owner``, or
+    """The output of an output projection without columns, (text, token, width): the parameter ``name`` of ``owner``, or
     zeros where there is none. Only the number of texts and tokens of ``context`` counts."""
     bias, shape = getattr(owner, name), (*context.shape[:-1], width)
     return context.new_zeros(shape) if bias is None else bias.expand(shape).clone()

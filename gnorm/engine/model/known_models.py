@@ -1,4 +1,4 @@
-"""Which models may lose their padding, and whose heads are known: by the classes of their modules, never by trial.
+"""Models that may lose their padding, and models whose heads are known: by classes of modules, never by trial.
 
 ``is_tested``: the project's tests hold the heads of such models to be where the family's row says.
 
@@ -137,7 +137,7 @@ def reads_first_token(model: Any) -> bool:
 
 
 def attention_window(model: Any) -> float:
-    """How many tokens a text may have so that every token sees all tokens before it; infinite where any number."""
+    """The largest number of tokens of which each sees all tokens before it; infinite where any number."""
     window = getattr(model.config, "sliding_window", None)
     return math.inf if window is None else window
 

@@ -1,4 +1,4 @@
-"""What a model is asked, a row a problem: the axes of its logits and labels, its predictions, and its loss."""
+"""The problems that models are for, a row each: the axes of its logits and labels, its predictions, and its loss."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Problem:
         return "token" not in self.logits
 
     def logit_mask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Which logits are those of tokens and not of padding: bool, 1 on every axis of the logits but text and token;
+        """The logits that are of tokens and not of padding: bool, 1 on every axis of the logits but text and token;
         None where no logit is of padding."""
         if self.by_text or (mask := inputs.get(f"{self.input_prefix}attention_mask")) is None or bool(mask.all()):
             return None
@@ -278,7 +278,7 @@ AUTO_MAPPINGS = {
 
 
 def problem_of(model: Any) -> Problem:
-    """What ``model`` is asked: by its class or one that it derives from, else by its configuration."""
+    """The problem of ``model``: by its class or one that it derives from, else by its configuration."""
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     return problem_of_class(type(model), getattr(model, "config", None))
 
@@ -291,7 +291,7 @@ def gives_tokens(model: Any) -> bool:
 
 
 def num_classes(model: Any) -> int | None:
-    """How many classes the logits of ``model`` have; None where it is not known.
+    """The number of classes of the logits of ``model``; None where it is not known.
 
     Words are counted by the layer that gives their logits: a configuration may count those of the encoder alone.
     """
@@ -327,7 +327,7 @@ def problem_of_class(kind: type, config: Any) -> Problem:
 
 
 def activation_of(config: Any) -> str:
-    """What a CrossEncoder of sentence-transformers makes of the logits, such as "Sigmoid"; "" where none is said."""
+    """The activation of a CrossEncoder of sentence-transformers, such as "Sigmoid"; "" where none is named."""
     said = getattr(config, "sentence_transformers", None)
     by_default = "Sigmoid" if said is not None and config.num_labels == 1 else ""
     path = (said or {}).get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)

@@ -1,4 +1,4 @@
-"""What is a head's in a projection: a module, the rows of every head in it, and whether its weight is transposed."""
+"""Projections split by head: a module, the rows of every head in it, and whether its weight is transposed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Projection:
         return weight.T if is_transposed(self.module) else weight
 
     def by_head(self, matrix: Tensor) -> Tensor:
-        """What is each head's of a matrix (out, in), W or its gradient: (kept head, rows of a head, other side).
+        """A matrix (out, in), W or its gradient, split by head: (kept head, rows of a head, other side).
 
         It is a view where the module is no other projection's.
         """

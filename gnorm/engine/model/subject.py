@@ -25,6 +25,7 @@ class Subject:
     def __init__(self, model: Any) -> None:
         self.model: Any = getattr(model, "_orig_mod", model)  # of a compiled model
         self.own_config = False  # whether no other model shares its configuration
+        self.packs: bool | None = None  # what ``packable`` says of it; None until it is asked
 
     @cached_property
     def modules(self) -> tuple[nn.Module, ...]:

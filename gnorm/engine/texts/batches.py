@@ -238,7 +238,10 @@ def _prepared_for(model: nn.Module, prepared: Prepared) -> Prepared:
         if prepared.batches:
             _try_out(model, prepared.batches)
     same = held or prepared.made_for in ((), _traits(subject))
-    if same and (prepared.packing is None or not prepared.batches or packable(subject.model, subject.modules)):
+    packed = prepared.packing is not None and bool(prepared.batches)
+    if same and packed and subject.packs is None:  # once for all texts of a step
+        subject.packs = packable(subject.model, subject.modules)
+    if same and (not packed or subject.packs):
         return prepared if held else prepared.of(subject)
     anew = prepare(prepared.batches, model, together=prepared.together, max_tokens=prepared.max_tokens)
     return anew.with_observer(prepared.observer).over(prepared.group)

@@ -254,7 +254,7 @@ def _fits(labels: Tensor, batch: Batch, problem: Problem, model: Any) -> bool:
 
 
 def _check_values(labels: Tensor, problem: Problem, what: str) -> None:
-    """Check that labels that are no classes are finite; 0 or 1 where they say whether a class is given, or from 0 to 1
+    """Check that labels that are not classes are finite; 0 or 1 where they say whether a class is given, or from 0 to 1
     where they are probabilities."""
     fine = {
         "multi_label_classification": (labels == 0) | (labels == 1),

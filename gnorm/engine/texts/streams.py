@@ -16,7 +16,7 @@ WINDOW_TEXTS = 4096  # texts that are sorted by length and packed together, at l
 
 
 def is_stream(batches: Any) -> bool:
-    """True if batches are read anew for every pass: they can be iterated over again, and are no sequence.
+    """True if batches are read anew for every pass: they can be iterated over again, and are not a sequence.
 
     An iterator, such as a generator, gives its batches once: it is made a list. ``TypeError`` for a data set whose
     texts are in no batches.

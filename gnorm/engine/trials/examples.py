@@ -23,7 +23,7 @@ LETTERS = 128  # where a model knows letters and no words
 
 
 def _said(config: Any, name: str) -> Any:
-    """What a configuration, or one within it, says under ``name``; None where none does."""
+    """The value of ``name`` in a configuration, or in one within it; None where none does."""
     parts = (config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", ())))
     return next((value for part in parts if (value := getattr(part, name, None)) is not None), None)
 
