@@ -55,6 +55,7 @@ import literal
 
 from benchmarks.cases import Case, Texts, bert, environment, lengths_of, model_of, operations, seconds, texts_of
 from benchmarks.memory import memory
+from benchmarks.promise import promise
 from benchmarks.ranks import ranks
 
 FOLDER = ROOT / "benchmarks" / "results"
@@ -411,6 +412,7 @@ TABLES = {
         pruned,
         memory,
         ranks,
+        promise,
     )
 }
 

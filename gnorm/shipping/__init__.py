@@ -10,7 +10,9 @@ The model may classify texts or tokens, give a number, answer questions, choose,
 which columns its texts come in. They are split at random into three: on one the heads are scored, on the next the
 number of heads to remove is chosen, and on the last, which no choice depends on, the card's metric is measured. Any
 method of ``gnorm.METHODS`` and ``gnorm.MORE_METHODS`` will do; the recommended one keeps the most accuracy in
-docs/claims.md. ``smaller_model`` gives what ``ship`` saves before it is saved, so that it can be trained further.
+docs/claims.md. A budget is a ``Promise`` for texts like these, with 90 % confidence; ``prune(..., until=
+until_known(own, budget))`` ends the run where the answer is known. ``prune_units`` takes feed-forward neurons beside
+heads. ``smaller_model`` gives what ``ship`` saves before it is saved, so that it can be trained further.
 """
 
 from .choosing import along, choose, until_known
