@@ -12,6 +12,7 @@ from precision import differ
 from tiny import without_elements
 
 import gnorm
+from gnorm.engine.backward.gradients import weight_gradients
 from gnorm.engine.model.families import FAMILIES
 from gnorm.engine.trials.family_check import try_row
 
@@ -268,3 +269,21 @@ def test_what_no_row_can_say_is_refused_with_the_reason(which, monkeypatch):
         with pytest.raises(ValueError, match=reason):
             ask(model)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "first", "second"),
+    [
+        (
+            "gemma4_text/two widths",
+            {"num_key_value_heads": 4},
+            "query projection of layer 0",
+            "query projection of layer 1",
+        ),
+        ("mobilebert", {}, "query projection of layer 0", "value projection of layer 0"),
+    ],
+)
+def test_gradients_of_several_sizes_make_no_table(name, options, first, second):
+    model = make(name, **options)
+    with pytest.raises(ValueError, match=f"the {first} has .*, the {second} .*: use gnorm.gnorm_scores"):
+        weight_gradients(model, [batch_of(name)])
