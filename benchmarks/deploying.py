@@ -9,8 +9,7 @@ process. Exit code 1: a tool is not installed.
 The tools, beside what `make setup` brings:
     pip install --no-deps torchao==0.18.0 bitsandbytes==0.50.2 onnxsim==0.8.1 onnxslim==0.1.98 colorama==0.4.6 \
         onnxconverter-common==1.16.0 openvino==2026.4.1 openvino-telemetry==2025.2.0 nncf==3.4.0 peft==0.21.2 \
-        sentence-transformers==6.2.0 setfit==1.2.0 evaluate==0.4.6 gguf==0.19.0 xllamacpp==2026.10.11549 \
-        ctranslate2==4.8.5
+        sentence-transformers==6.2.0 setfit==1.2.0 evaluate==0.4.6 gguf==0.19.0 xllamacpp==2026.10.11549
     npm install --ignore-scripts @huggingface/transformers@4.3.2    # NODE_PATH says where it lies
     pip install --no-deps --target OLDER transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1
         # GNORM_OLDER says where it lies
@@ -33,7 +32,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import tokenizers
 import torch
@@ -159,7 +157,11 @@ def tokenizer() -> Any:
     words = {word: i for i, word in enumerate(special + [f"w{i}" for i in range(2, SIZES["vocab_size"])])}
     word_level = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     word_level.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=word_level, pad_token="[PAD]", unk_token="[UNK]")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=word_level,
+        pad_token="[PAD]",
+        **dict.fromkeys(("unk_token", "bos_token", "eos_token"), "[UNK]"),
+    )
 
 
 @torch.no_grad()
@@ -437,19 +439,6 @@ def qint8(engine: str, pruned: Pruned) -> float:
     return pruned.off(logits_of(torch.ao.quantization.quantize_dynamic(pruned.model(), {nn.Linear}, torch.qint8)))
 
 
-def exported_program(pruned: Pruned) -> float:
-    inputs, path = pruned.expected()[0]["inputs"], pruned.scratch("model.pt2")
-    axes = tuple({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for _ in inputs)
-    model = Logits(pruned.model(attn_implementation="eager")).eval()
-    torch.export.save(torch.export.export(model, tuple(inputs.values()), dynamic_shapes=(axes,)), path)
-    loaded = torch.export.load(path).module()
-    return pruned.off(lambda batch: loaded(*batch.values()))
-
-
-def compiled(pruned: Pruned) -> float:
-    return pruned.off(logits_of(torch.compile(pruned.model())))
-
-
 def torchao_int8(pruned: Pruned) -> float:
     from torchao.quantization import Int8WeightOnlyConfig
 
@@ -512,20 +501,6 @@ def peft_adapter(pruned: Pruned, **options: Any) -> float:
 
 
 # ------------------------------------------------------------------------------------------ other programs
-
-
-def ctranslate2_generator(pruned: Pruned) -> float:
-    import ctranslate2
-
-    folder = pruned.scratch("ctranslate2")
-    ctranslate2.converters.TransformersConverter(str(pruned.folder), trust_remote_code=True).convert(str(folder))
-    generator = ctranslate2.Generator(str(folder))
-
-    def run(batch: dict[str, Tensor]) -> Tensor:
-        texts = [text.split() for text in words(batch)]
-        return torch.from_numpy(np.array(generator.forward_batch(texts)))
-
-    return pruned.off(run)
 
 
 JS = """
@@ -615,6 +590,7 @@ def llama_cpp(architecture: str, pruned: Pruned) -> int:
     options = xllamacpp.CommonParams()
     options.model.path = str(gguf_file(pruned, architecture))
     options.n_ctx, options.warmup, options.n_parallel = 64, False, 1
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1
     options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # in f16 near ties fall otherwise
     server = xllamacpp.Server(options)
 
@@ -641,15 +617,13 @@ class Tool:
 
 TOOLS = {
     "transformers alone": Tool("transformers", transformers_alone),
-    "transformers alone, an older one": Tool("GNORM_OLDER", transformers_older),
+    "transformers alone, an older one": Tool("GNORM_OLDER", transformers_older, ("BERT", "T5")),
     "transformers, `generate`": Tool("transformers", transformers_generate, GENERATING),
     "transformers, `generate_batch`": Tool("transformers", continuous_batching, DECODERS),
     "transformers, feature extraction": Tool("transformers", feature_extraction, ENCODERS),
     "sentence-transformers, `SentenceTransformer`": Tool("sentence-transformers", sentence_transformer, ENCODERS),
     "sentence-transformers, `CrossEncoder`": Tool("sentence-transformers", cross_encoder, ENCODERS),
     "SetFit": Tool("setfit", setfit_body, ENCODERS),
-    "torch.compile": Tool("torch", compiled),
-    "torch.export": Tool("torch", exported_program),
     "torch int8, engine x86": Tool("torch", partial(qint8, "x86")),
     "torch int8, engine onednn": Tool("torch", partial(qint8, "onednn")),
     "torchao int8, weights": Tool("torchao", torchao_int8),
@@ -675,7 +649,6 @@ TOOLS = {
     "OpenVINO, from ONNX": Tool("openvino", openvino_of_onnx),
     "OpenVINO, from torch": Tool("openvino", openvino_of_torch),
     "NNCF int8": Tool("nncf", nncf_weights),
-    "CTranslate2": Tool("ctranslate2", ctranslate2_generator, DECODERS),
     "llama.cpp, GGUF `llama`": Tool("xllamacpp", partial(llama_cpp, "llama"), ("Llama",)),
     "llama.cpp, GGUF `deci`": Tool("xllamacpp", partial(llama_cpp, "deci"), ("Llama",)),
     "transformers.js": Tool("npm:@huggingface/transformers", js_logits, (*ENCODERS, *DECODERS)),
@@ -755,7 +728,8 @@ def main(names: list[str]) -> int:
         sys.exit(f"no tool {min(unknown)!r}: choose from {', '.join(TOOLS)}")
     with tempfile.TemporaryDirectory() as folder:
         write_folders(Path(folder))
-        print("| tool | version |", " | ".join(KINDS), "|\n|:--|:--|" + ":--|" * len(KINDS), flush=True)
+        print("| tool | version |", " | ".join(KINDS), "|")
+        print("|:--|:--|" + ":--|" * len(KINDS), flush=True)
         rows = []
         for name in names or TOOLS:
             rows.append(row_of(name, Path(folder)))
