@@ -15,6 +15,7 @@ from precision import differ
 from tiny import without_elements
 
 import gnorm
+from gnorm.engine.backward.gradients import weight_gradients
 from gnorm.engine.model.families import FAMILIES
 from gnorm.engine.trials.family_check import try_row
 
@@ -226,3 +227,21 @@ def test_a_list_of_modules_by_head_is_cut_to_some_of_them_by_transformers_alone(
     folder = gnorm.save_pruned(model, tmp_path / "model")
     with torch.no_grad():
         equal(answer(auto_of("stablelm").from_pretrained(folder, trust_remote_code=True), batch), answer(model, batch))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "first", "second"),
+    [
+        (
+            "gemma4_text/two widths",
+            {"num_key_value_heads": 4},
+            "query projection of layer 0",
+            "query projection of layer 1",
+        ),
+        ("mobilebert", {}, "query projection of layer 0", "value projection of layer 0"),
+    ],
+)
+def test_gradients_of_several_sizes_make_no_table(name, options, first, second):
+    model = make(name, **options)
+    with pytest.raises(ValueError, match=f"the {first} has .*, the {second} .*: use gnorm.gnorm_scores"):
+        weight_gradients(model, batches_of(model, 1, 5, name))

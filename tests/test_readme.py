@@ -8,6 +8,7 @@ import pytest
 from pipeline import ROOT
 
 import gnorm
+from benchmarks.deploying import KINDS, TOOLS
 from experiments.analysis import claims
 from gnorm import shipping
 from gnorm.engine.model.families import FAMILIES
@@ -75,3 +76,11 @@ def test_names_of_the_package_are_there(path):
 
 def test_every_known_family_is_named():
     assert FAMILIES.keys() <= set(re.findall(r"`([\w-]+)`", (ROOT / "docs" / "families.md").read_text("utf-8")))
+
+
+def test_what_the_page_on_deploying_says_is_what_its_script_prints():
+    text = (ROOT / "docs" / "deploying.md").read_text("utf-8")
+    header, _, *rows = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
+    assert header.split(" | ") == ["tool", "version", *KINDS]
+    names = [row.split(" | ")[0] for row in rows]
+    assert names == [name for name in TOOLS if name in names]

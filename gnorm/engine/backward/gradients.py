@@ -292,14 +292,24 @@ def weight_gradients(model: nn.Module, batches: Iterable[Batch] | Prepared) -> T
     This is for plots and examples; ``gnorm_scores`` takes norms batch by batch.
 
     Raises ``ValueError`` where heads have been removed from the model (masking is fine), where several query heads
-    share a key, and as ``prepare`` does.
+    share a key, where the projections differ in their sizes, and as ``prepare`` does.
     """
     prepared = prepare(batches, model)
     subject = prepared.subject
     if not bool(subject.mask.all()):
         raise ValueError("heads have been removed from this model: take its gradients under gnorm.masked instead.")
-    if (queries := subject.blocks[0].queries_per_head) > 1:
+    if (queries := max(block.queries_per_head for block in subject.blocks)) > 1:
         raise ValueError(f"{queries} query heads share a key, so gradients make no table: use gnorm.gnorm_scores.")
+    sizes: dict[tuple[int, ...], str] = {}  # the first projection of each
+    for layer, block in enumerate(subject.blocks):
+        for part in map(block.projection, QKV):
+            sizes.setdefault(tuple(part.by_head(part.matrix).shape), f"the {part.name} projection of layer {layer}")
+    if len(sizes) > 1:
+        (one, first), (other, second) = list(sizes.items())[:2]
+        raise ValueError(
+            f"{first} has {' x '.join(map(str, one))} weights (heads, rows of a head, width), {second} "
+            f"{' x '.join(map(str, other))}, so gradients make no table: use gnorm.gnorm_scores."
+        )
     with passes(prepared, grad=True) as forward:
         total = sum(torch.stack(list(g())) / z.norm() for _, g, z in gradients_by_batch(forward, prepared))
     return torch.as_tensor(total).flatten(1, 2).unflatten(0, (-1, 3))
