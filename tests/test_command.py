@@ -445,3 +445,33 @@ def test_what_is_left_is_trained_as_far_as_the_promise_holds(made, home, capsys)
     )
     assert f"of the trained model {shown}" in out
     assert shown.endswith("show that with 90 % confidence the accuracy on texts like these falls by less than 5 points")
+
+
+def test_neurons_go_beside_heads_where_that_is_asked(home, capsys):
+    command = ["prune", "ck", "texts.csv", "small", "--units", "heads,neurons"]
+    assert main([*command, "--budget", "0.1"]) == 0
+    own, promise = shipping.load("ck", "texts.csv"), shipping.Promise(0.1)
+    run = shipping.prune_units(own.model, own.scoring, own.choosing, progress=False)
+    pruned = promise.last_kept(run)
+    mask, model = run.mask(pruned), gnorm.load_pruned("small")
+    heads, neurons = ((run.start & ~mask)[:, part] for part in (slice(0, 4), slice(4, None)))
+    assert torch.equal(gnorm.head_mask_of(model), mask[:, :4])
+    assert model.config.feed_forward_sizes == mask[:, 4:].sum(1).tolist()
+    assert 0 < neurons.sum() < neurons.numel()
+    out, card = capsys.readouterr().out, (home / "small" / "README.md").read_text("utf-8")
+    gone = f"{heads.sum()} of 8 heads and {neurons.sum()} of {neurons.numel()} feed-forward neurons removed"
+    assert out.startswith(f"ck: {gone} by Head importance (Michel); as many went as keep a promise: {promise}")
+    left = len(run.table.pruned_heads[run.table.pruned_heads <= pruned]) - 1
+    assert f"the run ended at step {left + 1}, where" in out
+    first, second = mask[:, 4:].sum(1).tolist()
+    assert (
+        f"| heads kept | {' | '.join(map(str, mask[:, :4].sum(1).tolist()))} |\n| neurons kept | {first} | {second} |"
+        in card
+    )
+    assert "for each operation saved, a head or a block of neurons at a time" in card
+    assert main([*command, "--overwrite", "--parameters", "0.8"]) == 0
+    smaller = gnorm.load_pruned("small")
+    counts = [sum(p.numel() for p in each.parameters()) for each in (smaller, own.model)]
+    assert counts[0] <= 0.8 * counts[1]
+    with pytest.raises(ValueError, match="heads=3 is for heads alone, and neurons went too"):
+        shipping.choose(own, run, 3, "heads")
