@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 import torch
 from precision import close
 
 from experiments.analysis import claims, paired, plots, tables
 from gnorm.metrics import METRICS
-from gnorm.trajectory import Trajectory, area, area_interval, curve, text_areas
+from gnorm.trajectory import Trajectory, area, curve, solution, text_areas
 
 
 def trajectory(correct, trials=1, **info):
@@ -51,77 +52,115 @@ def test_their_mean_is_the_area_under_the_curve(trials):
     close(text_areas(run).mean(), area(curve(run)), torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("differences", "p"),
-    [
-        ([0.1, 0.2, 0.3, 0.1, 0.2], 2 / 32),
-        ([-0.1, -0.2, -0.3], 2 / 8),
-        ([0.1, -0.1], 1.0),
-        ([0.3, 0.2, -0.1], 4 / 8),  # 0.4 in all; 0.6 and 0.4 are as large, on either side
-        ([0.1], 1.0),
-        ([0.0, 0.0, 0.0], 1.0),
-    ],
-)
-def test_signs_are_flipped_exactly(differences, p):
-    close(paired.sign_flip(np.array(differences)), p, torch.float64)
-
-
 def test_holm_steps_down():
     close(paired.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02], torch.float64)
     assert paired.holm([0.9, 0.8]).tolist() == [1.0, 1.0]
     assert paired.holm([]).tolist() == []
 
 
-def test_the_bootstrap_of_one_seed_is_that_of_texts():
-    areas = np.random.default_rng(1).random((1, 1, 400))
-    means = paired.bootstrap_means(areas, samples=4000)[:, 0]
-    assert means.mean() == pytest.approx(areas.mean(), abs=0.002)
-    assert means.std() == pytest.approx(areas.std() / math.sqrt(400), rel=0.05)
+def test_seeds_and_texts_are_crossed_in_the_interval():
+    """By sums over single cells, as a textbook has the analysis of variance in two ways."""
+    seeds, texts = 3, 5
+    d = np.random.default_rng(0).normal(size=(seeds, texts)) + np.arange(seeds)[:, None] + 2.0 * np.arange(texts)
+    mean = sum(d[s][x] for s in range(seeds) for x in range(texts)) / (seeds * texts)
+    row = [sum(d[s]) / texts for s in range(seeds)]
+    column = [sum(d[s][x] for s in range(seeds)) / seeds for x in range(texts)]
+    of_seed = texts * sum((r - mean) ** 2 for r in row) / (seeds - 1)
+    of_text = seeds * sum((c - mean) ** 2 for c in column) / (texts - 1)
+    rest = sum((d[s][x] - row[s] - column[x] + mean) ** 2 for s in range(seeds) for x in range(texts))
+    rest /= (seeds - 1) * (texts - 1)
+    variance = (of_seed + of_text - rest) / (seeds * texts)
+    freedom = (of_seed + of_text - rest) ** 2 / (
+        of_seed**2 / (seeds - 1) + of_text**2 / (texts - 1) + rest**2 / ((seeds - 1) * (texts - 1))
+    )
+    found = paired.crossed(d)
+    parts = (found.mean, found.error**2, found.freedom, found.of_seeds, found.of_texts, found.of_rest)
+    close(parts, (mean, variance, freedom, (of_seed - rest) / texts, (of_text - rest) / seeds, rest), torch.float64)
+    half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(variance)
+    close(found.interval(0.95), (mean - half, mean + half), torch.float64)
+    close(found.p, 2 * scipy.stats.t.sf(abs(mean) / math.sqrt(variance), freedom), torch.float64)
 
 
-def test_the_bootstrap_counts_seeds_and_texts():
-    """The variance of a mean over s seeds drawn anew is that between seeds, and that of texts within, each over s."""
-    generator = np.random.default_rng(2)
-    between = np.array([0.2, 0.5, 0.4, 0.9])
-    areas = (between[:, None] + 0.1 * generator.standard_normal((4, 300)))[None]
-    means = paired.bootstrap_means(areas, samples=20_000)[:, 0]
-    expected = (areas[0].mean(1).var() + areas[0].var(1).mean() / 300) / 4
-    assert means.var() == pytest.approx(expected, rel=0.05)
+def test_where_components_cancel_the_seeds_decide():
+    d = np.array([[1.0, -1.0], [-1.0, 1.0]])  # all of it is interaction
+    d[0] += 1e-3
+    found = paired.crossed(d)
+    assert found.freedom == 1
+    close(found.error, math.sqrt(2 * 2 * (5e-4) ** 2 / 4), torch.float64)
+    same = paired.crossed(np.zeros((3, 4)))
+    assert (same.interval(0.95), same.p) == ((0.0, 0.0), 1.0)
 
 
-def test_methods_meet_the_same_draws():
-    areas = np.random.default_rng(3).random((1, 3, 50))
-    means = paired.bootstrap_means(np.concatenate([areas, areas + 0.25]), samples=100)
-    close((means[:, 1] - means[:, 0]), [0.25] * 100, torch.float64)
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_intervals_hold_the_truth_as_often_as_they_say(seeds):
+    generator, held, draws = np.random.default_rng(seeds), 0, 1000
+    for _ in range(draws):
+        d = generator.normal(size=(seeds, 1)) + generator.normal(size=30) + 2 * generator.normal(size=(seeds, 30))
+        low, high = paired.crossed(d).interval(0.95)
+        held += low <= 0 <= high
+    assert 0.93 * draws <= held <= 0.975 * draws
+
+
+def test_over_seeds_it_is_the_t_test_of_one_sample():
+    gains = np.array([0.1, 0.3, -0.1, 0.2])
+    found, test = paired.over_seeds(gains), scipy.stats.ttest_1samp(gains, 0)
+    close(found.p, test.pvalue, torch.float64)
+    close(found.interval(0.9), tuple(test.confidence_interval(0.9)), torch.float64)
+
+
+def test_endpoints_of_a_curve():
+    shares, values = np.array([0, 0.4, 0.8, 1.0]), np.array([0.9, 0.89, 0.88, 0.1])
+    half = (0.4 * (0.9 + 0.89) / 2 + 0.1 * (0.89 + 0.8875) / 2) / 0.5
+    by_hand = {"half": half, "within": 0.8, "area": np.trapezoid(values, shares)}
+    for name, endpoint in paired.ENDPOINTS.items():
+        close(endpoint.of(shares, values, METRICS["accuracy"]), by_hand[name], torch.float64)
+        close(endpoint.of(shares, np.stack([values, values]), METRICS["accuracy"]), [by_hand[name]] * 2, torch.float64)
+    rising = paired.ENDPOINTS["area"].of(shares, values, METRICS["mse"])
+    close(rising, -by_hand["area"], torch.float64)
 
 
 def test_the_table_of_differences():
     better = [random_run(seed, 0.9) for seed in range(5)]
     worse = [random_run(10 + seed, 0.5) for seed in range(5)]
-    table = paired.differences(
-        {"bert": {"greedy_gnorm": better, "random": worse}}, [[("greedy_gnorm", "random"), ("greedy_gnorm", "flap")]]
-    )
+    pairs = [("greedy_gnorm", "random"), ("greedy_gnorm", "flap"), ("greedy_gnorm", "again")]
+    runs = {"greedy_gnorm": better, "random": worse, "again": worse}
+    table = paired.differences({"bert": runs}, pairs)
     assert list(table.columns) == list(paired.COLUMNS)
-    (row,) = table.to_dict("records")  # nothing was pruned by flap
-    gains = [area(curve(a)) - area(curve(b)) for a, b in zip(better, worse)]
-    close(row["difference"], np.mean(gains), torch.float64)
-    assert row["low"] < row["difference"] < row["high"]
-    assert row["low"] > 0
-    assert (row["p"], row["p_holm"]) == (2 / 32, 2 / 32)
-    assert (row["seeds"], row["texts"]) == (5, 60)
+    assert table.endpoint.tolist() == ["half"] * 2 + ["within"] * 2 + ["area"] * 2  # nothing was pruned by flap
+    assert table.same_as.tolist() == ["", "random"] * 3
+    row = table[table.endpoint == "area"].iloc[0]
+    gains = np.stack([text_areas(a) - text_areas(b) for a, b in zip(better, worse)])
+    found = paired.crossed(gains)
+    close((row.difference, row.p), (np.mean(gains), found.p), torch.float64)
+    close((row.low, row.high, row.low90, row.high90), (*found.interval(0.95), *found.interval(0.9)), torch.float64)
+    assert row.low > 0
+    assert (row.seeds, row.texts) == (5, 60)
+    within = table[table.endpoint == "within"].iloc[0]
+    one, other = ([solution(run, 0.02) / 3 for run in runs] for runs in (better, worse))
+    test = scipy.stats.ttest_rel(one, other)
+    close(
+        (within.difference, within.p),
+        (np.mean(one) - np.mean(other), test.pvalue),
+        torch.float64,
+    )
 
 
-def test_p_values_are_corrected_within_a_family_of_one_model():
-    runs = {name: [random_run(k + 5 * i, 0.9 - 0.2 * i) for k in range(5)] for i, name in enumerate("abc")}
-    table = paired.differences({"bert": runs, "albert": runs}, [[("a", "b"), ("a", "c")], [("b", "c")]])
-    assert table.p.tolist() == [2 / 32] * 6
-    close(table.p_holm, [4 / 32, 4 / 32, 2 / 32] * 2, torch.float64)
+def test_one_seed_is_compared_over_its_texts():
+    one, other = random_run(0, 0.9), random_run(1, 0.5)
+    (row,) = paired.differences({"bert": {"a": [one], "b": [other]}}, [("a", "b")])[2:].to_dict("records")
+    gains = text_areas(one) - text_areas(other)
+    close(row["difference"], gains.mean(), torch.float64)
+    error = gains.std() / math.sqrt(len(gains))
+    ends = gains.mean() - 1.96 * error, gains.mean() + 1.96 * error
+    assert (row["low"], row["high"]) == pytest.approx(ends, abs=0.3 * error)
+    assert row["p"] == 0
+    assert np.isnan(row["of_seeds"])
 
 
 def test_methods_measured_on_other_texts_are_refused():
     runs = {"bert": {"a": [random_run(0, 0.5, texts=60)], "b": [random_run(1, 0.5, texts=50)]}}
     with pytest.raises(ValueError, match=r"bert: methods were not measured on the same seeds and texts: .*60.*50"):
-        paired.differences(runs, [[("a", "b")]])
+        paired.differences(runs, [("a", "b")])
 
 
 def run_by_perplexity(seed, rate, states=4, texts=60):
@@ -138,7 +177,9 @@ def run_by_perplexity(seed, rate, states=4, texts=60):
 def test_where_lower_is_better_the_smaller_area_is_above_0():
     better, worse = ([run_by_perplexity(seed + 100 * i, 0.2 + 0.3 * i) for seed in range(3)] for i in range(2))
     runs = {"bert": {"greedy_gnorm": worse, "random": better}}
-    table = paired.differences(runs, [[("random", "greedy_gnorm"), ("greedy_gnorm", "random")]])
+    whole = paired.differences(runs, [("random", "greedy_gnorm"), ("greedy_gnorm", "random")])
+    assert set(whole.endpoint) == {"half", "area"}  # points are those of a fraction
+    table = whole[whole.endpoint == "area"]
     gains = [area(curve(b)) - area(curve(a)) for a, b in zip(better, worse)]
     close(table.difference, [np.mean(gains), -np.mean(gains)], torch.float64)
     assert (table.low < table.difference).all()
@@ -154,50 +195,32 @@ def test_where_lower_is_better_the_smaller_area_is_above_0():
     methods = tables.method_table(runs)
     assert list(claims.mean_areas(methods, "perplexity").index) == ["random", "greedy_gnorm"]
     assert claims.recommended(methods, "perplexity") == "greedy_gnorm"  # random is a control
-    (axis,) = plots.differences(table, {"": [("random", "greedy_gnorm")]}, "smoke", "perplexity").axes
-    assert axis.get_xlabel() == "area of the other less area of Random"
+    (axis,) = plots.differences(whole, {"": [("random", "greedy_gnorm")]}, "smoke", "perplexity").axes
+    assert axis.get_xlabel() == "the other less Random: whole area"
     (axis,) = plots.areas(
         tables.summary_table({"bert": {n: r[0] for n, r in runs["bert"].items()}}), "smoke", "mse"
     ).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["Greedy-Gnorm", "Random"]  # the best on top
 
 
-def test_samples_of_an_area_follow_seeds_and_texts():
-    """Of one seed they are the bootstrap over its texts; a method that predicts the same has the same samples."""
-    one = run_by_perplexity(0, 0.3)
-    samples = paired.resampled_areas({"a": [one], "b": [one]}, samples=300)
-    assert (samples[:, 0] == samples[:, 1]).all()
-    low, high = area_interval(one)
-    assert np.quantile(samples[:, 0], [0.025, 0.975]).tolist() == pytest.approx([low, high], rel=0.2)
-    by_accuracy = [random_run(seed, 0.7) for seed in range(3)]
-    exact = paired.bootstrap_means(np.array([[text_areas(run) for run in by_accuracy]]))[:, 0]
-    metric, ones = METRICS["token_accuracy"], np.ones((4, 60), dtype=int)  # of texts of one token
-    by_token = [
-        Trajectory(
-            run.table.rename(columns={"accuracy": metric.name}),
-            np.stack([run.correct, ones], 2),
-            run.start,
-            {},
-            metric,
-            ones[0],
-        )
-        for run in by_accuracy
-    ]
-    anew = paired.resampled_areas({"a": by_token}, samples=500)[:, 0]
-    assert anew.mean() == pytest.approx(exact.mean(), abs=0.01)
-    assert anew.std() == pytest.approx(exact.std(), rel=0.15)
-
-
 def test_runs_by_different_metrics_are_not_compared():
     runs = {"bert": {"a": [run_by_perplexity(0, 0.1)], "b": [random_run(1, 0.5)]}}
     with pytest.raises(ValueError, match="methods were measured by perplexity and by accuracy: compare runs of one"):
-        paired.differences(runs, [[("a", "b")]])
+        paired.differences(runs, [("a", "b")])
 
 
-def table_of(*sides):
-    """A row of differences a model: +1 lies above 0, -1 below, 0 across."""
-    ends = {1: (0.1, 0.2), 0: (-0.1, 0.1), -1: (-0.2, -0.1)}
-    return pd.DataFrame([{"model": str(i), "low": ends[s][0], "high": ends[s][1]} for i, s in enumerate(sides)])
+ENDS = {1: (0.1, 0.2), 0: (-0.1, 0.1), -1: (-0.2, -0.1), "=": (-0.004, 0.009)}
+SIDE = {1: "above 0", 0: "across 0", -1: "below 0", "=": "across 0"}
+
+
+def table_of(*sides, p=0.001, **columns):
+    """A row of differences a model: +1 lies above 0, -1 below, 0 across, "=" within a hundredth of it."""
+    rows = [
+        {"model": str(i), "low": ENDS[s][0], "high": ENDS[s][1], "p": p if s in (1, -1) else 0.5, "same_as": ""}
+        for i, s in enumerate(sides)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "low", "high", "p", "same_as"])
+    return table.assign(low90=table.low, high90=table.high, endpoint="area", **columns)
 
 
 @pytest.mark.parametrize(
@@ -211,28 +234,66 @@ def table_of(*sides):
         ((0, 0, -1, -1), "contradicted"),
         ((0, 0, 0, -1), "open"),
         ((1, 1, 1), "supported"),
+        (("=", "=", "=", "="), "equal"),
+        (("=", "=", "=", 0), "open"),
         ((), "open"),
     ],
 )
 def test_the_rule(sides, expected):
-    assert paired.verdict(table_of(*sides).reindex(columns=["model", "low", "high"])) == expected
+    assert paired.verdict([SIDE[side] for side in sides], [side == "=" for side in sides]) == expected
+    claim = claims.Claim("C", "says", ("b",), method="m")
+    found = claims.verdicts(table_of(*sides, method="m", baseline="b"), [claim])
+    assert found.set_index("endpoint").verdict.to_dict() == {"half": "open", "within": "open", "area": expected}
 
 
 def test_a_claim_needs_all_of_its_comparisons():
-    def rows(method, baseline, *sides):
-        return table_of(*sides).assign(method=method, baseline=baseline)
-
     claim = claims.Claim("C", "says", ("a", "b"), method="m")
     for of_b, whole in (((1, 1, 1, 1), "supported"), ((1, 0, 0, 0), "open"), ((-1, -1, 1, 1), "contradicted")):
-        table = pd.concat([rows("m", "a", 1, 1, 1, 0), rows("m", "b", *of_b)])
-        found = claims.verdicts(table, [claim])
+        tables = [table_of(1, 1, 1, 0, method="m", baseline="a"), table_of(*of_b, method="m", baseline="b")]
+        found = claims.verdicts(pd.concat(tables, ignore_index=True), [claim])
+        found = found[found.endpoint == "area"]
         assert found.verdict.tolist() == [whole] * 2
         assert found["of this comparison"].tolist()[0] == "supported"
-        assert found.loc[0, ["above 0", "across 0", "below 0"]].tolist() == [3, 1, 0]
+        assert found.iloc[0][["above 0", "across 0", "below 0", "equal"]].tolist() == [3, 1, 0, 0]
+
+
+def test_p_values_are_corrected_inside_a_claim_and_what_is_one_counts_once():
+    def verdicts(p, others, **changes):
+        tables = [table_of(1, 1, 1, p=p, method="m", baseline=other) for other in others]
+        table = pd.concat(tables, ignore_index=True)
+        for column, values in changes.items():
+            table[column] = values
+        found = claims.verdicts(table, [claims.Claim("C", "says", others, method="m")])
+        return found[found.endpoint == "area"]["above 0"].tolist()
+
+    assert verdicts(0.04, ("a",)) == [3]
+    assert verdicts(0.04, ("a", "b")) == [0, 0]
+    assert verdicts(0.02, ("a", "b")) == [3, 3]
+    assert verdicts(0.04, ("a", "b"), same_as=[""] * 3 + ["a"] * 3) == [3, 3]
+    assert verdicts(0.04, ("a",), same_as=["", "", "random"]) == [2]  # counted where random is
+
+
+def test_the_rule_errs_as_often_as_simulations_of_whole_tables_say():
+    columns = {"seeds": 5, "texts": 40, "of_seeds": 4e-4, "of_texts": 2e-3, "of_rest": 1e-2}
+    table = pd.DataFrame([columns] * 4)
+    found = paired.error_rates(table, effect=0.05).set_index("truth")
+    assert found.index.tolist() == ["no effect", "0.05 on two models", "0.05 on all"]
+    generator, words, held = np.random.default_rng(1), [], 0
+    for _ in range(500):
+        d = 0.05 + 0.02 * generator.normal(size=(4, 5, 1)) + math.sqrt(2e-3) * generator.normal(size=(4, 1, 40))
+        of_models = [paired.crossed(one + 0.1 * generator.normal(size=(5, 40))) for one in d]
+        low, high = np.array([one.interval(0.95) for one in of_models]).T
+        held += ((low <= 0.05) & (high >= 0.05)).sum()
+        sides = np.select([low > 0, high < 0], ["above 0", "below 0"], "across 0")
+        words.append(paired.verdict(sides.tolist(), [False] * 4))
+    assert found.loc["0.05 on all", "supported"] == pytest.approx(words.count("supported") / 500, abs=0.07)
+    assert found.loc["0.05 on all", "coverage"] == pytest.approx(held / 2000, abs=0.02)
+    assert found.loc["no effect", "supported"] < 0.01
+    close(found[["supported", "contradicted", "equal", "open"]].sum(axis=1), [1.0] * 3, torch.float64)
 
 
 def test_every_claim_and_question_is_compared_and_no_pair_twice():
-    pairs = [pair for family in claims.families() for pair in family]
+    pairs = claims.pairs()
     assert len(pairs) == len(set(pairs))
     for claim in claims.CLAIMS + claims.QUESTIONS:
         assert {(claim.method, other) for other in claim.others} <= set(pairs)

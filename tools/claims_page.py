@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.analysis import claims, paired
 from experiments.analysis.claims import CLAIMS, QUESTIONS, Claim, other_criteria
 from experiments.analysis.claims import factors as factors_of
-from experiments.report.sentences import evidence, in_words, listed, recommendation, sides, title, verdict_of
+from experiments.report.sentences import BY_ENDPOINT, evidence, listed, recommendation, sides, title, verdict_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments_results" / "study"
 
@@ -23,31 +23,48 @@ def read(name: str) -> pd.DataFrame:
 
 
 def cell(row: Any) -> str:
-    """A difference with its interval, in bold where the interval keeps clear of 0."""
+    """A difference with its interval, in bold where the interval keeps clear of 0 in the digits that are shown."""
     text = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
-    return text if row.side == "across 0" else f"**{text}**"
+    return text if row.side == "across 0" or "+0.000" in text or "-0.000" in text else f"**{text}**"
 
 
-def matrix(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> str:
-    """Differences, a row for each pair and a column for each model."""
+def matrix(table: pd.DataFrame, pairs: Iterable[tuple[str, str]], endpoint: str = "area") -> str:
+    """Differences by an endpoint, a row for each pair and a column for each model."""
     models = list(dict.fromkeys(table.model))
     rows = []
     for method, baseline in pairs:
-        found = claims.comparison(table, method, baseline)
+        found = claims.comparison(table, method, baseline, endpoint)
         found = found.assign(side=paired.sides(found)).set_index("model")
         cells = [cell(found.loc[model]) if model in found.index else "not run" for model in models]
         rows.append([f"{title(method)} less {title(baseline)}", *cells])
-    return pd.DataFrame(rows, columns=["difference of areas (95 %)", *models]).to_markdown(index=False)
+    return pd.DataFrame(rows, columns=[f"{paired.ENDPOINTS[endpoint].title} (95 %)", *models]).to_markdown(index=False)
 
 
 def about_claim(table: pd.DataFrame, claim: Claim) -> str:
-    found = claims.verdicts(table, [claim])
-    single = "; ".join(f"{title(row.baseline)}: {row['of this comparison']}" for _, row in found.iterrows())
-    parts = [
-        f"### {claim.name}. {claim.says}: {found.verdict.iloc[0]}",
-        matrix(table, [(claim.method, other) for other in claim.others]),
-    ]
-    return "\n\n".join([*parts, f"By comparison: {single}."] if len(claim.others) > 1 else parts)
+    pairs = [(claim.method, other) for other in claim.others]
+    parts = [f"### {claim.name}. {claim.says}: {verdict_of(table, claim)}"]
+    parts += [matrix(table, pairs, endpoint) for endpoint in paired.ENDPOINTS]
+    if len(pairs) > 1:
+        found = claims.verdicts(table, [claim])
+        words = []
+        for other, rows in found.groupby("baseline", sort=False):
+            each = zip(rows["of this comparison"], rows.endpoint, strict=True)
+            words.append(f"{title(str(other))}: {listed(f'{word} {BY_ENDPOINT[name]}' for word, name in each)}")
+        parts.append(f"By comparison: {'; '.join(words)}.")
+    return "\n\n".join(parts)
+
+
+def in_short(table: pd.DataFrame) -> str:
+    """The questions, a line each."""
+    return "\n".join(f"- **{q.name}. {q.says}: {verdict_of(table, q)}.** {evidence(table, q)}" for q in QUESTIONS[1:])
+
+
+def rule() -> str:
+    """How often the rule says each word, by truth."""
+    table = read("rule").assign(endpoint=lambda rows: rows.endpoint.map(lambda name: paired.ENDPOINTS[name].title))
+    return table[["endpoint", "truth", *table.columns.drop(["endpoint", "truth"])]].to_markdown(
+        index=False, floatfmt=".3f"
+    )
 
 
 def ranking(methods: pd.DataFrame) -> str:
@@ -61,10 +78,7 @@ def in_five_lines() -> str:
         f"- **{claim.name}. {claim.says}: {verdict_of(table, claim)}.** {evidence(table, claim)}" for claim in CLAIMS
     ]
     matched = QUESTIONS[0]
-    lines.append(
-        f"- **{matched.says}: {verdict_of(table, matched)}.** It keeps "
-        f"{in_words(table, matched.method, matched.others[0])}."
-    )
+    lines.append(f"- **{matched.says}: {verdict_of(table, matched)}.** {evidence(table, matched)}")
     return "\n".join([*lines, f"- {recommendation(table, methods)}"])
 
 
@@ -209,6 +223,8 @@ PARTS = (
     by_model,
     methods_by_model,
     in_five_lines,
+    in_short,
+    rule,
     about_claim,
     factors,
     matrix,

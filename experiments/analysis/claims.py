@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from gnorm.methods import METHODS, MORE_METHODS, find_method, names_of
 from gnorm.metrics import METRICS
 
-from .paired import SIDES, Repeated, differences, sides, verdict
+from .paired import ENDPOINTS, EQUAL, SIDES, Repeated, differences, error_rates, holm, sides, verdict
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Claim:
     """That a method keeps the metric longer than others: its area is better than theirs.
 
     A claim holds against every one of ``others``: it is supported where each comparison is, contradicted where one is,
-    else open (``paired.verdict``).
+    equal where all are, else open (``paired.verdict``).
     """
 
     name: str
@@ -84,26 +85,26 @@ def other_criteria() -> list[str]:
     return [*names_of("criterion"), "oracle"]
 
 
-def families() -> list[list[tuple[str, str]]]:
-    """Pairs (method, baseline) in families, within which p-values are corrected together: Greedy-Gnorm against every
-    method; every method against random pruning; and one criterion against itself, scored more or less often."""
+def pairs() -> list[tuple[str, str]]:
+    """Pairs (method, baseline): Greedy-Gnorm against every method; every method against random pruning; scores against
+    those of shuffled weights and labels; and one criterion against itself, scored more or less often."""
     methods = list(METHODS | MORE_METHODS)
     return [
-        [("greedy_gnorm", other) for other in methods if other != "greedy_gnorm"],
-        [(method, "random") for method in methods if method not in ("greedy_gnorm", "random")],
-        [("gnorm_once", "gnorm_shuffled_weights"), ("head_importance", "importance_shuffled_labels")],
-        *([pair for pair in pairs if pair[0] != "greedy_gnorm"] for pairs in schedules().values()),
+        *[("greedy_gnorm", other) for other in methods if other != "greedy_gnorm"],
+        *[(method, "random") for method in methods if method not in ("greedy_gnorm", "random")],
+        *[("gnorm_once", "gnorm_shuffled_weights"), ("head_importance", "importance_shuffled_labels")],
+        *[pair for of_one in schedules().values() for pair in of_one if pair[0] != "greedy_gnorm"],
     ]
 
 
 def all_differences(runs: Mapping[str, Repeated]) -> pd.DataFrame:
-    """``paired.differences`` of all ``families``."""
-    return differences(runs, families())
+    """``paired.differences`` of all ``pairs``."""
+    return differences(runs, pairs())
 
 
-def comparison(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
-    """The rows of a table of ``differences`` for one pair of methods, a row for each model."""
-    return table[(table["method"] == method) & (table["baseline"] == other)]
+def comparison(table: pd.DataFrame, method: str, other: str, endpoint: str = "area") -> pd.DataFrame:
+    """The rows of a table of ``differences`` for one pair of methods and one endpoint, a row for each model."""
+    return table[(table["method"] == method) & (table["baseline"] == other) & (table["endpoint"] == endpoint)]
 
 
 def seconds(runs: Mapping[str, Repeated], claims: Sequence[Claim]) -> pd.DataFrame:
@@ -122,29 +123,65 @@ def seconds(runs: Mapping[str, Repeated], claims: Sequence[Claim]) -> pd.DataFra
 
 
 def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
-    """A row for every comparison of every claim, from a table of ``differences``.
+    """A row for every endpoint and comparison of every claim, from a table of ``differences``.
 
-    Columns claim, says, verdict (of the claim), method, baseline, of this comparison: its own verdict, and the number
-    of models whose interval lies above 0, across it, below it. A comparison that no model has is open.
+    Columns claim, says, endpoint, verdict (of the claim), method, baseline; of this comparison: its own verdict, and
+    the number of models whose interval lies above 0, across it, below it, and is equal to 0. A comparison that no model
+    has is open. Where a claim has several comparisons, the p-values of a model are corrected by Holm inside the claim,
+    and one that is not below 0.05 counts as across 0. Comparisons that are one (``same_as``) count once.
     """
     rows = []
     for claim in claims:
-        of_claim = [(other, comparison(table, claim.method, other)) for other in claim.others]
-        single = [verdict(found) for _, found in of_claim]
-        whole = "contradicted" if "contradicted" in single else "supported" if set(single) == {"supported"} else "open"
-        for (other, found), one in zip(of_claim, single, strict=True):
-            rows.append(
-                {
-                    "claim": claim.name,
-                    "says": claim.says,
-                    "verdict": whole,
-                    "method": claim.method,
-                    "baseline": other,
-                    "of this comparison": one,
-                    **{side: int((sides(found) == side).sum()) for side in SIDES},
-                }
-            )
+        for endpoint in ENDPOINTS:
+            rows_of = judged(table, claim, endpoint)
+            single = [
+                verdict(of.side.tolist(), of.equal.tolist())
+                for of in (rows_of[rows_of.baseline == b] for b in claim.others)
+            ]
+            found = {*single}
+            whole = "contradicted" if "contradicted" in found else found.pop() if len(found) == 1 else "open"
+            for other, one in zip(claim.others, single, strict=True):
+                of_comparison = rows_of[rows_of.baseline == other]
+                rows.append(
+                    {
+                        "claim": claim.name,
+                        "says": claim.says,
+                        "endpoint": endpoint,
+                        "verdict": whole,
+                        "method": claim.method,
+                        "baseline": other,
+                        "of this comparison": one,
+                        **{side: int((of_comparison.side == side).sum()) for side in SIDES},
+                        "equal": int(of_comparison.equal.sum()),
+                    }
+                )
     return pd.DataFrame(rows)
+
+
+def judged(table: pd.DataFrame, claim: Claim, endpoint: str) -> pd.DataFrame:
+    """The rows of a claim by one endpoint, with the side on which each counts, and whether it is equal to 0."""
+    found = pd.concat([comparison(table, claim.method, other, endpoint) for other in claim.others])
+    found = found.assign(same_as=found.same_as.fillna(""))  # as a file has it
+    elsewhere = (found.same_as != "") & ~found.same_as.isin(claim.others)
+    found = found[~elsewhere].assign(side=lambda rows: sides(rows))
+    found = found.assign(equal=(found.low90 > -EQUAL) & (found.high90 < EQUAL))
+    for _, of_model in found.groupby("model") if len(claim.others) > 1 else ():
+        once = of_model[of_model.same_as == ""]
+        corrected = dict(zip(once.baseline, holm(once.p.tolist()), strict=True))
+        p = [corrected[same or name] for name, same in zip(of_model.baseline, of_model.same_as, strict=True)]
+        found.loc[of_model.index[np.array(p) >= 0.05], "side"] = SIDES[1]
+    return found
+
+
+def rule_errors(table: pd.DataFrame, claim: Claim) -> pd.DataFrame:
+    """``paired.error_rates`` of the first comparison of a claim, by each endpoint that is a mean over texts."""
+    found = []
+    for endpoint, row in ENDPOINTS.items():
+        rows = comparison(table, claim.method, claim.others[0], endpoint)
+        rows = rows[rows.seeds > 1]
+        if row.linear and len(rows) and rows.of_rest.all():
+            found.append(error_rates(rows).assign(endpoint=endpoint))
+    return pd.concat(found) if found else pd.DataFrame()
 
 
 def mean_areas(methods: pd.DataFrame, metric: str = "accuracy") -> pd.Series:

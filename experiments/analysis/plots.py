@@ -20,7 +20,7 @@ from gnorm.methods import find_method
 from gnorm.metrics import METRICS, Metric
 from gnorm.trajectory import Trajectory, area, bootstrap, curve, interval
 
-from .paired import Repeated, sides
+from .paired import ENDPOINTS, Repeated, sides
 from .published import published_curve
 
 # The line of each method. Okabe and Ito's colours can be told apart by colour-blind readers, line styles in grey.
@@ -431,13 +431,19 @@ MARKS: dict[str, dict[str, Any]] = {
 
 
 def differences(
-    table: pd.DataFrame, groups: Mapping[str, Iterable[tuple[str, str]]], profile: str, metric: str = "accuracy"
+    table: pd.DataFrame,
+    groups: Mapping[str, Iterable[tuple[str, str]]],
+    profile: str,
+    metric: str = "accuracy",
+    endpoint: str = "area",
 ) -> Figure:
-    """Differences of areas with their intervals: a panel for each model, a row for each pair (method, baseline).
+    """Differences with their intervals: a panel for each model, a row for each pair (method, baseline).
 
     table: as ``paired.differences`` returns it. groups: pairs by heading. Where all pairs have the same method, rows
-    are named after the baselines. A pair that a model does not have is marked as not run.
+    are named after the baselines. A pair that a model does not have is marked as not run. endpoint: whose rows are
+    drawn.
     """
+    table = table[table.endpoint == endpoint]
     pairs = [(heading, pair) for heading, of_heading in groups.items() for pair in of_heading]
     methods = {method for _, (method, _) in pairs}
     models = list(dict.fromkeys(table.model))
@@ -471,10 +477,12 @@ def differences(
         axis.set(ylim=(at - 0.4, -0.6), xlim=(-limit, limit))
         first = rows.iloc[0]
         axis.set_title(f"{model} ({_seeds(int(first.seeds))})", fontsize=10)
-    label = "difference of areas"
+    label = f"difference: {ENDPOINTS[endpoint].title}"
     if len(methods) == 1:
-        sides_of = [f"area of {find_method(methods.pop()).title}", "area of the other"]
-        label = " less ".join(sides_of if METRICS[metric].higher_is_better else sides_of[::-1])
+        sides_of = [find_method(methods.pop()).title, "the other"]
+        label = f"{' less '.join(sides_of if METRICS[metric].higher_is_better else sides_of[::-1])}: " + (
+            ENDPOINTS[endpoint].title
+        )
     for axis in axes:
         axis.set_xlabel(label)
     handles = [
@@ -482,7 +490,7 @@ def differences(
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     texts = {model: table[table.model == model].texts.iloc[0] for model in models}
-    _note(figure, profile, texts, ". Bars: 95 % bootstrap over training seeds and texts.")
+    _note(figure, profile, texts, ". Bars: 95 %, Student's t over training seeds and texts.")
     return figure
 
 

@@ -71,7 +71,8 @@ def winners(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
         higher = next(iter(methods.values())).metric.higher_is_better
         first, second = sorted(areas, key=areas.__getitem__, reverse=higher)[:2]
         both = {method: [methods[method]] for method in (first, second)}
-        (found,) = differences({model: both}, [[(first, second)]]).to_dict("records")
+        table = differences({model: both}, [(first, second)])
+        (found,) = table[table.endpoint == "area"].to_dict("records")
         rows.append(
             {
                 "model": model,

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 AREA = "Area: under the accuracy curve, 0 to 1, heads pruned as a share."
 PAIRED = (
-    "Difference: the area of the method less that of the baseline, on the same trained models and texts, mean over "
-    "training seeds. Interval: 95 % bootstrap over training seeds and texts. p: sign flips over seeds, and corrected "
-    "by Holm."
+    "Difference: the method less the baseline, on the same trained models and texts, mean over training seeds. "
+    "Interval and p: Student's t over training seeds and texts, which are crossed; of one seed a bootstrap over texts."
 )
 MASKS = "Within the budget of the profile. Blue: kept, grey: pruned."
 OVER_TEXTS = "Interval: 95 % bootstrap over the texts."
@@ -119,8 +118,14 @@ ROWS: dict[str, Caption] = {
     "decoder_winners": Caption("The smallest area under the perplexity curve", f"{OVER_TEXTS} Lower is better."),
     "claims": Caption(
         "What the paper claims",
-        "On how many models the interval of the difference of areas lies above 0, across it and below it. A comparison "
-        "is supported if above on at least three and below on none, contradicted if below on at least two, else open.",
+        "On how many models the interval of the difference lies above 0, across it and below it, by endpoint. A "
+        "comparison is supported if above on at least three and below on none, contradicted if below on at least two, "
+        "equal if the 90 % interval lies within 0.01 on all, else open.",
+    ),
+    "claims_half": Caption("What the paper claims, up to half of the heads", "Area up to half of the heads pruned."),
+    "rule": Caption(
+        "How often the rule says each word",
+        "By simulation with the variances that were observed. Coverage: how often a 95 % interval holds the truth.",
     ),
     "curves": Caption("The paper's methods over training seeds", "Lines: means over training seeds; bands: all seeds."),
     "differences": Caption("Every difference", PAIRED),
@@ -176,7 +181,9 @@ COLUMNS: dict[str, str] = {
     "high": "to (95 %)",
     "area_low": "from (95 %)",
     "area_high": "to (95 %)",
-    "p_holm": "p (Holm)",
+    "low90": "from (90 %)",
+    "high90": "to (90 %)",
+    "same_as": "the same runs as",
     "published": "published area",
     "MB": "memory (MB)",
     "MB after": "memory after (MB)",

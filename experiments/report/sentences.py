@@ -30,16 +30,21 @@ def listed(words: Iterable[str]) -> str:
 # ---------------------------------------------------------------- what claims come to
 
 
-def sides(table: pd.DataFrame, method: str, baseline: str) -> tuple[list[str], list[str], list[str]]:
-    """The models whose interval lies above 0, across it, and below it, from a table of ``differences``."""
+Sides = tuple[list[str], list[str], list[str]]  # models, by where the interval lies: above 0, across it, below it
+
+BY_ENDPOINT = {"half": "up to half of the heads", "within": "within two points", "area": "over the whole area"}
+
+
+def sides(table: pd.DataFrame, method: str, baseline: str) -> Sides:
+    """The models by where the interval of the whole area lies, from a table of ``differences``."""
     found = claims.comparison(table, method, baseline)
     above, across, below = (list(found.model[paired.sides(found) == side]) for side in paired.SIDES)
     return above, across, below
 
 
-def in_words(table: pd.DataFrame, method: str, baseline: str) -> str:
+def in_words(of: Sides, baseline: str) -> str:
     """On which models a method keeps more accuracy than another, on which less, and on which neither is settled."""
-    above, across, below = sides(table, method, baseline)
+    above, across, below = of
     parts = [f"more accuracy than {title(baseline)} on {listed(above)}"] if above else []
     parts += [f"less {'' if above else f'accuracy than {title(baseline)} '}on {listed(below)}"] if below else []
     if across:
@@ -49,17 +54,25 @@ def in_words(table: pd.DataFrame, method: str, baseline: str) -> str:
 
 
 def verdict_of(table: pd.DataFrame, claim: Claim) -> str:
-    return str(claims.verdicts(table, [claim]).verdict.iloc[0])
+    """The verdict on a claim, with the endpoints that it holds by; the word alone where all agree."""
+    found = claims.verdicts(table, [claim]).drop_duplicates("endpoint").set_index("endpoint").verdict
+    words = {word: [BY_ENDPOINT[name] for name in found.index[found == word]] for word in dict.fromkeys(found)}
+    if len(words) == 1:
+        return next(iter(words))
+    return ", ".join(f"{word} {listed(by)}" for word, by in words.items())
 
 
 def evidence(table: pd.DataFrame, claim: Claim) -> str:
-    """The outcome of the first two comparisons of a claim, a sentence each; no words where no model has them."""
+    """The outcome of the first two comparisons of a claim over the whole area, a sentence each; no words where no model
+    has them."""
     sentences: list[str] = []
+    judged = claims.judged(table, claim, "area")
     for other in claim.others[:2]:
-        above, across, below = sides(table, claim.method, other)
+        rows = judged[judged.baseline == other]
+        above, across, below = (list(rows.model[rows.side == side]) for side in paired.SIDES)
         if above or below:
-            who = "It" if sentences else title(claim.method)
-            sentences.append(f"{who} keeps {in_words(table, claim.method, other)}.")
+            who = "It" if sentences else f"Over the whole area {title(claim.method)}"
+            sentences.append(f"{who} keeps {in_words((above, across, below), other)}.")
         elif across:
             sentences.append(
                 f"On {listed(across)} the interval of {title(claim.method)} less {title(other)} holds 0: not settled."
