@@ -44,10 +44,7 @@ def untried() -> Iterator[None]:
 
 
 def try_out(
-    model: Any,
-    inputs: Callable[[], Mapping[str, Tensor]] | None = None,
-    removal: bool = False,
-    neurons: bool = False,
+    model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None, removal: bool = False, neurons: bool = False
 ) -> None:
     """Raise ``ValueError`` where the heads of ``model`` are not those that its family's row says, or where removing
     heads differs from masking them and they are removed, or are to be. The model stays as it is.
