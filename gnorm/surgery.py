@@ -57,9 +57,8 @@ def remove_units(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
     """Remove heads and feed-forward neurons from ``model``, in place, with their weights and biases.
 
     mask: (layer, head + neuron) as ``unit_mask_of``, 1 keeps and 0 removes; or (layer, head), as of ``remove_heads``.
-    Neurons are numbered as they lie in the model now, so those behind one that went move up. Where any went,
-    ``model.config.feed_forward_sizes`` lists how many each block has left. A block without neurons has no projections
-    any more: what it adds is the bias of the projection out, or nothing.
+    Neurons are numbered as they lie in the model now. Where any went, ``model.config.feed_forward_sizes`` lists how
+    many each block has left. A block without neurons adds the bias of the projection out, or nothing.
 
     Raises as ``remove_heads`` and ``unit_mask_of`` do.
     """

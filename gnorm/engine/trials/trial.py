@@ -33,6 +33,12 @@ _TRIED: dict[tuple[Any, ...], str] = {}  # by class, configuration and row: why 
 _AT_WORK = threading.local()
 
 
+REMEDY = (
+    "correct per_head, also or skippable in the family's row with gnorm.register, or mask heads instead where the "
+    "attention counts them in a way of its own"
+)
+
+
 @contextmanager
 def untried() -> Iterator[None]:
     """Within the block, no model is tried in this thread: for models that wait for their weights."""
@@ -106,14 +112,7 @@ def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]], neurons: bool)
             else:
                 wrong = any(differ(*three) for three in zip(found, expected, whole, strict=True))
                 what = "its results are not those of masked heads" if wrong else ""
-        if what and neurons:
-            return (
-                f"{name} does not work with neurons removed, {what}: its feed-forward blocks do more than "
-                'project, so prune heads alone (units=("heads",)).'
-            )
         if what:
-            return (
-                f"{name} does not work with heads removed, {what}: correct per_head, also or skippable in the family's "
-                "row with gnorm.register, or mask heads instead where the attention counts them in a way of its own."
-            )
+            remedy = 'prune heads alone (units=("heads",))' if neurons else REMEDY
+            return f"{name} does not work with {'neurons' if neurons else 'heads'} removed, {what}: {remedy}."
     return ""
