@@ -75,8 +75,9 @@ def feed_forwards_of(model: Any) -> list[FeedForward]:
             check_cuttable(found, "feed-forward ")
             return found
     raise ValueError(
-        f"the feed-forward blocks of model_type {model.config.model_type!r} hold experts, or projections that no row "
-        'of FEED_FORWARDS names, so their neurons cannot go: prune heads alone (units=("heads",)).'
+        f"the feed-forward blocks of model_type {model.config.model_type!r} hold experts, or lie where neither its row "
+        "nor FEED_FORWARDS says, so their neurons cannot go: correct feed_forward in the row with gnorm.register, or "
+        'prune heads alone (units=("heads",)).'
     )
 
 
