@@ -102,7 +102,7 @@ def prune(
     if layers is not None:
         layers = _checked_layers(layers, start, counts["steps"] * counts["heads_per_step"])
         info["layers"] = layers
-    return _run(row, model, start, texts, info, counts, layers, journal, progress, process_group, until)
+    return _run(row, model, start, texts, info, journal, progress, process_group, until)
 
 
 def _run(
@@ -111,8 +111,6 @@ def _run(
     start: Tensor,
     texts: _Texts,
     info: dict[str, Any],
-    counts: dict[str, int],
-    layers: Sequence[int] | None,
     journal: Any,
     progress: bool | str,
     process_group: Any,
@@ -121,7 +119,7 @@ def _run(
 ) -> Trajectory:
     """The loop of ``prune``, whose arguments have been checked. info: of the trajectory, so far. choice: where neurons
     go too, and ``start`` is (layer, head + neuron)."""
-    metric = texts.metric
+    metric, counts = texts.metric, info.copy()
     if metric is not METRICS["accuracy"]:  # whose journals are as they were when there was no other metric
         info["metric"] = metric.name
     header = {**info, **texts.hashes(model)} if journal is not None or process_group else {}
@@ -144,7 +142,7 @@ def _run(
     ):
         lines = iter(gather(process_group, log.steps)[0])
         for trial in range(counts["trials"]):
-            options = counts["seed"], trial, info["rescore_every"], layers, choice
+            options = counts["seed"], trial, counts["rescore_every"], counts.get("layers"), choice
             worker = _Worker(row, model, start, texts, measured, *options)
             for number in range(counts["steps"] + 1):
                 if line := next(lines, None):
@@ -156,9 +154,9 @@ def _run(
                 finished.append(step)
                 bar.set_postfix({metric.name: f"{step.measured.value:.4f}"}, refresh=False)
                 bar.update(number > 0)
-                if until is not None and until(_trajectory(finished, start, texts, dict(info), choice)):
+                if until is not None and until(_trajectory(finished, start, texts, dict(info))):
                     break
-    return _trajectory(finished, start, texts, info, choice)
+    return _trajectory(finished, start, texts, info)
 
 
 def _start_mask(subject: Subject, neurons: bool = False) -> Tensor:
@@ -354,8 +352,8 @@ class _Worker:
         scores = self.row.scores(model, batches, _generator(self.seed, self.trial))
         scores = gather(batches.group, scores)[0]  # those of the first rank, whatever the others computed
         if self.choice is not None:  # neurons are numbered as they were before any went
-            nothing = torch.full(self.mask.shape, -torch.inf, dtype=scores.dtype)
-            scores = nothing.masked_scatter(self.mask, scores[self.subject.unit_mask])
+            left = scores[self.subject.unit_mask]
+            scores = torch.full(self.mask.shape, -torch.inf, dtype=scores.dtype).masked_scatter(self.mask, left)
         self.scoring_seconds += time.perf_counter() - began
         return scores
 
@@ -387,11 +385,9 @@ class _Worker:
             self.steps += 1
             if self._due():
                 self.scores, self.scored = None, self.mask.clone()
-            if self.choice is None:
-                self.subject = remove(self.subject, self.mask)
-            else:
-                now = self.subject.unit_mask
-                self.subject = remove(self.subject, now.masked_scatter(now, self.mask[before]), neurons=True)
+            now = self.subject.mask if self.choice is None else self.subject.unit_mask
+            stay = now.masked_scatter(now, self.mask[before])  # of those that the model has now
+            self.subject = remove(self.subject, stay, neurons=self.choice is not None)
             for of_micro_batch in self.layer_inputs:
                 of_micro_batch.forget(above=min(layer for layer, _, _ in gone))
 
@@ -412,17 +408,15 @@ class _Worker:
         return self.measured[state]
 
 
-def _trajectory(
-    finished: Sequence[_Step], start: Tensor, texts: _Texts, info: dict[str, Any], choice: Choice | None
-) -> Trajectory:
-    """The table and the records of finished steps, trial by trial. With a ``choice`` a step has one row."""
+def _trajectory(finished: Sequence[_Step], start: Tensor, texts: _Texts, info: dict[str, Any]) -> Trajectory:
+    """The table and the records of finished steps, trial by trial; of a run of heads and neurons, a row for each."""
     rows: list[dict[str, Any]] = []
     values: list[np.ndarray] = []
     pruned, name = 0, texts.metric.name
     for step in finished:
         pruned = pruned + len(step.gone) if step.gone else 0  # a trial begins with the intact model
         state = {"trial": step.trial, "pruned_heads": pruned, name: step.measured.value}
-        listed = step.gone if choice is None else step.gone[:1]
+        listed = step.gone[:1] if "units" in info else step.gone
         rows += [{**state, "layer": layer, "head": head, "score": s} for layer, head, s in listed] or [state]
         values += [step.measured.values] * max(1, len(listed))
     table = pd.DataFrame(rows, columns=["trial", "pruned_heads", "layer", "head", "score", name])
@@ -439,7 +433,7 @@ def _trajectory(
         "scoring_seconds": round(sum(step.scoring_seconds for step in finished), 3),
     }
     table = table.astype({"layer": "Int64", "head": "Int64"})
-    gone = None if choice is None else [[(layer, head) for layer, head, _ in step.gone] for step in finished]
+    gone = [[(layer, head) for layer, head, _ in step.gone] for step in finished] if "units" in info else None
     return Trajectory(table, np.stack(values), start, info, texts.metric, texts.labels, gone)
 
 
@@ -477,7 +471,11 @@ def _choose(
     chosen = order[:count]
     gap = math.inf
     if len(order) > count:
-        last, following = values[order[count - 1]].item(), values[order[count]].item()
-        gap = 0.0 if last == following else abs(last - following)
+        gap = distance(*values[order[count - 1 : count + 1]].tolist())
     width = mask.shape[1]
     return [(int(left[i]) // width, int(left[i]) % width, float(values[i])) for i in chosen], gap
+
+
+def distance(last: float, following: float) -> float:
+    """How far two scores are apart; equal infinite ones too."""
+    return 0.0 if last == following else abs(last - following)

@@ -41,13 +41,11 @@ def remove_heads(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> No
 
 
 def unit_mask_of(model: nn.Module) -> Tensor:
-    """The mask (layer, head + neuron), bool, of heads and feed-forward neurons: true for those that are left.
+    """The mask (layer, head + neuron), bool: row i holds the heads of attention block i, true for those that are left,
+    and behind them true for each neuron that feed-forward block i has.
 
-    Row i holds the heads of attention block i, as ``head_mask_of`` gives them, and behind them a column for each neuron
-    that feed-forward block i has now; false where the block has fewer than another, and where there is no such block.
-
-    Raises ``ValueError`` for a model whose feed-forward blocks hold experts or have no row in ``FEED_FORWARDS``, and as
-    ``attention_blocks`` does.
+    A model whose row was registered, or with classes of its own, is tried first, as for heads. Raises ``ValueError``
+    where feed-forward blocks hold experts or have no row in ``FEED_FORWARDS``, and as ``attention_blocks`` does.
     """
     config_of(model)
     try_out(model, neurons=True)
@@ -58,11 +56,9 @@ def unit_mask_of(model: nn.Module) -> Tensor:
 def remove_units(model: nn.Module, mask: Tensor | Sequence[Sequence[int]]) -> None:
     """Remove heads and feed-forward neurons from ``model``, in place, with their weights and biases.
 
-    mask: (layer, head + neuron), 1 keeps and 0 removes, of the columns of ``unit_mask_of``; or (layer, head), then this
-    is ``remove_heads``. Neurons are numbered as they lie in the model now, so those behind one that went move up.
-    ``model.config.feed_forward_sizes`` lists how many each block has left, where any went; ``intermediate_size`` stays
-    what it was. A block without neurons has no projections any more: what it adds is the bias of the projection out, or
-    nothing. A model whose row was registered, or with classes of its own, is tried first, as for heads.
+    mask: (layer, head + neuron) as ``unit_mask_of``, 1 keeps and 0 removes; or (layer, head), as of ``remove_heads``.
+    Neurons are numbered as they lie in the model now. Where any went, ``model.config.feed_forward_sizes`` lists how
+    many each block has left. A block without neurons adds the bias of the projection out, or nothing.
 
     Raises as ``remove_heads`` and ``unit_mask_of`` do.
     """

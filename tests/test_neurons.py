@@ -20,6 +20,7 @@ from tiny import tiny_model, without_elements
 import gnorm
 from gnorm.criteria import head_importance
 from gnorm.criteria.of_loss import unit_importance
+from gnorm.engine.model.families import FAMILIES
 from gnorm.engine.model.masking import masking
 from gnorm.engine.model.subject import Subject
 from gnorm.engine.trials import trial
@@ -169,7 +170,9 @@ def test_masked_equals_removed_equals_reloaded_equals_transformers_alone(name, e
         expected = answer(smaller, batch)
     gnorm.remove_units(smaller, more_gone)
     close(answer(smaller, batch), expected)
-    assert smaller.config.feed_forward_sizes == [int(row.sum()) for row in subject.neuron_rows(more_gone)]
+    assert smaller.config.feed_forward_sizes == [
+        int(row.sum()) for row in subject.unit_rows(more_gone)[len(subject.blocks) :]
+    ]
 
 
 # The families whose neurons cannot go: experts, layers that are a sequence of modules.
@@ -334,7 +337,7 @@ def test_neurons_alone_or_a_few_steps():
         ({"units": ("layers",)}, ValueError, r"units=\('layers',\) is not known: name some of heads, neurons"),
         ({"units": ()}, ValueError, "name some of heads, neurons"),
         ({"block": 0}, ValueError, "block=0 is out of range"),
-        ({"steps": 22}, ValueError, "steps=22 is out of range: this model has 21 heads and blocks of neurons"),
+        ({"steps": 22}, ValueError, "steps=22 is out of range: 21 heads, 1 a step, make 21 steps"),
         ({"steps": 1.5}, TypeError, "steps=1.5 must be a whole number"),
     ],
 )
@@ -431,6 +434,25 @@ def test_experts_are_refused_before_anything_changes(name):
         with pytest.raises(ValueError, match=rf"'{name}' hold experts, or .* prune heads alone"):
             call(model)
     gnorm.prune(model, batches, steps=1, progress=False)
+
+
+def test_a_registered_family_is_tried_and_says_where_its_feed_forward_blocks_end(monkeypatch, tmp_path):
+    """Dots1 with dense layers, which the package does not know."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.Dots1Config(vocab_size=100, num_key_value_heads=4, first_k_dense_replace=2, **sizes)
+    model = transformers.Dots1ForCausalLM(config).eval()
+    row = "layers.*.self_attn", "q_proj", "k_proj", "v_proj", "o_proj"
+    monkeypatch.setitem(FAMILIES, "dots1", None)  # forgotten afterwards
+    gnorm.register("dots1", *row)
+    with pytest.raises(ValueError, match="correct feed_forward in the row with gnorm.register, or prune heads alone"):
+        gnorm.unit_mask_of(model)
+    gnorm.register("dots1", *row, "layers.*.mlp.down_proj")
+    ids = torch.tensor([[5, 6, 7], [8, 9, 4]])
+    run = prune_units(model, [{"input_ids": ids, "labels": ids}], steps=6, progress=False)
+    gnorm.remove_units(model, run.mask(len(run.order())))
+    close(run.table["perplexity"].iloc[-1], float(model(input_ids=ids, labels=ids).loss.detach().exp()))
+    reloaded = gnorm.load_pruned(gnorm.save_pruned(model, tmp_path / "model"))
+    assert torch.equal(reloaded(ids).logits, model(ids).logits)
 
 
 class NormedOutput(transformers.models.bert.modeling_bert.BertIntermediate):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tiny import FAMILIES, ragged_batches, tiny_model
 
 import gnorm
+import gnorm.shipping
 from gnorm.engine.forwarding import passes
 from gnorm.engine.model.blocks import table_of
 from gnorm.engine.texts import streams
@@ -96,6 +97,10 @@ def runs(folder, **options):
     found["one text"] = outcome(
         pruned(scoring=[{name: t[:1] for name, t in SCORING[0].items()}], evaluation=None, steps=2, **options)
     )
+    model = tiny_model("bert")
+    scoring, evaluation = (gnorm.prepare(each, model, max_tokens=40) for each in (SCORING, EVALUATION))
+    run = gnorm.shipping.prune_units(model, scoring, evaluation, steps=3, progress=False, **options)
+    found["heads and neurons, logarithms as of gnorm"] = outcome(run)
     found["f1"] = outcome(pruned(metric="f1_macro", steps=2, **options))
     return found
 

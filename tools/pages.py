@@ -24,7 +24,7 @@ from experiments.report import sentences
 from gnorm import METHODS
 from gnorm.engine.model.blocks import names_of
 from gnorm.engine.model.families import FAMILIES, Family
-from gnorm.engine.model.feed_forward import ends_known
+from gnorm.engine.model.feed_forward import rows_for
 from gnorm.methods import find_method
 from gnorm.storage.files import write
 from run_all import NOTEBOOKS, OPTIONAL
@@ -224,9 +224,9 @@ def of_families() -> str:
     for row, alike in names.items():
         blocks = (row.blocks,) if isinstance(row.blocks, str) else row.blocks
         projections = dict.fromkeys((row.query, row.key, row.value, row.output))
-        cells = (sorted(alike), blocks, projections, names_of(row.feed_forward) if ends_known(row.feed_forward) else ())
+        cells = (sorted(alike), blocks, projections, names_of(row.feed_forward) if rows_for(row.feed_forward) else ())
         lines.append(f"| {' | '.join(', '.join(f'`{each}`' for each in cell) for cell in cells)} |")
-    of_neurons = sum(ends_known(row.feed_forward) for row in FAMILIES.values())
+    of_neurons = sum(bool(rows_for(row.feed_forward)) for row in FAMILIES.values())
     known = f"{len(FAMILIES)} families are known; of {of_neurons}, feed-forward neurons are removed too."
     return f"{known}\n\n" + "\n".join(lines)
 

@@ -32,12 +32,8 @@ def head_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Te
 
 
 def unit_importance(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
-    """``head_importance`` of heads and of feed-forward neurons: (layer, head + neuron), the columns of
-    ``gnorm.surgery.unit_mask_of``; -inf where that is false.
-
-    The mask of a neuron, at 1, multiplies its activation at the input of the projection out. One backward pass gives
-    the derivatives of all. Raises as ``head_importance`` and ``unit_mask_of`` do.
-    """
+    """``head_importance`` of heads and of feed-forward neurons, whose activation is their context: (layer,
+    head + neuron), -inf where ``gnorm.unit_mask_of`` is false. Raises as both do."""
     prepared = prepare(batches, model)
     subject = prepared.subject
     return subject.unit_table(_importance(prepared, subject.units))

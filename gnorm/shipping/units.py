@@ -20,7 +20,7 @@ from ..engine.texts.ranks import raising_together
 from ..engine.trials.trial import try_out
 from ..methods import find_method
 from ..metrics import Measure, Metric, find_metric
-from ..pruning import Gone, _checked_counts, _environment, _run, _start_mask, _Texts, checked_int
+from ..pruning import Gone, _checked_counts, _choose, _environment, _run, _start_mask, _Texts, checked_int, distance
 from ..trajectory import Trajectory
 
 UNITS = ("heads", "neurons")
@@ -44,21 +44,16 @@ def prune_units(
     process_group: Any = None,
     until: Callable[[Trajectory], bool] | None = None,
 ) -> Trajectory:
-    """Prune ``model`` by heads and blocks of feed-forward neurons and measure it after every step, as ``gnorm.prune``
-    does by heads; the model itself is left as it was.
+    """As ``gnorm.prune``, by heads and blocks of feed-forward neurons: in every step all are scored afresh, and the
+    head, or block of one layer, with the lowest score goes.
 
-    The score of a unit is its ``head_importance``, the mean over scoring texts of |dL / dm|, divided by the operations
-    that it costs (``operations_of``). That of a block of neurons is the sum of their importances by the sum of their
-    operations. In every step all are scored afresh, and the lowest goes: a head, or of one layer those ``block``
-    neurons that have the lowest scores, in the end as many as are left. The table holds the natural logarithm of the
-    score.
-
-    units: "heads", "neurons", or both. block: neurons in a block; if None, the multiple of ``MULTIPLE`` that saves
-    about as much as a head does. scoring, evaluation, metric, steps, journal, progress, process_group, until: as of
-    ``prune``.
+    The score is the natural logarithm of ``head_importance``, of a block in sum, divided by the operations that it
+    saves (``operations_of``). A block holds the ``block`` neurons of its layer with the lowest scores; if None, as many
+    as cost about what a head does, a multiple of ``MULTIPLE``; at the end those that are left. units: "heads",
+    "neurons", or both. The other arguments are those of ``prune``.
 
     Of the trajectory, ``start`` and ``mask(pruned_heads)`` are (layer, head + neuron) masks for ``remove_units``, in
-    which ``info["heads"]`` columns are heads; ``pruned_heads`` counts heads and neurons that are gone.
+    which ``info["heads"]`` columns are heads; ``pruned_heads`` counts both.
 
     Raises as ``prune`` and ``unit_mask_of`` do, and ``ValueError`` for units that are not known.
     """
@@ -66,31 +61,21 @@ def prune_units(
         raise ValueError(f"units={units!r} is not known: name some of {', '.join(UNITS)}.")
     row, subject = find_method("head_importance"), Subject(model)
     model, start = subject.model, _start_mask(subject, neurons=True)
-    metric = find_metric(metric, model)
-    texts = _Texts.of(model, scoring, evaluation, metric, process_group)
+    texts = _Texts.of(model, scoring, evaluation, find_metric(metric, model), process_group)
     for neurons in (False, True):
         try_out(model, lambda: next(iter(texts.evaluation)).padded[0].inputs, removal=True, neurons=neurons)
-    operations = operations_of(subject, texts.scoring)
-    heads, sizes = subject.blocks[0].num_heads, None if block is None else checked_int("block", block, 1)
-    blocks = [sizes or _block_of(subject, operations, i) for i in range(len(subject.feed_forwards))]
-    choice = _Lowest(operations, heads, blocks, tuple(units))
-    most = choice.steps(start)
-    if steps is not None and checked_int("steps", steps, 0) > most:
-        raise ValueError(f"steps={steps} is out of range: this model has {most} heads and blocks of neurons.")
+    lowest = _Lowest.of(subject, texts.scoring, units, None if block is None else checked_int("block", block, 1))
+    most = sum(math.ceil(int(group.sum()) / size) for group, size in lowest.groups(start))
     counts = _checked_counts("head_importance", most, 0, 1, steps, 1)
     info = {"method": "head_importance", **counts, "rescore_every": 1, **_environment(model)}
-    info |= {"units": list(units), "heads": heads, "blocks": blocks}
+    info |= {"units": [*units], "heads": lowest.heads, "blocks": lowest.blocks}
     row = replace(row, title="Importance for each operation", criterion=unit_importance)
-    return _run(row, model, start, texts, info, counts, None, journal, progress, process_group, until, choice)
+    return _run(row, model, start, texts, info, journal, progress, process_group, until, lowest)
 
 
 def operations_of(subject: Subject, texts: Prepared) -> Tensor:
-    """(layer, head + neuron) float64: the operations that a unit costs for each token, at the mean length of ``texts``;
-    a multiplication and an addition are one.
-
-    A head has its rows of query, key and value, its columns of the output projection, and attention to every token; a
-    neuron its rows and its column.
-    """
+    """(layer, head + neuron) float64: the multiplications and additions that a unit costs for each token, at the mean
+    length of ``texts``: by its rows and columns, and those of a head in attention to every token."""
     length = float(torch.cat([micro.lengths for micro in texts]).double().mean())
 
     def cost(of: Units) -> float:
@@ -100,59 +85,39 @@ def operations_of(subject: Subject, texts: Prepared) -> Tensor:
     return subject.unit_table([torch.full((len(each.kept),), cost(each)) for each in subject.units])
 
 
-def _block_of(subject: Subject, operations: Tensor, layer: int) -> int:
-    """The multiple of ``MULTIPLE`` neurons of a layer that costs about as much as a head does in the mean."""
-    heads = subject.blocks[0].num_heads
-    of_heads, of_neurons = operations[:, :heads], operations[layer, heads:]
-    if not subject.live or not bool(of_neurons.isfinite().any()):
-        return MULTIPLE
-    each = float(of_heads[of_heads.isfinite()].mean() / of_neurons.max())
-    return MULTIPLE * max(1, round(each / MULTIPLE))
-
-
 @dataclass(frozen=True)
 class _Lowest:
-    """What goes next: of all heads, and of one block of neurons a layer, that of the lowest score.
-
-    operations: (layer, head + neuron). heads: how many columns they are. blocks: neurons of a block, by layer. Of equal
-    scores the lowest (layer, column) goes.
-    """
+    """What goes next: the head or, of one layer, the block of neurons with the lowest score; of equal ones the head,
+    then the lowest layer. operations: (layer, head + neuron). heads: how many columns they are. blocks: neurons of a
+    block, by layer."""
 
     operations: Tensor
     heads: int
-    blocks: Sequence[int]
-    units: tuple[str, ...]
+    blocks: list[int]
+    units: Sequence[str]
 
-    def steps(self, mask: Tensor) -> int:
-        """How many steps take all units of ``mask``."""
-        neurons = mask[:, self.heads :].sum(1).tolist()
-        of_neurons = sum(math.ceil(n / size) for n, size in zip(neurons, self.blocks, strict=False))
-        counts = {"heads": int(mask[:, : self.heads].sum()), "neurons": of_neurons}
-        return sum(counts[name] for name in {*self.units})
+    @classmethod
+    def of(cls, subject: Subject, texts: Prepared, units: Sequence[str], block: int | None) -> _Lowest:
+        operations, heads = operations_of(subject, texts), subject.blocks[0].num_heads
+        of_heads = operations[:, :heads]
+        each = float(of_heads[of_heads.isfinite()].mean().nan_to_num()) / MULTIPLE  # 0 without heads
+        of_neurons = [max([1.0, *row.tolist()]) for row in operations[: len(subject.feed_forwards), heads:]]
+        blocks = [block or MULTIPLE * max(1, round(each / one)) for one in of_neurons]
+        return cls(operations, heads, blocks, units)
+
+    def groups(self, mask: Tensor) -> list[tuple[Tensor, int]]:
+        """The heads of ``mask``, and the neurons of each layer, as masks; and how many of them go together."""
+        of_heads, layers = torch.arange(mask.shape[1]) < self.heads, torch.arange(len(mask))[:, None]
+        heads, neurons = (name in self.units for name in UNITS)
+        found = [(mask & of_heads & heads, 1)]
+        found += [(mask & ~of_heads & neurons & (layers == i), size) for i, size in enumerate(self.blocks)]
+        return [(group, size) for group, size in found if group.any()]
 
     def __call__(self, importance: Tensor, mask: Tensor) -> tuple[Gone, float]:
-        if bool(importance[mask].isnan().any()):
-            raise ValueError("a score is NaN, so units cannot be ordered: look for NaN or infinity in the weights.")
         each = (importance / self.operations).log()  # NaN where a unit is gone
-        found: list[tuple[float, float, int, list[int]]] = []  # score, gap within the layer, layer, columns
-        for layer, left in enumerate(mask):
-            columns = left.nonzero()[:, 0]
-            if "heads" in self.units:
-                found += [(float(each[layer, c]), math.inf, layer, [c]) for c in columns[columns < self.heads].tolist()]
-            neurons = columns[columns >= self.heads]
-            if "neurons" in self.units and len(neurons):
-                size, values = self.blocks[layer], each[layer, neurons]
-                order = values.argsort(stable=True)
-                block = neurons[order[:size]]
-                of_block = (importance[layer, block].sum() / self.operations[layer, block].sum()).log()
-                within = _gap(*values[order[size - 1 : size + 1]].tolist()) if len(order) > size else math.inf
-                found.append((float(of_block), within, layer, block.tolist()))
-        found.sort(key=lambda one: one[0])
-        score, within, layer, goes = found[0]
-        gap = min(within, _gap(score, found[1][0])) if len(found) > 1 else within
-        return [(layer, column, score) for column in goes], gap
-
-
-def _gap(lower: float, higher: float) -> float:
-    """The distance of two logarithms; of those of zero too."""
-    return 0.0 if lower == higher else higher - lower
+        chosen = [_choose(each, group, size, highest_first=False) for group, size in self.groups(mask)]
+        of_units = [torch.tensor([score for *_, score in units], dtype=torch.float64) for units, _ in chosen]
+        scores = [float(logs.logsumexp(0)) - math.log(len(logs)) for logs in of_units]  # of equal operations
+        first, *others = sorted(range(len(scores)), key=scores.__getitem__)
+        gaps = [chosen[first][1], *(distance(scores[first], scores[other]) for other in others[:1])]
+        return [(layer, column, scores[first]) for layer, column, _ in chosen[first][0]], min(gaps)

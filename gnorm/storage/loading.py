@@ -202,8 +202,7 @@ def _subclasses(kind: Any) -> Iterator[Any]:
 
 
 def pruned_when_built(kind: Any, remove: Callable[[Any, Any], None] = remove_heads) -> Any:
-    """A subclass of ``kind`` whose models are built whole and then lose the heads that their configuration removes, and
-    the neurons.
+    """A subclass of ``kind`` whose models are built whole and lose the heads and neurons that their config.json lacks.
 
     The weights of a pruned model fit such a model. remove: (model, mask), what takes the heads out. Building changes
     the configuration: the ``pruned_heads`` of transformers 4 become a ``head_mask``, and neither ``auto_map`` nor

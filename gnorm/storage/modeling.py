@@ -22,7 +22,7 @@ from transformers.models.auto import modeling_auto
 from ..engine.model import fewer_heads, projections
 from ..engine.model.blocks import blocks_of, names_of
 from ..engine.model.families import FAMILIES
-from ..engine.model.feed_forward import feed_forwards_of, patterns_of
+from ..engine.model.feed_forward import feed_forwards_of, rows_for
 
 MODULE = "modeling_pruned"  # the name of the file is this and .py
 
@@ -99,7 +99,7 @@ def modeling_file(kinds: Iterable[str], model: Any) -> str:
     functions = ["is_transposed", "cut", "count_heads"]
     functions += ["CountsLeft", "counts_read", "count_in_config"] if own_counts else []
     functions += ["drop_projections", "size_of_module", "without_rows", "bias_alone"]
-    functions += ["count_neurons", "drop_feed_forward"] if fewer_neurons else []
+    functions += ["shrink_feed_forward"] if fewer_neurons else []
     functions += ["found_by_head", "cut_by_head"] if family.by_head else []
     if family.shared_bias:
         functions += ["cut_argument_of_layers", "cut_shared_bias", "hand_on_shared_bias"]
@@ -123,7 +123,7 @@ def modeling_file(kinds: Iterable[str], model: Any) -> str:
         per_head=names_of(family.per_head),
         blocks=_as_regular(names_of(family.blocks)),
         feed_forward=feed_forwards_of(model)[0] if fewer_neurons else None,
-        feed_forwards=_as_regular(patterns_of(model)) if fewer_neurons else [],
+        feed_forwards=_as_regular(rows_for(family.feed_forward)[0][2]) if fewer_neurons else [],
         owner=family.query.rpartition(".")[0],
         constants={name: getattr(fewer_heads, name) for name in constants},
         functions=functions,

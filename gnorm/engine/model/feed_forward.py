@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from .blocks import _named, check_cuttable, names_of
@@ -37,10 +35,10 @@ FEED_FORWARDS = (
 
 @dataclass(frozen=True)
 class FeedForward(Units):
-    """The projections of one feed-forward block, of which ``kept`` counts the neurons that are left.
+    """The projections of one feed-forward block; none where no neuron is left.
 
-    owner: the module below which ``inputs`` and ``end`` name the projections in and the projection out. module: the
-    one that holds the projection out.
+    kept: as many numbers as neurons are left. owner: the module below which ``inputs`` and ``end`` name the projections
+    in and the projection out. module: the one that holds the projection out.
     """
 
     kind: ClassVar[str] = "neurons"
@@ -53,67 +51,50 @@ class FeedForward(Units):
     end: str
 
 
+def rows_for(feed_forward: str | tuple[str, ...]) -> list[tuple[tuple[str, ...], str, tuple[str, ...]]]:
+    """The rows of ``FEED_FORWARDS`` that end as ``Family.feed_forward``, and the names of the modules above, ``*`` for
+    any index."""
+    names = names_of(feed_forward)
+    return [
+        (inputs, end, tuple(name.removesuffix(end).removesuffix(".") for name in names))
+        for inputs, end in FEED_FORWARDS
+        if all(f".{name}".endswith(f".{end}") for name in names)
+    ]
+
+
 def feed_forwards_of(model: Any) -> list[FeedForward]:
     """The feed-forward blocks of ``model``, first layer first, those of a decoder after those of its encoder.
 
     Raises ``ValueError`` where the family's row names none, as of models with experts, where no row of
     ``FEED_FORWARDS`` fits all of them, and where a projection cannot be cut.
     """
-    inputs, end, owners = _row_of(model)
-    found = [_read(owner, inputs, end) for owner in owners]
-    check_cuttable(found, "feed-forward ")
-    return found
-
-
-def patterns_of(model: Any) -> tuple[str, ...]:
-    """The names of ``FeedForward.owner``, from the base model; ``*`` stands for any index."""
-    _, end, _ = _row_of(model)
-    return tuple(_above(name, end) for name in names_of(FAMILIES[model.config.model_type].feed_forward))
-
-
-def _above(name: str, end: str) -> str:
-    return name.removesuffix(end).removesuffix(".")
-
-
-def ends_known(feed_forward: str | tuple[str, ...]) -> bool:
-    """True if a row of ``FEED_FORWARDS`` ends as ``Family.feed_forward``, so that neurons can go."""
-    return any(all(f".{name}".endswith(f".{end}") for name in names_of(feed_forward)) for _, end in FEED_FORWARDS)
-
-
-def _row_of(model: Any) -> tuple[tuple[str, ...], str, list[nn.Module]]:
-    """The row of ``FEED_FORWARDS`` that fits all feed-forward blocks, and the modules below which its names are."""
-    names = names_of(FAMILIES[model.config.model_type].feed_forward)
-    for inputs, end in FEED_FORWARDS:
-        if all(f".{name}".endswith(f".{end}") for name in names):
-            owners = _named(model, tuple(_above(name, end) for name in names))
-            if all(_has(owner, path) for owner in owners for path in (*inputs, end)):
-                return inputs, end, owners
+    for inputs, end, above in rows_for(FAMILIES[model.config.model_type].feed_forward):
+        owners = _named(model, above)
+        if all(_has(owner, path) for owner in owners for path in (*inputs, end)):
+            found = [_read(owner, inputs, end) for owner in owners]
+            check_cuttable(found, "feed-forward ")
+            return found
     raise ValueError(
-        f"the feed-forward blocks of model_type {model.config.model_type!r} hold experts, or projections that no row "
-        'of FEED_FORWARDS names, so their neurons cannot go: prune heads alone (units=("heads",)).'
+        f"the feed-forward blocks of model_type {model.config.model_type!r} hold experts, or lie where neither its row "
+        "nor FEED_FORWARDS says, so their neurons cannot go: correct feed_forward in the row with gnorm.register, or "
+        'prune heads alone (units=("heads",)).'
     )
 
 
 def _has(owner: nn.Module, path: str) -> bool:
-    """True if a projection of this name is, or was until its last neuron went, below ``owner``."""
+    """True if a projection of this name is below ``owner``, or was until its last neuron went."""
     around, _, name = path.rpartition(".")
-    try:
-        return hasattr(owner.get_submodule(around), name)
-    except AttributeError:
-        return False
+    return (holder := dict(owner.named_modules()).get(around)) is not None and hasattr(holder, name)
 
 
-def _read(owner: nn.Module, inputs: Sequence[str], end: str) -> FeedForward:
+def _read(owner: nn.Module, inputs: tuple[str, ...], end: str) -> FeedForward:
     around, _, last = end.rpartition(".")
     module = owner.get_submodule(around)
-    of_block = owner, module, tuple(inputs), end
     if last not in module._modules:  # its neurons are gone
-        return FeedForward((), (), *of_block)
+        return FeedForward((), (), owner, module, inputs, end)
     for path in (*inputs, end):
         check_projection(owner.get_submodule(path), f"the feed-forward projection {path} of {type(owner).__name__}")
-    output = owner.get_submodule(end)
-    neurons = size_of_module(output)[1]
-    found = []
+    neurons, found = size_of_module(owner.get_submodule(end))[1], []
     for path in inputs:
         projection = owner.get_submodule(path)
         size = size_of_module(projection)[0]
@@ -124,6 +105,6 @@ def _read(owner: nn.Module, inputs: Sequence[str], end: str) -> FeedForward:
             )
         widths = dict.fromkeys(("gate", "input")[-(size // neurons) :], 1)
         found += [Projection(name, projection, rows) for name, rows in rows_of(neurons, widths, False).items()]
-    columns = torch.arange(neurons, device="cpu")[:, None]
-    found.append(Projection("output", output, columns, of_input=True))
-    return FeedForward(tuple(found), tuple(range(neurons)), *of_block)
+    columns = rows_of(neurons, {"output": 1}, False)["output"]
+    found.append(Projection("output", owner.get_submodule(end), columns, of_input=True))
+    return FeedForward(tuple(found), tuple(range(neurons)), owner, module, inputs, end)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .projections import size_of_module
+from .projections import cut, size_of_module
 
 # Arguments of attention modules in transformers that give cross-attention what an encoder has made.
 ENCODER_STATES = ("key_value_states", "encoder_hidden_states")
@@ -202,17 +202,18 @@ def bias_alone(owner: nn.Module, name: str, width: int, context: Tensor) -> Tens
     return context.new_zeros(shape) if bias is None else bias.expand(shape).clone()
 
 
-def count_neurons(module: Any, left: int) -> None:
-    """Let the attribute of a feed-forward module that counts neurons follow, where it has one."""
+def shrink_feed_forward(owner: Any, inputs: Iterable[str], output: str, size: int) -> None:
+    """Leave the first ``size`` neurons of a feed-forward block, and let what counts them follow."""
+    around, _, last = output.rpartition(".")
+    module, whole = owner.get_submodule(around), size_of_module(owner.get_submodule(output))[1]
+    for name in (*inputs, output) if 0 < size < whole else ():
+        projection, of_input = owner.get_submodule(name), name == output
+        cut(projection, torch.arange(size_of_module(projection)[of_input] // whole * size), of_input)
     if hasattr(module, "intermediate_size"):
-        module.intermediate_size = left
-
-
-def drop_feed_forward(owner: Any, inputs: Iterable[str], output: str) -> None:
-    """``drop_projections`` of a feed-forward block without neurons, some of which look at the weight of the last."""
-    drop_projections(owner, inputs, output)
-    around, _, name = output.rpartition(".")
-    getattr(owner.get_submodule(around), name).weight = None
+        module.intermediate_size = size
+    if not size:
+        drop_projections(owner, inputs, output)
+        getattr(module, last).weight = None  # which T5's looks at
 
 
 def skip_attention(

@@ -48,18 +48,16 @@ def remove(subject: Subject, mask: Tensor | Sequence[Sequence[int]], neurons: bo
                     fewer_heads.cut_by_head(block.owner, path, axis, stay.nonzero()[:, 0].tolist(), len(block.kept))
                 _cut_to(block, stay)
                 _adapt(block, row.nonzero()[:, 0].tolist(), family)
-        rows = list(zip(subject.feed_forwards, subject.neuron_rows(every), strict=True)) if neurons else []
-        fewer = [(each, row) for each, row in rows if not row.all()]
+        rows = subject.unit_rows(every)[len(blocks) :] if neurons else []
+        fewer = [(each, row) for each, row in zip(subject.feed_forwards if rows else (), rows) if not row.all()]
         for each, row in fewer:
             _cut_to(each, row)
-            fewer_heads.count_neurons(each.module, int(row.sum()))
-            if not row.any():
-                fewer_heads.drop_feed_forward(each.owner, each.inputs, each.end)
+            fewer_heads.shrink_feed_forward(each.owner, each.inputs, each.end, int(row.sum()))
         if fewer or not new_mask.all():
             config = model.config if subject.own_config else with_own_config(model)
             config.head_mask, after.own_config = new_mask.int().tolist(), True
             if fewer:
-                config.feed_forward_sizes = [int(row.sum()) for _, row in rows]
+                config.feed_forward_sizes = [int(row.sum()) for row in rows]
         if numbers:
             model.generation_config = _with_numbers(model.generation_config, numbers)
     return after
@@ -68,13 +66,13 @@ def remove(subject: Subject, mask: Tensor | Sequence[Sequence[int]], neurons: bo
 def shrink(model: Any, sizes: Sequence[int]) -> None:
     """Leave as many neurons in each feed-forward block of ``model``, which waits for their weights, as ``sizes`` says;
     ``ValueError`` where it does not say so of every block."""
-    subject = Subject(model)
-    mask, whole = subject.unit_mask.clone(), [len(each.kept) for each in subject.feed_forwards]
+    blocks = Subject(model).feed_forwards
+    whole = [len(each.kept) for each in blocks]
     if len(sizes) != len(whole) or any(not 0 <= size <= most for size, most in zip(sizes, whole, strict=True)):
         raise ValueError(f"feed_forward_sizes={sizes} must be a size for each of {len(whole)} blocks, {whole} at most")
-    for row, size in zip(subject.neuron_rows(mask), sizes, strict=True):
-        row[size:] = False
-    remove(subject, mask, neurons=True)
+    for each, size in zip(blocks, sizes, strict=True):
+        fewer_heads.shrink_feed_forward(each.owner, each.inputs, each.end, size)
+    model.config.feed_forward_sizes = list(sizes)
 
 
 def _cut_to(units: Units, stay: Tensor) -> None:

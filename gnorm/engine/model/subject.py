@@ -68,16 +68,11 @@ class Subject:
         return self.unit_table([torch.ones(len(each.kept)) for each in self.units]) > 0
 
     def unit_rows(self, table: Tensor) -> list[Tensor]:
-        """What is each of ``units``' of a table (layer, head + neuron): views (head,), then (neuron,).
-
-        Row i holds the heads of attention block i and, behind them, the neurons of feed-forward block i.
-        """
-        return [*table[: len(self.blocks), : self.blocks[0].num_heads], *self.neuron_rows(table)]
-
-    def neuron_rows(self, table: Tensor) -> list[Tensor]:
-        """``unit_rows`` of the feed-forward blocks."""
-        behind = table[:, self.blocks[0].num_heads :]
-        return [row[: len(each.kept)] for row, each in zip(behind, self.feed_forwards, strict=False)]
+        """What is each of ``units``' of a table (layer, head + neuron), whose row i holds the heads of attention block
+        i and, behind them, the neurons of feed-forward block i: views (head,), then (neuron,)."""
+        heads = self.blocks[0].num_heads
+        of_neurons = zip(table[:, heads:], self.feed_forwards, strict=False)
+        return [*table[: len(self.blocks), :heads], *(row[: len(each.kept)] for row, each in of_neurons)]
 
     def unit_table(self, values: Sequence[Tensor]) -> Tensor:
         """The table (layer, head + neuron) float64 of ``values``, (kept,) for each of ``units``; -inf elsewhere."""

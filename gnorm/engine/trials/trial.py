@@ -33,6 +33,12 @@ _TRIED: dict[tuple[Any, ...], str] = {}  # by class, configuration and row: why 
 _AT_WORK = threading.local()
 
 
+REMEDY = (
+    "correct per_head, also or skippable in the family's row with gnorm.register, or mask heads instead where the "
+    "attention counts them in a way of its own"
+)
+
+
 @contextmanager
 def untried() -> Iterator[None]:
     """Within the block, no model is tried in this thread: for models that wait for their weights."""
@@ -44,10 +50,7 @@ def untried() -> Iterator[None]:
 
 
 def try_out(
-    model: Any,
-    inputs: Callable[[], Mapping[str, Tensor]] | None = None,
-    removal: bool = False,
-    neurons: bool = False,
+    model: Any, inputs: Callable[[], Mapping[str, Tensor]] | None = None, removal: bool = False, neurons: bool = False
 ) -> None:
     """Raise ``ValueError`` where the heads of ``model`` are not those that its family's row says, or where removing
     heads differs from masking them and they are removed, or are to be. The model stays as it is.
@@ -109,14 +112,7 @@ def _removal(copy: Any, examples: Sequence[Mapping[str, Tensor]], neurons: bool)
             else:
                 wrong = any(differ(*three) for three in zip(found, expected, whole, strict=True))
                 what = "its results are not those of masked heads" if wrong else ""
-        if what and neurons:
-            return (
-                f"{name} does not work with neurons removed, {what}: its feed-forward blocks do more than "
-                'project, so prune heads alone (units=("heads",)).'
-            )
         if what:
-            return (
-                f"{name} does not work with heads removed, {what}: correct per_head, also or skippable in the family's "
-                "row with gnorm.register, or mask heads instead where the attention counts them in a way of its own."
-            )
+            remedy = 'prune heads alone (units=("heads",))' if neurons else REMEDY
+            return f"{name} does not work with {'neurons' if neurons else 'heads'} removed, {what}: {remedy}."
     return ""
