@@ -196,7 +196,7 @@ def test_where_lower_is_better_the_smaller_area_is_above_0():
     assert list(claims.mean_areas(methods, "perplexity").index) == ["random", "greedy_gnorm"]
     assert claims.recommended(methods, "perplexity") == "greedy_gnorm"  # random is a control
     (axis,) = plots.differences(whole, {"": [("random", "greedy_gnorm")]}, "smoke", "perplexity").axes
-    assert axis.get_xlabel() == "the other less Random: whole area"
+    assert axis.get_xlabel() == "the other less Random:\nwhole area"
     (axis,) = plots.areas(
         tables.summary_table({"bert": {n: r[0] for n, r in runs["bert"].items()}}), "smoke", "mse"
     ).axes

@@ -62,15 +62,15 @@ def test_the_answers_are_those_of_the_tables(manifest):
     )
     row = tables["winners"].iloc[0]
     of_bert = (
-        "Greedy-Gnorm has the largest area (0.800), before Random (0.600); 0.200 more on the same texts "
-        f"({row.low:+.3f} to {row.high:+.3f}). Intact accuracy 0.900 on 20 texts; areas: Greedy-Gnorm 0.800, Random "
-        "0.600. Within 0.02 of that accuracy 2 of 6 heads can go: accuracy 0.900 → 0.900, parameters 1,234,567 → "
+        "Of the paper's five methods Greedy-Gnorm has the largest area (0.800), before Random (0.600); 0.200 more on "
+        f"the same texts ({row.low:+.3f} to {row.high:+.3f}). Intact accuracy 0.900 on 20 texts; areas: Greedy-Gnorm "
+        "0.800, Random 0.600. Within 0.02 of that accuracy 2 of 6 heads can go: accuracy 0.900 → 0.900, parameters 1,234,567 → "
         "1,034,567."
     )
     of_albert = (
-        "Greedy-Gnorm has the largest area (0.625), before Random (0.625); 0.000 more on the same texts (+0.000 to "
-        "+0.000). The interval holds 0: these texts do not settle which is better. Intact accuracy 0.800 on 20 texts; "
-        "areas: Greedy-Gnorm 0.625, Random 0.625."
+        "Of the paper's five methods Greedy-Gnorm has the largest area (0.625), before Random (0.625); 0.000 more on "
+        "the same texts (+0.000 to +0.000). The interval holds 0: these texts do not settle which is better. Intact "
+        "accuracy 0.800 on 20 texts; areas: Greedy-Gnorm 0.625, Random 0.625."
     )
     assert row.low > 0
     assert sentences.of_methods(tables) == [("bert.", of_bert), ("albert.", of_albert)]
@@ -99,15 +99,17 @@ def test_verdicts_are_sentences():
     spans = {"attention_entropy": [(0.1, 0.3)] * 3 + [(-0.1, 0.1)], "random": [(0.1, 0.2)] * 2 + [(-0.2, -0.1)] * 2}
     spans |= {"head_importance": [(-0.1, 0.1)] * 4}
     rows = [
-        (model, "greedy_gnorm", other, low, high)
+        (model, "greedy_gnorm", other, "area", low, high, 0.001 if low * high > 0 else 0.5)
         for other, intervals in spans.items()
         for model, (low, high) in zip("abcd", intervals, strict=True)
     ]
-    table = pd.DataFrame(rows, columns=["model", "method", "baseline", "low", "high"])
+    columns = ["model", "method", "baseline", "endpoint", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns).assign(low90=-1.0, high90=1.0, same_as="")
     said = dict(sentences.of_claims({"differences": table}))
-    assert said[f"C1. {claims.CLAIMS[0].says}: contradicted."] == (
-        "Greedy-Gnorm keeps more accuracy than Attention entropy on a, b and c; on d the interval holds 0. "
-        "It keeps more accuracy than Random on a and b; less on c and d."
+    verdict = "open up to half of the heads and within two points, contradicted over the whole area"
+    assert said[f"C1. {claims.CLAIMS[0].says}: {verdict}."] == (
+        "Over the whole area Greedy-Gnorm keeps more accuracy than Attention entropy on a, b and c; on d the interval "
+        "holds 0. It keeps more accuracy than Random on a and b; less on c and d."
     )
     assert said[f"Q3. {claims.QUESTIONS[2].says}: open."] == (
         "On a, b, c and d the interval of Greedy-Gnorm less Head importance (Michel) holds 0: not settled."

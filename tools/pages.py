@@ -141,7 +141,10 @@ def of_readme() -> str:
             f"{how_made()} Each cell is {AREA}:",
             area_table("pruning_results"),
             as_list({model: f"{about} {largest[model]}" for model, about in models().items()}),
-            "Do the paper's conclusions hold? From several trainings ([claims](docs/claims.md), profile `study`):",
+            (
+                "Do the paper's conclusions hold? From several trainings of these models, bert pretrained and the "
+                "others small and trained from scratch ([claims](docs/claims.md), profile `study`):"
+            ),
             claims_page.in_five_lines(),
             speed(),
         ]

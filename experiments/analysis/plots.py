@@ -477,12 +477,11 @@ def differences(
         axis.set(ylim=(at - 0.4, -0.6), xlim=(-limit, limit))
         first = rows.iloc[0]
         axis.set_title(f"{model} ({_seeds(int(first.seeds))})", fontsize=10)
-    label = f"difference: {ENDPOINTS[endpoint].title}"
+    label = f"difference:\n{ENDPOINTS[endpoint].title}"
     if len(methods) == 1:
         sides_of = [find_method(methods.pop()).title, "the other"]
-        label = f"{' less '.join(sides_of if METRICS[metric].higher_is_better else sides_of[::-1])}: " + (
-            ENDPOINTS[endpoint].title
-        )
+        one_less_other = " less ".join(sides_of if METRICS[metric].higher_is_better else sides_of[::-1])
+        label = f"{one_less_other}:\n{ENDPOINTS[endpoint].title}"
     for axis in axes:
         axis.set_xlabel(label)
     handles = [

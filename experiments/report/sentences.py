@@ -113,18 +113,21 @@ def of_claims(tables: Tables) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- which method kept most
 
 
-def lead(row: Mapping[str, Any]) -> str:
-    """The sentence of a row of ``tables.winners``: which method has the largest area, and by how much."""
+PAPERS = "the paper's five methods"
+
+
+def lead(row: Mapping[str, Any], of: str = PAPERS) -> str:
+    """The sentence of a row of ``tables.winners``: which method has the largest area ``of`` which, and by how much."""
     return (
-        f"{title(row['largest area'])} has the largest area ({row['area']:.3f}), before "
+        f"Of {of} {title(row['largest area'])} has the largest area ({row['area']:.3f}), before "
         f"{title(row['runner-up'])} ({row['its area']:.3f}); {row['difference']:.3f} more on the same texts "
         f"({row['low']:+.3f} to {row['high']:+.3f})."
     )
 
 
-def _of_winner(row: Mapping[str, Any]) -> str:
+def _of_winner(row: Mapping[str, Any], of: str = PAPERS) -> str:
     unsettled = " The interval holds 0: these texts do not settle which is better." if row["low"] <= 0 else ""
-    return f"{lead(row)}{unsettled}"
+    return f"{lead(row, of)}{unsettled}"
 
 
 def _of_areas(rows: pd.DataFrame) -> str:
@@ -180,7 +183,7 @@ def of_methods(tables: Tables) -> list[tuple[str, str]]:
         said = [_of_winner(row) for row in _rows_of(tables, "winners", model)]
         said += [_of_areas(rows), _of_published(rows)]
         said += [_of_solution(row) for row in _rows_of(tables, "pruning_summary", model)]
-        said += [f"With other criteria: {_of_winner(row)}" for row in _rows_of(tables, "criteria_winners", model)]
+        said += [_of_winner(row, "these and other criteria") for row in _rows_of(tables, "criteria_winners", model)]
         lines.append((f"{model}.", " ".join(filter(None, said))))
     return lines
 

@@ -41,6 +41,7 @@ FLAGS = {  # for what messages tell a caller in Python
     "pass overwrite=True": "add --overwrite",
     'say labels="names" or labels="numbers"': "add --labels names or --labels numbers",
     "confidence=None": "--confidence none",
+    '(units=("heads",))': "(without --units)",
 }
 
 
