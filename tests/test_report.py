@@ -64,8 +64,8 @@ def test_the_answers_are_those_of_the_tables(manifest):
     of_bert = (
         "Of the paper's five methods Greedy-Gnorm has the largest area (0.800), before Random (0.600); 0.200 more on "
         f"the same texts ({row.low:+.3f} to {row.high:+.3f}). Intact accuracy 0.900 on 20 texts; areas: Greedy-Gnorm "
-        "0.800, Random 0.600. Within 0.02 of that accuracy 2 of 6 heads can go: accuracy 0.900 → 0.900, parameters 1,234,567 → "
-        "1,034,567."
+        "0.800, Random 0.600. Within 0.02 of that accuracy 2 of 6 heads can go: accuracy 0.900 → 0.900, parameters "
+        "1,234,567 → 1,034,567."
     )
     of_albert = (
         "Of the paper's five methods Greedy-Gnorm has the largest area (0.625), before Random (0.625); 0.000 more on "
