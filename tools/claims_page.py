@@ -159,25 +159,27 @@ def how_they_answer() -> str:
 
 # A row of the page's table on the published numbers: what it says, and its cell from a row of published_claims.
 PUBLISHED: dict[str, Callable[[Any], str]] = {
-    "area of Greedy-Gnorm": lambda row: f"{row.greedy_gnorm:.3f}",
-    "of attention entropy, highest first": lambda row: f"{row.attention_entropy:.3f}",
-    "of attention entropy, lowest first": lambda row: f"{row.inverse_attention_entropy:.3f}",
-    "of random pruning, mean (s.d.) of trials": lambda row: f"{row.random:.3f} ({row['random sd']:.3f})",
-    "Greedy-Gnorm less random (95 %)": lambda row: f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})",
-    "random trials with a larger area (95 %)": lambda row: trials(row, "larger"),
-    "area up to half of the heads: Greedy-Gnorm": lambda row: f"{row['half greedy_gnorm']:.3f}",
-    "of random pruning, mean of trials": lambda row: f"{row['half random']:.3f}",
-    "random trials with a larger one (95 %)": lambda row: trials(row, "half larger"),
-    "heads that go within a point: Greedy-Gnorm": lambda row: f"{100 * row['within greedy_gnorm']:.0f} %",
-    "attention entropy, highest first": lambda row: f"{100 * row['within attention_entropy']:.0f} %",
-    "attention entropy, lowest first": lambda row: f"{100 * row['within inverse_attention_entropy']:.0f} %",
-    "random pruning, mean of trials": lambda row: f"{100 * row['within random']:.0f} %",
-    "removal step and entropy within layers, rho (p)": lambda row: f"{row.rho:+.2f} ({row.p:.4f})",
-    "accuracies that are multiples of 1/n": lambda row: f"{row.multiples:,} of {row.accuracies:,}",
-    "n": lambda row: str(row.texts),
-    "heads of the final solution": lambda row: f"{row.solution:.0f}",
-    "they are the first of Greedy-Gnorm's order": lambda row: YES[row.prefix],
-    "they are those of lowest entropy": lambda row: YES[row["lowest entropy"]],
+    "area: Greedy-Gnorm": lambda row: f"{row.greedy_gnorm:.3f}",
+    "area: attention entropy, highest first": lambda row: f"{row.attention_entropy:.3f}",
+    "area: attention entropy, lowest first": lambda row: f"{row.inverse_attention_entropy:.3f}",
+    "area: random, mean (s.d.) of the trials": lambda row: f"{row.random:.3f} ({row['random sd']:.3f})",
+    "area: Greedy-Gnorm less random (95 %)": lambda row: f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})",
+    "area: trials larger than Greedy-Gnorm (95 %)": lambda row: trials(row, "larger"),
+    "first half: Greedy-Gnorm": lambda row: f"{row['half greedy_gnorm']:.3f}",
+    "first half: random, mean of the trials": lambda row: f"{row['half random']:.3f}",
+    "first half: trials larger than Greedy-Gnorm (95 %)": lambda row: trials(row, "half larger"),
+    "within a point: Greedy-Gnorm": lambda row: f"{100 * row['within greedy_gnorm']:.0f} %",
+    "within a point: attention entropy, highest first": lambda row: f"{100 * row['within attention_entropy']:.0f} %",
+    "within a point: attention entropy, lowest first": lambda row: (
+        f"{100 * row['within inverse_attention_entropy']:.0f} %"
+    ),
+    "within a point: random, mean of the trials": lambda row: f"{100 * row['within random']:.0f} %",
+    "removal step and entropy, rho (p)": lambda row: f"{row.rho:+.2f} ({row.p:.4f})",
+    "accuracies: multiples of 1/n": lambda row: f"{row.multiples:,} of {row.accuracies:,}",
+    "accuracies: n": lambda row: str(row.texts),
+    "final solution: heads pruned": lambda row: f"{row.solution:.0f}",
+    "final solution: first of the order": lambda row: YES[row.prefix],
+    "final solution: lowest entropy": lambda row: YES[row["lowest entropy"]],
 }
 YES = {True: "yes", False: "no"}
 
@@ -223,12 +225,11 @@ def by_layer(rows: pd.DataFrame) -> str:
     small = sums["sum"].abs() < 0.005 - 1e-9
     named = sums[~small].sort_values("sum", key=np.abs, ascending=False, kind="stable")
     parts = [
-        f"{count:.0f} head{'s' if count > 1 else ''} of layer {layer} {change:+.3f}"
+        f"{count} head{'s' if count > 1 else ''} of layer {layer} {change:+.3f}"
         for layer, count, change in named.itertuples()
     ]
-    return ", ".join(
-        parts + [f"{sums[small]['size'].sum():.0f} of other layers {sums[small]['sum'].sum():+.3f}"][: small.any()]
-    )
+    others = sums[small].sum()
+    return ", ".join(parts + ([f"{others['size']:.0f} of other layers {others['sum']:+.3f}"] if small.any() else []))
 
 
 def published_dips() -> str:
@@ -259,8 +260,8 @@ def local_dips() -> str:
         if below.empty:
             most = rows[rows["share pruned"].between(0.05, 0.95)]["below random"].max()
             lines.append(
-                f"- **{model}**: at no tenth of the heads in the mean over seeds. At single tenths in at most {most} of "
-                f"{rows.seeds.iloc[0]} seeds."
+                f"- **{model}**: at no tenth of the heads in the mean over seeds; at a single tenth in at most {most} "
+                f"of {rows.seeds.iloc[0]} seeds."
             )
             continue
         worst = below.loc[(below.greedy_gnorm - below.random).idxmin()]
