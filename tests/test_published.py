@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pipeline import in_process
+from pipeline import ROOT, in_process
 from precision import close
 from test_results import trajectory
 
@@ -19,6 +21,10 @@ from experiments.analysis.tables import summary_table
 from experiments.files.paths import manifest_file, stamp_file, tables_folder
 from experiments.pipeline import runner
 from gnorm.metrics import METRICS
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import claims_page
 
 GREEDY = "pruned_heads_accuracy(BERT)basedonGreedyGnorm.csv"
 ALBERT = "pruned_heads_accuracy(ALBERT)basedonAEinverse.csv"
@@ -206,10 +212,10 @@ def test_a_dip_is_told_by_the_steps_that_cause_it(tmp_path):
     assert set(dip.model) == {"roberta"}
     rows = dip.drop(columns="model").to_numpy().tolist()
     assert rows == [
-        ["before", 1, 1, 0, 0.9, 0.0, 7, ""],
-        ["fall", 2, 1, 1, 0.7, -0.2, 6, ""],
-        ["fall", 3, 1, 2, 0.65, -0.05, 5, ""],
-        ["before", 7, 1, 6, 0.65, 0.0, 1, ""],
+        ["before", 1, 1, 0, 0.9, 0.0, 7, "none"],
+        ["fall", 2, 1, 1, 0.7, -0.2, 6, "none"],
+        ["fall", 3, 1, 2, 0.65, -0.05, 5, "none"],
+        ["before", 7, 1, 6, 0.65, 0.0, 1, "none"],
         ["recovery", 8, 1, 7, 0.8, 0.15, 0, "1"],
     ]
     table = pd.read_csv(tmp_path / "random.csv")
@@ -218,6 +224,33 @@ def test_a_dip_is_told_by_the_steps_that_cause_it(tmp_path):
     worse = tables(tmp_path / "worse")
     table.to_csv(tmp_path / "worse" / "random.csv", index=False)
     assert published_dip(worse, ["roberta"]).empty  # nowhere below random pruning
+
+
+def test_the_page_says_it_from_the_tables(tmp_path, monkeypatch):
+    theirs, made = tables(tmp_path / "theirs"), tmp_path / "tables"
+    made.mkdir()
+    monkeypatch.setattr(claims_page, "RESULTS", tmp_path)
+    claimed = published_claims(theirs, ["roberta"])
+    claimed.to_csv(made / "published_claims.csv", index=False)
+    published_dip(theirs, ["roberta"]).to_csv(made / "published_dip.csv", index=False)
+    assert re.search(
+        r"\| area: trials larger than Greedy-Gnorm \(95 %\) +\| 1 of 2 \(9 to 91 %\)", claims_page.published_numbers()
+    )
+    assert re.search(r"\| final solution: first of the order +\| yes ", claims_page.published_numbers())
+    dips = claims_page.published_dips()
+    assert "The fall is steps 2 to 3, from 0.900 to 0.650: 2 heads of layer 1 -0.250. " in dips
+    assert "The recovery is steps 8 to 8, from 0.650 to 0.800: 1 head of layer 1 +0.150. " in dips
+    assert "Layers that were empty before it: none." in dips
+    assert claims_page.published_entropy().startswith(
+        "Within a layer, heads of low entropy go first in 1 of 1 published"
+    )
+    assert claims_page.published_against() == ""  # one of two trials
+    claimed.assign(larger=2).to_csv(made / "published_claims.csv", index=False)
+    assert claims_page.published_against() == (
+        "By the authors' own files C1 fails on one of the paper's models, roberta "
+        "(siebert/sentiment-roberta-large-english): 2 of 2 random trials have a larger area than Greedy-Gnorm, and 1 "
+        "of 2 a larger one up to half of the heads."
+    )
 
 
 def test_files_without_orders_leave_their_columns_empty(published):

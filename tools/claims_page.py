@@ -235,7 +235,7 @@ def by_layer(rows: pd.DataFrame) -> str:
 def published_dips() -> str:
     """Each published dip in words, and its steps in a table."""
     parts = []
-    for model, rows in read("published_dip").fillna({"empty": "none"}).groupby("model", sort=False):
+    for model, rows in read("published_dip").groupby("model", sort=False):
         words = [f"**{model}.**"]
         for name, run in rows[rows.run != "before"].groupby("run", sort=False):
             first, last = run.step.min(), run.step.max()

@@ -60,7 +60,7 @@ def published_dip(folder: str, models: Sequence[str]) -> pd.DataFrame:
     recovery is a run of steps: it begins and ends with one that changes accuracy by a point or more, and from one such
     step to the next there are at most half as many as a layer has heads. Before its first step comes the step before,
     ``run`` is "before" there. accuracy: after the step. change: by the step. left: heads left in the layer. empty: the
-    layers without heads. Without columns where there is no such model.
+    layers without heads, or none. Without columns where there is no such model.
     """
     runs = [
         run.assign(model=model)[["model", *run.columns]]
@@ -218,7 +218,8 @@ def _runs(found: PublishedResults) -> list[pd.DataFrame]:
     for step, (layer, head) in enumerate(found.order, start=1):
         left[layer, head] = False
         row = {"step": step, "layer": layer, "head": head, "accuracy": accuracy[step], "change": change[step]}
-        rows.append(row | {"left": int(left[layer].sum()), "empty": " ".join(map(str, np.flatnonzero(~left.any(1))))})
+        empty = " ".join(map(str, np.flatnonzero(~left.any(1)))) or "none"
+        rows.append(row | {"left": int(left[layer].sum()), "empty": empty})
     steps = pd.DataFrame(rows).set_index("step", drop=False)
     chosen = [("fall", min(net, key=net.__getitem__)), ("recovery", max(net, key=net.__getitem__))] if net else []
     found_runs = []
