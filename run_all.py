@@ -50,6 +50,7 @@ OPTIONAL = (
     "prune_your_model",
     "recovery",
     "decoder_pruning",
+    "published_claims",
     "claims",
     "ablations",
     "stability",

@@ -56,6 +56,9 @@ def fit(
             with faster_products(next(model.parameters())):
                 return loss(model, inputs)
 
+        def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+            return _Grouped(items, batch, seed)
+
     class Bar(transformers.TrainerCallback):
         def on_train_begin(self, _arguments: Any, state: Any, _control: Any, **_: Any) -> None:
             self.bar = tqdm(total=state.max_steps, desc=label, disable=not progress)
@@ -72,7 +75,6 @@ def fit(
             weight_decay=weight_decay,
             seed=seed,
             per_device_train_batch_size=batch,
-            train_sampling_strategy="group_by_length" if batch > 1 else "random",
             use_cpu=model.device.type == "cpu",
             save_strategy="no",
             logging_strategy="no",
@@ -89,6 +91,27 @@ def fit(
             finally:
                 bar.bar.close()
     model.eval()
+
+
+class _Grouped(torch.utils.data.Sampler[int]):
+    """Numbers of items, a batch after the other, each of items of like lengths; drawn anew by every iteration.
+
+    The sampler that transformers has for this gives batches by falling length, which made small models worse.
+    """
+
+    def __init__(self, items: Sequence[Mapping[str, Any]], batch: int, seed: int) -> None:
+        self.lengths = torch.tensor([len(item["input_ids"]) if batch > 1 else 0 for item in items])
+        self.batch, self.generator = batch, torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = torch.randperm(len(self), generator=self.generator).split(50 * self.batch)
+        by_length = torch.cat([some[self.lengths[some].argsort(stable=True)] for some in drawn])
+        *whole, rest = by_length.split(self.batch)
+        order = torch.randperm(len(whole), generator=self.generator).tolist()
+        return iter(torch.cat([*(whole[i] for i in order), rest]).tolist())
 
 
 @contextmanager

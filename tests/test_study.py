@@ -14,10 +14,11 @@ import pytest
 import torch
 from pipeline import ROOT, call, copy_of_the_project, in_process, trajectories_of
 from precision import close, close_files
+from test_published import tables as published_tables
 
 from experiments import runs
 from experiments.analysis import claims
-from experiments.analysis.layers import published_layers
+from experiments.analysis.published_claims import published_claims, published_dip
 from experiments.data import profiles
 from experiments.data.profiles import read_profile, repetitions
 from experiments.files.paths import stamp_file
@@ -174,14 +175,9 @@ def test_figures_are_there(study):
 
 def test_the_page_of_claims_is_written_from_the_tables(folder, monkeypatch, tmp_path):
     shutil.copytree(folder / "tables", tmp_path / "tables")
-    order = pd.DataFrame(
-        [("roberta", k + 1, k // 4, k % 4) for k in range(8)], columns=["model", "step", "layer", "head"]
-    )
-    order.to_csv(tmp_path / "order.csv", index=False)
-    left = published_layers(tmp_path / "order.csv")
-    assert left["layer 0"].tolist()[:3] == [4, 3, 2]
-    assert left["empty layers"].tolist()[5] == "0"
-    left.to_csv(tmp_path / "tables" / "published_layers.csv", index=False)
+    theirs = published_tables(tmp_path / "theirs")
+    published_claims(theirs, ["roberta"]).to_csv(tmp_path / "tables" / "published_claims.csv", index=False)
+    published_dip(theirs, ["roberta"]).to_csv(tmp_path / "tables" / "published_dip.csv", index=False)
     monkeypatch.setattr(claims_page, "RESULTS", tmp_path)
     text = claims_page.page()
     for claim in claims.CLAIMS + claims.QUESTIONS:
@@ -189,6 +185,7 @@ def test_the_page_of_claims_is_written_from_the_tables(folder, monkeypatch, tmp_
     rows = table(folder, "differences").set_index(["method", "baseline"])
     assert f"{rows.loc[('greedy_gnorm', 'random')].difference:+.3f} (" in text
     assert claims.recommended(table(folder, "methods")) in text
+    assert "The fall is steps 2 to 3" in text
 
 
 def test_a_second_run_does_nothing(study, project, monkeypatch, capsys):

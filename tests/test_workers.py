@@ -163,7 +163,7 @@ def test_without_dask_there_is_one_worker(monkeypatch):
 def test_notebooks_run_side_by_side_once_their_trajectories_are_made(output, monkeypatch):
     both, began = threading.Barrier(2, timeout=60), []
 
-    def execute(notebook, parameters, label, fingerprint):
+    def execute(notebook, parameters, label, fingerprint, stamped):
         began.append((notebook, label))
         if notebook == "ae_pruning":
             both.wait()

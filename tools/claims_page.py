@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import pandas as pd
 from experiments.analysis import claims, paired
 from experiments.analysis.claims import CLAIMS, QUESTIONS, Claim, other_criteria
 from experiments.analysis.claims import factors as factors_of
+from experiments.data.profiles import read_profile
 from experiments.report.sentences import BY_ENDPOINT, evidence, listed, recommendation, sides, title, verdict_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments_results" / "study"
+PAPER: Mapping[str, Any] = read_profile("paper").models
 
 
 def read(name: str) -> pd.DataFrame:
@@ -77,6 +79,7 @@ def in_five_lines() -> str:
     lines = [
         f"- **{claim.name}. {claim.says}: {verdict_of(table, claim)}.** {evidence(table, claim)}" for claim in CLAIMS
     ]
+    lines[0] = f"{lines[0]} {published_against()}".rstrip()
     matched = QUESTIONS[0]
     lines.append(f"- **{matched.says}: {verdict_of(table, matched)}.** {evidence(table, matched)}")
     return "\n".join([*lines, f"- {recommendation(table, methods)}"])
@@ -168,9 +171,99 @@ def how_they_answer() -> str:
     return rows.drop(columns="share").to_markdown(index=False, floatfmt=".3f")
 
 
-def published_dip() -> str:
-    table = read("published_layers")
-    return table.drop(columns=["model"]).fillna("none").to_markdown(index=False, floatfmt=".1f")
+# A row of the page's table on the published numbers: what it says, and its cell from a row of published_claims.
+PUBLISHED: dict[str, Callable[[Any], str]] = {
+    "area: Greedy-Gnorm": lambda row: f"{row.greedy_gnorm:.3f}",
+    "area: attention entropy, highest first": lambda row: f"{row.attention_entropy:.3f}",
+    "area: attention entropy, lowest first": lambda row: f"{row.inverse_attention_entropy:.3f}",
+    "area: random, mean (s.d.) of the trials": lambda row: f"{row.random:.3f} ({row['random sd']:.3f})",
+    "area: Greedy-Gnorm less random (95 %)": lambda row: f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})",
+    "area: trials larger than Greedy-Gnorm (95 %)": lambda row: trials(row, "larger"),
+    "first half: Greedy-Gnorm": lambda row: f"{row['half greedy_gnorm']:.3f}",
+    "first half: random, mean of the trials": lambda row: f"{row['half random']:.3f}",
+    "first half: trials larger than Greedy-Gnorm (95 %)": lambda row: trials(row, "half larger"),
+    "within a point: Greedy-Gnorm": lambda row: f"{100 * row['within greedy_gnorm']:.0f} %",
+    "within a point: attention entropy, highest first": lambda row: f"{100 * row['within attention_entropy']:.0f} %",
+    "within a point: attention entropy, lowest first": lambda row: (
+        f"{100 * row['within inverse_attention_entropy']:.0f} %"
+    ),
+    "within a point: random, mean of the trials": lambda row: f"{100 * row['within random']:.0f} %",
+    "removal step and entropy, rho (p)": lambda row: f"{row.rho:+.2f} ({row.p:.4f})",
+    "accuracies: multiples of 1/n": lambda row: f"{row.multiples:,} of {row.accuracies:,}",
+    "accuracies: n": lambda row: str(row.texts),
+    "final solution: heads pruned": lambda row: f"{row.solution:.0f}",
+    "final solution: first of the order": lambda row: YES[row.prefix],
+    "final solution: lowest entropy": lambda row: YES[row["lowest entropy"]],
+}
+YES = {True: "yes", False: "no"}
+
+
+def trials(row: Any, name: str) -> str:
+    """ "22 of 25 (70 to 96 %)": how many random trials, and the interval of their share."""
+    low, high = 100 * row[f"{name} low"], 100 * row[f"{name} high"]
+    return f"{row[name]:.0f} of {row.trials:.0f} ({low:.0f} to {high:.0f} %)"
+
+
+def published_numbers() -> str:
+    """What the authors' files say, a column for each model."""
+    cells = {row.model: [say(row) for say in PUBLISHED.values()] for _, row in read("published_claims").iterrows()}
+    return pd.DataFrame(cells, index=list(PUBLISHED)).to_markdown(disable_numparse=True)
+
+
+def published_against() -> str:
+    """On which of the paper's models random pruning has, more often than not, a larger area than Greedy-Gnorm."""
+    rows = read("published_claims").query("larger > trials / 2")
+    return " ".join(
+        f"By the authors' own files C1 fails on one of the paper's models, {row.model} "
+        f"({PAPER[row.model].checkpoint.repo}): {row.larger:.0f} of {row.trials:.0f} random trials have a larger area "
+        f"than Greedy-Gnorm, and {row['half larger']:.0f} of {row.trials:.0f} a larger one up to half of the heads."
+        for _, row in rows.iterrows()
+    )
+
+
+def published_entropy() -> str:
+    """In which of the published orders heads of low attention entropy go first."""
+    table = read("published_claims")
+    low = [f"{row.model} {row.rho:+.2f}" for row in table.itertuples() if row.rho > 0]
+    return (
+        f"Within a layer, heads of low entropy go first in {len(low)} of {len(table)} published orders: {listed(low)}."
+    )
+
+
+def by_layer(rows: pd.DataFrame) -> str:
+    """ "5 heads of layer 19 -0.091, ...": the heads that went from a layer and what that changed, the most first.
+
+    Layers of less than half a point are put together.
+    """
+    sums = rows.groupby("layer").change.agg(["size", "sum"])
+    small = sums["sum"].abs() < 0.005 - 1e-9
+    named = sums[~small].sort_values("sum", key=np.abs, ascending=False, kind="stable")
+    parts = [
+        f"{count} head{'s' if count > 1 else ''} of layer {layer} {change:+.3f}"
+        for layer, count, change in named.itertuples()
+    ]
+    others = sums[small].sum()
+    return ", ".join(parts + ([f"{others['size']:.0f} of other layers {others['sum']:+.3f}"] if small.any() else []))
+
+
+def published_dips() -> str:
+    """Each published dip in words, and its steps in a table."""
+    parts = []
+    for model, rows in read("published_dip").groupby("model", sort=False):
+        words = [f"**{model}.**"]
+        for name, run in rows[rows.run != "before"].groupby("run", sort=False):
+            first, last = run.step.min(), run.step.max()
+            before = rows[rows.step == first - 1].iloc[0]
+            words.append(
+                f"The {name} is steps {first} to {last}, from {before.accuracy:.3f} to {run.accuracy.iloc[-1]:.3f}: "
+                f"{by_layer(run)}. Layers that were empty before it: {before['empty']}."
+            )
+        table = rows.drop(columns="model").assign(
+            accuracy=[f"{value:.3f}" for value in rows.accuracy], change=[f"{value:+.3f}" for value in rows.change]
+        )
+        table = table.rename(columns={"left": "heads left in the layer", "empty": "empty layers"})
+        parts += [" ".join(words), table.to_markdown(index=False, disable_numparse=True)]
+    return "\n\n".join(parts)
 
 
 def local_dips() -> str:
@@ -179,12 +272,10 @@ def local_dips() -> str:
     for model, rows in read("dips").groupby("model", sort=False):
         below = rows[rows.greedy_gnorm < rows.random - 0.005]
         if below.empty:
-            inner = rows[rows["share pruned"].between(0.05, 0.95)]
-            most, half = inner["below random"].max(), rows[np.isclose(rows["share pruned"], 0.5)].iloc[0]
+            most = rows[rows["share pruned"].between(0.05, 0.95)]["below random"].max()
             lines.append(
-                f"- **{model}**: at no tenth of the heads in the mean, in at most {most} of {half.seeds} seeds at any. "
-                f"With half of the heads gone the last layer still has {half['last layer']:.1f} of "
-                f"{rows['last layer'].iloc[0]:.0f}, and {half['empty']:.1f} layers are empty."
+                f"- **{model}**: at no tenth of the heads in the mean over seeds; at a single tenth in at most {most} "
+                f"of {rows.seeds.iloc[0]} seeds."
             )
             continue
         worst = below.loc[(below.greedy_gnorm - below.random).idxmin()]
@@ -236,6 +327,9 @@ PARTS = (
     after_training,
     spread_after_training,
     how_they_answer,
-    published_dip,
+    published_numbers,
+    published_against,
+    published_entropy,
+    published_dips,
     local_dips,
 )

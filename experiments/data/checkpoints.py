@@ -20,7 +20,7 @@ from ..files.cache import cached_folder
 from .corpora import load_data
 from .training import Recipe, train, untrained
 
-RECIPE_VERSION = 5  # to be raised when a change of the code changes the checkpoint that a recipe gives
+RECIPE_VERSION = 6  # to be raised when a change of the code changes the checkpoint that a recipe gives
 
 
 def checkpoint(name: str, recipe: Mapping[str, Any], progress: bool = True) -> Path:

@@ -56,10 +56,13 @@ def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
             )
 
 
-def execute(notebook: str, parameters: dict[str, Any], label: str, fingerprint: str) -> dict[str, Any]:
+def execute(
+    notebook: str, parameters: dict[str, Any], label: str, fingerprint: str, stamped: Mapping[str, Any]
+) -> dict[str, Any]:
     """Run one notebook, keep the executed copy, and return the stamp that says it is done, which is written too.
 
     parameters: hold the ``profile``. label: the notebook's place in the order, which begins every line of progress.
+    stamped: the parameters as the stamp holds them.
 
     Raises ``NotebookError`` where a cell fails, the kernel dies or does not start, ``KeyboardInterrupt`` where a person
     interrupts it.
@@ -74,7 +77,7 @@ def execute(notebook: str, parameters: dict[str, Any], label: str, fingerprint: 
         written, read = (_digests(profile, recorded(what, record)) for what in ("written", "read"))
     stamp = {
         "fingerprint": fingerprint,
-        "parameters": parameters,
+        "parameters": dict(stamped),
         "seconds": round(time.perf_counter() - clock, 1),
         "written": {**written, copy.relative_to(paths.root()).as_posix(): digest_of(copy)},
         "read": {path: content for path, content in read.items() if path not in written},

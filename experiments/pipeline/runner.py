@@ -21,7 +21,7 @@ import filelock
 from gnorm.engine.model.state import default_device
 from gnorm.storage.files import delete_unfinished, write_json
 
-from ..analysis.published import published_curves
+from ..analysis.published import published_digests, published_results
 from ..data import hub
 from ..data.hub import Asset, AssetState
 from ..data.profiles import Profile, check_models, read_profile
@@ -33,6 +33,7 @@ from ..report import rendering
 from ..runs.stamps import fingerprint, read_stamp
 from . import execution, jobs, preflight, workers
 
+OF_PUBLISHED = "published_claims"  # the notebook on the published numbers: it runs where --published names their folder
 NOT_WRITTEN = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
@@ -61,6 +62,11 @@ class Plan:
         """The parameters of a notebook: profile, models, device and, if its parameters cell names it, published."""
         given = {"profile": self.profile.name, "models": self.models, "device": self.device}
         return given | ({"published": self.published} if "published" in execution.declared(notebook) else {})
+
+    def recorded(self, notebook: str) -> dict[str, Any]:
+        """The parameters as stamps hold them: of published results their digests by file, wherever the folder is."""
+        given = self.parameters(notebook)
+        return given | {"published": published_digests(self.published)} if "published" in given else given
 
     def assets(self, notebooks: Sequence[str]) -> list[Asset]:
         """The assets of the models, and the inspected ones if the notebook that shows them runs."""
@@ -96,12 +102,13 @@ def make_plan(
     try:
         known = read_profile(name)
         models = known.usual_models if models is None else models
-        notebooks = (known.notebooks or default) if notebooks is None else notebooks
+        if notebooks is None:
+            notebooks = [*(known.notebooks or default), *([OF_PUBLISHED] if folder else [])]
         check_models(name, models)
         for notebook in notebooks:
             if notebook not in order:
                 raise UsageError(f"notebook {notebook!r} is not known; choose from {', '.join(order)}.")
-        published_curves(folder)
+        published_results(folder)
     except ValueError as error:
         raise UsageError(str(error)) from error
     chosen = [notebook for notebook in order if notebook in notebooks]
@@ -124,17 +131,12 @@ def _is_done(profile: str, notebook: str, wanted: Mapping[str, str]) -> bool:
 
 def fingerprints(plan: Plan, assets: Sequence[AssetState]) -> dict[str, str]:
     """By name, a digest of everything that a notebook's outputs depend on."""
-    curves = [
-        (model, method, curve.to_dict())
-        for model, by_method in published_curves(plan.published).items()
-        for method, curve in by_method.items()
-    ]
-    digests = {}
-    for name in plan.notebooks:
-        needed = plan.assets([name])
-        records = [each.record() for each in assets if each.asset in needed]
-        digests[name] = fingerprint(name, plan.parameters(name), [records, curves])
-    return digests
+    return {name: _fingerprint(plan, name, plan.recorded(name), assets) for name in plan.notebooks}
+
+
+def _fingerprint(plan: Plan, notebook: str, recorded: Mapping[str, Any], assets: Sequence[AssetState]) -> str:
+    needed = plan.assets([notebook])
+    return fingerprint(notebook, recorded, [[each.record() for each in assets if each.asset in needed]])
 
 
 def run(plan: Plan) -> None:
@@ -244,7 +246,7 @@ def _run_one(plan: Plan, wanted: Mapping[str, str], notebook: str) -> set[str]:
             print(f"{_label(plan, notebook)}: unchanged, not run again", flush=True)
             return set()
         label, parameters = _label(plan, notebook), plan.parameters(notebook)
-        stamp = execution.execute(notebook, parameters, label, wanted[notebook])
+        stamp = execution.execute(notebook, parameters, label, wanted[notebook], plan.recorded(notebook))
         print(f"{label}: {stamp['seconds']:.1f} s", flush=True)
         return {notebook}
 
@@ -366,4 +368,7 @@ def _is_stale(plan: Plan, notebook: str, stamp: dict[str, Any]) -> bool:
         return True
     alone = dataclasses.replace(plan, models=models, notebooks=[notebook])
     assets = [hub.in_cache(asset) for asset in alone.assets([notebook])]
-    return fingerprints(alone, assets)[notebook] != stamp["fingerprint"]
+    recorded = alone.recorded(notebook)
+    if "published" in recorded:  # the files that the last run read, whether or not they are here
+        recorded |= {"published": stamp["parameters"].get("published")}
+    return _fingerprint(alone, notebook, recorded, assets) != stamp["fingerprint"]

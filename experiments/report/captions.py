@@ -141,11 +141,21 @@ ROWS: dict[str, Caption] = {
         "Accuracy, mean over training seeds; in how many seeds it is below random; heads left in the last layer and "
         "empty layers.",
     ),
-    "published_layers": Caption(
-        "Which layers the published order takes from",
-        "Heads left, by quarter of the layers.",
+    "published_claims": Caption(
+        "What the published numbers say by themselves",
+        "Recomputed from the authors' files. Areas under the accuracy curve; random: mean over trials. Difference: of "
+        "Greedy-Gnorm less random, 95 % t-interval over trials. Larger: trials with a larger area than Greedy-Gnorm; "
+        "95 % Wilson interval of their share. Within: heads that can go within one point of accuracy, as a share. Rho: "
+        "rank correlation of attention entropy and the step of removal, mean over layers.",
         "",
-        {"pruned": "heads pruned"},
+        {"random": "random", "greedy_gnorm": "Greedy-Gnorm", "texts": "n of texts"},
+    ),
+    "published_dip": Caption(
+        "A published dip, step by step",
+        "Recomputed from the authors' files: the largest fall and the largest recovery of Greedy-Gnorm up to half of "
+        "the heads. Change: of accuracy, by the step.",
+        "",
+        {"left": "heads left in the layer", "empty": "layers without heads"},
     ),
     "ablations": Caption("One factor at a time", PAIRED),
     "when_scored": Caption("How often heads are scored", PAIRED),
