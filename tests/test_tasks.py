@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -14,6 +15,7 @@ from experiments.data.checkpoints import checkpoint
 from experiments.data.profiles import profile_names, read_profile
 from experiments.files import provenance
 from experiments.pipeline import runner
+from gnorm.training import _Grouped
 
 
 @pytest.fixture
@@ -212,3 +214,19 @@ def test_the_code_of_a_task_is_part_of_its_hash(monkeypatch):
     monkeypatch.setattr(tasks, "code_of", lambda *modules: asked.append(modules) or "another")
     assert tasks.load("smoke", "bert", device="cpu", progress=False).hash != before
     assert asked == [("gnorm.pruning", "experiments.data.tasks")]
+
+
+def test_batches_of_training_are_of_like_lengths_in_no_order():
+    lengths = np.random.default_rng(0).integers(1, 30, 403).tolist()
+    items = [{"input_ids": [0] * length} for length in lengths]
+    sampler = _Grouped(items, 8, 0)
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == sorted(second) == list(range(403))
+    assert first != second
+    assert list(_Grouped(items, 8, 0)) == first
+    whole = [[lengths[i] for i in first[at : at + 8]] for at in range(0, 400, 8)]
+    longest = [max(batch) for batch in whole]
+    assert max(max(batch) - min(batch) for batch in whole[:-1]) <= 3
+    assert longest != sorted(longest)
+    assert abs(np.corrcoef(longest, range(50))[0, 1]) < 0.4  # in no order
+    assert list(_Grouped([{"a": 1}] * 5, 1, 3)) != list(range(5))  # whole batches, which have no one length
