@@ -27,6 +27,7 @@ import io
 import itertools
 import json
 import resource
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -441,6 +442,9 @@ def main(arguments: list[str]) -> int:
         print(f"table {unknown[0]!r} is not known; choose from {', '.join(TABLES)}", file=sys.stderr)
         return 2
     pythons = {tool: asked[tool.replace("-", "_")] or sys.executable for tool in TOOLS}
+    for tool, python in pythons.items():
+        if not shutil.which(python):
+            parser.error(f"--{tool} {python}: there is no such program.")
     made_with = environment(provenance.processor(), default_device(), provenance.commit())
     for name in names or TABLES:
         rows = list(peers(pythons) if name == "peers" else TABLES[name]())

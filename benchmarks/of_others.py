@@ -2,8 +2,8 @@
 
 Run by ``benchmarks.peers`` with a Python that has the tool, torch and transformers; it needs nothing else. FOLDER has
 model/, as transformers saved it, and asked.pt: scoring, batches with labels; shares, of heads and of neurons that are
-to be kept; iterations. TOOL.pt is written beside: versions, and a row for every setting and share, with its masks
-(layer, head) and (layer, neuron) and the logits of the first batch that the tool's own model gave.
+to be kept; iterations. TOOL.pt is written beside: versions, and a row for every share, with its masks (layer, head) and
+(layer, neuron) and the logits of the first batch that the tool's own model gave.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ import transformers
 from torch import Tensor
 
 Batches = list[dict[str, Tensor]]
-Pruned = tuple[Any, Tensor, Tensor, int]  # the model, its heads, its neurons, and how often texts were scored
+Pruned = tuple[Any, Tensor, Tensor]  # the model, its heads and its neurons
 
 
-def textpruner(even: bool, model: Any, scoring: Batches, share: float, iterations: int) -> Pruned:
-    """TextPruner's iterative pruning: as many heads and neurons in every layer (its default), or in the mean."""
+def textpruner(model: Any, scoring: Batches, share: float, iterations: int) -> Pruned:
+    """TextPruner's iterative pruning to sizes in the mean of the layers, which its documentation found best."""
     from textpruner import GeneralConfig, TransformerPruner, TransformerPruningConfig
 
     with tempfile.TemporaryDirectory() as folder:
@@ -36,31 +35,30 @@ def textpruner(even: bool, model: Any, scoring: Batches, share: float, iteration
                 target_ffn_size=round(share * model.config.intermediate_size),
                 pruning_method="iterative",
                 n_iters=iterations,
-                head_even_masking=even,
-                ffn_even_masking=even,
-                multiple_of=1 if even else 16,
+                head_even_masking=False,
+                ffn_even_masking=False,
+                multiple_of=16,
             ),
             GeneralConfig(use_device="cpu", output_dir=folder),
         )
         pruner.prune(dataloader=scoring, save_model=False)
-    return model, pruner.head_mask.bool(), pruner.ffn_mask.bool(), iterations
+    return model, pruner.head_mask.bool(), pruner.ffn_mask.bool()
 
 
-def torch_pruning(over_layers: bool, model: Any, scoring: Batches, share: float, iterations: int) -> Pruned:
-    """Torch-Pruning by its first-order Taylor importance, the hidden width kept: ranked over all layers, in iterations,
-    or the same share of every layer, at once, since its iterations then take more heads than are asked for."""
+def torch_pruning(model: Any, scoring: Batches, share: float, iterations: int) -> Pruned:
+    """Torch-Pruning by its first-order Taylor importance, ranked over all layers; the hidden width stays."""
     import torch_pruning as tp
 
     layers = model.bert.encoder.layer
     blocks = [layer.attention.self for layer in layers]
-    size, steps = blocks[0].attention_head_size, iterations if over_layers else 1
+    size = blocks[0].attention_head_size
     before = [(block.value.weight, layer.intermediate.dense.weight) for block, layer in zip(blocks, layers)]
     pruner = tp.pruner.BasePruner(
         model,
         {name: t[:2] for name, t in scoring[0].items() if name != "labels"},
         importance=tp.importance.GroupTaylorImportance(),
-        global_pruning=over_layers,
-        iterative_steps=steps,
+        global_pruning=True,
+        iterative_steps=iterations,
         pruning_ratio=1 - share,
         num_heads={m: block.num_attention_heads for block in blocks for m in (block.query, block.key, block.value)},
         prune_num_heads=True,
@@ -73,7 +71,7 @@ def torch_pruning(over_layers: bool, model: Any, scoring: Batches, share: float,
             *(layer.output.dense for layer in layers),
         ],
     )
-    for _ in range(steps):
+    for _ in range(iterations):
         model.zero_grad()
         for batch in scoring:
             model(**batch).loss.backward()
@@ -84,7 +82,7 @@ def torch_pruning(over_layers: bool, model: Any, scoring: Batches, share: float,
     after = [(block.value.weight, layer.intermediate.dense.weight) for block, layer in zip(blocks, layers)]
     pairs = list(zip(before, after, strict=True))
     heads, neurons = (torch.stack([_rows_left(was[i], now[i]) for was, now in pairs]) for i in (0, 1))
-    return model, heads.unflatten(1, (-1, size)).all(2), neurons, steps
+    return model, heads.unflatten(1, (-1, size)).all(2), neurons
 
 
 def _rows_left(before: Tensor, after: Tensor) -> Tensor:
@@ -95,28 +93,17 @@ def _rows_left(before: Tensor, after: Tensor) -> Tensor:
     return left
 
 
-SETTINGS: dict[str, dict[str, Callable[..., Pruned]]] = {
-    "textpruner": {
-        "same sizes in every layer": partial(textpruner, True),
-        "sizes in the mean of layers": partial(textpruner, False),
-    },
-    "torch-pruning": {
-        "same share of every layer": partial(torch_pruning, False),
-        "ranked over all layers": partial(torch_pruning, True),
-    },
-}
+TOOLS: dict[str, Callable[..., Pruned]] = {"textpruner": textpruner, "torch-pruning": torch_pruning}
 
 
 def rows(tool: str, folder: Path) -> Iterator[dict[str, Any]]:
     asked = torch.load(folder / "asked.pt")
-    for setting, prune in SETTINGS[tool].items():
-        for share in asked["shares"]:
-            model = transformers.BertForSequenceClassification.from_pretrained(folder / "model").eval()
-            model, heads, neurons, scorings = prune(model, asked["scoring"], share, asked["iterations"])
-            with torch.no_grad():
-                logits = model.eval()(**asked["scoring"][0]).logits
-            of_tool = {"heads": heads, "neurons": neurons, "scorings": scorings, "logits": logits}
-            yield {"setting": setting, "share": share, **of_tool}
+    for share in asked["shares"]:
+        model = transformers.BertForSequenceClassification.from_pretrained(folder / "model").eval()
+        model, heads, neurons = TOOLS[tool](model, asked["scoring"], share, asked["iterations"])
+        with torch.no_grad():
+            logits = model.eval()(**asked["scoring"][0]).logits
+        yield {"share": share, "heads": heads, "neurons": neurons, "logits": logits}
 
 
 if __name__ == "__main__":

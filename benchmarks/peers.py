@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,6 @@ BATCH, LENGTH = 32, 32  # of the forward pass that is timed; the test texts have
 
 OURS = {  # by setting: how a run is made, and the shares that it is asked for
     "heads": (partial(gnorm.prune, method="head_importance"), SHARES[:1]),
-    "heads, by Fisher information, scored once": (partial(gnorm.prune, method="fisher", rescore_every=0), SHARES[:1]),
     "heads and neurons": (prune_units, SHARES),
 }
 
@@ -151,7 +151,7 @@ def along(measured: Measured, prune: Any, setting: str, shares: tuple[float, ...
     for share in shares:
         steps = bisect_left(states, -share, key=lambda pruned: -measured.share(run.mask(int(pruned))))
         scorings = -(-steps // run.info["rescore_every"]) if run.info["rescore_every"] else 1
-        yield Subnet(f"gnorm {gnorm.__version__}", setting, run.mask(int(states[steps])), scorings)
+        yield Subnet(f"gnorm {version('gnorm')}", setting, run.mask(int(states[steps])), scorings)
 
 
 def of_other(tool: str, name: str, python: str) -> Iterator[Subnet | dict[str, Any]]:
@@ -161,10 +161,11 @@ def of_other(tool: str, name: str, python: str) -> Iterator[Subnet | dict[str, A
         command = [python, "-W", "ignore", str(Path(__file__).with_name("of_others.py")), tool, str(KEPT)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
-            yield {"tool": name, "setting": f"left out: {done.stderr.strip().splitlines()[-1]}"}
+            said = done.stderr.strip().splitlines() or ["it says nothing"]
+            yield {"tool": name, "setting": f"left out: {said[-1]}"}
             return
     found = torch.load(path)
     versions = found["versions"]
     for row in found["rows"]:
         mask = torch.cat([row["heads"], row["neurons"]], 1)
-        yield Subnet(f"{name} {versions[tool]}", row["setting"], mask, row["scorings"], row["logits"])
+        yield Subnet(f"{name} {versions[tool]}", "heads and neurons", mask, ITERATIONS, row["logits"])

@@ -109,14 +109,12 @@ What each scores by:
 - gnorm, heads, and heads and neurons: the absolute derivative of a text's loss to a mask of the unit, the mean over
   texts; with neurons, for each operation that the unit costs. Scored afresh for every head or block of 64 neurons that
   goes. How many heads go, and how many neurons, is its own choice. Heads alone are a third of the operations.
-- gnorm, Fisher information: the mean square of that derivative, on the intact model alone, which is the mask search of
-  Kwon et al. (2022, arXiv 2204.09656) for heads.
-- TextPruner: the absolute value of a batch's sum of weights times gradients, of the projections out (of both
-  projections where neurons are the same in every layer). It is told how many heads and how many neurons stay, here the
-  same share of both, in every layer, its default, or in the mean of the layers, in multiples of 16.
+- TextPruner: the absolute value of a batch's sum of weights times gradients, of the projections out. It is told how
+  many heads and how many neurons stay in the mean of the layers, here the same share of both, neurons in multiples of
+  16; its documentation found that better than the same sizes in every layer, its default.
 - Torch-Pruning: `GroupTaylorImportance`, the absolute products of weights and gradients, over all weights of a unit, on
-  the gradient of all scoring texts. It is told the share of heads and of widths that goes, here the same, of every
-  layer or ranked over all layers; the hidden width stays, as with the others.""",
+  the gradient of all scoring texts. It is told the share of heads and of neurons that goes, here the same, and ranks
+  over all layers (`global_pruning`); the hidden width stays, as with the others.""",
 }
 
 
