@@ -26,6 +26,7 @@ from experiments.data import tasks
 from experiments.data.tasks import Task
 from gnorm.engine.model.state import copy_of
 from gnorm.engine.trials.examples import inputs_of
+from gnorm.journal import digest
 from gnorm.metrics import accuracy
 from gnorm.shipping import prune_units, recover
 from gnorm.shipping.costs import flops_of, num_parameters, seconds_of
@@ -118,11 +119,13 @@ def peers(pythons: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """
     KEPT.mkdir(exist_ok=True)
     measured = Measured(tasks.load("local", "bert", device="cpu"))
-    for i, subnet in enumerate(subnets(measured, pythons)):
-        path = KEPT / f"{i}.json"
+    for subnet in subnets(measured, pythons):
+        if isinstance(subnet, dict):
+            yield subnet
+            continue
+        path = KEPT / f"{digest([subnet.tool, subnet.setting, subnet.mask.tolist()])}.json"
         if not path.exists():
-            row = measured.row(subnet) if isinstance(subnet, Subnet) else subnet
-            write(path, json.dumps(row, default=float))
+            write(path, json.dumps(measured.row(subnet), default=float))
         yield json.loads(path.read_text("utf-8"))
     shutil.rmtree(KEPT)
 

@@ -32,3 +32,18 @@ def test_rows_that_another_tool_left_are_known_by_all_their_numbers():
     assert of_others._rows_left(before, before[[0, 2]]).tolist() == [True, False, True]
     with pytest.raises(AssertionError, match="another order"):
         of_others._rows_left(before, before[[2, 0]])
+
+
+def test_a_table_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    measured = []
+    found = [peers.Subnet("a", "", torch.ones(1, 1), 0), {"tool": "b", "setting": "left out"}]
+    monkeypatch.setattr(peers, "KEPT", tmp_path / "partial")
+    monkeypatch.setattr(peers.tasks, "load", lambda *_, **__: None)
+    monkeypatch.setattr(peers, "subnets", lambda *_: iter(found))
+    monkeypatch.setattr(peers.Measured, "row", lambda _, subnet: measured.append(subnet.tool) or {"tool": subnet.tool})
+    stopped = peers.peers({})
+    assert next(stopped) == {"tool": "a"}
+    stopped.close()
+    assert list(peers.peers({})) == [{"tool": "a"}, found[1]]
+    assert measured == ["a"]
+    assert not peers.KEPT.exists()
