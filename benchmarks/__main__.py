@@ -19,6 +19,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:  # first, as the other t
 
     sys.exit(gpu.main(sys.argv[2:]))
 
+import argparse
 import contextlib
 import copy
 import dataclasses
@@ -26,6 +27,7 @@ import io
 import itertools
 import json
 import resource
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -55,6 +57,7 @@ import literal
 
 from benchmarks.cases import Case, Texts, bert, environment, lengths_of, model_of, operations, seconds, texts_of
 from benchmarks.memory import memory
+from benchmarks.peers import TOOLS, peers
 from benchmarks.promise import promise
 from benchmarks.ranks import ranks
 
@@ -413,6 +416,7 @@ TABLES = {
         memory,
         ranks,
         promise,
+        peers,
     )
 }
 
@@ -429,13 +433,23 @@ def literal_step(model: Any, found: Texts) -> tuple[Tensor, float]:
     return literal.scores(model, there), literal.accuracy(model, there)
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("tables", nargs="*", help=f"all if none is named; there are {', '.join(TABLES)}")
+    for tool, name in TOOLS.items():
+        parser.add_argument(f"--{tool}", metavar="PYTHON", help=f"the Python that has {name}, for the table peers")
+    asked = vars(parser.parse_args(arguments))
+    names = asked.pop("tables")
     if unknown := sorted(set(names) - set(TABLES)):
         print(f"table {unknown[0]!r} is not known; choose from {', '.join(TABLES)}", file=sys.stderr)
         return 2
+    pythons = {tool: asked[tool.replace("-", "_")] or sys.executable for tool in TOOLS}
+    for tool, python in pythons.items():
+        if not shutil.which(python):
+            parser.error(f"--{tool} {python}: there is no such program.")
     made_with = environment(provenance.processor(), default_device(), provenance.commit())
     for name in names or TABLES:
-        rows = list(TABLES[name]())
+        rows = list(peers(pythons) if name == "peers" else TABLES[name]())
         print(f"{TABLES[name].__doc__}\n{pd.DataFrame(rows).to_string(index=False, float_format='%.3g')}\n", flush=True)
         written = json.dumps({**made_with, "rows": rows}, indent=2, default=float)
         write(FOLDER / f"{name}.json", written + "\n")

@@ -27,6 +27,8 @@ UNITS = ("heads", "neurons")
 
 MULTIPLE = 16  # of neurons in a block: what products are fast at
 
+HEADS = 2  # that a block costs about as much as
+
 
 @raising_together
 @torch.inference_mode(False)
@@ -47,10 +49,11 @@ def prune_units(
     """As ``gnorm.prune``, by heads and blocks of feed-forward neurons: in every step all are scored afresh, and the
     head, or block of one layer, with the lowest score goes.
 
-    The score is the natural logarithm of ``head_importance``, of a block in sum, divided by the operations that it
-    saves (``operations_of``). A block holds the ``block`` neurons of its layer with the lowest scores; if None, as many
-    as cost about what a head does, a multiple of ``MULTIPLE``; at the end those that are left. units: "heads",
-    "neurons", or both. The other arguments are those of ``prune``.
+    The score is the natural logarithm of ``head_importance``, of a block the root of the sum of squares, divided by the
+    operations that it saves (``operations_of``). A head's derivative is the sum of those of its dimensions; that of a
+    block is not taken, for which neurons are in it follows from the scores. A block holds the ``block`` neurons of its
+    layer with the lowest scores; if None, as many as cost about what ``HEADS`` heads do, a multiple of ``MULTIPLE``; at
+    the end those that are left. units: "heads", "neurons", or both. The other arguments are those of ``prune``.
 
     Of the trajectory, ``start`` and ``mask(pruned_heads)`` are (layer, head + neuron) masks for ``remove_units``, in
     which ``info["heads"]`` columns are heads; ``pruned_heads`` counts both.
@@ -102,7 +105,7 @@ class _Lowest:
         of_heads = operations[:, :heads]
         each = float(of_heads[of_heads.isfinite()].mean().nan_to_num()) / MULTIPLE  # 0 without heads
         of_neurons = [max([1.0, *row.tolist()]) for row in operations[: len(subject.feed_forwards), heads:]]
-        blocks = [block or MULTIPLE * max(1, round(each / one)) for one in of_neurons]
+        blocks = [block or MULTIPLE * max(1, round(HEADS * each / one)) for one in of_neurons]
         return cls(operations, heads, blocks, units)
 
     def groups(self, mask: Tensor) -> list[tuple[Tensor, int]]:
@@ -117,7 +120,8 @@ class _Lowest:
         each = (importance / self.operations).log()  # NaN where a unit is gone
         chosen = [_choose(each, group, size, highest_first=False) for group, size in self.groups(mask)]
         of_units = [torch.tensor([score for *_, score in units], dtype=torch.float64) for units, _ in chosen]
-        scores = [float(logs.logsumexp(0)) - math.log(len(logs)) for logs in of_units]  # of equal operations
+        # The sum of a block's derivatives, of one size and random signs, is about the root of their squares' sum.
+        scores = [float((2 * logs).logsumexp(0)) / 2 - math.log(len(logs)) for logs in of_units]  # of equal operations
         first, *others = sorted(range(len(scores)), key=scores.__getitem__)
         gaps = [chosen[first][1], *(distance(scores[first], scores[other]) for other in others[:1])]
         return [(layer, column, scores[first]) for layer, column, _ in chosen[first][0]], min(gaps)
