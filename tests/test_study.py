@@ -17,7 +17,7 @@ from precision import close, close_files
 from test_published import tables as published_tables
 
 from experiments import runs
-from experiments.analysis import claims
+from experiments.analysis import claims, paired
 from experiments.analysis.published_claims import published_claims, published_dip
 from experiments.data import profiles
 from experiments.data.profiles import read_profile, repetitions
@@ -182,8 +182,9 @@ def test_the_page_of_claims_is_written_from_the_tables(folder, monkeypatch, tmp_
     text = claims_page.page()
     for claim in claims.CLAIMS + claims.QUESTIONS:
         assert f"### {claim.name}. {claim.says}: " in text
-    rows = table(folder, "differences").set_index(["method", "baseline"])
-    assert f"{rows.loc[('greedy_gnorm', 'random')].difference:+.3f} (" in text
+    rows = table(folder, "differences").set_index(["method", "baseline", "endpoint"])
+    for endpoint in paired.ENDPOINTS:
+        assert f"{rows.loc[('greedy_gnorm', 'random', endpoint)].difference:+.3f} (" in text
     assert claims.recommended(table(folder, "methods")) in text
     assert "The fall is steps 2 to 3" in text
 
