@@ -444,7 +444,9 @@ def test_what_is_left_is_trained_as_far_as_the_promise_holds(made, home, capsys)
         labels,
     )
     assert f"of the trained model {shown}" in out
-    assert shown.endswith("show that with 90 % confidence the accuracy on texts like these falls by less than 15 points")
+    assert shown.endswith(
+        "show that with 90 % confidence the accuracy on texts like these falls by less than 15 points"
+    )
 
 
 def test_neurons_go_beside_heads_where_that_is_asked(home, capsys):
