@@ -1,7 +1,6 @@
 """How often a budget is broken on texts that nothing was chosen by, over the study's trajectories."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from experiments.files.paths import results_folder
 from experiments.runs.results import load_trajectory
 from gnorm.shipping.promise import Promise
-from gnorm.trajectory import Trajectory, curve, solution
+from gnorm.trajectory import Trajectory, curve, of_texts, solution
 
 METHODS = ("greedy_gnorm", "head_importance")
 
@@ -38,13 +37,7 @@ def promise() -> Iterator[dict[str, Any]]:
 def loss(run: Trajectory, budget: float, generator: np.random.Generator) -> tuple[list[float], list[int]]:
     """Of one draw: the accuracy lost on the half to test on, and the heads that went, with confidence and without."""
     texts = generator.permutation(run.num_texts)
-    chosen, tested = (part(run, half) for half in np.array_split(texts, 2))
+    chosen, tested = (of_texts(run, half) for half in np.array_split(texts, 2))
     heads = [Promise(budget).last_kept(chosen), solution(chosen, budget)]
     values = curve(tested)
     return [float(values.iloc[0] - values[number]) for number in heads], heads
-
-
-def part(run: Trajectory, texts: np.ndarray) -> Trajectory:
-    """The run as it was measured on some of its texts."""
-    values = run.text_values[:, texts]
-    return replace(run, text_values=values, table=run.table.assign(**{run.metric.name: values.mean(1)}))

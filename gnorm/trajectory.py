@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,17 @@ def curve(trajectory: Trajectory) -> pd.Series:
 def area(values: pd.Series) -> float:
     """Trapezoid area under a ``curve`` against the fraction of heads pruned; 0 to 1 where the metric is a fraction."""
     return float(np.trapezoid(values, values.index / values.index[-1]))
+
+
+def of_texts(trajectory: Trajectory, texts: np.ndarray) -> Trajectory:
+    """The run as it was measured on some of its texts: their numbers, or a mask (text,)."""
+    values = trajectory.text_values[:, texts]
+    labels = None if trajectory.labels is None else trajectory.labels[texts]
+    metric = trajectory.metric
+    measured = [metric.value(each, np.empty(0) if labels is None else labels) for each in values]
+    return replace(
+        trajectory, text_values=values, labels=labels, table=trajectory.table.assign(**{metric.name: measured})
+    )
 
 
 def per_text(trajectory: Trajectory) -> pd.DataFrame:

@@ -97,13 +97,20 @@ def crossed(differences: np.ndarray) -> Estimate:
     squares = np.array([texts * ((by_seed - mean) ** 2).sum(), seeds * ((by_text - mean) ** 2).sum(), (rest**2).sum()])
     freedoms = np.array([seeds - 1, texts - 1, (seeds - 1) * (texts - 1)])
     of_seed, of_text, of_rest = squares / freedoms
-    total, freedom = of_seed + of_text - of_rest, freedoms[0]
-    if total > 0:
-        freedom = total**2 / ((squares / freedoms) ** 2 / freedoms).sum()
-    else:
-        total = of_seed
+    error, freedom = _error(squares / freedoms, freedoms, seeds * texts)
     components = max(0.0, (of_seed - of_rest) / texts), max(0.0, (of_text - of_rest) / seeds), of_rest
-    return Estimate(float(mean), float(np.sqrt(total / (seeds * texts))), float(freedom), *map(float, components))
+    return Estimate(float(mean), float(error), float(freedom), *map(float, components))
+
+
+def _error(squares: np.ndarray, freedoms: np.ndarray, cells: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The standard error of the mean of ``cells`` differences and its degrees of freedom, as ``crossed`` has them.
+
+    squares: (3, ...) the mean squares of seeds, of texts and of the rest; freedoms: (3, ...) theirs.
+    """
+    total = squares[0] + squares[1] - squares[2]
+    with np.errstate(invalid="ignore"):  # 0 / 0, where nothing differs
+        freedom = np.where(total > 0, total**2 / (squares**2 / freedoms).sum(0), freedoms[0])
+    return np.sqrt(np.where(total > 0, total, squares[0]) / cells), freedom
 
 
 def over_seeds(differences: np.ndarray) -> Estimate:
@@ -246,10 +253,8 @@ def error_rates(table: pd.DataFrame, effect: float = 0.02, draws: int = 4000, se
     freedoms = np.stack([seeds - 1, texts - 1, (seeds - 1) * (texts - 1)])
     for truth, models in (("no effect", 0), (f"{effect:g} on two models", 2), (f"{effect:g} on all", len(table))):
         mean = np.where(np.arange(len(table)) < models, effect, 0.0)
-        squares = np.stack([m * generator.chisquare(f, (draws, len(table))) / f for m, f in zip(expected, freedoms)], 1)
-        total = squares[:, 0] + squares[:, 1] - squares[:, 2]
-        freedom = np.where(total > 0, total**2 / (squares**2 / freedoms).sum(1), freedoms[0])
-        error = np.sqrt(np.where(total > 0, total, squares[:, 0]) / (seeds * texts))
+        squares = np.stack([m * generator.chisquare(f, (draws, len(table))) / f for m, f in zip(expected, freedoms)])
+        error, freedom = _error(squares, freedoms[:, None], seeds * texts)
         spread = np.sqrt((expected[0] + expected[1] - expected[2]) / (seeds * texts))
         found = mean + spread * generator.standard_normal((draws, len(table)))
         half, half90 = (error * scipy.stats.t.ppf(level, freedom) for level in (0.975, 0.95))

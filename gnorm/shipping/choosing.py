@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,25 +40,24 @@ def _latency(intact: nn.Module, smaller: nn.Module, inputs: Inputs) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of the models along a run, as shares of the intact model's.
+    """The costs of the models along runs with ``own``, as shares of the intact model's.
 
     Operations and latency are those of one forward pass of the first batch of ``own.choosing``.
     """
 
     own: Own
-    run: Trajectory
     intact: nn.Module
     inputs: Inputs
 
     @classmethod
-    def of(cls, own: Own, run: Trajectory) -> Costs:
+    def of(cls, own: Own) -> Costs:
         """Raises as ``prepare`` does."""
         first = next(prepare(own.choosing[:1], own.model).padded)
-        return cls(own, run, intact_of(own.model), first.inputs)
+        return cls(own, intact_of(own.model), first.inputs)
 
-    def share(self, pruned: int, cost: str) -> float:
-        """The share that is left of ``cost``, a budget of a cost in ``BUDGETS``, with ``pruned`` heads removed."""
-        return self.shares(pruned_copy(self.own, self.run, pruned), [cost])[cost]
+    def share(self, run: Trajectory, pruned: int, cost: str) -> float:
+        """The share that is left of ``cost``, a budget of a cost in ``BUDGETS``, in a state of a run."""
+        return self.shares(pruned_copy(self.own, run, pruned), [cost])[cost]
 
     def shares(self, model: nn.Module, costs: Iterable[str]) -> dict[str, float]:
         """The shares of ``costs`` that ``model`` takes."""
@@ -79,7 +78,7 @@ def along(own: Own, run: Trajectory) -> pd.DataFrame:
     Columns: pruned_heads; the run's metric by its name, on the texts to choose by; parameters, operations and latency,
     fractions of the intact model's, see ``Costs``. Latency is measured, the two models in turns.
     """
-    values, costs = curve(run), Costs.of(own, run)
+    values, costs = curve(run), Costs.of(own)
     chosen = np.unique(np.linspace(0, len(values) - 1, 13).round().astype(int))
     rows = []
     for pruned in values.index[chosen]:
@@ -112,10 +111,10 @@ def _by_number(own: Own, run: Trajectory, budget: float, _: float | None) -> int
 def _by_cost(cost: str, own: Own, run: Trajectory, budget: float, _: float | None) -> int:
     """The fewest heads whose removal brings ``cost`` down to the share ``budget``; found by bisection."""
     _check_share(cost, budget)
-    states, costs = curve(run).index.tolist(), Costs.of(own, run)
-    at = bisect_left(states, True, key=lambda pruned: costs.share(pruned, cost) <= budget)
+    states, costs = curve(run).index.tolist(), Costs.of(own)
+    at = bisect_left(states, True, key=lambda pruned: costs.share(run, pruned, cost) <= budget)
     if at == len(states):
-        left = costs.share(states[-1], cost)
+        left = costs.share(run, states[-1], cost)
         raise ValueError(
             f"with {states[-1]} heads removed the model still has {left:.0%} of the {cost}, more than {budget:.0%}: "
             "give a larger share, or prune more heads."
@@ -131,23 +130,18 @@ def _check_share(cost: str, budget: float) -> None:
 def _until_broken(own: Own, budget: float, confidence: float | None, metric: Metric, epochs: int) -> Until | None:
     if confidence is None:
         return None
-    if epochs:
-        Promise(budget, confidence).check(metric, num_texts(own.choosing[1::2]), shares=4)
-        return Promise(FURTHER * budget, confidence).broken
     promise = Promise(budget, confidence)
+    if epochs:
+        promise.check(metric, num_texts(own.choosing[1::2]), shares=4)
+        return Promise(FURTHER * budget, confidence).broken
     promise.check(metric, num_texts(own.choosing))
     return promise.broken
 
 
 def _until_cheap(cost: str, own: Own, budget: float, *_: Any) -> Until | None:
     _check_share(cost, budget)
-    costs: list[Costs] = []  # made once there is a run
-
-    def cheap(run: Trajectory) -> bool:
-        costs.extend([] if costs else [Costs.of(own, run)])
-        return replace(costs[0], run=run).share(int(curve(run).index[-1]), cost) <= budget
-
-    return cheap
+    costs = Costs.of(own)
+    return lambda run: costs.share(run, int(curve(run).index[-1]), cost) <= budget
 
 
 def _promised(budget: float, metric: Metric, confidence: float | None) -> str:

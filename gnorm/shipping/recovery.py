@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -23,7 +22,7 @@ from ..engine.texts.checks import check_labels, checked
 from ..metrics import measure, text_values_of
 from ..pruning import checked_int
 from ..training import fit
-from ..trajectory import Trajectory, curve
+from ..trajectory import Trajectory, curve, of_texts
 from .choosing import pruned_copy
 from .loading import Own
 from .promise import Promise
@@ -113,8 +112,7 @@ def furthest_recovered(own: Own, run: Trajectory, promise: Promise, epochs: int 
     promise.check(run.metric, num_texts(tested), shares=4)
     number_of = torch.cat([torch.full((num_texts([batch]),), i) for i, batch in enumerate(own.choosing)])
     mine = (number_of % 2 == 0).numpy()  # (text,)
-    of_learnt = None if run.labels is None else run.labels[mine]
-    untrained = promise.last_kept(replace(run, text_values=run.text_values[:, mine], labels=of_learnt))
+    untrained = promise.last_kept(of_texts(run, mine))
     before = text_values_of(own.model, tested, run.metric).numpy()
     labels = labels_in_order(prepare(tested, own.model)).numpy()
     states = curve(run).index
