@@ -54,6 +54,7 @@ OPTIONAL = (
     "claims",
     "ablations",
     "stability",
+    "rescaling",
     "cost_quality",
 )
 

@@ -64,8 +64,8 @@ Runs = Mapping[str, Mapping[str, Trajectory]]  # runs[model][method]
 
 def _grid(panels: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     """A figure with ``panels`` panels, at most two side by side, as in the paper. width, height: inches a panel."""
-    columns = min(2, panels)
-    rows = -(-panels // columns)
+    columns = min(2, max(1, panels))
+    rows = max(1, -(-panels // columns))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -559,6 +559,32 @@ def scoring_variants(table: pd.DataFrame, profile: str) -> Figure:
         f"profile {profile}, first training seed; Greedy-Gnorm. Rank correlation (Spearman) of the intact model's "
         "scores: with those of the most texts, and of the profile's batch size.",
         fontsize=7,
+    )
+    return figure
+
+
+def rescaling(orders: pd.DataFrame, methods: Sequence[str], profile: str) -> Figure:
+    """Rank correlation of the order, and change of the area, against the deviation of log c; a line for each method.
+
+    orders: as ``rewritten.rescaled_orders`` returns it. Two panels for each model. Dots are runs, lines their means.
+    """
+    columns = {"rank correlation": "rank correlation", "area": "change of the area"}
+    models = list(dict.fromkeys(orders.model))
+    figure, axes = _grid(2 * len(models), height=2.6)
+    for axis, (model, column) in zip(axes, [(m, c) for m in models for c in columns], strict=True):
+        of_model = orders[(orders.model == model) & (orders.pair == "values")]
+        for method, line in zip(methods, LINES.values(), strict=False):
+            rows = of_model[of_model["method"] == method]
+            if len(rows):
+                start = pd.Series({0.0: 1.0 if column == "rank correlation" else 0.0})
+                axis.plot(rows.deviation, rows[column], ".", color=line["color"], alpha=0.5)
+                means = pd.concat([start, rows.groupby("deviation")[column].mean()])
+                axis.plot(means.index, means, label=find_method(method).title, **line)
+        axis.set(xlabel="standard deviation of log c", ylabel=columns[column])
+        axis.set_title(model, fontsize=10)
+    _legend(figure, axes, columns=2)
+    figure.supxlabel(
+        f"profile {profile}. Value rows times c, output columns by c: what a model computes is the same.", fontsize=7
     )
     return figure
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gnorm.trajectory import NEAR_TIE, Trajectory, area, area_interval, curve
 
-from .paired import Repeated, differences
+from .paired import Repeated, differences, over_seeds
 from .published import published_area
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads pruned: the points at which the paper's tables read the curves
@@ -82,6 +82,26 @@ def winners(runs: Mapping[str, Mapping[str, Trajectory]]) -> pd.DataFrame:
                 "its area": areas[second],
                 **{name: found[name] for name in ("difference", "low", "high")},
             }
+        )
+    return pd.DataFrame(rows)
+
+
+def rescaling_table(orders: pd.DataFrame) -> pd.DataFrame:
+    """A row for every model, method, pair and deviation of ``rewritten.rescaled_orders``.
+
+    trainings, draws; rank correlation: mean, smallest and largest; same order: how many of all; area, low, high: the
+    mean change over trainings, of each the mean over draws, with Student's 95 % interval, empty for one training.
+    """
+    rows = []
+    for group, found in orders.groupby(["model", "method", "pair", "deviation"], sort=False):
+        rho = found["rank correlation"]
+        changes = found.groupby("training").area.mean().to_numpy()
+        low, high = over_seeds(changes).interval(0.95) if len(changes) > 1 else (np.nan, np.nan)
+        rows.append(
+            dict(zip(("model", "method", "pair", "deviation"), group, strict=True))
+            | {"trainings": len(changes), "draws": found.draw.nunique(), "rank correlation": rho.mean()}
+            | {"smallest": rho.min(), "largest": rho.max(), "same order": int(found["same order"].sum())}
+            | {"runs": len(found), "area": changes.mean(), "low": low, "high": high}
         )
     return pd.DataFrame(rows)
 

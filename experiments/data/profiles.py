@@ -77,13 +77,27 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Rescaling:
+    """How far the heads of a trained model are written otherwise, with what they do left as it is (``rescaling``).
+
+    values, keys: the standard deviation, in hundredths, of the logarithm of the factor between value and output
+    projection, and between query and key. drawn: which draw of the factors.
+    """
+
+    values: int = 0
+    keys: int = 0
+    drawn: int = 0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model of a profile: where it and its texts come from, and with how many texts it is scored and measured.
 
     ``data`` and ``training`` describe a model that is trained on the data of installed packages; ``checkpoint`` and
     ``dataset`` describe one of the hub. max_length: tokens a text is cut to; if None, what the model takes. seeds: the
     training seeds that a study repeats its runs with; none for the seed of ``training`` alone. leave_out: methods that
-    a study leaves out, since they take too long on this model. extra: asked for by name alone, ``--models``.
+    a study leaves out, since they take too long on this model. extra: asked for by name alone, ``--models``. rescaling:
+    of a variant, how its heads are written.
     """
 
     title: str
@@ -102,6 +116,7 @@ class ModelSpec:
     seeds: list[int] = field(default_factory=list)
     leave_out: list[str] = field(default_factory=list)
     extra: bool = False
+    rescaling: Rescaling = Rescaling()
 
     def __post_init__(self) -> None:
         made = None not in (self.data, self.training, self.max_length)
@@ -147,6 +162,8 @@ class StudyGrid:
     texts, batches: numbers of scoring texts, and batch sizes, that Greedy-Gnorm is repeated with. draws: how often for
     each number of texts but the largest. varied: the models that are pruned with each; on the others, scores alone are
     compared. tuned: the models that are trained further after pruning; tuned_seeds: how many repetitions of each.
+    rescaled: the models that are pruned with their heads written otherwise; rescaled_seeds: how many repetitions of
+    each; deviations: of the logarithm of the factors, in hundredths; rescaled_draws: how often factors are drawn.
     """
 
     texts: list[int] = field(default_factory=lambda: [16, 64, 128])
@@ -155,6 +172,10 @@ class StudyGrid:
     varied: list[str] = field(default_factory=list)
     tuned: list[str] = field(default_factory=lambda: ["bert", "albert", "roberta", "xlm-roberta"])
     tuned_seeds: int = 1
+    rescaled: list[str] = field(default_factory=list)
+    rescaled_seeds: int = 1
+    deviations: list[int] = field(default_factory=lambda: [50, 100, 200])
+    rescaled_draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -235,6 +256,9 @@ VARIANTS: dict[str, Callable[[ModelSpec, int], ModelSpec]] = {
     "texts": lambda spec, n: replace(spec, scoring=replace(spec.scoring, texts=n)),
     "batch": lambda spec, n: replace(spec, scoring=replace(spec.scoring, batch=n)),
     "draw": lambda spec, n: replace(spec, scoring=replace(spec.scoring, draw=n)),
+    "values": lambda spec, n: replace(spec, rescaling=replace(spec.rescaling, values=n)),
+    "keys": lambda spec, n: replace(spec, rescaling=replace(spec.rescaling, keys=n)),
+    "drawn": lambda spec, n: replace(spec, rescaling=replace(spec.rescaling, drawn=n)),
 }
 
 

@@ -31,6 +31,7 @@ from ..files.provenance import code_of
 from . import checkpoints, hub, reading
 from .hub import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
+from .rescaling import PAIRS, factors, rescale
 from .training import AUTO, Recipe
 
 
@@ -128,6 +129,9 @@ def load(profile: str, model: str, device: str | None = None, progress: bool = T
     """
     spec = model_spec(profile, model)
     classifier, tokenizer, splits, source = _from_hub(spec) if spec.checkpoint else _made(profile, model, progress)
+    for pair in PAIRS:
+        if deviation := getattr(spec.rescaling, pair) / 100:
+            rescale(classifier, pair, factors(classifier, deviation, spec.rescaling.drawn))
     task = Task(
         profile=profile,
         name=model,

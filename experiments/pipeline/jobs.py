@@ -28,7 +28,7 @@ from ..files import provenance
 from ..files.errors import UsageError
 from ..files.locks import is_held
 from ..files.paths import results_folder
-from ..runs import stability
+from ..runs import rewritten, stability
 from . import preflight
 
 CODE = provenance.package_code()  # as it was when this process imported it
@@ -84,6 +84,17 @@ def _varied(profile: str, models: Sequence[str]) -> Iterator[Job]:
                 yield Job(name, stability.METHOD)
 
 
+def _rescaled(profile: str, models: Sequence[str]) -> Iterator[Job]:
+    """Jobs of ``rewritten.rescaled_orders``."""
+    grid = read_profile(profile).study
+    for model in models:
+        for name, pair, deviation, draw, method in (
+            rewritten.variants(profile, model, grid) if model in grid.rescaled else ()
+        ):
+            yield Job(name, method)
+            yield Job(rewritten.variant(name, pair, deviation, draw), method)
+
+
 def _both(first: AsksFor, second: AsksFor) -> AsksFor:
     return lambda profile, models: (job for asks in (first, second) for job in asks(profile, models))
 
@@ -126,6 +137,7 @@ TRAJECTORIES_OF: dict[str, AsksFor] = {
         ),
         _varied,
     ),
+    "rescaling": _rescaled,
 }
 
 

@@ -166,6 +166,17 @@ ROWS: dict[str, Caption] = {
         "Rank correlation of the intact model's scores with those of the most texts, and of the profile's batch size.",
         "",
     ),
+    "rescaling": Caption(
+        "Heads written otherwise: what becomes of the order",
+        "Value rows times c and output columns by c, or query rows times c and key rows by c: what a model computes is "
+        "the same. Rank correlation: of the steps of removal with those of the model as it was trained. Area: its "
+        "change, mean over trainings, 95 % t-interval.",
+        columns={"deviation": "s.d. of log c", "area": "change of the area"},
+    ),
+    "logits_moved": Caption(
+        "Heads written otherwise: what becomes of the logits",
+        "Factor: the largest of all heads. Change: the largest of a logit.",
+    ),
     "sanity_checks": Caption("What is left when weights or labels are shuffled", PAIRED),
     "cost_quality": Caption("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),
     "recovery": Caption(

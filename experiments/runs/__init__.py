@@ -73,7 +73,9 @@ def _run(task: Task, method: str, progress: bool) -> Trajectory:
     journal = folder / f"{method}-{task.hash}.jsonl"
     for stale in set(folder.glob(f"{method}-*.jsonl")) - {journal}:
         stale.unlink()
-    options: dict[str, Any] = dataclasses.asdict(task.spec.random) if row.seeded else {}
+    options: dict[str, Any] = {}
+    if row.seeded:  # what is drawn at random is drawn anew for each training
+        options |= dataclasses.asdict(task.spec.random) | {"seed": task.spec.recipe.get("seed", 0)}
     if row.follows:
         options["layers"] = [layer for layer, _head in run(task, row.follows, progress).order()]
     trajectory = prune(

@@ -11,6 +11,8 @@ from torch.nn.functional import one_hot
 
 from ..engine.backward.gradients import gradient_norms
 from ..engine.forward.packing import not_finite
+from ..engine.model.blocks import AttentionBlock, table_of
+from ..engine.model.norms import log_norm
 from ..engine.model.sizes import Batch, size_of
 from ..engine.texts.batches import Prepared, prepare
 from ..engine.texts.micro_batches import MicroBatch, labels_of
@@ -32,6 +34,29 @@ def gnorm_by_text(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tens
 
     by_text = prepare(remade(prepared.batches, texts), model).over(prepared.group)
     return gnorm_scores(model, by_text.with_observer(prepared.observer))
+
+
+def gnorm_balanced(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """G-norm of every head as it is written where its value rows and output columns have the same norm: (layer, head),
+    natural logarithm.
+
+    score(h) = gnorm_scores(h) + (log ||W_V,h|| - log ||W_O,h||) / 2, L2 norms, no biases. Value rows times c and output
+    columns by c leave what a head does as it is, and take log c from the paper's score; this one stays. Raises as
+    ``gnorm_scores``.
+    """
+    prepared = prepare(batches, model)
+    scores = gnorm_scores(model, prepared)
+
+    def log_norms(block: AttentionBlock, name: str) -> Tensor:
+        projection = block.projection(name)
+        return log_norm(projection.by_head(projection.matrix).flatten(1)).cpu()
+
+    blocks = prepared.subject.blocks
+    shifts = [
+        (log_norms(block, "value") - log_norms(block, "output")) / 2 if block.kept else torch.zeros(0)
+        for block in blocks
+    ]
+    return torch.where(scores.isneginf(), scores, scores + table_of(blocks, shifts))
 
 
 def gnorm_cross_entropy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
