@@ -163,6 +163,9 @@ def test_pruned_models_are_asked_and_trained_further(folder):
     assert recovery["method"].is_unique
     assert (recovery.intact == recovery.intact[0]).all()
     assert (recovery.trained != recovery.pruned).any()
+    control = recovery["intact trained"].unique()
+    assert len(control) == 1
+    assert control != recovery.intact[0]
 
 
 def test_figures_are_there(study):

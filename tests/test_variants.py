@@ -9,6 +9,7 @@ from tiny import ragged_batches, tiny_model
 import gnorm
 from gnorm import criteria
 from gnorm.engine.texts.batches import prepare
+from gnorm.heads import head_mask_of
 from gnorm.methods import MORE_METHODS
 
 BATCHES = ragged_batches(2)
@@ -26,6 +27,17 @@ def mean_margin(model, batch):
 
 def norms(model, objective=literal.norm, weighted=False):
     return literal.gradients(model, BATCHES, objective, weighted)
+
+
+def balance(model):
+    """(layer, head) the root of the norm of the value rows over that of the output columns."""
+    rows = []
+    for _, _, value, output in literal.projections(model):
+        heads = head_mask_of(model).shape[1]
+        of_value = value.weight.detach().unflatten(0, (heads, -1)).flatten(1).norm(dim=1)
+        of_output = output.weight.detach().T.unflatten(0, (heads, -1)).flatten(1).norm(dim=1)
+        rows.append((of_value / of_output).sqrt())
+    return torch.stack(rows)
 
 
 def test_rows_of_one_factor_are_what_they_say(family):
@@ -46,6 +58,7 @@ def test_rows_of_one_factor_are_what_they_say(family):
         "gnorm_weighted": norms(model, weighted=True)[:, :3].prod(1),
         "gnorm_centred": norms(model, norm_of_centred)[:, :3].prod(1),
         "gnorm_margin": norms(model, mean_margin)[:, :3].prod(1),
+        "gnorm_balanced": q * k * v * balance(model),
     }
     for name, products in expected.items():
         close_logs(MORE_METHODS[name].criterion(model, BATCHES), products.log(), torch.float64)

@@ -142,9 +142,12 @@ def area_of_variants() -> str:
     return " ".join(lines)
 
 
+COLUMNS = ["intact", "intact trained", "pruned", "trained"]
+
+
 def after_training() -> str:
     table = read("recovery")
-    shown = table.groupby(["model", "method"], sort=False)[["intact", "pruned", "trained"]].mean().reset_index()
+    shown = table.groupby(["model", "method"], sort=False)[COLUMNS].mean().reset_index()
     shown["method"] = [title(name) for name in shown["method"]]
     return shown.to_markdown(index=False, floatfmt=".3f")
 

@@ -637,12 +637,14 @@ def fine_tuned(table: pd.DataFrame, profile: str) -> Figure:
             axis.plot(pruned, at, "s", color="#D55E00", markerfacecolor="white", label="pruned" if not at else None)
             axis.plot(trained, at, "o", color="#0072B2", label="trained for one more epoch" if not at else None)
         axis.axvline(rows.intact.mean(), color="black", linestyle=":", linewidth=1, label="intact")
+        trained = rows["intact trained"].mean()
+        axis.axvline(trained, color="#0072B2", linestyle=":", linewidth=1, label="intact, trained for one more epoch")
         axis.set_yticks(range(len(methods)), [find_method(method).title for method in methods])
         axis.invert_yaxis()
         _in_percent(axis.xaxis)
         axis.set_xlabel("accuracy")
         axis.set_title(f"{model!s} ({_seeds(rows.repetition.nunique())})", fontsize=10)
-    _legend(figure, axes, columns=3)
+    _legend(figure, axes, columns=2)
     share = table.share.iloc[0]
     figure.supxlabel(
         f"profile {profile}; {share:.0%} of the heads removed. Large marks: means over training seeds; dots: each.",

@@ -181,8 +181,13 @@ ROWS: dict[str, Caption] = {
     "cost_quality": Caption("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),
     "recovery": Caption(
         "After one more epoch of training",
-        "Accuracy with half of the heads removed, before and after.",
-        columns={"pruned": "accuracy, pruned", "intact": "accuracy, intact", "trained": "accuracy, trained"},
+        "Accuracy with half of the heads removed, before and after, and of the intact model after one more epoch.",
+        columns={
+            "pruned": "accuracy, pruned",
+            "intact": "accuracy, intact",
+            "trained": "accuracy, trained",
+            "intact trained": "accuracy, intact and trained",
+        },
     ),
     "answers": Caption(
         "How sure, and how like the intact model",

@@ -116,28 +116,42 @@ def fine_tuned(
     profile: str, models: Sequence[str], methods: Sequence[str], seeds: int, device: str | None = None
 ) -> pd.DataFrame:
     """A row for every model, training seed and method: accuracy with ``FINE_TUNED`` of the heads removed, and after
-    training what is left for ``EPOCHS`` more.
+    training what is left for ``EPOCHS`` more; beside it the intact model, trained for as many more.
 
-    Columns model, repetition, method, share, intact, pruned, trained. seeds: how many of each model's. The training
-    texts, the learning rate and the batches are those of the model's own training. Of methods that draw at random, the
-    first trial. Raises as ``runs.trajectories`` does.
+    Columns model, repetition, method, share, intact, pruned, trained, intact trained. seeds: how many of each model's.
+    The training texts, the learning rate and the batches are those of the model's own training. Of methods that draw at
+    random, the first trial. Raises as ``runs.trajectories`` does.
     """
     rows = []
     for about, task, trajectory in _pruned(profile, models, methods, device, seeds):
         measure = partial(_fine_tuned, task, trajectory)
         found = _cached(task, trajectory, "recovery", [FINE_TUNED, EPOCHS], measure)
-        rows.append({**about, "share": FINE_TUNED, **found})
+        control = runs.cached(
+            after_pruning_folder(profile, task.name) / "intact-recovery.json",
+            digest([task.hash, EPOCHS]),
+            partial(_intact_trained, task),
+        )
+        rows.append({**about, "share": FINE_TUNED, **found, "intact trained": control["trained"]})
     return pd.DataFrame(rows)
 
 
 def _fine_tuned(task: Task, trajectory: Trajectory) -> dict[str, float]:
-    recipe, model = Recipe.read(task.spec.recipe), copy.deepcopy(task.model)
+    model = copy.deepcopy(task.model)
     remove_heads(model, _mask(trajectory, FINE_TUNED))
     pruned = accuracy(model, task.batches("evaluation"))
-    texts = task.splits["train"]
+    return {"intact": task.accuracy, "pruned": pruned, **_trained(task, model)}
+
+
+def _intact_trained(task: Task) -> dict[str, float]:
+    return _trained(task, copy.deepcopy(task.model))
+
+
+def _trained(task: Task, model: nn.Module) -> dict[str, float]:
+    """Accuracy of a model, which is changed, after ``EPOCHS`` of the task's own training."""
+    recipe, texts = Recipe.read(task.spec.recipe), task.splits["train"]
     texts = texts.select(range(min(len(texts), recipe.train_texts or len(texts))))
     train("what is left", dataclasses.replace(recipe, epochs=EPOCHS), model, task.tokenizer, texts, progress=False)
-    return {"intact": task.accuracy, "pruned": pruned, "trained": accuracy(model, task.batches("evaluation"))}
+    return {"trained": accuracy(model, task.batches("evaluation"))}
 
 
 def _mask(trajectory: Trajectory, share: float) -> Tensor:
