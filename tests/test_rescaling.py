@@ -11,10 +11,10 @@ from precision import close, close_logs
 from tiny import ragged_batches, tiny_model
 
 import gnorm
-from experiments.data import rescaling
 from experiments.data.profiles import StudyGrid, model_spec
-from experiments.data.rescaling import PAIRS, factors, rescale
 from experiments.runs import rewritten
+from gnorm.criteria import rescaling
+from gnorm.criteria.rescaling import PAIRS, factors, rescale
 from gnorm.methods import find_method
 from gnorm.pruning import prune
 

@@ -78,7 +78,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Rescaling:
-    """How far the heads of a trained model are written otherwise, with what they do left as it is (``rescaling``).
+    """How far the heads of a trained model are written otherwise, and do the same (``gnorm.criteria.rescaling``).
 
     values, keys: the standard deviation, in hundredths, of the logarithm of the factor between value and output
     projection, and between query and key. drawn: which draw of the factors.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from gnorm.criteria.rescaling import PAIRS, factors, rescale
 from gnorm.engine.model.problems import NOT_COUNTED
 from gnorm.engine.model.sizes import num_texts
 from gnorm.engine.model.state import default_device
@@ -31,7 +32,6 @@ from ..files.provenance import code_of
 from . import checkpoints, hub, reading
 from .hub import AssetError
 from .profiles import ModelSpec, Sizes, model_spec
-from .rescaling import PAIRS, factors, rescale
 from .training import AUTO, Recipe
 
 

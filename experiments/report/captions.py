@@ -175,7 +175,8 @@ ROWS: dict[str, Caption] = {
     ),
     "logits_moved": Caption(
         "Heads written otherwise: what becomes of the logits",
-        "Factor: the largest of all heads. Change: the largest of a logit.",
+        "Factor: the largest of all heads. Change: the largest of a logit. As trained: the standard deviation over "
+        "heads of log c, with c the factor that would give both projections of a pair one norm.",
     ),
     "sanity_checks": Caption("What is left when weights or labels are shuffled", PAIRED),
     "cost_quality": Caption("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),

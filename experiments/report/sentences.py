@@ -63,13 +63,14 @@ def verdict_of(table: pd.DataFrame, claim: Claim) -> str:
 
 
 def evidence(table: pd.DataFrame, claim: Claim) -> str:
-    """The outcome of the first two comparisons of a claim over the whole area, a sentence each; no words where no model
-    has them."""
+    """The outcome of the first two comparisons of a claim over the whole area, a sentence each, with the difference on
+    each model; no words where no model has them."""
     sentences: list[str] = []
     judged = claims.judged(table, claim, "area")
     for other in claim.others[:2]:
         rows = judged[judged.baseline == other]
-        above, across, below = (list(rows.model[rows.side == side]) for side in paired.SIDES)
+        named = rows.assign(named=[f"{row.model} ({row.difference:+.3f})" for row in rows.itertuples()])
+        above, across, below = (list(named.named[named.side == side]) for side in paired.SIDES)
         if above or below:
             who = "It" if sentences else f"Over the whole area {title(claim.method)}"
             sentences.append(f"{who} keeps {in_words((above, across, below), other)}.")

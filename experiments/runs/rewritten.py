@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 import torch
 
+from gnorm.criteria.rescaling import PAIRS, factors, imbalance
+from gnorm.heads import attention_blocks
 from gnorm.trajectory import Trajectory, area, curve
 
 from .. import runs
 from ..data import tasks
 from ..data.profiles import StudyGrid, read_profile, repetitions
-from ..data.rescaling import PAIRS, factors
 
 # Value rows times c and output columns by c change the gradient of the value rows, and with it the first three scores.
 # Query rows times c and key rows by c cancel in a product of both norms, and in no sum.
@@ -91,7 +92,8 @@ def logits_moved(profile: str, models: Sequence[str], device: str | None = None)
     """A row for every pair and model that ``rescaled_orders`` names: of the first training, with the largest deviation
     and the first draw, the largest factor, and the largest change of a logit on the evaluation texts.
 
-    Columns model, pair, factor, texts, change. Raises as ``tasks.load`` does.
+    Columns model, pair, factor, texts, change; as trained: the standard deviation over heads of log c, with c the
+    factor that would give both projections of the pair one norm. Raises as ``tasks.load`` does.
     """
     grid, rows = read_profile(profile).study, []
     for model in models:
@@ -107,5 +109,7 @@ def logits_moved(profile: str, models: Sequence[str], device: str | None = None)
                     for batch in own.batches("evaluation")
                 ]
             largest = float(torch.maximum(drawn, 1 / drawn).max())
-            rows.append((model, pair, largest, own.num_texts("evaluation"), max(map(float, changes))))
-    return pd.DataFrame(rows, columns=["model", "pair", "factor", "texts", "change"])
+            spread = torch.cat([imbalance(block, *PAIRS[pair]) for block in attention_blocks(own.model)]).std()
+            texts = own.num_texts("evaluation")
+            rows.append((model, pair, largest, texts, max(map(float, changes)), float(spread)))
+    return pd.DataFrame(rows, columns=["model", "pair", "factor", "texts", "change", "as trained"])

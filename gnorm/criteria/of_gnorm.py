@@ -11,14 +11,14 @@ from torch.nn.functional import one_hot
 
 from ..engine.backward.gradients import gradient_norms
 from ..engine.forward.packing import not_finite
-from ..engine.model.blocks import AttentionBlock, table_of
-from ..engine.model.norms import log_norm
+from ..engine.model.blocks import table_of
 from ..engine.model.sizes import Batch, size_of
 from ..engine.texts.batches import Prepared, prepare
 from ..engine.texts.micro_batches import MicroBatch, labels_of
 from ..engine.texts.streams import batch_of_texts, remade
 from ..scoring import gnorm_scores
 from .of_loss import loss_terms
+from .rescaling import imbalance
 
 
 def gnorm_by_text(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
@@ -46,16 +46,8 @@ def gnorm_balanced(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Ten
     """
     prepared = prepare(batches, model)
     scores = gnorm_scores(model, prepared)
-
-    def log_norms(block: AttentionBlock, name: str) -> Tensor:
-        projection = block.projection(name)
-        return log_norm(projection.by_head(projection.matrix).flatten(1)).cpu()
-
     blocks = prepared.subject.blocks
-    shifts = [
-        (log_norms(block, "value") - log_norms(block, "output")) / 2 if block.kept else torch.zeros(0)
-        for block in blocks
-    ]
+    shifts = [imbalance(block, "value", "output") if block.kept else torch.zeros(0) for block in blocks]
     return torch.where(scores.isneginf(), scores, scores + table_of(blocks, shifts))
 
 

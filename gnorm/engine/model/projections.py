@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .norms import log_norm
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -41,6 +43,10 @@ class Projection:
         if self.rows.numel() == len(matrix):
             return matrix.unflatten(0, (heads, width))
         return matrix[self.rows.to(matrix.device)]
+
+    def log_norms(self) -> Tensor:
+        """Natural logarithm of the L2 norm of every head's rows (or columns) of W: (kept head,) float64."""
+        return log_norm(self.by_head(self.matrix)).cpu()
 
 
 class Units:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnorm.heads import attention_blocks, head_mask_of
+from ..engine.model.blocks import AttentionBlock
+from ..heads import attention_blocks, head_mask_of
 
 # The projection whose rows go times c, and the one whose rows, or columns, go by c.
 PAIRS = {"values": ("value", "output"), "keys": ("query", "key")}
@@ -37,8 +38,15 @@ def rescale(model: Any, pair: str, factors: Tensor) -> None:
             for name, scale in ((times, of_layer), (by, 1 / of_layer)):
                 projection = block.projection(name)
                 bias: Any = None if projection.of_input else projection.module.bias
-                of_row = torch.ones(projection.matrix.shape[projection.of_input])
-                of_row[projection.rows] = scale[list(block.kept), None]
-                projection.matrix.mul_(of_row if projection.of_input else of_row[:, None])
+                matrix = projection.matrix
+                of_row = torch.ones(matrix.shape[projection.of_input], device=matrix.device)
+                of_row[projection.rows] = scale[list(block.kept), None].to(matrix.device)
+                matrix.mul_(of_row if projection.of_input else of_row[:, None])
                 if bias is not None:
                     bias.mul_(of_row)
+
+
+def imbalance(block: AttentionBlock, first: str, second: str) -> Tensor:
+    """(log ||W_first|| - log ||W_second||) / 2 of every head, (kept head,) float64: the logarithm of the factor that is
+    to be taken from one projection, and given to the other, for both to have the same norm."""
+    return (block.projection(first).log_norms() - block.projection(second).log_norms()) / 2
