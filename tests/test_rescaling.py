@@ -91,7 +91,7 @@ def test_orders_that_move_do(pair, method):
 
 
 def test_variants_name_every_run_of_the_grid():
-    grid = StudyGrid(rescaled_seeds=1, rescaled_draws=2, deviations=[50, 200])
+    grid = StudyGrid(rescaled=["albert"], rescaled_seeds=1, rescaled_draws=2, deviations=[50, 200])
     found = list(rewritten.variants("smoke", "albert", grid))
     assert len(found) == len(set(found)) == 3 * 2 * 2 + len(KEPT) + 1
     assert {method for *_, method in found} == {*rewritten.METHODS}

@@ -122,12 +122,8 @@ What each scores by:
   the gradient of all scoring texts. It is told the share of heads and of neurons that goes, here the same, and ranks
   over all layers (`global_pruning`); the hidden width stays, as with the others.
 
-A least-squares refit after pruning, which Kwon et al. (2022, arXiv 2204.09656) do, was tried outside this table: layer
-by layer the output projections are fitted so that on the scoring texts their outputs are nearest to the intact
-model's. On TextPruner's models at 0.83, 0.67 and 0.50 of the operations, without training, it changed the accuracy by
--0.1, +0.4 and +1.8 points (ridge regression towards the weights there are, its weight the mean square of an input), by
--0.6, 0.0 and +1.0 (a tenth of that weight), and with a scale for each unit alone, as in the paper, by +0.5 and +1.2 at
-the two smaller sizes. That is less than a point in the mean, so this package has none.""",
+This package has no least-squares refit of the output projections after pruning, as Kwon et al. (2022, arXiv
+2204.09656) have it: tried by hand on TextPruner's models above, it gained less than a point in the mean.""",
 }
 
 

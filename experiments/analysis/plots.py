@@ -301,6 +301,34 @@ def head_maps(
     return figure
 
 
+def _short(method: str) -> str:
+    """The title of a method without what stands in brackets."""
+    return find_method(method).title.partition(" (")[0]
+
+
+def layers_and_heads(table: pd.DataFrame, profile: str) -> Figure:
+    """Mean areas by whose layers and whose heads go: a heat map for each model. table: as the function of that name in
+    ``layered`` returns it."""
+    groups = dict(list(table.groupby("model", sort=False)))
+    figure, axes = _grid(len(groups), width=5.0, height=3.4)
+    for axis, (model, rows) in zip(axes, groups.items(), strict=True):
+        wide = rows.pivot_table(index="layers", columns="heads", values="area", sort=False)
+        image = axis.imshow(wide, cmap="cividis", aspect="auto")
+        axis.grid(visible=False)
+        middle = (wide.to_numpy().min() + wide.to_numpy().max()) / 2
+        for (row, column), value in np.ndenumerate(wide.to_numpy()):
+            axis.text(
+                column, row, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black"
+            )
+        axis.set_xticks(range(len(wide.columns)), map(_short, wide.columns), rotation=20, ha="right")
+        axis.set_yticks(range(len(wide)), [name if name == "in turn" else _short(name) for name in wide.index])
+        axis.set(xlabel="which head of the layer", ylabel="which layer")
+        axis.set_title(f"{model!s} ({_seeds(rows.training.nunique())})", fontsize=10)
+        figure.colorbar(image, ax=axis, label="area")
+    figure.supxlabel(f"profile {profile}. Mean areas under the curve over training seeds.", fontsize=7)
+    return figure
+
+
 def pooled_maps(maps: Mapping[str, np.ndarray], profile: str, says: str) -> Figure:
     """Square maps of signed values by name, zero in white, each with its own scale."""
     figure, axes = _grid(len(maps), width=3.8, height=3.3)

@@ -97,7 +97,8 @@ class ModelSpec:
     ``dataset`` describe one of the hub. max_length: tokens a text is cut to; if None, what the model takes. seeds: the
     training seeds that a study repeats its runs with; none for the seed of ``training`` alone. leave_out: methods that
     a study leaves out, since they take too long on this model. extra: asked for by name alone, ``--models``. rescaling:
-    of a variant, how its heads are written.
+    of a variant, how its heads are written. layers_of: of a variant, whose layers heads go from (``LAYERS_OF``); "" for
+    those that the method takes itself.
     """
 
     title: str
@@ -117,6 +118,7 @@ class ModelSpec:
     leave_out: list[str] = field(default_factory=list)
     extra: bool = False
     rescaling: Rescaling = Rescaling()
+    layers_of: str = ""
 
     def __post_init__(self) -> None:
         made = None not in (self.data, self.training, self.max_length)
@@ -164,6 +166,7 @@ class StudyGrid:
     compared. tuned: the models that are trained further after pruning; tuned_seeds: how many repetitions of each.
     rescaled: the models that are pruned with their heads written otherwise; rescaled_seeds: how many repetitions of
     each; deviations: of the logarithm of the factors, in hundredths; rescaled_draws: how often factors are drawn.
+    layered: the models that are pruned with the layers of one method and the heads of another.
     """
 
     texts: list[int] = field(default_factory=lambda: [16, 64, 128])
@@ -176,6 +179,7 @@ class StudyGrid:
     rescaled_seeds: int = 1
     deviations: list[int] = field(default_factory=lambda: [50, 100, 200])
     rescaled_draws: int = 1
+    layered: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,9 @@ def _is_table(*values: Any) -> bool:
     return all(isinstance(value, Mapping) for value in values)
 
 
+# Whose layers heads are taken from, step by step: those of a method's order, or one layer after the other.
+LAYERS_OF = ("greedy_gnorm", "gnorm_once", "head_importance", "in turn")
+
 # What a part of a model's name changes, such as "texts64" in "roberta/seed0/texts64": the specification and the number
 # -> the changed specification.
 VARIANTS: dict[str, Callable[[ModelSpec, int], ModelSpec]] = {
@@ -259,6 +266,7 @@ VARIANTS: dict[str, Callable[[ModelSpec, int], ModelSpec]] = {
     "values": lambda spec, n: replace(spec, rescaling=replace(spec.rescaling, values=n)),
     "keys": lambda spec, n: replace(spec, rescaling=replace(spec.rescaling, keys=n)),
     "drawn": lambda spec, n: replace(spec, rescaling=replace(spec.rescaling, drawn=n)),
+    "layers": lambda spec, n: replace(spec, layers_of=LAYERS_OF[n]),
 }
 
 

@@ -28,7 +28,7 @@ from ..files import provenance
 from ..files.errors import UsageError
 from ..files.locks import is_held
 from ..files.paths import results_folder
-from ..runs import rewritten, stability
+from ..runs import layered, rewritten, stability
 from . import preflight
 
 CODE = provenance.package_code()  # as it was when this process imported it
@@ -84,13 +84,17 @@ def _varied(profile: str, models: Sequence[str]) -> Iterator[Job]:
                 yield Job(name, stability.METHOD)
 
 
+def _layered(profile: str, models: Sequence[str]) -> Iterator[Job]:
+    """Jobs of ``layered.layers_and_heads``."""
+    for model in models:
+        yield from (Job(name, heads) for _, _, heads, name in layered.variants(profile, model))
+
+
 def _rescaled(profile: str, models: Sequence[str]) -> Iterator[Job]:
     """Jobs of ``rewritten.rescaled_orders``."""
     grid = read_profile(profile).study
     for model in models:
-        for name, pair, deviation, draw, method in (
-            rewritten.variants(profile, model, grid) if model in grid.rescaled else ()
-        ):
+        for name, pair, deviation, draw, method in rewritten.variants(profile, model, grid):
             yield Job(name, method)
             yield Job(rewritten.variant(name, pair, deviation, draw), method)
 
@@ -125,10 +129,13 @@ TRAJECTORIES_OF: dict[str, AsksFor] = {
     "recovery": lambda profile, models: _run("head_importance")(profile, models[:1]),
     "claims": _repeated(*METHODS, *MORE_METHODS),
     "cost_quality": _repeated(*METHODS, *MORE_METHODS),
-    "ablations": _repeated(
-        *("greedy_gnorm", *(method for group in claims.factors().values() for method in group)),
-        *(method for pairs in claims.schedules().values() for pair in pairs for method in pair),
-        *claims.other_criteria(),
+    "ablations": _both(
+        _repeated(
+            *("greedy_gnorm", *(method for group in claims.factors().values() for method in group)),
+            *(method for pairs in claims.schedules().values() for pair in pairs for method in pair),
+            *claims.other_criteria(),
+        ),
+        _layered,
     ),
     "stability": _both(
         _repeated(

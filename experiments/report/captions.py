@@ -166,6 +166,11 @@ ROWS: dict[str, Caption] = {
         "Rank correlation of the intact model's scores with those of the most texts, and of the profile's batch size.",
         "",
     ),
+    "layers_and_heads": Caption(
+        "The layers of one method, the heads of another",
+        "Step by step a head goes from the layer that one method takes it from; which, another method says. Area: mean "
+        "over training seeds.",
+    ),
     "rescaling": Caption(
         "Heads written otherwise: what becomes of the order",
         "Value rows times c and output columns by c, or query rows times c and key rows by c: what a model computes is "

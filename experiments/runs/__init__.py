@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from gnorm.heads import head_mask_of
 from gnorm.methods import METHODS, find_method
 from gnorm.pruning import prune
 from gnorm.storage.files import write_json
@@ -78,6 +79,8 @@ def _run(task: Task, method: str, progress: bool) -> Trajectory:
         options |= dataclasses.asdict(task.spec.random) | {"seed": task.spec.recipe.get("seed", 0)}
     if row.follows:
         options["layers"] = [layer for layer, _head in run(task, row.follows, progress).order()]
+    if task.spec.layers_of:
+        options["layers"] = layers_of(task)
     trajectory = prune(
         task.model,
         task.batches(row.scored_on),
@@ -101,6 +104,20 @@ def _run(task: Task, method: str, progress: bool) -> Trajectory:
     trajectory = dataclasses.replace(trajectory, info={**about, **trajectory.info})
     save_trajectory(trajectory, task.profile, task.name, method)
     return trajectory
+
+
+def layers_of(task: Task) -> list[int]:
+    """The layers that the heads of a variant go from, step by step, as its ``layers_of`` says.
+
+    The method that it names is run first on the model as it is where it was not. One layer after the other, from the
+    first, a layer without heads passed by, where it names none.
+    """
+    if task.spec.layers_of == "in turn":
+        left = head_mask_of(task.model).sum(1).tolist()
+        return [layer for turn in range(max(left)) for layer, heads in enumerate(left) if turn < heads]
+    whole = task.name.rpartition("/")[0]
+    leader = trajectories(task.profile, [whole], [task.spec.layers_of], str(task.model.device))[whole]
+    return [layer for layer, _head in leader[task.spec.layers_of].order()]
 
 
 def trajectories(

@@ -28,13 +28,14 @@ COLUMNS = ("model", "training", "method", "pair", "deviation", "draw", "rank cor
 
 
 def variants(profile: str, model: str, grid: StudyGrid) -> Iterator[tuple[str, str, int, int, str]]:
-    """(repetition, pair, deviation in hundredths, draw, method) of all runs of a model with its heads rescaled.
+    """(repetition, pair, deviation in hundredths, draw, method) of all runs, with its heads rescaled, of a model that
+    the grid names.
 
     Scores that the pair moves are tried with every deviation of value and output and every draw; those that it leaves
     as they are, and query and key, with the largest deviation and one draw.
     """
     largest = max(grid.deviations)
-    for name in repetitions(profile, model)[: grid.rescaled_seeds]:
+    for name in repetitions(profile, model)[: grid.rescaled_seeds] if model in grid.rescaled else ():
         for pair, moved in MOVED.items():
             for method in runs.left_in(profile, model, moved):
                 for deviation in grid.deviations if pair == "values" else [largest]:
@@ -50,7 +51,7 @@ def variant(name: str, pair: str, deviation: int, draw: int) -> str:
 
 
 def rescaled_orders(profile: str, models: Sequence[str], device: str | None = None) -> pd.DataFrame:
-    """A row for every run of the ``variants`` of those of the models that the profile's study names.
+    """A row for every run of the ``variants`` of the models.
 
     Columns model, training (the repetition), method, pair, deviation (of log c), draw; rank correlation (Spearman) of
     the steps at which heads go with those of the model as it was trained; same order, 1 or 0; area and half, how much
@@ -59,7 +60,7 @@ def rescaled_orders(profile: str, models: Sequence[str], device: str | None = No
     """
     grid, rows = read_profile(profile).study, []
     for model in models:
-        for name, pair, deviation, draw, method in variants(profile, model, grid) if model in grid.rescaled else ():
+        for name, pair, deviation, draw, method in variants(profile, model, grid):
             here = variant(name, pair, deviation, draw)
             found = runs.trajectories(profile, [name, here], [method], device)
             own, other = found[name][method], found[here][method]
