@@ -284,8 +284,11 @@ def test_a_run_that_follows_another_takes_its_layers_and_the_sizes_of_random(fol
     scoring, evaluation, options = asked[-1]
     assert (scoring, evaluation) == ("scoring", "evaluation")
     assert options["layers"] == [1, 0, 1]
-    assert (options["trials"], options["heads_per_step"]) == (4, 3)
+    assert (options["trials"], options["heads_per_step"], options["seed"]) == (4, 3, 0)
     assert saved == [("below", "first", "greedy_gnorm"), ("below", "first", "matched_random")]
     asked.clear()
     runs.run(task, "oracle", progress=False)  # draws nothing and follows none
-    assert not {"layers", "trials", "heads_per_step"} & asked[0][2].keys()
+    assert not {"layers", "trials", "heads_per_step", "seed"} & asked[0][2].keys()
+    recipe = spec.training | {"seed": 7}
+    runs.run(SimpleNamespace(**vars(task) | {"spec": dataclasses.replace(spec, training=recipe)}), "random")
+    assert asked[-1][2]["seed"] == 7  # orders are drawn anew for each training

@@ -1,0 +1,49 @@
+"""The layers of one method with the heads of another, on a model of the smoke profile."""
+
+import pytest
+
+import gnorm
+from experiments import runs
+from experiments.data import tasks
+from experiments.data.profiles import LAYERS_OF, model_spec
+from experiments.runs import layered
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNORM_OUTPUT", str(tmp_path))
+
+
+def of(variant, method):
+    return runs.trajectories("smoke", [variant], [method], "cpu")[variant][method]
+
+
+def test_the_layers_of_a_method_are_followed_and_the_heads_are_the_others():
+    leader, matched = of("bert", "greedy_gnorm"), of("bert", "matched_random")
+    layers = [layer for layer, _ in leader.order()]
+    drawn = of("bert/layers0", "random")
+    assert [drawn.order(trial) for trial in range(3)] == [matched.order(trial) for trial in range(3)]
+    assert (drawn.correct == matched.correct).all()
+    run = of("bert/layers0", "head_importance")
+    assert [layer for layer, _ in run.order()] == layers
+    assert run.order() != leader.order()
+
+
+def test_layers_in_turn_go_round_and_pass_by_what_is_empty():
+    spec = model_spec("smoke", "bert/layers3")
+    assert spec.layers_of == LAYERS_OF[3] == "in turn"
+    run = of("bert/layers3", "head_importance")
+    assert [layer for layer, _ in run.order()] == [0, 1] * 4
+    task = tasks.load("smoke", "bert/layers3", "cpu", progress=False)
+    mask = gnorm.head_mask_of(task.model)
+    mask[0, 1:] = False
+    gnorm.remove_heads(task.model, mask)
+    assert runs.layers_of(task) == [0, 1, 1, 1, 1]
+
+
+def test_variants_are_all_pairs_for_the_models_that_the_study_names():
+    found = list(layered.variants("smoke", "bert"))
+    assert len(found) == len(set(found)) == len(LAYERS_OF) * len(layered.HEADS_BY)
+    assert found[0] == ("bert", "greedy_gnorm", "greedy_gnorm", "bert")
+    assert found[1] == ("bert", "greedy_gnorm", "gnorm_once", "bert/layers0")
+    assert list(layered.variants("smoke", "albert")) == []
