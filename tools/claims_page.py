@@ -146,7 +146,7 @@ def layers_and_heads() -> str:
     """Areas by whose layers and whose heads go, means over trainings: a table for each model."""
     parts = []
     for model, rows in read("layers_and_heads").groupby("model", sort=False):
-        wide = rows.pivot_table(index="layers", columns="heads", values="area", sort=False)
+        wide = rows.pivot_table(index="layers of", columns="heads by", values="area", sort=False)
         wide = wide.rename(index=title, columns=title).rename_axis(f"{model}: layers of", axis=0)
         parts.append(wide.to_markdown(floatfmt=".3f"))
     return "\n\n".join(parts)

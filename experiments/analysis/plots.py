@@ -312,7 +312,7 @@ def layers_and_heads(table: pd.DataFrame, profile: str) -> Figure:
     groups = dict(list(table.groupby("model", sort=False)))
     figure, axes = _grid(len(groups), width=5.0, height=3.4)
     for axis, (model, rows) in zip(axes, groups.items(), strict=True):
-        wide = rows.pivot_table(index="layers", columns="heads", values="area", sort=False)
+        wide = rows.pivot_table(index="layers of", columns="heads by", values="area", sort=False)
         image = axis.imshow(wide, cmap="cividis", aspect="auto")
         axis.grid(visible=False)
         middle = (wide.to_numpy().min() + wide.to_numpy().max()) / 2

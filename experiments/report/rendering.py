@@ -27,7 +27,7 @@ from .captions import COLUMNS, ROWS, Caption
 MAIN = ("claims", "pruning_results")  # the main figure is the first of these that is there
 TEXTS = {"evaluation": "evaluation_texts", "scoring": "scoring_texts"}  # where a trajectory says how many there were
 NAMED = 12  # as many trajectories are named that are not current
-METHOD_COLUMNS = ("method", "baseline", "largest area", "runner-up")
+METHOD_COLUMNS = ("method", "baseline", "largest area", "runner-up", "layers of", "heads by")
 
 
 @dataclass(frozen=True)

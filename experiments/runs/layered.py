@@ -26,7 +26,7 @@ def variants(profile: str, model: str) -> Iterator[tuple[str, str, str, str]]:
 def layers_and_heads(profile: str, models: Sequence[str], device: str | None = None) -> pd.DataFrame:
     """A row for every run of the ``variants`` of the models.
 
-    Columns model, training (the repetition), layers, heads, area. Trajectories that are missing are run first. Raises
+    Columns model, training (the repetition), layers of, heads by, area. Trajectories that are missing are run first. Raises
     as ``runs.trajectories`` does.
     """
     rows = []
@@ -34,4 +34,4 @@ def layers_and_heads(profile: str, models: Sequence[str], device: str | None = N
         for name, layers, heads, variant in variants(profile, model):
             found = runs.trajectories(profile, [variant], [heads], device)[variant][heads]
             rows.append((model, name, layers, heads, area(curve(found))))
-    return pd.DataFrame(rows, columns=["model", "training", "layers", "heads", "area"])
+    return pd.DataFrame(rows, columns=["model", "training", "layers of", "heads by", "area"])
