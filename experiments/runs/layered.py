@@ -26,8 +26,8 @@ def variants(profile: str, model: str) -> Iterator[tuple[str, str, str, str]]:
 def layers_and_heads(profile: str, models: Sequence[str], device: str | None = None) -> pd.DataFrame:
     """A row for every run of the ``variants`` of the models.
 
-    Columns model, training (the repetition), layers of, heads by, area. Trajectories that are missing are run first. Raises
-    as ``runs.trajectories`` does.
+    Columns model, training (the repetition), layers of, heads by, area. Trajectories that are missing are run first.
+    Raises as ``runs.trajectories`` does.
     """
     rows = []
     for model in models:
