@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # seconds to wait for an answer of a scheduler
 RARELY = 15.0  # seconds between the lines of a log
+# Dask has its workers give freed memory back to the system at once: then every tensor is new pages, and a trajectory on
+# a CPU takes twice the time.
+OPTIONS = {
+    "distributed.worker.multiprocessing-method": "forkserver",
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+}
 ROOM = 3e9  # bytes of memory for a worker: Python and its packages, a model with its gradients, and its texts
 
 
@@ -118,7 +124,7 @@ def _client(at_once: int | None, address: str | None) -> Iterator[Client]:
         sources = [str(paths.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         before = dict(os.environ)
         os.environ |= {"PYTHONPATH": os.pathsep.join(sources), "PYTHONSAFEPATH": "1"}
-        with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        with dask.config.set(OPTIONS):
             utils.get_mp_context().set_forkserver_preload(["experiments.pipeline.jobs"])
             try:
                 cluster = LocalCluster(
