@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # One would guess: a function takes as long in a worker of Dask's LocalCluster as in a process of one's own with as many
 #   threads.
-# What happens: Dask starts its workers with MALLOC_TRIM_THRESHOLD_=65536. glibc then gives freed memory back to the
+# What happens: on Linux, Dask starts its workers with MALLOC_TRIM_THRESHOLD_=65536. glibc then gives freed memory back to the
 #   system whenever 64 KiB are free at its end, and what is allocated next is new pages, which the system has to fill
 #   with zeros first. Forward passes of an encoder on a CPU meet ten to a hundred times as many page faults as in a process
 #   of one's own, and take longer: seeds and trials that were handed to a cluster to save time cost it.
-# Version: distributed 2026.8.0, torch 2.13.0, glibc on Linux
+# Version: distributed 2026.8.0, torch 2.13.0
 # Source: distributed/distributed.yaml, distributed.nanny.pre-spawn-environ; glibc's manual, Malloc Tunable Parameters
 # What to do: set distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_ to None before LocalCluster, or
 #   MALLOC_TRIM_THRESHOLD_ to a large number in the environment of `dask worker`.
@@ -18,7 +18,7 @@ if [ -n "${FINDINGS_VENV:-}" ]; then # pip takes packages from there whose versi
     ls -d "$FINDINGS_VENV"/lib/python3*/site-packages > "$(ls -d venv/lib/python3*/site-packages)/reused.pth"
 fi
 venv/bin/pip install --quiet --disable-pip-version-check \
-    "dask==2026.8.0" "distributed==2026.8.0" torch==2.13.0 numpy==2.4.6
+    dask==2026.8.0 distributed==2026.8.0 torch==2.13.0 numpy==2.4.6
 cat > faults.py <<'EOF'
 import resource
 import time
