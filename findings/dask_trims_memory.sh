@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # One would guess: a function takes as long in a worker of Dask's LocalCluster as in a process of one's own with as many
 #   threads.
-# What happens: on Linux, Dask starts its workers with MALLOC_TRIM_THRESHOLD_=65536. glibc then gives freed memory back to the
-#   system whenever 64 KiB are free at its end, and what is allocated next is new pages, which the system has to fill
-#   with zeros first. Forward passes of an encoder on a CPU meet ten to a hundred times as many page faults as in a process
-#   of one's own, and take longer: seeds and trials that were handed to a cluster to save time cost it.
+# What happens: on Linux, Dask starts its workers with MALLOC_TRIM_THRESHOLD_=65536. glibc then gives freed memory back
+#   to the system whenever 64 KiB are free at its end, and what is allocated next is new pages, which the system has to
+#   fill with zeros first. Forward passes of an encoder on a CPU meet ten to a hundred times as many page faults as in a
+#   process of one's own, and take longer: seeds and trials that were handed to a cluster to save time cost it.
 # Version: distributed 2026.8.0, torch 2.13.0
 # Source: distributed/distributed.yaml, distributed.nanny.pre-spawn-environ; glibc's manual, Malloc Tunable Parameters
 # What to do: set distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_ to None before LocalCluster, or
