@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # seconds to wait for an answer of a scheduler
 RARELY = 15.0  # seconds between the lines of a log
-# Dask has its workers give freed memory back to the system at once: then every tensor is new pages, and a trajectory on
-# a CPU takes twice the time.
+# Dask has its workers give freed memory back to the system at once. Then every tensor is new pages, and passes on a CPU
+# take longer (findings/dask_trims_memory.sh).
 OPTIONS = {
     "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
