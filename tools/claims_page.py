@@ -86,15 +86,17 @@ def in_five_lines() -> str:
 
 
 def of_writing() -> str:
-    """What becomes of Greedy-Gnorm where heads are written otherwise, in two sentences."""
-    moved = read("rescaling").query("method == 'greedy_gnorm' and pair == 'values'")
-    last = moved[moved.deviation == moved.deviation.max()].rename(columns={"rank correlation": "rho"})
+    """What becomes of Greedy-Gnorm where heads are written otherwise, in three sentences."""
+    table = read("rescaling")
+    moved = table.query("method == 'greedy_gnorm' and pair == 'values'").rename(columns={"rank correlation": "rho"})
+    last = moved[moved.deviation == moved.deviation.max()]
     each = listed(f"{row.model} ({row.area:+.3f}; {row.rho:.2f})" for row in last.itertuples())
+    importance = table[table["method"] == "head_importance"][["same order", "runs"]].sum()
     return (
-        "**G-norm is not a property of what a model computes.** Value rows of a head times c and its output columns by c "
-        f"move no logit and change the order of Greedy-Gnorm; with log c of standard deviation {last.deviation.max():g} "
-        f"the area changes on {each}, in brackets the change and the rank correlation with the order as trained. Head "
-        "importance keeps its order to the last head."
+        "**G-norm is not a property of what a model computes.** Value rows of a head times c, and its output columns by "
+        f"c, move no logit and change the order of Greedy-Gnorm. With log c of standard deviation "
+        f"{last.deviation.max():g} its area changes on {each}; in brackets the change, and the rank correlation with "
+        f"the order as trained. Head importance keeps its order in {importance['same order']} of {importance.runs} runs."
     )
 
 
