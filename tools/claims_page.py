@@ -93,10 +93,11 @@ def of_writing() -> str:
     each = listed(f"{row.model} ({row.area:+.3f}; {row.rho:.2f})" for row in last.itertuples())
     importance = table[table["method"] == "head_importance"][["same order", "runs"]].sum()
     return (
-        "**G-norm is not a property of what a model computes.** Value rows of a head times c, and its output columns by "
-        f"c, move no logit and change the order of Greedy-Gnorm. With log c of standard deviation "
+        "**G-norm is not a property of what a model computes.** Value rows of a head times c, and its output columns "
+        "by c, move no logit and change the order of Greedy-Gnorm. With log c of standard deviation "
         f"{last.deviation.max():g} its area changes on {each}; in brackets the change, and the rank correlation with "
-        f"the order as trained. Head importance keeps its order in {importance['same order']} of {importance.runs} runs."
+        "the order as trained. Head importance keeps its order in "
+        f"{importance['same order']} of {importance.runs} runs."
     )
 
 
