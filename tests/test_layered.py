@@ -1,5 +1,7 @@
 """The layers of one method with the heads of another, on a model of the smoke profile."""
 
+import json
+
 import pytest
 
 import gnorm
@@ -47,3 +49,13 @@ def test_variants_are_all_pairs_for_the_models_that_the_study_names():
     assert found[0] == ("bert", "greedy_gnorm", "greedy_gnorm", "bert")
     assert found[1] == ("bert", "greedy_gnorm", "gnorm_once", "bert/layers0")
     assert list(layered.variants("smoke", "albert")) == []
+
+
+def test_runs_of_different_trainings_are_not_compared(tmp_path):
+    of("bert", "random"), of("bert", "weight_magnitude")
+    path = tmp_path / "experiments_results" / "smoke" / "bert" / "weight_magnitude.json"
+    info = json.loads(path.read_text("utf-8"))
+    info["weights"]["recipe_version"] -= 1
+    path.write_text(json.dumps(info), "utf-8")
+    with pytest.raises(ValueError, match="random and weight_magnitude pruned weights of different trainings: delete"):
+        runs.trajectories("smoke", ["bert"], ["random", "weight_magnitude"], "cpu")

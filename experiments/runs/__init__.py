@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..data import tasks
 from ..data.profiles import check_models, model_spec, repetitions
 from ..data.tasks import Task
 from ..files.locks import locked
-from ..files.paths import intact_file, journals_folder
+from ..files.paths import intact_file, journals_folder, results_folder, shown
 from ..files.provenance import commit
 from .results import load_trajectory, save_trajectory
 
@@ -126,8 +126,8 @@ def trajectories(
     """``trajectories(...)[model][method]``: what is among the results of ``profile`` is read, what is not is run first.
 
     A model is loaded, on ``device``, only where one of its trajectories is missing. Raises ``ValueError`` for an
-    unknown profile, model or method before anything runs, and whatever ``results.load_trajectory``, ``tasks.load`` and
-    ``run`` raise.
+    unknown profile, model or method before anything runs, and where methods pruned weights of different trainings;
+    and whatever ``results.load_trajectory``, ``tasks.load`` and ``run`` raise.
     """
     check_models(profile, models)
     for method in methods:
@@ -136,7 +136,20 @@ def trajectories(
     for model in models:
         load = cache(partial(tasks.load, profile, model, device))
         by_model[model] = {method: _read_or_run(profile, model, method, load) for method in methods}
+        check_trainings(profile, model, by_model[model])
     return by_model
+
+
+def check_trainings(profile: str, model: str, found: Mapping[str, Trajectory]) -> None:
+    """``ValueError`` where runs that are compared, by name, pruned weights of different trainings."""
+    weights = {name: run.info.get("weights") for name, run in found.items()}
+    first = next(iter(weights), "")
+    for name, of_run in weights.items():
+        if of_run != weights[first]:
+            raise ValueError(
+                f"{model} of profile {profile}: {first} and {name} pruned weights of different trainings: delete "
+                f"{shown(results_folder(profile) / model)} and run again."
+            )
 
 
 def _read_or_run(profile: str, model: str, method: str, load: Callable[[], Task]) -> Trajectory:

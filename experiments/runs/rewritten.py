@@ -64,6 +64,7 @@ def rescaled_orders(profile: str, models: Sequence[str], device: str | None = No
             here = variant(name, pair, deviation, draw)
             found = runs.trajectories(profile, [name, here], [method], device)
             own, other = found[name][method], found[here][method]
+            runs.check_trainings(profile, model, {name: own, here: other})
             steps = ({head: step for step, head in enumerate(run.order())} for run in (own, other))
             first, second = (pd.Series(of_run) for of_run in steps)
             rows.append(
