@@ -23,6 +23,7 @@ import experiments
 import run_all
 from experiments import runs
 from experiments.data import tasks
+from experiments.data.profiles import as_trained
 from experiments.files import locks, paths
 from experiments.files.errors import NotebookError, RunError, UsageError
 from experiments.files.locks import is_held, locked
@@ -197,8 +198,8 @@ def test_what_follows_another_method_comes_last_and_repetitions_share_a_model():
     assert [job.method for make, _, job, *_ in submitted if make is jobs.make] == [
         *("greedy_gnorm", "random", "matched_random"),
     ]
-    assert jobs.as_trained("roberta/seed2/batch8") == "roberta/seed2"
-    assert jobs.as_trained("roberta/texts8/draw1") == "roberta"
+    assert as_trained("roberta/seed2/batch8") == "roberta/seed2"
+    assert as_trained("roberta/texts8/draw1") == "roberta"
 
 
 @pytest.mark.parametrize(("name", "models"), [("criteria_comparison", ["bert"]), ("decoder_pruning", ["gpt2"])])

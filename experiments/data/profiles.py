@@ -292,6 +292,12 @@ def model_spec(profile: str, model: str) -> ModelSpec:
     return spec
 
 
+def as_trained(model: str) -> str:
+    """The model whose weights a variant has: "roberta/seed2" of "roberta/seed2/batch8"."""
+    name, *variants = model.split("/")
+    return "/".join([name, *(variant for variant in variants if variant.startswith("seed"))])
+
+
 def repetitions(profile: str, model: str) -> list[str]:
     """The names of a model's repetitions, one for each training seed: "albert/seed0"; its own, where there are no
     seeds. ``ValueError`` for an unknown profile or model."""

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from gnorm.criteria.rescaling import PAIRS, factors, rescale
 from gnorm.engine.model.problems import NOT_COUNTED
 from gnorm.engine.model.sizes import num_texts
-from gnorm.engine.model.state import default_device
+from gnorm.engine.model.state import copy_of, default_device
 from gnorm.engine.trials.examples import longest_text
 from gnorm.heads import head_mask_of
 from gnorm.journal import digest, hash_of_model
@@ -31,8 +31,10 @@ from gnorm.storage.tokenizing import batched, encoded
 from ..files.provenance import code_of
 from . import checkpoints, hub, reading
 from .hub import AssetError
-from .profiles import ModelSpec, Sizes, model_spec
+from .profiles import ModelSpec, Sizes, as_trained, model_spec
 from .training import AUTO, Recipe
+
+SIZES = ("scoring", "evaluation", "entropy")  # what ``Task.batches`` holds
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Task:
 
     @cached_property
     def _batches(self) -> dict[str, list[dict[str, Tensor]]]:
-        return {name: self._tokenised(name) for name in ("scoring", "evaluation", "entropy")}
+        return {name: self._tokenised(name) for name in SIZES}
 
     def texts(self, split: str, start: int = 0, stop: int | None = None, batch: int = 32) -> list[dict[str, Tensor]]:
         """The texts from ``start`` to ``stop`` of a split with their labels, or to its end, as batches."""
@@ -94,6 +96,19 @@ class Task:
             )
         return batches
 
+    def variant(self, model: str) -> Task:
+        """The same training as ``model`` names it, such as "roberta/seed2/batch8": scored or measured on other texts,
+        or with its heads written otherwise. Raises as ``model_spec`` does."""
+        spec, classifier = model_spec(self.profile, model), self.model
+        for pair in PAIRS:
+            if deviation := getattr(spec.rescaling, pair) / 100:
+                classifier = copy_of(self.model) if classifier is self.model else classifier
+                rescale(classifier, pair, factors(classifier, deviation, spec.rescaling.drawn))
+        other = dataclasses.replace(self, name=model, spec=spec, model=classifier)
+        if all(getattr(spec, name) == getattr(self.spec, name) for name in SIZES):
+            vars(other)["_batches"] = self._batches  # tokenised once
+        return other
+
     @cached_property
     def accuracy(self) -> float:
         """Accuracy of the intact model on the evaluation texts."""
@@ -127,14 +142,13 @@ def load(profile: str, model: str, device: str | None = None, progress: bool = T
     not what the profile says, ``RuntimeError`` where the model is less accurate on its evaluation texts than the
     profile demands or was damaged since it was trained, and ``OSError`` where trained models cannot be kept.
     """
-    spec = model_spec(profile, model)
-    classifier, tokenizer, splits, source = _from_hub(spec) if spec.checkpoint else _made(profile, model, progress)
-    for pair in PAIRS:
-        if deviation := getattr(spec.rescaling, pair) / 100:
-            rescale(classifier, pair, factors(classifier, deviation, spec.rescaling.drawn))
+    model_spec(profile, model)  # a variant that is not known is refused before anything is loaded
+    trained = as_trained(model)
+    spec = model_spec(profile, trained)
+    classifier, tokenizer, splits, source = _from_hub(spec) if spec.checkpoint else _made(profile, trained, progress)
     task = Task(
         profile=profile,
-        name=model,
+        name=trained,
         spec=spec,
         model=classifier.to(device or default_device()).eval(),
         tokenizer=tokenizer,
@@ -147,7 +161,7 @@ def load(profile: str, model: str, device: str | None = None, progress: bool = T
             f"evaluation texts correctly, {spec.min_accuracy} are demanded before anything is pruned: change its "
             f"training in experiments/profiles/{profile}.toml."
         )
-    return task
+    return task.variant(model)
 
 
 Origin = tuple[Any, Any, datasets.DatasetDict, dict[str, Any]]  # model, tokenizer, splits, and how they came about
@@ -156,9 +170,7 @@ Origin = tuple[Any, Any, datasets.DatasetDict, dict[str, Any]]  # model, tokeniz
 def _made(profile: str, model: str, progress: bool) -> Origin:
     """A model trained by the profile's recipe on the texts of packages."""
     spec = model_spec(profile, model)
-    name, *variants = model.split("/")
-    trained = "-".join([profile, name, *(variant for variant in variants if variant.startswith("seed"))])
-    folder = checkpoints.checkpoint(trained, spec.recipe, progress=progress)
+    folder = checkpoints.checkpoint("-".join([profile, *model.split("/")]), spec.recipe, progress=progress)
     try:
         for name in ("tokenizer.json", "training.json"):
             if not (folder / name).is_file():  # without it the library would make up an empty tokenizer

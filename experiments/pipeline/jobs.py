@@ -12,17 +12,18 @@ import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.metadata import version
 
 import torch
 
 from gnorm.methods import METHODS, MORE_METHODS, names_of
+from gnorm.shipping.costs import memory_mb
 
 from .. import runs
 from ..analysis import claims
 from ..data import tasks
-from ..data.profiles import models_for, read_profile, repetitions
+from ..data.profiles import as_trained, models_for, read_profile, repetitions
 from ..data.tasks import Task
 from ..files import provenance
 from ..files.errors import UsageError
@@ -165,12 +166,6 @@ def missing(profile: str, jobs: Sequence[Job]) -> list[Job]:
     ]
 
 
-def as_trained(model: str) -> str:
-    """The model whose weights a variant has: "roberta/seed2" of "roberta/seed2/batch8"."""
-    name, *variants = model.split("/")
-    return "/".join([name, *(variant for variant in variants if variant.startswith("seed"))])
-
-
 # ---------------------------------------------------------------- in a worker
 
 
@@ -224,9 +219,18 @@ def load(around: WorkerContext, model: str) -> None:
         _task(around.run, around.profile, model, around.device)
 
 
-@lru_cache(maxsize=1)
+KEPT = 1e9  # bytes of weights that a worker keeps loaded, beside those at work
+_LOADED: dict[tuple[str, ...], Task] = {}  # the last used is the last
+
+
 def _task(run: str, profile: str, model: str, device: str) -> Task:
-    return tasks.load(profile, model, device, progress=False)
+    """A model with its texts. What is trained once is loaded once, as long as it fits."""
+    key = run, profile, as_trained(model), device
+    found = _LOADED.pop(key) if key in _LOADED else tasks.load(profile, as_trained(model), device, progress=False)
+    _LOADED[key] = found
+    while len(_LOADED) > 1 and sum(2**20 * memory_mb(task.model) for task in _LOADED.values()) > KEPT:
+        del _LOADED[next(iter(_LOADED))]
+    return found.variant(model)
 
 
 @cache

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gnorm.methods import find_method
 
+from ..data.profiles import as_trained
 from ..files import paths
 from ..files.errors import RunError, UsageError
 from ..files.locks import locked
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # seconds to wait for an answer of a scheduler
 RARELY = 15.0  # seconds between the lines of a log
-# Dask has its workers give freed memory back to the system at once. Then every tensor is new pages, and passes on a CPU
-# take longer (findings/dask_trims_memory.sh).
+# Dask has its workers give freed memory back to the system at once: then every tensor is new pages, and passes on a CPU
+# take longer (findings/dask_trims_memory.sh). And it has a thread of each watch the others, which wait for it.
 OPTIONS = {
+    "distributed.worker.profile.enabled": False,
     "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
 }
@@ -150,13 +152,13 @@ def _gpus() -> tuple[str, ...]:
 
 def _submit(client: Client, around: WorkerContext, wanted: Sequence[Job]) -> dict[Future, str]:
     """A future for every job and for every model that they need, with what it makes."""
-    models = dict.fromkeys(jobs.as_trained(job.model) for job in wanted)
+    models = dict.fromkeys(as_trained(job.model) for job in wanted)
     loaded = {
         model: client.submit(jobs.load, around, model, key=f"load-{model}-{around.run}", pure=False) for model in models
     }
     made = {  # last those that follow another method, whose trajectory they read or else wait for
         client.submit(
-            jobs.make, around, job, loaded[jobs.as_trained(job.model)], key=f"{job}-{around.run}", pure=False
+            jobs.make, around, job, loaded[as_trained(job.model)], key=f"{job}-{around.run}", pure=False
         ): str(job)
         for job in sorted(wanted, key=lambda job: bool(find_method(job.method).follows))
     }

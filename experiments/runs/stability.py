@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import pandas as pd
@@ -60,5 +59,5 @@ def variants(profile: str, model: str, grid: StudyGrid) -> list[tuple[str, int, 
 
 def _scores(task: Task, variant: str) -> Tensor:
     """(head,) G-norm of the heads of an intact model, scored as ``variant`` says, those that score -inf lowest."""
-    task = dataclasses.replace(task, name=variant, spec=model_spec(task.profile, variant))
+    task = task.variant(variant)
     return torch.nan_to_num(gnorm_scores(task.model, task.batches("scoring")).flatten(), neginf=-1e300)
