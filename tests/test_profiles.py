@@ -244,6 +244,7 @@ def test_a_draw_takes_the_texts_in_an_order_of_its_own(monkeypatch):
 
 def test_a_method_is_repeated_with_every_seed_but_where_it_is_left_out(folder, monkeypatch):
     monkeypatch.setattr(runs, "_read_or_run", lambda *given: given[:3])
+    monkeypatch.setattr(runs, "check_trainings", lambda *given: None)  # of trajectories
     found = runs.repeated("above", ["first", "second"], ["greedy_gnorm", "oracle"])
     assert found == {
         "first": {
