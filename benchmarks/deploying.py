@@ -212,7 +212,9 @@ class Logits(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        model.config.use_cache = False
+        for module in model.modules():  # T5's decoder has a configuration of its own
+            if hasattr(module, "config"):
+                module.config.use_cache = False
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.model(**dict(zip(INPUTS, inputs))).logits
