@@ -9,7 +9,8 @@ process. Exit code 1: a tool is not installed.
 The tools, beside what `make setup` brings:
     pip install --no-deps torchao==0.18.0 bitsandbytes==0.50.2 onnxsim==0.8.1 onnxslim==0.1.98 colorama==0.4.6 \
         onnxconverter-common==1.16.0 openvino==2026.4.1 openvino-telemetry==2025.2.0 nncf==3.4.0 peft==0.21.2 \
-        sentence-transformers==6.2.0 setfit==1.2.0 evaluate==0.4.6 gguf==0.19.0 xllamacpp==2026.10.11549
+        sentence-transformers==6.2.0 setfit==1.2.0 evaluate==0.4.6 gguf==0.19.0 xllamacpp==2026.10.11549 \
+        optimum-quanto==0.2.7
     npm install --ignore-scripts @huggingface/transformers@4.3.2    # NODE_PATH says where it lies
     pip install --no-deps --target OLDER transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1
         # GNORM_OLDER says where it lies
@@ -198,12 +199,11 @@ def expected_of(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     return given
 
 
-def generate(model: Any, ids: Tensor) -> list[int]:
-    """The greedy tokens that follow one text (1, token)."""
+def generate(model: Any, ids: Tensor, **cache: Any) -> list[int]:
+    """The greedy tokens that follow one text (1, token); cache: options of ``generate``."""
     after = 1 if model.config.is_encoder_decoder else ids.shape[1]
-    return model.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)[
-        0, after:
-    ].tolist()
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    return model.generate(ids, **options, **cache)[0, after:].tolist()
 
 
 class Logits(nn.Module):
@@ -244,9 +244,22 @@ def transformers_older(pruned: Pruned) -> float:
     return pruned.off(lambda batch: next(logits))
 
 
-def transformers_generate(pruned: Pruned) -> int:
+STATIC, IN_PIECES = {"cache_implementation": "static"}, {"prefill_chunk_size": 4}
+QUANTISED = {"cache_implementation": "quantized"}
+CACHES: dict[str, dict[str, Any]] = {
+    "no cache": {"use_cache": False},
+    "prompt in pieces": IN_PIECES,
+    "guessed tokens": {"prompt_lookup_num_tokens": 2},
+    "static cache": STATIC,
+    "static cache, prompt in pieces": STATIC | IN_PIECES,
+    "cache of 8 bits": QUANTISED | {"cache_config": {"backend": "fp8"}},
+    "cache of 4 bits": QUANTISED | {"cache_config": {"backend": "quanto", "residual_length": 1}},
+}
+
+
+def transformers_generate(pruned: Pruned, **cache: Any) -> int:
     model = pruned.model()
-    return pruned.tokens_off(lambda texts: [generate(model, torch.tensor([ids])) for ids in texts])
+    return pruned.tokens_off(lambda texts: [generate(model, torch.tensor([ids]), **cache) for ids in texts])
 
 
 def continuous_batching(pruned: Pruned) -> int:
@@ -621,6 +634,10 @@ TOOLS = {
     "transformers alone": Tool("transformers", transformers_alone),
     "transformers alone, an older one": Tool("GNORM_OLDER", transformers_older, ("BERT", "T5")),
     "transformers, `generate`": Tool("transformers", transformers_generate, GENERATING),
+    **{
+        f"transformers, `generate`, {name}": Tool("transformers", partial(transformers_generate, **options), GENERATING)
+        for name, options in CACHES.items()
+    },
     "transformers, `generate_batch`": Tool("transformers", continuous_batching, DECODERS),
     "transformers, feature extraction": Tool("transformers", feature_extraction, ENCODERS),
     "sentence-transformers, `SentenceTransformer`": Tool("sentence-transformers", sentence_transformer, ENCODERS),
