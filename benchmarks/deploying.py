@@ -9,8 +9,7 @@ process. Exit code 1: a tool is not installed.
 The tools, beside what `make setup` brings:
     pip install --no-deps torchao==0.18.0 bitsandbytes==0.50.2 onnxsim==0.8.1 onnxslim==0.1.98 colorama==0.4.6 \
         onnxconverter-common==1.16.0 openvino==2026.4.1 openvino-telemetry==2025.2.0 nncf==3.4.0 peft==0.21.2 \
-        sentence-transformers==6.2.0 setfit==1.2.0 evaluate==0.4.6 gguf==0.19.0 xllamacpp==2026.10.11549 \
-        optimum-quanto==0.2.7
+        sentence-transformers==6.2.0 setfit==1.2.0 evaluate==0.4.6 gguf==0.19.0 xllamacpp==2026.10.11549
     npm install --ignore-scripts @huggingface/transformers@4.3.2    # NODE_PATH says where it lies
     pip install --no-deps --target OLDER transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1
         # GNORM_OLDER says where it lies
@@ -245,15 +244,13 @@ def transformers_older(pruned: Pruned) -> float:
 
 
 STATIC, IN_PIECES = {"cache_implementation": "static"}, {"prefill_chunk_size": 4}
-QUANTISED = {"cache_implementation": "quantized"}
 CACHES: dict[str, dict[str, Any]] = {
     "no cache": {"use_cache": False},
     "prompt in pieces": IN_PIECES,
     "guessed tokens": {"prompt_lookup_num_tokens": 2},
     "static cache": STATIC,
     "static cache, prompt in pieces": STATIC | IN_PIECES,
-    "cache of 8 bits": QUANTISED | {"cache_config": {"backend": "fp8"}},
-    "cache of 4 bits": QUANTISED | {"cache_config": {"backend": "quanto", "residual_length": 1}},
+    "cache of 8 bits": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
 }
 
 
