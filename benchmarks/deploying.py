@@ -198,12 +198,11 @@ def expected_of(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     return given
 
 
-def generate(model: Any, ids: Tensor) -> list[int]:
-    """The greedy tokens that follow one text (1, token)."""
+def generate(model: Any, ids: Tensor, **cache: Any) -> list[int]:
+    """The greedy tokens that follow one text (1, token); cache: options of ``generate``."""
     after = 1 if model.config.is_encoder_decoder else ids.shape[1]
-    return model.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)[
-        0, after:
-    ].tolist()
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    return model.generate(ids, **options, **cache)[0, after:].tolist()
 
 
 class Logits(nn.Module):
@@ -212,7 +211,9 @@ class Logits(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        model.config.use_cache = False
+        for module in model.modules():  # T5's decoder has a configuration of its own
+            if hasattr(module, "config"):
+                module.config.use_cache = False
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.model(**dict(zip(INPUTS, inputs))).logits
@@ -242,9 +243,20 @@ def transformers_older(pruned: Pruned) -> float:
     return pruned.off(lambda batch: next(logits))
 
 
-def transformers_generate(pruned: Pruned) -> int:
+STATIC, IN_PIECES = {"cache_implementation": "static"}, {"prefill_chunk_size": 4}
+CACHES: dict[str, dict[str, Any]] = {
+    "no cache": {"use_cache": False},
+    "prompt in pieces": IN_PIECES,
+    "guessed tokens": {"prompt_lookup_num_tokens": 2},
+    "static cache": STATIC,
+    "static cache, prompt in pieces": STATIC | IN_PIECES,
+    "cache of 8 bits": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
+}
+
+
+def transformers_generate(pruned: Pruned, **cache: Any) -> int:
     model = pruned.model()
-    return pruned.tokens_off(lambda texts: [generate(model, torch.tensor([ids])) for ids in texts])
+    return pruned.tokens_off(lambda texts: [generate(model, torch.tensor([ids]), **cache) for ids in texts])
 
 
 def continuous_batching(pruned: Pruned) -> int:
@@ -619,6 +631,10 @@ TOOLS = {
     "transformers alone": Tool("transformers", transformers_alone),
     "transformers alone, an older one": Tool("GNORM_OLDER", transformers_older, ("BERT", "T5")),
     "transformers, `generate`": Tool("transformers", transformers_generate, GENERATING),
+    **{
+        f"transformers, `generate`, {name}": Tool("transformers", partial(transformers_generate, **options), GENERATING)
+        for name, options in CACHES.items()
+    },
     "transformers, `generate_batch`": Tool("transformers", continuous_batching, DECODERS),
     "transformers, feature extraction": Tool("transformers", feature_extraction, ENCODERS),
     "sentence-transformers, `SentenceTransformer`": Tool("sentence-transformers", sentence_transformer, ENCODERS),

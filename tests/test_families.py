@@ -9,7 +9,13 @@ import torch
 from models import BY_HAND, GENERATORS, GROUPED, OF_GPT2, ROWS, SIZES, batches_of, make, random_masks
 from precision import close, close_logs, close_tables, differ
 from tiny import ragged_batches, without_elements
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+)
 
 import gnorm
 from gnorm.criteria.of_loss import head_importance
@@ -180,6 +186,9 @@ CACHES = {
     "growing": {"use_cache": True},
     "static": {"cache_implementation": "static"},
     "beams": {"num_beams": 2, "use_cache": True},
+    "beams, static": {"num_beams": 2, "cache_implementation": "static"},
+    "prompt in pieces": {"prefill_chunk_size": 2},
+    "guessed tokens taken back": {"prompt_lookup_num_tokens": 2},
 }
 
 
@@ -188,20 +197,43 @@ def generated_as_under_masks(name, caches):
     whole = make(name, models.auto_of(name, generates=True))
     ids = torch.randint(3, 120, (2, 5), generator=torch.Generator().manual_seed(0))
     real = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    options = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "attention_mask": real}
+    options = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
     ids = ids.where(real == 1, 1)
     for mask in random_masks(gnorm.head_mask_of(whole).shape):
         model = copy.deepcopy(whole)
         gnorm.remove_heads(model, mask)
         for cache in caches:
-            with gnorm.masked(whole, mask):
-                expected = whole.generate(ids, **options, **CACHES[cache])
-            assert torch.equal(model.generate(ids, **options, **CACHES[cache]), expected), cache
+            texts = [ids[:1], ids[1:]] if "prompt_lookup_num_tokens" in CACHES[cache] else [ids]
+            for inputs, attention_mask in zip(texts, real.split(len(texts[0])), strict=True):
+                given = {"input_ids": inputs, "attention_mask": attention_mask, **options, **CACHES[cache]}
+                with gnorm.masked(whole, mask):
+                    expected = whole.generate(**given)
+                assert torch.equal(model.generate(**given), expected), cache
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2/sliding", "t5", "bart"])
 def test_every_cache_of_generation_is_right_without_heads(name):
     generated_as_under_masks(name, CACHES)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_continuous_batching_takes_layers_that_keep_every_head_or_none(name):
+    """Of others transformers 5.23 raises nothing and gives no tokens, as docs/families.md says."""
+    whole = make(name, models.auto_of(name, generates=True))
+    whole.set_attn_implementation("sdpa")
+    every_or_none, some = random_masks(gnorm.head_mask_of(whole).shape)
+    text = torch.tensor([[5, 6, 7]])
+    options = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
+    for mask, error in ((every_or_none, None), (some, "index_copy_()")):
+        model = copy.deepcopy(whole)
+        gnorm.remove_heads(model, mask)
+        (request,) = model.generate_batch(text.tolist(), options, small).values()
+        expected = [] if error else model.generate(text, generation_config=options)[0, 3:].tolist()
+        assert request.generated_tokens == expected
+        assert (request.error and request.error.split(":")[0]) == error
+        paged = model.generate(text, options, cache_implementation="paged", continuous_batching_config=small)
+        assert paged.flatten().tolist() == [5, 6, 7, *expected]
 
 
 # ------------------------------------------------------------------------------------------ of some families
