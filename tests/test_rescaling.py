@@ -93,9 +93,10 @@ def test_orders_that_move_do(pair, method):
 def test_variants_name_every_run_of_the_grid():
     grid = StudyGrid(rescaled=["albert"], rescaled_seeds=1, rescaled_draws=2, deviations=[50, 200])
     found = list(rewritten.variants("smoke", "albert", grid))
-    assert len(found) == len(set(found)) == 3 * 2 * 2 + len(KEPT) + 1
+    assert len(found) == len(set(found)) == 3 * 2 * 2 + len(KEPT) + 1 + len(rewritten.METHODS)
     assert {method for *_, method in found} == {*rewritten.METHODS}
-    name, pair, deviation, draw, _ = found[3]
+    assert found[0] == ("albert/seed0", "values", 0, 0, "greedy_gnorm")  # what the others are compared with
+    name, pair, deviation, draw, _ = found[len(rewritten.METHODS) + 3]
     assert rewritten.variant(name, pair, deviation, draw) == "albert/seed0/values200/drawn2"
     spec = model_spec("smoke", "albert/seed0/values200/drawn2").rescaling
     assert (spec.values, spec.keys, spec.drawn) == (200, 0, 2)

@@ -208,7 +208,8 @@ def orders_kept(kept: bool) -> str:
 
 def after_training() -> str:
     table = read("recovery")
-    shown = table.groupby(["model", "method"], sort=False)[COLUMNS].mean().reset_index()
+    columns = [name for name in COLUMNS if name in table]  # the intact model's training is newer than the others
+    shown = table.groupby(["model", "method"], sort=False)[columns].mean().reset_index()
     shown["method"] = [title(name) for name in shown["method"]]
     return shown.to_markdown(index=False, floatfmt=".3f")
 

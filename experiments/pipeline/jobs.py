@@ -96,7 +96,6 @@ def _rescaled(profile: str, models: Sequence[str]) -> Iterator[Job]:
     grid = read_profile(profile).study
     for model in models:
         for name, pair, deviation, draw, method in rewritten.variants(profile, model, grid):
-            yield Job(name, method)
             yield Job(rewritten.variant(name, pair, deviation, draw), method)
 
 

@@ -32,10 +32,13 @@ def variants(profile: str, model: str, grid: StudyGrid) -> Iterator[tuple[str, s
     the grid names.
 
     Scores that the pair moves are tried with every deviation of value and output and every draw; those that it leaves
-    as they are, and query and key, with the largest deviation and one draw.
+    as they are, and query and key, with the largest deviation and one draw. What all are compared with is run beside
+    them, with deviation 0 and draw 0.
     """
     largest = max(grid.deviations)
     for name in repetitions(profile, model)[: grid.rescaled_seeds] if model in grid.rescaled else ():
+        for method in runs.left_in(profile, model, METHODS):
+            yield name, "values", 0, 0, method
         for pair, moved in MOVED.items():
             for method in runs.left_in(profile, model, moved):
                 for deviation in grid.deviations if pair == "values" else [largest]:
@@ -61,10 +64,12 @@ def rescaled_orders(profile: str, models: Sequence[str], device: str | None = No
     grid, rows = read_profile(profile).study, []
     for model in models:
         for name, pair, deviation, draw, method in variants(profile, model, grid):
-            here = variant(name, pair, deviation, draw)
-            found = runs.trajectories(profile, [name, here], [method], device)
-            own, other = found[name][method], found[here][method]
-            runs.check_trainings(profile, model, {name: own, here: other})
+            as_trained, here = variant(name, "values", 0, 0), variant(name, pair, deviation, draw)
+            if here == as_trained:
+                continue
+            found = runs.trajectories(profile, [as_trained, here], [method], device)
+            own, other = found[as_trained][method], found[here][method]
+            runs.check_trainings(profile, model, {as_trained: own, here: other})
             steps = ({head: step for step, head in enumerate(run.order())} for run in (own, other))
             first, second = (pd.Series(of_run) for of_run in steps)
             rows.append(
