@@ -24,6 +24,11 @@ def read(name: str) -> pd.DataFrame:
     return pd.read_csv(RESULTS / "tables" / f"{name}.csv")
 
 
+def ran(name: str) -> bool:
+    """Whether the study has a table of this name."""
+    return (RESULTS / "tables" / f"{name}.csv").is_file()
+
+
 def cell(row: Any) -> str:
     """A difference with its interval, in bold where the interval keeps clear of 0 in the digits that are shown."""
     text = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
@@ -376,6 +381,7 @@ def page() -> str:
 
 
 PARTS = (
+    ran,
     by_model,
     methods_by_model,
     in_five_lines,
