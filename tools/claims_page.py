@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,20 @@ def written_otherwise() -> str:
         f"{listed(f'{row.model} {row.spread:.2f}' for row in values.itertuples())}. So on these "
         "models the smallest of the three deviations is the one to compare with what training leaves."
     )
+
+
+def of_which_trainings() -> str:
+    """Whether the models with heads written otherwise were trained by the recipe of the other sections' models."""
+    rows = read("rescaling").drop_duplicates("model")
+    folders = [RESULTS / str(model) / "seed0" for model in rows.model]
+    versions = {
+        tuple(json.loads((folder / f"{name}.json").read_text("utf-8"))["weights"]["recipe_version"] for name in names)
+        for folder in folders
+        for names in [("greedy_gnorm", "values0/drawn0/greedy_gnorm")]
+    }
+    if all(others == these for others, these in versions):
+        return ""
+    return "The models of this section were trained anew, with batches in no order, so their areas are not those above."
 
 
 def orders_kept(kept: bool) -> str:
@@ -396,6 +411,7 @@ PARTS = (
     scoring_texts,
     area_of_variants,
     written_otherwise,
+    of_which_trainings,
     orders_kept,
     layers_and_heads,
     after_training,
