@@ -1,5 +1,6 @@
 """The study, small, through the real run_all.py: every method, two training seeds, and what is made of them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,12 +20,14 @@ from test_published import tables as published_tables
 from experiments import runs
 from experiments.analysis import claims, paired
 from experiments.analysis.published_claims import published_claims, published_dip
-from experiments.data import profiles
+from experiments.data import profiles, tasks
 from experiments.data.profiles import read_profile, repetitions
+from experiments.data.training import Recipe, train
 from experiments.files.paths import stamp_file
 from experiments.pipeline import jobs
-from experiments.runs import results
+from experiments.runs import results, rewritten
 from gnorm.methods import METHODS, MORE_METHODS
+from gnorm.metrics import accuracy
 from gnorm.trajectory import area, curve
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -163,15 +166,42 @@ def test_pruned_models_are_asked_and_trained_further(folder):
     assert recovery["method"].is_unique
     assert (recovery.intact == recovery.intact[0]).all()
     assert (recovery.trained != recovery.pruned).any()
-    control = recovery["intact trained"].unique()
-    assert len(control) == 1
-    assert control != recovery.intact[0]
+    (control,) = recovery["intact trained"].unique()
+    task = tasks.load("smoke", "albert/seed0", "cpu", progress=False)
+    recipe = dataclasses.replace(Recipe.read(task.spec.recipe), epochs=1)
+    train("albert", recipe, task.model, task.tokenizer, task.splits["train"], progress=False)
+    assert accuracy(task.model, task.batches("evaluation")) == pytest.approx(control, abs=2 / 64)  # other threads
+
+
+def test_heads_written_otherwise_are_compared_with_the_same_training(folder):
+    rows = table(folder, "rescaled_orders")
+    grid = read_profile("smoke").study
+    runs_of = [run for run in rewritten.variants("smoke", "albert", grid) if run[1:4] != ("values", 0, 0)]
+    assert [*rows[["training", "pair", "method"]].itertuples(index=False, name=None)] == [
+        (name, pair, method) for name, pair, _, _, method in runs_of
+    ]
+    (row,) = rows[(rows["method"] == "greedy_gnorm") & (rows.pair == "values")].to_dict("records")
+    own, other = (
+        results.load_trajectory("smoke", f"albert/seed0/{name}", "greedy_gnorm")
+        for name in ("values0/drawn0", "values200/drawn1")
+    )
+    close(row["area"], area(curve(other)) - area(curve(own)), torch.float64, scale=1)
+    close(row["half"], area(curve(other)[:3]) - area(curve(own)[:3]), torch.float64, scale=1)  # of four heads
+    assert row["same order"] == (own.order() == other.order())
+    kept = rows[rows["method"] == "head_importance"]
+    assert (kept["same order"] == 1).all()
+    assert (kept["rank correlation"] == 1).all()
+    assert (kept.area == 0).all()
+    summary = table(folder, "rescaling")
+    assert summary.runs.sum() == len(rows)
+    assert (table(folder, "logits_moved").change == 0).all()
 
 
 def test_figures_are_there(study):
     for name in (
         *("claims", "questions", "curves", "matched_random", "ablations", "when_scored", "other_criteria"),
         *("training_seeds", "scoring_variants", "sanity_checks", "cost_quality", "recovery", "calibration"),
+        *("rescaling", "layers_and_heads"),
     ):
         assert (study / "figures" / "smoke" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -181,8 +211,13 @@ def test_the_page_of_claims_is_written_from_the_tables(folder, monkeypatch, tmp_
     theirs = published_tables(tmp_path / "theirs")
     published_claims(theirs, ["roberta"]).to_csv(tmp_path / "tables" / "published_claims.csv", index=False)
     published_dip(theirs, ["roberta"]).to_csv(tmp_path / "tables" / "published_dip.csv", index=False)
+    for name in ("albert/seed0", "albert/seed0/values0/drawn0"):
+        (tmp_path / name).mkdir(parents=True)
+        shutil.copy(folder / name / "greedy_gnorm.json", tmp_path / name)
     monkeypatch.setattr(claims_page, "RESULTS", tmp_path)
     text = claims_page.page()
+    assert "The largest change of a logit is 0, on 64 texts" in text
+    assert "The models of this section were trained anew" not in text
     for claim in claims.CLAIMS + claims.QUESTIONS:
         assert f"### {claim.name}. {claim.says}: " in text
     rows = table(folder, "differences").set_index(["method", "baseline", "endpoint"])
