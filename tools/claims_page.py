@@ -92,18 +92,35 @@ def in_five_lines() -> str:
 
 
 def of_writing() -> str:
-    """What becomes of Greedy-Gnorm where heads are written otherwise, in three sentences."""
+    """What becomes of Greedy-Gnorm where heads are written otherwise, in a few sentences."""
     table = read("rescaling")
     moved = table.query("method == 'greedy_gnorm' and pair == 'values'").rename(columns={"rank correlation": "rho"})
     last = moved[moved.deviation == moved.deviation.max()]
-    each = listed(f"{row.model} ({row.area:+.3f}; {row.rho:.2f})" for row in last.itertuples())
+    rho = listed(f"{row.rho:.2f} on {row.model}" for row in last.itertuples())
     importance = table[table["method"] == "head_importance"][["same order", "runs"]].sum()
     return (
         "**G-norm is not a property of what a model computes.** Value rows of a head times c, and its output columns "
-        "by c, move no logit and change the order of Greedy-Gnorm. With log c of standard deviation "
-        f"{last.deviation.max():g} its area changes on {each}; in brackets the change, and the rank correlation with "
-        "the order as trained. Head importance keeps its order in "
-        f"{importance['same order']} of {importance.runs} runs."
+        "by c, move no logit and change the order of Greedy-Gnorm: with log c of standard deviation "
+        f"{last.deviation.max():g} the rank correlation with the order as trained is {rho}. {unsettled(moved)} "
+        f"Head importance keeps its order in {importance['same order']} of {importance.runs} runs. {balance()}"
+    )
+
+
+def unsettled(moved: pd.DataFrame) -> str:
+    """Where the interval of the change of the area keeps clear of 0; of rows of the table rescaling."""
+    clear = moved[(moved.low > 0) | (moved.high < 0)]
+    if clear.empty:
+        return "What that does to its area is not settled: every interval holds 0."
+    where = listed(f"{row.model} at {row.deviation:g} ({row.area:+.3f})" for row in clear.itertuples())
+    return f"Its area changes, with an interval that keeps clear of 0, on {where}; elsewhere that is not settled."
+
+
+def balance() -> str:
+    """How far heads are from balance as they were trained."""
+    values = read("logits_moved").query("pair == 'values'")["as trained"]
+    return (
+        f"As they were trained, heads of these models are nearly balanced: log c has a standard deviation of "
+        f"{values.min():.2f} to {values.max():.2f}, far below the smallest that was tried."
     )
 
 
@@ -181,7 +198,6 @@ def written_otherwise() -> str:
     """What becomes of the order and the area of Greedy-Gnorm where heads are written otherwise, a sentence a model."""
     table, logits = read("rescaling"), read("logits_moved")
     moved = table[(table["method"] == "greedy_gnorm") & (table.pair == "values")]
-    values = logits[logits.pair == "values"].rename(columns={"as trained": "spread"})
     deviations = listed(f"{value:g}" for value in dict.fromkeys(moved.deviation))
     lines = []
     for model, rows in moved.groupby("model", sort=False):
@@ -193,10 +209,7 @@ def written_otherwise() -> str:
         f"The largest change of a logit is {largest}, on {listed(f'{n:,}' for n in logits.texts.unique())} texts of "
         f"each model, with factors up to {logits.factor.max():g}. With log c of standard deviation {deviations}, the "
         "rank correlation of Greedy-Gnorm's order with its order on the model as it was trained, and the change of its "
-        f"area (95 %, over trainings):\n\n{chr(10).join(lines)}\n\n"
-        "How far heads are from one norm as they were trained, in the same measure, the standard deviation of log c: "
-        f"{listed(f'{row.model} {row.spread:.2f}' for row in values.itertuples())}. So on these "
-        "models the smallest of the three deviations is the one to compare with what training leaves."
+        f"area (95 %, over trainings):\n\n{chr(10).join(lines)}\n\n{unsettled(moved)} {balance()}"
     )
 
 

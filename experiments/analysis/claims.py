@@ -53,9 +53,8 @@ QUESTIONS = (
     Claim(
         "Q7", "Head importance owes its gain to the labels", ("importance_shuffled_labels",), method="head_importance"
     ),
-    # These two were asked after the first runs.
+    # Asked after the first runs.
     Claim("Q8", "Greedy-Gnorm keeps accuracy longer than entropy's other end", ("inverse_attention_entropy",)),
-    Claim("Q9", "Greedy-Gnorm keeps accuracy longer than the same score of balanced heads", ("gnorm_balanced",)),
 )
 
 
