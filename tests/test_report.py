@@ -99,20 +99,22 @@ def test_verdicts_are_sentences():
     spans = {"attention_entropy": [(0.1, 0.3)] * 3 + [(-0.1, 0.1)], "random": [(0.1, 0.2)] * 2 + [(-0.2, -0.1)] * 2}
     spans |= {"head_importance": [(-0.1, 0.1)] * 4}
     rows = [
-        (model, "greedy_gnorm", other, "area", low, high, 0.001 if low * high > 0 else 0.5)
+        (model, "greedy_gnorm", other, "area", (low + high) / 2, low, high, 0.001 if low * high > 0 else 0.5)
         for other, intervals in spans.items()
         for model, (low, high) in zip("abcd", intervals, strict=True)
     ]
-    columns = ["model", "method", "baseline", "endpoint", "low", "high", "p"]
+    columns = ["model", "method", "baseline", "endpoint", "difference", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns).assign(low90=-1.0, high90=1.0, same_as="")
     said = dict(sentences.of_claims({"differences": table}))
     verdict = "open up to half of the heads and within two points, contradicted over the whole area"
     assert said[f"C1. {claims.CLAIMS[0].says}: {verdict}."] == (
-        "Over the whole area Greedy-Gnorm keeps more accuracy than Attention entropy on a, b and c; on d the interval "
-        "holds 0. It keeps more accuracy than Random on a and b; less on c and d."
+        "Over the whole area Greedy-Gnorm keeps more accuracy than Attention entropy on a (+0.200), b (+0.200) and c "
+        "(+0.200); on d (+0.000) the interval holds 0. It keeps more accuracy than Random on a (+0.150) and b (+0.150);"
+        " less on c (-0.150) and d (-0.150)."
     )
     assert said[f"Q3. {claims.QUESTIONS[2].says}: open."] == (
-        "On a, b, c and d the interval of Greedy-Gnorm less Head importance (Michel) holds 0: not settled."
+        "On a (+0.000), b (+0.000), c (+0.000) and d (+0.000) the interval of Greedy-Gnorm less Head importance (Michel) "
+        "holds 0: not settled."
     )
     assert said[f"C2. {claims.CLAIMS[1].says}: open."] == ""  # nobody compared them
     assert len(said) == len(claims.CLAIMS + claims.QUESTIONS)

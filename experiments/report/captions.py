@@ -171,6 +171,12 @@ ROWS: dict[str, Caption] = {
         "Step by step a head goes from the layer that one method takes it from; which, another method says. Area: mean "
         "over training seeds.",
     ),
+    "rescaled_orders": Caption(
+        "Heads written otherwise, run by run",
+        "Rank correlation: of the steps of removal with those of the model as it was trained. Area, and up to half of "
+        "the heads: how much they change.",
+        columns={"deviation": "s.d. of log c", "area": "change of the area", "half": "change up to half"},
+    ),
     "rescaling": Caption(
         "Heads written otherwise: what becomes of the order",
         "Value rows times c and output columns by c, or query rows times c and key rows by c: what a model computes is "
