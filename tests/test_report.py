@@ -113,8 +113,8 @@ def test_verdicts_are_sentences():
         " less on c (-0.150) and d (-0.150)."
     )
     assert said[f"Q3. {claims.QUESTIONS[2].says}: open."] == (
-        "On a (+0.000), b (+0.000), c (+0.000) and d (+0.000) the interval of Greedy-Gnorm less Head importance (Michel) "
-        "holds 0: not settled."
+        "On a (+0.000), b (+0.000), c (+0.000) and d (+0.000) the interval of Greedy-Gnorm less Head importance "
+        "(Michel) holds 0: not settled."
     )
     assert said[f"C2. {claims.CLAIMS[1].says}: open."] == ""  # nobody compared them
     assert len(said) == len(claims.CLAIMS + claims.QUESTIONS)
