@@ -8,6 +8,7 @@ import gnorm
 from experiments import runs
 from experiments.data import tasks
 from experiments.data.profiles import LAYERS_OF, model_spec
+from experiments.pipeline import jobs
 from experiments.runs import layered
 
 
@@ -59,3 +60,19 @@ def test_runs_of_different_trainings_are_not_compared(tmp_path):
     path.write_text(json.dumps(info), "utf-8")
     with pytest.raises(ValueError, match="random and weight_magnitude pruned weights of different trainings: delete"):
         runs.trajectories("smoke", ["bert"], ["random", "weight_magnitude"], "cpu")
+
+
+def test_a_run_of_another_recipe_is_made_again(tmp_path):
+    of("bert", "weight_magnitude")
+    made, wanted = jobs.Job("bert", "weight_magnitude"), jobs.Job("bert", "random")
+    assert jobs.missing("smoke", [made, wanted]) == [wanted]
+    path = tmp_path / "experiments_results" / "smoke" / "bert" / "weight_magnitude.json"
+    info = json.loads(path.read_text("utf-8"))
+    for change in ({"recipe_version": 1}, {"recipe": info["weights"]["recipe"] | {"epochs": 1}}):
+        path.write_text(json.dumps(info | {"weights": info["weights"] | change}), "utf-8")
+        assert jobs.missing("smoke", [made, wanted]) == [made, wanted]
+
+
+def test_layers_of_nobody_are_refused():
+    with pytest.raises(ValueError, match="'layers4' is not a variant of bert"):
+        model_spec("smoke", "bert/layers4")

@@ -282,7 +282,11 @@ def model_spec(profile: str, model: str) -> ModelSpec:
     for variant, what in zip(variants, named, strict=True):
         number = variant.removeprefix(what)
         known = what in VARIANTS and number != "" and named.count(what) == 1
-        if not known or (what == "seed" and int(number) not in spec.seeds):
+        if (
+            not known
+            or (what == "seed" and int(number) not in spec.seeds)
+            or (what == "layers" and int(number) >= len(LAYERS_OF))
+        ):
             seeds = ", ".join(map(str, spec.seeds)) or "none"
             raise ValueError(
                 f"{model}: {variant!r} is not a variant of {name}; there are {', '.join(VARIANTS)} with a number "

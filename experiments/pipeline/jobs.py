@@ -7,6 +7,7 @@ itself: a wrong row of ``TRAJECTORIES_OF`` costs time and changes no result.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import threading
@@ -23,8 +24,10 @@ from gnorm.shipping.costs import memory_mb
 from .. import runs
 from ..analysis import claims
 from ..data import tasks
-from ..data.profiles import as_trained, models_for, read_profile, repetitions
+from ..data.checkpoints import RECIPE_VERSION
+from ..data.profiles import as_trained, model_spec, models_for, read_profile, repetitions
 from ..data.tasks import Task
+from ..data.training import Recipe
 from ..files import provenance
 from ..files.errors import UsageError
 from ..files.locks import is_held
@@ -159,10 +162,23 @@ def asked_for(profile: str, models: Sequence[str], notebooks: Iterable[str]) -> 
 
 
 def missing(profile: str, jobs: Sequence[Job]) -> list[Job]:
-    """Those that are to be made: all but saved ones that are taken as they are."""
-    return [
-        job for job in jobs if job.afresh or not (results_folder(profile) / job.model / f"{job.method}.csv").exists()
-    ]
+    """Those that are to be made: all but saved ones that are taken as they are.
+
+    One whose model was trained by another recipe is made again: runs are compared on the same weights.
+    """
+    return [job for job in jobs if job.afresh or not _is_saved(profile, job)]
+
+
+def _is_saved(profile: str, job: Job) -> bool:
+    path, spec = results_folder(profile) / job.model / f"{job.method}.csv", model_spec(profile, job.model)
+    if not path.exists() or spec.checkpoint:
+        return path.exists()
+    try:
+        weights = json.loads(path.with_suffix(".json").read_text("utf-8"))["weights"]
+        found = weights["recipe_version"], weights["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # reading it says what is wrong with it
+    return found == (RECIPE_VERSION, Recipe.read(spec.recipe).identity())
 
 
 # ---------------------------------------------------------------- in a worker
