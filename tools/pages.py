@@ -55,6 +55,15 @@ def area_table(name: str) -> str:
     return wide.set_axis([find_method(method).title for method in wide.index]).to_markdown()
 
 
+def of_other_trainings() -> str:
+    """A sentence where the criteria pruned models of other trainings than the paper's methods did."""
+    here, there = (
+        read_table(name).query("method == 'greedy_gnorm'").set_index("model").area
+        for name in ("pruning_results", "criteria_comparison")
+    )
+    return "" if here.equals(there) else " These models were trained by an earlier recipe than those above."
+
+
 def accuracy_table() -> str:
     """Accuracies at five shares of pruned heads, a row for each model and method."""
     table = read_table("pruning_results")
@@ -166,7 +175,7 @@ def of_results() -> str:
             summary_table(),
             "[What these models cost](../experiments_results/local/tables/costs.md) beside the intact ones.",
             "## Criteria beside the paper's",
-            f"Under the same protocol (`--only criteria_comparison`). Each cell is {AREA}:",
+            f"Under the same protocol (`--only criteria_comparison`).{of_other_trainings()} Each cell is {AREA}:",
             area_table("criteria_comparison"),
             as_list(winners("criteria_winners")),
             "## The notebooks",
