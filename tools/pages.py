@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import claims_page
 
+from experiments.data.profiles import read_profile
 from experiments.report import sentences
 from gnorm import METHODS
 from gnorm.engine.model.blocks import names_of
@@ -179,7 +180,8 @@ def of_results() -> str:
             area_table("criteria_comparison"),
             as_list(winners("criteria_winners")),
             "## The notebooks",
-            f"The last {len(OPTIONAL)} are beyond the paper: `--only` runs them, and `--profile study` the last four.",
+            f"The last {len(OPTIONAL)} are beyond the paper: `--only` runs them, and `--profile study` the last "
+            f"{len(read_profile('study').notebooks)}.",
             notebooks_table(),
         ]
     )
