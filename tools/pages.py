@@ -181,7 +181,7 @@ def of_results() -> str:
             area_table("criteria_comparison"),
             as_list(winners("criteria_winners")),
             "## The notebooks",
-            f"The last {len(OPTIONAL)} are beyond the paper: `--only` runs them, `--profile study` the last {OF_STUDY}.",
+            f"The last {len(OPTIONAL)} are beyond the paper: `--only` runs them, profile `study` the last {OF_STUDY}.",
             notebooks_table(),
         ]
     )
