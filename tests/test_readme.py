@@ -32,7 +32,7 @@ def test_the_generated_part_is_not_stale(path):
 def test_no_time_is_given_without_the_processor_that_took_it(monkeypatch):
     read = pages.read_json
     assert "minutes" not in pages.how_made() or pages.read_json(pages.RESULTS / "manifest.json")["processor"]
-    monkeypatch.setattr(pages, "read_json", lambda path: {"processor": "Abacus"} | read(path))
+    monkeypatch.setattr(pages, "read_json", lambda path: read(path) | {"processor": "Abacus"})
     assert "; on Abacus the 20 trajectories took " in pages.how_made()
 
 
