@@ -41,7 +41,7 @@ def test_layers_in_turn_go_round_and_pass_by_what_is_empty():
     mask = gnorm.head_mask_of(task.model)
     mask[0, 1:] = False
     gnorm.remove_heads(task.model, mask)
-    assert runs.layers_of(task) == [0, 1, 1, 1, 1]
+    assert runs.layers_of(task, spec.layers_of) == [0, 1, 1, 1, 1]
 
 
 def test_variants_are_all_pairs_for_the_models_that_the_study_names():

@@ -6,6 +6,7 @@ import dataclasses
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 import dacite
@@ -235,12 +236,24 @@ def read_profile(name: str) -> Profile:
         raise ValueError(f"profile {name!r} is not known; choose one of {', '.join(profile_names())}.")
     path = PROFILES / f"{name}.toml"
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-        if base := table.get("extends"):
-            table = _merged(tomllib.loads((PROFILES / f"{base}.toml").read_text("utf-8")), table)
-        return dacite.from_dict(Profile, {**table, "name": name}, dacite.Config(strict=True))
+        text = path.read_text("utf-8")
+        base = _base(text)
+        return _parsed(name, text, (PROFILES / f"{base}.toml").read_text("utf-8") if base else "")
     except (ValueError, OSError, dacite.DaciteError) as error:  # ValueError: not TOML or not UTF-8
         raise ValueError(f"{path.name} cannot be read: {error}.") from None
+
+
+@cache  # a study asks for its profile thousands of times
+def _base(text: str) -> str:
+    """The profile that a profile's file extends; "" for none."""
+    return str(tomllib.loads(text).get("extends", ""))
+
+
+@cache
+def _parsed(name: str, text: str, below: str) -> Profile:
+    """The profile of a file's text, and of the text of the file that it extends."""
+    table = _merged(tomllib.loads(below), tomllib.loads(text))
+    return dacite.from_dict(Profile, {**table, "name": name}, dacite.Config(strict=True))
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

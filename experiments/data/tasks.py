@@ -99,6 +99,8 @@ class Task:
     def variant(self, model: str) -> Task:
         """The same training as ``model`` names it, such as "roberta/seed2/batch8": scored or measured on other texts,
         or with its heads written otherwise. Raises as ``model_spec`` does."""
+        if model == self.name:
+            return self
         spec, classifier = model_spec(self.profile, model), self.model
         for pair in PAIRS:
             if deviation := getattr(spec.rescaling, pair) / 100:

@@ -77,10 +77,8 @@ def _run(task: Task, method: str, progress: bool) -> Trajectory:
     options: dict[str, Any] = {}
     if row.seeded:  # what is drawn at random is drawn anew for each training
         options |= dataclasses.asdict(task.spec.random) | {"seed": task.spec.recipe.get("seed", 0)}
-    if row.follows:
-        options["layers"] = [layer for layer, _head in run(task, row.follows, progress).order()]
-    if task.spec.layers_of:
-        options["layers"] = layers_of(task)
+    if leader := task.spec.layers_of or row.follows:
+        options["layers"] = layers_of(task, leader, progress)
     trajectory = prune(
         task.model,
         task.batches(row.scored_on),
@@ -106,18 +104,15 @@ def _run(task: Task, method: str, progress: bool) -> Trajectory:
     return trajectory
 
 
-def layers_of(task: Task) -> list[int]:
-    """The layers that the heads of a variant go from, step by step, as its ``layers_of`` says.
-
-    The method that it names is run first on the model as it is where it was not. One layer after the other, from the
-    first, a layer without heads passed by, where it names none.
-    """
-    if task.spec.layers_of == "in turn":
+def layers_of(task: Task, leader: str, progress: bool = False) -> list[int]:
+    """The layers that heads go from, step by step, where ``leader`` says it: a method, which is run first on the task
+    as it is without this, or "in turn", one layer after the other, from the first, a layer without heads passed by."""
+    if leader == "in turn":
         left = head_mask_of(task.model).sum(1).tolist()
         return [layer for turn in range(max(left)) for layer, heads in enumerate(left) if turn < heads]
-    whole = task.name.rpartition("/")[0]
-    leader = trajectories(task.profile, [whole], [task.spec.layers_of], str(task.model.device))[whole]
-    return [layer for layer, _head in leader[task.spec.layers_of].order()]
+    if task.spec.layers_of:
+        task = task.variant("/".join(part for part in task.name.split("/") if not part.startswith("layers")))
+    return [layer for layer, _head in run(task, leader, progress).order()]
 
 
 def trajectories(
