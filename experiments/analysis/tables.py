@@ -106,6 +106,35 @@ def rescaling_table(orders: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# Of which methods the table ``layers_or_heads`` asks what the difference of their areas comes from.
+LAYERS_OR_HEADS = (("greedy_gnorm", "gnorm_once"), ("head_importance", "greedy_gnorm"))
+
+
+def layers_or_heads(areas: pd.DataFrame) -> pd.DataFrame:
+    """A row for every model, pair (method, baseline) of ``LAYERS_OR_HEADS``, and what is the method's: layers and
+    heads, layers alone, heads alone; the rest is the baseline's. areas: of ``layered.layers_and_heads``.
+
+    difference, low, high: how much larger the area is than the baseline's, the mean over trainings with Student's 95 %
+    interval, empty for one training.
+    """
+    rows = []
+    for model, found in areas.groupby("model", sort=False):
+        of = found.pivot(index="training", columns=["layers of", "heads by"], values="area")
+        for method, baseline in LAYERS_OR_HEADS:
+            changes = {
+                "layers and heads": (method, method),
+                "layers alone": (method, baseline),
+                "heads alone": (baseline, method),
+            }
+            for changed, at in changes.items():
+                difference = (of[at] - of[baseline, baseline]).to_numpy()
+                low, high = over_seeds(difference).interval(0.95) if len(difference) > 1 else (np.nan, np.nan)
+                rows.append((model, method, baseline, changed, len(difference), difference.mean(), low, high))
+    return pd.DataFrame(
+        rows, columns=["model", "method", "baseline", "changed", "trainings", "difference", "low", "high"]
+    )
+
+
 def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.DataFrame:
     """A row for every model and method of repeated runs, the best median area first.
 

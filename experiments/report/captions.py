@@ -171,6 +171,11 @@ ROWS: dict[str, Caption] = {
         "Step by step a head goes from the layer that one method takes it from; which, another method says. Area: mean "
         "over training seeds.",
     ),
+    "layers_or_heads": Caption(
+        "What a difference of areas comes from",
+        "How much larger the area is than the baseline's where layers, heads of them, or both are the method's. Mean "
+        "over training seeds, 95 % t-interval.",
+    ),
     "rescaled_orders": Caption(
         "Heads written otherwise, run by run",
         "Rank correlation: of the steps of removal with those of the model as it was trained. Area, and up to half of "
