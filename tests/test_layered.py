@@ -14,6 +14,7 @@ from experiments.data import tasks
 from experiments.data.profiles import LAYERS_OF, model_spec
 from experiments.pipeline import jobs
 from experiments.runs import layered
+from experiments.runs.after_pruning import calibration_of_pruned
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +63,10 @@ def test_runs_of_different_trainings_are_not_compared(tmp_path):
     info = json.loads(path.read_text("utf-8"))
     info["weights"]["recipe_version"] -= 1
     path.write_text(json.dumps(info), "utf-8")
-    with pytest.raises(ValueError, match="random and weight_magnitude pruned weights of different trainings: delete"):
+    with pytest.raises(ValueError, match="random and weight_magnitude have weights of different trainings: delete"):
         runs.trajectories("smoke", ["bert"], ["random", "weight_magnitude"], "cpu")
+    with pytest.raises(ValueError, match="weight_magnitude and the checkpoint that is there have weights of different"):
+        calibration_of_pruned("smoke", ["bert"], ["weight_magnitude"], "cpu")
 
 
 def test_a_run_of_another_recipe_is_made_again(tmp_path):

@@ -87,6 +87,7 @@ def _pruned(
         for name in repetitions(profile, model)[:seeds]:
             of_name = runs.trajectories(profile, [name], chosen, device)[name]
             task = tasks.load(profile, name, device)
+            runs.check_trainings(profile, name, of_name, task)
             for method in chosen:
                 yield {"model": model, "repetition": name, "method": method}, task, of_name[method]
 
