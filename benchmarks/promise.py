@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from experiments.data import tasks
+from experiments.data.profiles import models_for
 from experiments.files.paths import results_folder
 from experiments.runs.results import load_trajectory
+from gnorm import prune
 from gnorm.metrics import METRICS, correct_texts
 from gnorm.shipping import Own, recover
 from gnorm.shipping.choosing import pruned_copy
@@ -21,14 +23,16 @@ BUDGETS = (0.01, 0.02)
 
 DRAWS = 50  # of each trajectory: half of its texts to choose by, half to test on
 
-TRAININGS, TRAINED_DRAWS = 2, 250  # of each model, whose pruned states are trained; of each of them
+TRAINED_DRAWS = 500  # of each model whose pruned states are trained
 
 
 def promise() -> Iterator[dict[str, Any]]:
     """By model and budget: the share of draws in which the budget is broken, by more than it and by more than twice it,
     and the heads that go, with a confidence of 0.9 and without one."""
-    for model, names in _trainings().items():
-        runs = [load_trajectory("study", name, method) for name in names for method in METHODS]
+    study = results_folder("study")
+    for model in sorted(path.name for path in study.iterdir() if (path / "seed0").is_dir()):
+        seeds = sorted(path.name for path in (study / model).glob("seed*") if (path / f"{METHODS[0]}.csv").exists())
+        runs = [load_trajectory("study", f"{model}/{seed}", method) for seed in seeds for method in METHODS]
         for budget in BUDGETS:
             generator = np.random.default_rng(0)
             found = [loss(run, budget, generator) for run in runs for _ in range(DRAWS)]
@@ -50,24 +54,15 @@ def loss(run: Trajectory, budget: float, generator: np.random.Generator) -> tupl
     return [float(values.iloc[0] - values[number]) for number in heads], heads
 
 
-def _trainings() -> dict[str, list[str]]:
-    """By model of the study, the names of its trainings that have the trajectories."""
-    study = results_folder("study")
-    return {
-        model: sorted(f"{model}/{found.parent.name}" for found in (study / model).glob(f"seed*/{METHODS[0]}.csv"))
-        for model in sorted(path.name for path in study.iterdir() if (path / "seed0").is_dir())
-    }
-
-
 def trained_promise() -> Iterator[dict[str, Any]]:
-    """By model and budget, for states of head importance that are trained after pruning: the share of draws in which
-    the budget is broken, by more than it and by more than twice it, the heads that go, with a confidence of 0.9, and
-    the share of draws in which no state is shown to keep it."""
-    for model, names in _trainings().items():
-        found = [hits_of_trained(name) for name in names[:TRAININGS]]
+    """By model of profile local and budget, for states of head importance that are trained after pruning: the share of
+    draws in which the budget is broken, by more than it and by more than twice it, the heads that go, with a confidence
+    of 0.9, and the share of draws in which no state is shown to keep it."""
+    for model in models_for("single_label_classification", "local", []):
+        before, trained = hits_of_trained(model)
         for budget in BUDGETS:
             generator = np.random.default_rng(0)
-            draws = [trained_loss(*one, budget, generator) for one in found for _ in range(TRAINED_DRAWS)]
+            draws = [trained_loss(before, trained, budget, generator) for _ in range(TRAINED_DRAWS)]
             losses, heads, kept = (np.array(column) for column in zip(*draws, strict=True))
             yield {
                 "model": model,
@@ -80,17 +75,18 @@ def trained_promise() -> Iterator[dict[str, Any]]:
             }
 
 
-def hits_of_trained(name: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """(text,) bool: the test texts that a training of the study answers rightly; and by number of pruned heads, those
+def hits_of_trained(model: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """(text,) bool: the test texts that a model of profile local answers rightly; and by number of pruned heads, those
     of its pruned models, each trained for an epoch on all of the validation split and the intact model's logits."""
-    task, run = tasks.load("study", name, progress=False), load_trajectory("study", name, "head_importance")
-    learnt, tested = task.texts("validation"), task.batches("evaluation")
-    own = Own(task.model, task.tokenizer, task.batches("scoring"), learnt, tested, name, name)
-    trained = {}
-    for pruned in range(0, int(run.start.sum()), max(1, int(run.start.sum()) // SHARES)):
-        model = pruned_copy(own, run, pruned)
-        recover(model, learnt, task.model, progress=False)
-        trained[pruned] = correct_texts(model, tested).numpy()
+    task = tasks.load("local", model, progress=False)
+    learnt, tested = task.texts("validation"), task.texts("test")
+    run = prune(task.model, task.batches("scoring"), method="head_importance", progress=False)
+    own = Own(task.model, task.tokenizer, task.batches("scoring"), learnt, tested, model, model)
+    trained, heads = {}, int(run.start.sum())
+    for pruned in range(0, heads, max(1, heads // SHARES)):
+        smaller = pruned_copy(own, run, pruned)
+        recover(smaller, learnt, task.model, progress=False)
+        trained[pruned] = correct_texts(smaller, tested).numpy()
     return correct_texts(task.model, tested).numpy(), trained
 
 

@@ -102,11 +102,11 @@ drawn 50 times each. `broken` is the share of draws in which more than the budge
 on are a draw too, so a share may lie somewhat above a tenth though the promise holds.""",
     "trained_promise": """## A budget that is kept after training
 
-The same for models that are trained after pruning, as by `--recover 1`: along the run of head importance a model at
-every twelfth of the heads, each trained for an epoch on the validation split and the intact model's logits, of two
-trainings of each model. The promise is tested on half of the 1,000 test texts, in order, and what is lost is measured
-on the other half, drawn 250 times for each training. `refused` is the share of draws in which not even the first state
-is shown to keep the budget.""",
+The same for models that are trained after pruning, as by `--recover 1`: the models of profile `local`, pruned along
+head importance, at every twelfth of the heads, each trained for an epoch on the validation split and the intact model's
+logits. The promise is tested on half of the 1,000 test texts, state by state, and what is lost is measured on the other
+half, drawn 500 times. `refused` is the share of draws in which not even the first state is shown to keep the
+budget.""",
     "peers": """## Beside other tools
 
 One fine-tuned MiniLM (6 layers of 12 heads and 1,536 neurons, two classes), pruned to like shares of its operations by
