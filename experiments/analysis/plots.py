@@ -636,21 +636,15 @@ def sharpness(heads: pd.DataFrame, profile: str) -> Figure:
             axis.set_ylabel("log of the gradient norm")
         rows = intact[intact.model == model]
         layers = sorted(rows.layer.unique())
-        for layer, color in zip(layers, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers))), strict=True):
+        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(layers)))
+        for layer, color in zip(layers, colors, strict=True):
             of_layer = rows[rows.layer == layer]
             own = of_layer[of_layer.factor == 1]
-            axis.plot(own.entropy, own[name], ".", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
+            axis.plot(own.entropy, own[name], ".", color=color, alpha=0.6, markersize=6, markeredgewidth=0)
             means = of_layer.groupby("factor")[["entropy", name]].mean()
             axis.plot(means.entropy, means[name], color=color, marker="o", markersize=3)
-            axis.plot(
-                means.entropy[1],
-                means[name][1],
-                "s",
-                color=color,
-                markeredgecolor="white",
-                markersize=6,
-                label=f"layer {layer}",
-            )
+            label = f"layer {layer}"
+            axis.plot(means.entropy[1], means[name][1], "s", color=color, markeredgecolor="white", label=label)
         axis.set(xlabel="attention entropy (nats)")
         axis.set_title(f"{model}: {name}", fontsize=10)
     _legend(figure, axes, columns=6)

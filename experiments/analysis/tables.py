@@ -134,7 +134,7 @@ def _sharpness_of_trainings(heads: pd.DataFrame) -> pd.DataFrame:
     found = groups.mean().assign(heads=groups.size())
     for group, rows in heads.groupby([*state, "layer"], sort=False):
         ranks = rows[measured].rank().corr()["entropy"] if len(rows) >= FEWEST else pd.Series(np.nan, measured)
-        found.loc[group, [f"rho {name}" for name in QKV]] = ranks[[*QKV]].to_numpy()
+        found.loc[group, [f"rho {name}" for name in QKV]] = ranks[[*QKV]].round(12).to_numpy()  # 0 is 0
     found = found.reset_index()
     last = found.layer == found.groupby("model").layer.transform("max")
     for name in ("query", "key"):
@@ -164,7 +164,7 @@ def sharpness_effects(heads: pd.DataFrame) -> pd.DataFrame:
     ``EXPECTED``, "" where nothing was; found: where the interval lies.
     """
     found = _sharpness_of_trainings(heads)
-    effects = [name for name in found if name.startswith(("rho ", "change of ", "last layer, "))]
+    effects = [name for kind in ("rho ", "change of ", "last layer, ") for name in found if name.startswith(kind)]
     rows = []
     for (model, factor, share), of_state in found.groupby(["model", "factor", "share"], sort=False):
         for effect in effects:
