@@ -55,6 +55,7 @@ OPTIONAL = (
     "ablations",
     "stability",
     "rescaling",
+    "sharpness",
     "cost_quality",
 )
 

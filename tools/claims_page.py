@@ -191,6 +191,23 @@ def layers_and_heads() -> str:
     return "\n\n".join(parts)
 
 
+def sharp_attention() -> str:
+    """Effects of sharp attention that were expected, a row each and a column for each model."""
+    table = read("sharpness_effects").rename(columns={"mean": "difference", "found": "side"})
+    decides = table.factor == np.where(table.effect.str.startswith("change"), 2, 1)
+    rows = table[decides & (table.share == 0) & table.expected.notna()]
+    rows = rows.assign(cell=[cell(row) for row in rows.itertuples()])
+    wide = rows.pivot_table(
+        index=["effect", "expected"],
+        columns="model",
+        values="cell",
+        aggfunc="first",
+        sort=False,
+        fill_value="one layer",
+    )
+    return wide.reset_index().to_markdown(index=False)
+
+
 COLUMNS = ["intact", "intact trained", "pruned", "trained"]
 
 
@@ -425,6 +442,7 @@ PARTS = (
     of_which_trainings,
     orders_kept,
     layers_and_heads,
+    sharp_attention,
     after_training,
     spread_after_training,
     how_they_answer,

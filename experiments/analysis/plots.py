@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
+from gnorm.engine.model.blocks import QKV
 from gnorm.methods import find_method
 from gnorm.metrics import METRICS, Metric
 from gnorm.trajectory import Trajectory, area, bootstrap, curve, interval
@@ -62,9 +63,10 @@ STYLE: Any = {
 Runs = Mapping[str, Mapping[str, Trajectory]]  # runs[model][method]
 
 
-def _grid(panels: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """A figure with ``panels`` panels, at most two side by side, as in the paper. width, height: inches a panel."""
-    columns = min(2, max(1, panels))
+def _grid(panels: int, width: float = 4.6, height: float = 3.2, most: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure with ``panels`` panels, at most ``most`` side by side, two as in the paper. width, height: inches a
+    panel."""
+    columns = min(most, max(1, panels))
     rows = max(1, -(-panels // columns))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
@@ -613,6 +615,42 @@ def rescaling(orders: pd.DataFrame, methods: Sequence[str], profile: str) -> Fig
     _legend(figure, axes, columns=2)
     figure.supxlabel(
         f"profile {profile}. Value rows times c, output columns by c: what a model computes is the same.", fontsize=7
+    )
+    return figure
+
+
+def sharpness(heads: pd.DataFrame, profile: str) -> Figure:
+    """Logarithms of gradient norms of query, key and value against attention entropy: a row of panels for each model,
+    a colour for each layer.
+
+    heads: as ``sharpness.sharpness`` returns it. Dots are the heads of the intact models of all trainings; lines join
+    the means of a layer with the attention logits times each factor, a square where they are as trained.
+    """
+    intact = heads[heads.share == 0].replace(-np.inf, np.nan)
+    models = list(dict.fromkeys(intact.model))
+    figure, axes = _grid(len(QKV) * len(models), width=2.3, height=2.5, most=len(QKV))
+    for at, (axis, (model, name)) in enumerate(zip(axes, [(m, n) for m in models for n in QKV], strict=True)):
+        if at % len(QKV):
+            axis.sharey(axes[at - 1])
+        else:
+            axis.set_ylabel("log of the gradient norm")
+        rows = intact[intact.model == model]
+        layers = sorted(rows.layer.unique())
+        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(layers)))
+        for layer, color in zip(layers, colors, strict=True):
+            of_layer = rows[rows.layer == layer]
+            own = of_layer[of_layer.factor == 1]
+            axis.plot(own.entropy, own[name], ".", color=color, alpha=0.6, markersize=6, markeredgewidth=0)
+            means = of_layer.groupby("factor")[["entropy", name]].mean()
+            axis.plot(means.entropy, means[name], color=color, marker="o", markersize=3)
+            label = f"layer {layer}"
+            axis.plot(means.entropy[1], means[name][1], "s", color=color, markeredgecolor="white", label=label)
+        axis.set(xlabel="attention entropy (nats)")
+        axis.set_title(f"{model}: {name}", fontsize=10)
+    _legend(figure, axes, columns=6)
+    figure.supxlabel(
+        f"profile {profile}. Dots: heads as trained. Lines: means of a layer, its logits times 0.5, 1 (square) and 2.",
+        fontsize=7,
     )
     return figure
 

@@ -148,6 +148,7 @@ TRAJECTORIES_OF: dict[str, AsksFor] = {
         _varied,
     ),
     "rescaling": _rescaled,
+    "sharpness": _repeated("greedy_gnorm"),
 }
 
 

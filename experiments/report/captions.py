@@ -194,6 +194,26 @@ ROWS: dict[str, Caption] = {
         "Factor: the largest of all heads. Change: the largest of a logit. As trained: the standard deviation over "
         "heads of log c, with c the factor that would give both projections of a pair one norm.",
     ),
+    "sharpness": Caption(
+        "Sharp attention and the gradients of query and key",
+        "Attention entropy (nats, mean over passes of a shared block) beside the logarithms of the gradient norms of "
+        "query, key and value, whose sum is G-norm. Factor: of all attention logits; it is taken out of key. Dots: "
+        "heads as trained; lines: means of a layer with logits times 0.5, 1 and 2.",
+        "scoring",
+    ),
+    "sharpness_by_layer": Caption(
+        "Sharp attention, layer by layer",
+        "Means over heads and trainings. Rho: Spearman's rank correlation with entropy over the heads of the layer, of "
+        "three or more, mean over trainings.",
+        "scoring",
+    ),
+    "sharpness_effects": Caption(
+        "Sharp attention: what was expected and what was found",
+        "Mean over layers and trainings; interval: Student's t over trainings. Rho: Spearman's rank correlation with "
+        "entropy over the heads of a layer. Change: from factor 1, of entropy (nats) and of the logarithms of norms. "
+        "Last layer: less the mean of the others. Positive: how many of the layers of all trainings.",
+        "scoring",
+    ),
     "sanity_checks": Caption("What is left when weights or labels are shuffled", PAIRED),
     "cost_quality": Caption("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),
     "recovery": Caption(
