@@ -55,6 +55,7 @@ OPTIONAL = (
     "ablations",
     "stability",
     "rescaling",
+    "thresholds",
     "cost_quality",
 )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gnorm.engine.forwarding import passes
 from gnorm.engine.model.sizes import Batch
-from gnorm.engine.texts.batches import prepare
+from gnorm.engine.texts.batches import Prepared, prepare
 from gnorm.heads import masked
 from gnorm.journal import digest
 from gnorm.metrics import accuracy
@@ -34,7 +34,7 @@ FINE_TUNED, EPOCHS = 0.5, 1  # the share of heads that goes before training, and
 BINS = 10  # of confidence, for the calibration error
 
 
-def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+def class_logits(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """(text, class) float64, in the order in which the batches were given."""
     prepared = prepare(batches, model, together=True)
     index, logits = [], []
@@ -42,7 +42,12 @@ def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
         for micro in prepared:
             index.append(micro.index)
             logits.append(forward(micro)[0].double().cpu())
-    return torch.cat(logits)[torch.cat(index).argsort()].softmax(1)
+    return torch.cat(logits)[torch.cat(index).argsort()]
+
+
+def class_probabilities(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """(text, class) float64, in the order in which the batches were given."""
+    return class_logits(model, batches).softmax(1)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
@@ -69,13 +74,13 @@ def calibration_of_pruned(
     texts. Trajectories that are missing are run first. Raises as ``runs.trajectories`` does.
     """
     rows = []
-    for about, task, trajectory in _pruned(profile, models, methods, device):
+    for about, task, trajectory in each_order(profile, models, methods, device):
         measure = partial(_calibration, task, trajectory)
-        rows += [about | row for row in _cached(task, trajectory, "answers", [*SHARES], measure)["rows"]]
+        rows += [about | row for row in cached_by_order(task, trajectory, "answers", [*SHARES], measure)["rows"]]
     return pd.DataFrame(rows)
 
 
-def _pruned(
+def each_order(
     profile: str, models: Sequence[str], methods: Sequence[str], device: str | None, seeds: int | None = None
 ) -> Iterator[tuple[dict[str, str], Task, Trajectory]]:
     """Every repetition and method of every model: what it is called in a table, its task, its trajectory.
@@ -123,9 +128,9 @@ def fine_tuned(
     random, the first trial. Raises as ``runs.trajectories`` does.
     """
     rows = []
-    for about, task, trajectory in _pruned(profile, models, methods, device, seeds):
+    for about, task, trajectory in each_order(profile, models, methods, device, seeds):
         measure = partial(_fine_tuned, task, trajectory)
-        found = _cached(task, trajectory, "recovery", [FINE_TUNED, EPOCHS], measure)
+        found = cached_by_order(task, trajectory, "recovery", [FINE_TUNED, EPOCHS], measure)
         control = runs.cached(
             after_pruning_folder(profile, task.name) / "intact-recovery.json",
             digest([task.hash, EPOCHS]),
@@ -159,7 +164,9 @@ def _mask(trajectory: Trajectory, share: float) -> Tensor:
     return trajectory.mask(round(share * int(trajectory.start.sum())))
 
 
-def _cached(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
+def cached_by_order(
+    task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any
+) -> dict[str, Any]:
     """``runs.cached`` in a file of its own, for this task and order of heads."""
     path = after_pruning_folder(task.profile, task.name) / f"{trajectory.info['method']}-{what}.json"
     return runs.cached(path, digest([task.hash, trajectory.order(), what, *options]), measure)
