@@ -107,7 +107,7 @@ def refitted_biases(logits: Tensor, labels: Tensor) -> Tensor:
             "must be two classes or more, and texts of each."
         )
     above = (logits.double() - logits.double().gather(1, labels[:, None])).numpy()  # the logit of the label
-    shares = (counts / len(labels)).double().numpy()
+    shares = (counts.double() / len(labels)).numpy()
 
     def probabilities(free: np.ndarray) -> np.ndarray:
         return scipy.special.softmax(above + np.append(0, free), axis=1)
@@ -123,9 +123,13 @@ def refitted_biases(logits: Tensor, labels: Tensor) -> Tensor:
         found = probabilities(free)[:, 1:]
         return np.diag(found.mean(0)) - found.T @ found / len(found)
 
-    options = {"gtol": 1e-7}  # of the shares of classes; a step further, the loss moves by less than float64 holds
     found = scipy.optimize.minimize(
-        loss, np.zeros(classes - 1), jac=gradient, hess=curvature, method="trust-exact", options=options
+        loss,
+        np.zeros(classes - 1),
+        method="trust-exact",
+        jac=gradient,
+        hess=curvature,
+        options={"gtol": 1e-7},  # of the shares of classes; below it, float64 does not tell losses apart
     )
     if not found.success:
         raise RuntimeError(f"no biases of {classes} classes were found that fit {len(labels)} texts: {found.message}")
@@ -143,8 +147,9 @@ def auroc(logits: Tensor, labels: Tensor) -> float:
     areas = []
     for label in labels.unique().tolist():
         own = labels == label
-        rest = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1).double().logsumexp(1)
-        ranks = torch.from_numpy(scipy.stats.rankdata((logits[:, label].double() - rest).numpy()))
+        above = logits.double() - logits[:, [label]].double()  # texts whose logits differ by a constant tie
+        odds = -torch.cat([above[:, :label], above[:, label + 1 :]], 1).logsumexp(1)
+        ranks = torch.from_numpy(scipy.stats.rankdata(odds.numpy()))
         number, of_rest = int(own.sum()), int((~own).sum())
         if not of_rest:
             raise ValueError(f"all {number} texts are of class {label}: AUROC needs texts of two classes.")
