@@ -56,6 +56,7 @@ OPTIONAL = (
     "stability",
     "rescaling",
     "sharpness",
+    "thresholds",
     "cost_quality",
 )
 

@@ -208,6 +208,24 @@ def sharp_attention() -> str:
     return wide.reset_index().to_markdown(index=False)
 
 
+def dips_by_cause() -> str:
+    """How many deep dips the threshold made, what refitting gives back of them, and mean areas: a line a model."""
+    lines = []
+    for model, rows in read("threshold_dips").groupby("model", sort=False):
+        deep = rows[rows.verdict != "no dip"]
+        low, median, high = deep["given back"].quantile([0, 0.5, 1])
+        judged = (
+            f"the threshold made {(deep.verdict == 'threshold').sum()} of them; refitting gives back {low:.2f} to "
+            f"{high:.2f} of a dip, {median:.2f} in the median; "
+        )
+        lines.append(
+            f"- **{model}**: {len(deep)} of {len(rows)} runs have a dip to judge; {judged if len(deep) else ''}"
+            f"the mean area is {rows.area.mean():.3f}, with biases refitted {rows['refitted area'].mean():.3f}, under "
+            f"the AUROC curve {rows['AUROC area'].mean():.3f}."
+        )
+    return "\n".join(lines)
+
+
 COLUMNS = ["intact", "intact trained", "pruned", "trained"]
 
 
@@ -443,6 +461,7 @@ PARTS = (
     orders_kept,
     layers_and_heads,
     sharp_attention,
+    dips_by_cause,
     after_training,
     spread_after_training,
     how_they_answer,

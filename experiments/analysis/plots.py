@@ -655,6 +655,38 @@ def sharpness(heads: pd.DataFrame, profile: str) -> Figure:
     return figure
 
 
+# The line of each curve of ``thresholds.with_refitted_biases``, and its name.
+READ_AGAIN: dict[str, dict[str, Any]] = {
+    "accuracy": {"label": "accuracy", "color": "#000000", "linestyle": "-", "linewidth": 1.6},
+    "refitted": {"label": "accuracy, biases refitted", "color": "#D55E00", "linestyle": "--", "linewidth": 1.6},
+    "AUROC": {"label": "AUROC", "color": "#0072B2", "linestyle": ":", "linewidth": 2.0},
+}
+
+
+def thresholds(table: pd.DataFrame, dips: pd.DataFrame, methods: Sequence[str], profile: str) -> Figure:
+    """Accuracy, accuracy with refitted biases, and AUROC against heads pruned: a panel for each model and method, of
+    the training whose dip is the deepest, with a line at its bottom.
+
+    table: as ``thresholds.with_refitted_biases`` returns it; dips: as ``tables.threshold_dips`` returns it.
+    """
+    shown = dips[dips["method"].isin(methods)]
+    deepest = dips.loc[shown.groupby(["model", "method"], sort=False).dip.idxmax()]
+    figure, axes = _grid(len(deepest), width=2.9, height=2.3)
+    for axis, row in zip(axes, deepest.to_dict("records"), strict=True):
+        found = table[(table.training == row["training"]) & (table["method"] == row["method"])]
+        for curve_, line in READ_AGAIN.items():
+            axis.plot(found.share, found[curve_], **line)
+        if row["dip"]:
+            axis.axvline(row["share"], color="#999999", linewidth=0.8, label="deepest dip of accuracy")
+        for each in (axis.xaxis, axis.yaxis):
+            _in_percent(each)
+        axis.set(xlabel="heads pruned", xlim=(0, 1))
+        axis.set_title(f"{row['training']}, {_short(row['method'])}", fontsize=9)
+    _legend(figure, axes, columns=2)
+    figure.supxlabel(f"profile {profile}; of each model the training with the deepest dip", fontsize=7)
+    return figure
+
+
 def cost_quality(table: pd.DataFrame, profile: str, named: Iterable[str], metric: str = "accuracy") -> Figure:
     """Area against seconds of scoring: a panel for each model, a dot for each method with its range over seeds.
 

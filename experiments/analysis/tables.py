@@ -193,7 +193,9 @@ def sharpness_effects(heads: pd.DataFrame) -> pd.DataFrame:
     ``EXPECTED``, "" where nothing was; found: where the interval lies.
     """
     found = _sharpness_of_trainings(heads)
-    effects = [name for kind in ("rho ", "change of ", "last layer, ") for name in found if name.startswith(kind)]
+    effects = [
+        name for kind in ("rho ", "change of ", "last layer, ") for name in map(str, found) if name.startswith(kind)
+    ]
     rows = []
     for (model, factor, share), of_state in found.groupby(["model", "factor", "share"], sort=False):
         for effect in effects:
@@ -207,6 +209,47 @@ def sharpness_effects(heads: pd.DataFrame) -> pd.DataFrame:
             rows.append(row)
     table = pd.DataFrame([row for row in rows if row["layers"]])
     return table.assign(found=sides(table).where(table.low.notna(), ""))
+
+
+CURVES = ("accuracy", "refitted", "AUROC")  # of ``thresholds.with_refitted_biases``
+DEEP = 0.05  # of accuracy: dips that are less deep are not judged
+HALF = 0.5  # of a dip: what refitting gives back where the threshold made it
+
+
+def depths(values: np.ndarray) -> np.ndarray:
+    """(state,) how far a curve lies, at each state, below the lower of its best before and its best after it.
+
+    The largest is the largest of min(values[i], values[k]) - values[j] with i < j < k, and 0 where none is above 0.
+    """
+    before, after = np.maximum.accumulate(values), np.maximum.accumulate(values[::-1])[::-1]
+    return np.asarray(np.minimum(before, after) - values)
+
+
+def threshold_dips(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for every model, training and method of ``thresholds.with_refitted_biases``: its deepest dip of accuracy.
+
+    share: of the heads pruned at its bottom, the first of equal ones; empty where accuracy never recovers. dip: its
+    depth; refitted there, AUROC there: the ``depths`` of these curves at that state. given back: the share of the dip
+    that is none once biases are refitted; negative where the dip becomes deeper. verdict: "threshold" where at least
+    ``HALF`` is given back, else "heads"; "no dip" where it is less deep than ``DEEP``. refitted dip, AUROC dip: the
+    deepest of each curve of its own. area and so on: under each curve.
+    """
+    rows = []
+    for group, found in table.groupby(["model", "training", "method"], sort=False):
+        below = {curve: depths(found[curve].to_numpy()) for curve in CURVES}
+        bottom = int(below["accuracy"].argmax())
+        dip, refitted, ranked = (float(below[curve][bottom]) for curve in CURVES)
+        given_back = 1 - refitted / dip if dip else np.nan
+        areas = (float(np.trapezoid(found[curve], found.share)) for curve in CURVES)
+        rows.append(
+            dict(zip(("model", "training", "method"), group, strict=True))
+            | {"states": len(found), "share": float(found.share.iloc[bottom]) if dip else np.nan, "dip": dip}
+            | {"refitted there": refitted, "AUROC there": ranked, "given back": given_back}
+            | {"verdict": "no dip" if dip < DEEP else "threshold" if given_back >= HALF else "heads"}
+            | {f"{curve} dip": float(below[curve].max()) for curve in CURVES[1:]}
+            | dict(zip(("area", "refitted area", "AUROC area"), areas, strict=True))
+        )
+    return pd.DataFrame(rows)
 
 
 def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.DataFrame:

@@ -214,6 +214,26 @@ ROWS: dict[str, Caption] = {
         "Last layer: less the mean of the others. Positive: how many of the layers of all trainings.",
         "scoring",
     ),
+    "thresholds": Caption(
+        "What the threshold owes to a dip, state by state",
+        "Accuracy as the model answers, and with class biases refitted on the split that heads are scored on; AUROC: "
+        "mean over classes, each against the rest. Of methods that draw at random, the first trial.",
+        columns={"pruned heads": "heads pruned", "refitted": "accuracy, biases refitted"},
+    ),
+    "threshold_dips": Caption(
+        "Dips of accuracy: lost heads or a drifted threshold",
+        "Dip: how far accuracy lies below both its best before and its best after, at the deepest. Given back: the "
+        "share of it that refitted biases take away. Verdict: threshold from a half on, else heads; dips of less than "
+        "0.05 are not judged.",
+        columns={
+            "refitted there": "depth there, biases refitted",
+            "AUROC there": "depth there, AUROC",
+            "refitted dip": "deepest dip, biases refitted",
+            "AUROC dip": "deepest dip, AUROC",
+            "refitted area": "area, biases refitted",
+            "AUROC area": "area under the AUROC curve",
+        },
+    ),
     "sanity_checks": Caption("What is left when weights or labels are shuffled", PAIRED),
     "cost_quality": Caption("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),
     "recovery": Caption(

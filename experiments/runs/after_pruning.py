@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gnorm.engine.forwarding import passes
 from gnorm.engine.model.sizes import Batch
-from gnorm.engine.texts.batches import prepare
+from gnorm.engine.texts.batches import Prepared, prepare
 from gnorm.heads import masked
 from gnorm.journal import digest
 from gnorm.metrics import accuracy
@@ -34,7 +34,7 @@ FINE_TUNED, EPOCHS = 0.5, 1  # the share of heads that goes before training, and
 BINS = 10  # of confidence, for the calibration error
 
 
-def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+def class_logits(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """(text, class) float64, in the order in which the batches were given."""
     prepared = prepare(batches, model, together=True)
     index, logits = [], []
@@ -42,7 +42,12 @@ def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
         for micro in prepared:
             index.append(micro.index)
             logits.append(forward(micro)[0].double().cpu())
-    return torch.cat(logits)[torch.cat(index).argsort()].softmax(1)
+    return torch.cat(logits)[torch.cat(index).argsort()]
+
+
+def class_probabilities(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """(text, class) float64, in the order in which the batches were given."""
+    return class_logits(model, batches).softmax(1)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
