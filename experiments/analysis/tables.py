@@ -202,7 +202,7 @@ def sharpness_effects(heads: pd.DataFrame) -> pd.DataFrame:
             values = of_state[["training", effect]].dropna()
             means = values.groupby("training")[effect].mean().to_numpy()
             low, high = over_seeds(means).interval(0.95) if len(means) > 1 else (np.nan, np.nan)
-            side = EXPECTED.get(effect, 0) * (-1 if effect.startswith("change") and factor < 1 else 1)
+            side = EXPECTED.get(effect, 0) * (-1 if effect.startswith("change") and of_state.factor.max() < 1 else 1)
             row = {"model": model, "factor": factor, "share": share, "effect": effect, "trainings": len(means)}
             row |= {"mean": means.mean() if len(means) else np.nan, "low": low, "high": high, "layers": len(values)}
             row |= {"positive": int((values[effect] > 0).sum()), "expected": ["", "above 0", "below 0"][side]}
