@@ -55,6 +55,8 @@ OPTIONAL = (
     "ablations",
     "stability",
     "rescaling",
+    "sharpness",
+    "thresholds",
     "cost_quality",
 )
 

@@ -58,7 +58,7 @@ import literal
 from benchmarks.cases import Case, Texts, bert, environment, lengths_of, model_of, operations, seconds, texts_of
 from benchmarks.memory import memory
 from benchmarks.peers import TOOLS, peers
-from benchmarks.promise import promise
+from benchmarks.promise import promise, trained_promise
 from benchmarks.ranks import ranks
 
 FOLDER = ROOT / "benchmarks" / "results"
@@ -416,6 +416,7 @@ TABLES = {
         memory,
         ranks,
         promise,
+        trained_promise,
         peers,
     )
 }

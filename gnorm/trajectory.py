@@ -100,9 +100,12 @@ def curve(trajectory: Trajectory) -> pd.Series:
     return states[trajectory.metric.name].mean()
 
 
-def area(values: pd.Series) -> float:
-    """Trapezoid area under a ``curve`` against the fraction of heads pruned; 0 to 1 where the metric is a fraction."""
-    return float(np.trapezoid(values, values.index / values.index[-1]))
+def area(values: pd.Series, until: float = 1.0) -> float:
+    """Trapezoid area under a ``curve`` against the fraction of heads pruned, up to the fraction ``until`` and over it;
+    0 to 1 where the metric is a fraction."""
+    shares = values.index / values.index[-1]
+    grid = np.union1d(shares[shares <= until], until)
+    return float(np.trapezoid(np.interp(grid, shares, values), grid) / until)
 
 
 def of_texts(trajectory: Trajectory, texts: np.ndarray) -> Trajectory:

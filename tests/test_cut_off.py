@@ -1,6 +1,8 @@
 """Pipelines that fail, are killed, stopped or refused, and go on."""
 
+import asyncio
 import errno
+import gc
 import json
 import os
 import re
@@ -11,6 +13,7 @@ import time
 
 import psutil
 import pytest
+from nbclient.exceptions import DeadKernelError
 from pipeline import ROOT, alter, in_process
 from precision import close_files
 
@@ -115,6 +118,20 @@ def test_a_run_refuses_a_second_one_and_says_that_it_was_stopped_and_leaves_no_k
     assert "the same command goes on from here" in printed
     _, alive = psutil.wait_procs(kernels, timeout=60)
     assert not alive
+
+
+def test_a_cell_left_behind_with_its_kernel_killed_is_no_traceback_and_another_task_is(caplog):
+    async def left_behind():
+        async def fail(error):
+            raise error
+
+        for error in (DeadKernelError("Kernel died"), LookupError("no such head")):
+            asyncio.ensure_future(fail(error))
+        await asyncio.sleep(0)
+
+    asyncio.run(left_behind())
+    gc.collect()
+    assert [record.exc_info[0] for record in caplog.records if record.name == "asyncio"] == [LookupError]
 
 
 def replaced(root, notebook, source):

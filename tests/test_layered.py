@@ -2,14 +2,19 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from precision import close
 
 import gnorm
-from experiments import runs
+from experiments import runs, tables
 from experiments.data import tasks
 from experiments.data.profiles import LAYERS_OF, model_spec
 from experiments.pipeline import jobs
 from experiments.runs import layered
+from experiments.runs.after_pruning import calibration_of_pruned
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +63,10 @@ def test_runs_of_different_trainings_are_not_compared(tmp_path):
     info = json.loads(path.read_text("utf-8"))
     info["weights"]["recipe_version"] -= 1
     path.write_text(json.dumps(info), "utf-8")
-    with pytest.raises(ValueError, match="random and weight_magnitude pruned weights of different trainings: delete"):
+    with pytest.raises(ValueError, match="random and weight_magnitude have weights of different trainings: delete"):
         runs.trajectories("smoke", ["bert"], ["random", "weight_magnitude"], "cpu")
+    with pytest.raises(ValueError, match="weight_magnitude and the checkpoint that is there have weights of different"):
+        calibration_of_pruned("smoke", ["bert"], ["weight_magnitude"], "cpu")
 
 
 def test_a_run_of_another_recipe_is_made_again(tmp_path):
@@ -76,3 +83,20 @@ def test_a_run_of_another_recipe_is_made_again(tmp_path):
 def test_layers_of_nobody_are_refused():
     with pytest.raises(ValueError, match="'layers4' is not a variant of bert"):
         model_spec("smoke", "bert/layers4")
+
+
+def test_a_difference_is_taken_apart_into_layers_and_heads():
+    methods = ("greedy_gnorm", "gnorm_once", "head_importance")
+    worth = dict(zip(methods, (0.02, 0.0, 0.05), strict=True))
+    rows = [
+        ("bert", seed, layers, heads, 0.5 + 0.1 * seed + worth[layers] + 2 * worth[heads] * (1 + seed))
+        for seed in (0, 1)
+        for layers in methods
+        for heads in methods
+    ]
+    found = tables.layers_or_heads(pd.DataFrame(rows, columns=["model", "training", "layers of", "heads by", "area"]))
+    expected = [0.02 + 0.06, 0.02, 0.06, 0.03 + 0.09, 0.03, 0.09]
+    close(found.difference.to_numpy(), np.array(expected), torch.float64, scale=1)
+    assert (found.trainings == 2).all()
+    heads = found.iloc[2]  # 0.04 and 0.08: Student's t with one degree of freedom
+    close(heads.high - heads.difference, 0.02 * 12.706204736174707, torch.float64, scale=1)

@@ -31,6 +31,8 @@ def test_area_under_the_curve():
     assert area(curve(trajectory([1.0, 0.5, 0.0]))) == 0.5
     assert area(curve(trajectory([1.0, 1.0, 0.0]))) == 0.75
     assert area(curve(trajectory([1.0, 0.0], pruned=[0, 4]))) == 0.5
+    assert area(curve(trajectory([1.0, 0.5, 0.0])), until=0.5) == 0.75
+    assert area(curve(trajectory([1.0, 0.0], pruned=[0, 4])), until=0.5) == 0.75  # between states, on the line
 
 
 def test_the_solution_is_the_last_state_within_the_budget():

@@ -201,7 +201,7 @@ def test_figures_are_there(study):
     for name in (
         *("claims", "questions", "curves", "matched_random", "ablations", "when_scored", "other_criteria"),
         *("training_seeds", "scoring_variants", "sanity_checks", "cost_quality", "recovery", "calibration"),
-        *("rescaling", "layers_and_heads"),
+        *("rescaling", "layers_and_heads", "sharpness", "thresholds"),
     ):
         assert (study / "figures" / "smoke" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -218,6 +218,8 @@ def test_the_page_of_claims_is_written_from_the_tables(folder, monkeypatch, tmp_
     text = claims_page.page()
     assert "The largest change of a logit is 0, on 64 texts" in text
     assert "The models of this section were trained anew" not in text
+    assert "| rho query less value " in text
+    assert "- **albert**: " in text.partition("## Dips: ")[2].partition("## Afterwards")[0]
     for claim in claims.CLAIMS + claims.QUESTIONS:
         assert f"### {claim.name}. {claim.says}: " in text
     rows = table(folder, "differences").set_index(["method", "baseline", "endpoint"])

@@ -60,9 +60,23 @@ def test_rows_of_one_factor_are_what_they_say(family):
         "gnorm_margin": norms(model, mean_margin)[:, :3].prod(1),
         "gnorm_balanced": q * k * v * balance(model),
     }
+    expected["gnorm_by_layer"] = expected["gnorm_once"] / expected["gnorm_once"].log().mean(1, keepdim=True).exp()
     for name, products in expected.items():
         close_logs(MORE_METHODS[name].criterion(model, BATCHES), products.log(), torch.float64)
     assert len({tuple(products.flatten().tolist()) for products in expected.values()}) == len(expected)
+
+
+def test_a_single_head_of_a_layer_is_as_good_as_its_layer():
+    model = tiny_model("bert")
+    output = literal.projections(model)[0][3]
+    with torch.no_grad():
+        output.weight[:, 8:] = 0  # heads but the first hand nothing on
+    mask = gnorm.head_mask_of(model)
+    mask[1, 1:] = False
+    gnorm.remove_heads(model, mask)
+    scores = MORE_METHODS["gnorm_by_layer"].criterion(model, BATCHES)
+    assert scores[:2, 0].tolist() == [0, 0]
+    assert (scores[:2, 1:] == -torch.inf).all()
 
 
 def test_options_go_together():

@@ -191,6 +191,52 @@ def layers_and_heads() -> str:
     return "\n\n".join(parts)
 
 
+def sharp_attention() -> str:
+    """Effects of sharp attention that were expected, a row each and a column for each model."""
+    table = read("sharpness_effects").rename(columns={"mean": "difference", "found": "side"})
+    decides = table.factor == np.where(table.effect.str.startswith("change"), 2, 1)
+    rows = table[decides & (table.share == 0) & table.expected.notna()]
+    rows = rows.assign(cell=[cell(row) for row in rows.itertuples()])
+    wide = rows.pivot_table(
+        index=["effect", "expected"],
+        columns="model",
+        values="cell",
+        aggfunc="first",
+        sort=False,
+        fill_value="one layer",
+    )
+    return wide.reset_index().to_markdown(index=False)
+
+
+def dips_by_cause() -> str:
+    """How many deep dips the threshold made, what refitting gives back of them, and mean areas: a line a model."""
+    lines = []
+    for model, rows in read("threshold_dips").groupby("model", sort=False):
+        deep = rows[rows.verdict != "no dip"]
+        low, median, high = deep["given back"].quantile([0, 0.5, 1])
+        judged = (
+            f"the threshold made {(deep.verdict == 'threshold').sum()} of them; refitting gives back {low:.2f} to "
+            f"{high:.2f} of a dip, {median:.2f} in the median; "
+        )
+        lines.append(
+            f"- **{model}**: {len(deep)} of {len(rows)} runs have a dip to judge; {judged if len(deep) else ''}"
+            f"the mean area is {rows.area.mean():.3f}, with biases refitted {rows['refitted area'].mean():.3f}, under "
+            f"the AUROC curve {rows['AUROC area'].mean():.3f}."
+        )
+    return "\n".join(lines)
+
+
+def layers_or_heads() -> str:
+    """What differences of areas come from, a row for each model and pair of methods."""
+    table = read("layers_or_heads")
+    table = table.assign(
+        cell=[cell(row) for row in table.assign(side=paired.sides(table)).itertuples()],
+        pair=[f"{title(row.method)} less {title(row.baseline)}" for row in table.itertuples()],
+    )
+    wide = table.pivot_table(index=["model", "pair"], columns="changed", values="cell", aggfunc="first", sort=False)
+    return wide.reset_index().to_markdown(index=False)
+
+
 COLUMNS = ["intact", "intact trained", "pruned", "trained"]
 
 
@@ -213,16 +259,14 @@ def written_otherwise() -> str:
     )
 
 
-def of_which_trainings() -> str:
-    """Whether the models with heads written otherwise were trained by the recipe of the other sections' models."""
-    for model in read("rescaling").model.unique():
-        folders = [RESULTS / model / "seed0" / name for name in ("", "values0/drawn0")]
-        found = [json.loads((folder / "greedy_gnorm.json").read_text("utf-8")) for folder in folders]
-        if found[0]["weights"]["recipe_version"] != found[1]["weights"]["recipe_version"]:
-            break
-    else:
-        return ""
-    return "The models of this section were trained anew, with batches in no order, so their areas are not those above."
+def older() -> str:
+    """The models that were trained by an earlier recipe than the others; "" where all were by one."""
+    version = {
+        path.parents[1].name: json.loads(path.read_text("utf-8"))["weights"]["recipe_version"]
+        for path in sorted(RESULTS.glob("*/seed0/greedy_gnorm.json"))
+    }
+    found = [model for model, number in version.items() if number < max(version.values())]
+    return listed(found) if found else ""
 
 
 def orders_kept(kept: bool) -> str:
@@ -239,8 +283,7 @@ def orders_kept(kept: bool) -> str:
 
 def after_training() -> str:
     table = read("recovery")
-    columns = [name for name in COLUMNS if name in table]  # the intact model's training is newer than the others
-    shown = table.groupby(["model", "method"], sort=False)[columns].mean().reset_index()
+    shown = table.groupby(["model", "method"], sort=False)[COLUMNS].mean().reset_index()
     shown["method"] = [title(name) for name in shown["method"]]
     return shown.to_markdown(index=False, floatfmt=".3f")
 
@@ -422,9 +465,12 @@ PARTS = (
     scoring_texts,
     area_of_variants,
     written_otherwise,
-    of_which_trainings,
+    older,
     orders_kept,
     layers_and_heads,
+    sharp_attention,
+    dips_by_cause,
+    layers_or_heads,
     after_training,
     spread_after_training,
     how_they_answer,

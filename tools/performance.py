@@ -100,6 +100,13 @@ The study's trajectories of two methods, of all trainings of a model; half of th
 drawn 50 times each. `broken` is the share of draws in which more than the budget is lost on the texts to test on,
 `twice` more than twice as much, and `heads` how many go, with a confidence of 0.9 and without one. The texts to test
 on are a draw too, so a share may lie somewhat above a tenth though the promise holds.""",
+    "trained_promise": """## A budget that is kept after training
+
+The same for models that are trained after pruning, as by `--recover 1`: the models of profile `local`, pruned along
+head importance, at every twelfth of the heads, each trained for an epoch on the validation split and the intact model's
+logits. The promise is tested on half of the 1,000 test texts, state by state, and what is lost is measured on the other
+half, drawn 500 times. `refused` is the share of draws in which not even the first state is shown to keep the
+budget.""",
     "peers": """## Beside other tools
 
 One fine-tuned MiniLM (6 layers of 12 heads and 1,536 neurons, two classes), pruned to like shares of its operations by

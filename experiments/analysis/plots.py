@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
+from gnorm.engine.model.blocks import QKV
 from gnorm.methods import find_method
 from gnorm.metrics import METRICS, Metric
 from gnorm.trajectory import Trajectory, area, bootstrap, curve, interval
@@ -62,9 +63,10 @@ STYLE: Any = {
 Runs = Mapping[str, Mapping[str, Trajectory]]  # runs[model][method]
 
 
-def _grid(panels: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """A figure with ``panels`` panels, at most two side by side, as in the paper. width, height: inches a panel."""
-    columns = min(2, max(1, panels))
+def _grid(panels: int, width: float = 4.6, height: float = 3.2, most: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure with ``panels`` panels, at most ``most`` side by side, two as in the paper. width, height: inches a
+    panel."""
+    columns = min(most, max(1, panels))
     rows = max(1, -(-panels // columns))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
@@ -614,6 +616,74 @@ def rescaling(orders: pd.DataFrame, methods: Sequence[str], profile: str) -> Fig
     figure.supxlabel(
         f"profile {profile}. Value rows times c, output columns by c: what a model computes is the same.", fontsize=7
     )
+    return figure
+
+
+def sharpness(heads: pd.DataFrame, profile: str) -> Figure:
+    """Logarithms of gradient norms of query, key and value against attention entropy: a row of panels for each model,
+    a colour for each layer.
+
+    heads: as ``sharpness.sharpness`` returns it. Dots are the heads of the intact models of all trainings; lines join
+    the means of a layer with the attention logits times each factor, a square where they are as trained.
+    """
+    intact = heads[heads.share == 0].replace(-np.inf, np.nan)
+    models = list(dict.fromkeys(intact.model))
+    figure, axes = _grid(len(QKV) * len(models), width=2.3, height=2.5, most=len(QKV))
+    for at, (axis, (model, name)) in enumerate(zip(axes, [(m, n) for m in models for n in QKV], strict=True)):
+        if at % len(QKV):
+            axis.sharey(axes[at - 1])
+        else:
+            axis.set_ylabel("log of the gradient norm")
+        rows = intact[intact.model == model]
+        layers = sorted(rows.layer.unique())
+        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(layers)))
+        for layer, color in zip(layers, colors, strict=True):
+            of_layer = rows[rows.layer == layer]
+            own = of_layer[of_layer.factor == 1]
+            axis.plot(own.entropy, own[name], ".", color=color, alpha=0.6, markersize=6, markeredgewidth=0)
+            means = of_layer.groupby("factor")[["entropy", name]].mean()
+            axis.plot(means.entropy, means[name], color=color, marker="o", markersize=3)
+            label = f"layer {layer}"
+            axis.plot(means.entropy[1], means[name][1], "s", color=color, markeredgecolor="white", label=label)
+        axis.set(xlabel="attention entropy (nats)")
+        axis.set_title(f"{model}: {name}", fontsize=10)
+    _legend(figure, axes, columns=6)
+    figure.supxlabel(
+        f"profile {profile}. Dots: heads as trained. Lines: means of a layer, its logits times 0.5, 1 (square) and 2.",
+        fontsize=7,
+    )
+    return figure
+
+
+# The line of each curve of ``thresholds.with_refitted_biases``, and its name.
+READ_AGAIN: dict[str, dict[str, Any]] = {
+    "accuracy": {"label": "accuracy", "color": "#000000", "linestyle": "-", "linewidth": 1.6},
+    "refitted": {"label": "accuracy, biases refitted", "color": "#D55E00", "linestyle": "--", "linewidth": 1.6},
+    "AUROC": {"label": "AUROC", "color": "#0072B2", "linestyle": ":", "linewidth": 2.0},
+}
+
+
+def thresholds(table: pd.DataFrame, dips: pd.DataFrame, methods: Sequence[str], profile: str) -> Figure:
+    """Accuracy, accuracy with refitted biases, and AUROC against heads pruned: a panel for each model and method, of
+    the training whose dip is the deepest, with a line at its bottom.
+
+    table: as ``thresholds.with_refitted_biases`` returns it; dips: as ``tables.threshold_dips`` returns it.
+    """
+    shown = dips[dips["method"].isin(methods)]
+    deepest = dips.loc[shown.groupby(["model", "method"], sort=False).dip.idxmax()]
+    figure, axes = _grid(len(deepest), width=2.9, height=2.3)
+    for axis, row in zip(axes, deepest.to_dict("records"), strict=True):
+        found = table[(table.training == row["training"]) & (table["method"] == row["method"])]
+        for curve_, line in READ_AGAIN.items():
+            axis.plot(found.share, found[curve_], **line)
+        if row["dip"]:
+            axis.axvline(row["share"], color="#999999", linewidth=0.8, label="deepest dip of accuracy")
+        for each in (axis.xaxis, axis.yaxis):
+            _in_percent(each)
+        axis.set(xlabel="heads pruned", xlim=(0, 1))
+        axis.set_title(f"{row['training']}, {_short(row['method'])}", fontsize=9)
+    _legend(figure, axes, columns=2)
+    figure.supxlabel(f"profile {profile}; of each model the training with the deepest dip", fontsize=7)
     return figure
 
 

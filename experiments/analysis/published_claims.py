@@ -96,8 +96,8 @@ def _of_curves(found: PublishedResults) -> dict[str, Any]:
     difference = area(greedy) - whole
     interval = stats.ttest_1samp(difference, 0).confidence_interval()
     low, high = wilson(int((difference < 0).sum()), len(whole))
-    half = trials.apply(_first_half).apply(area)
-    of_half = area(_first_half(greedy))
+    half = trials.apply(area, until=0.5)
+    of_half = area(greedy, until=0.5)
     half_low, half_high = wilson(int((half > of_half).sum()), len(half))
     return {
         **areas,
@@ -124,10 +124,6 @@ def _of_curves(found: PublishedResults) -> dict[str, Any]:
 
 def _at(curve: pd.Series, shares: pd.Index) -> pd.Series:
     return pd.Series(np.interp(shares, curve.index, curve), shares)
-
-
-def _first_half(curve: pd.Series) -> pd.Series:
-    return _at(curve, pd.Index([*curve.index[curve.index < 0.5], 0.5]))
 
 
 def _within(curve: pd.Series) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -28,6 +29,15 @@ from ..runs.stamps import digest_of
 
 # Of torch, in every kernel and worker, so that results do not depend on how many there are.
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
+
+
+def _not_of_a_killed_kernel(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], DeadKernelError))
+
+
+# An interrupt leaves nbclient's task for the cell behind. Where it still sees its kernel killed, asyncio would print a
+# traceback of that; ``execute`` raises what there is to say.
+logging.getLogger("asyncio").addFilter(_not_of_a_killed_kernel)
 
 STARTS = threading.Lock()  # kernels that start at once could be given one port
 

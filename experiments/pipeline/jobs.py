@@ -32,7 +32,7 @@ from ..files import provenance
 from ..files.errors import UsageError
 from ..files.locks import is_held
 from ..files.paths import results_folder
-from ..runs import layered, rewritten, stability
+from ..runs import layered, rewritten, stability, thresholds
 from . import preflight
 
 CODE = provenance.package_code()  # as it was when this process imported it
@@ -148,6 +148,8 @@ TRAJECTORIES_OF: dict[str, AsksFor] = {
         _varied,
     ),
     "rescaling": _rescaled,
+    "sharpness": _repeated("greedy_gnorm"),
+    "thresholds": _of_task("single_label_classification", _repeated(*thresholds.METHODS)),
 }
 
 

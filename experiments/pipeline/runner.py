@@ -273,14 +273,16 @@ def _side_by_side(plan: Plan, wanted: Mapping[str, str], notebooks: Sequence[str
 
 
 def _outlook(profile: str, notebooks: Sequence[str]) -> str:
-    """The number of notebooks to run, and the time that they took last time, in a sentence or two."""
+    """The number of notebooks to run, and the time that they took last time, in a sentence or two. The manifest times
+    notebooks alone, not the workers that make trajectories for them."""
     says = f"{len(notebooks)} notebook{'s' if len(notebooks) > 1 else ''} to run; stopped, the same command goes on."
     try:
         last = json.loads(paths.manifest_file(profile).read_text("utf-8"))
         seconds = sum(last["notebooks"][name]["seconds"] for name in notebooks)
     except (OSError, ValueError, KeyError, TypeError):
         return says  # they never ran, or nobody can read how long
-    return f"{says} Last time they took {max(1, round(seconds / 60))} min (device {last.get('device')})."
+    took = f"{max(1, round(seconds / 60))} min (device {last.get('device')})"
+    return f"{says} Last time they took {took}, their trajectories apart."
 
 
 def _clear(plan: Plan) -> None:

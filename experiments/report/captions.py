@@ -171,6 +171,11 @@ ROWS: dict[str, Caption] = {
         "Step by step a head goes from the layer that one method takes it from; which, another method says. Area: mean "
         "over training seeds.",
     ),
+    "layers_or_heads": Caption(
+        "What a difference of areas comes from",
+        "How much larger the area is than the baseline's where layers, heads of them, or both are the method's. Mean "
+        "over training seeds, 95 % t-interval.",
+    ),
     "rescaled_orders": Caption(
         "Heads written otherwise, run by run",
         "Rank correlation: of the steps of removal with those of the model as it was trained. Area, and up to half of "
@@ -188,6 +193,46 @@ ROWS: dict[str, Caption] = {
         "Heads written otherwise: what becomes of the logits",
         "Factor: the largest of all heads. Change: the largest of a logit. As trained: the standard deviation over "
         "heads of log c, with c the factor that would give both projections of a pair one norm.",
+    ),
+    "sharpness": Caption(
+        "Sharp attention and the gradients of query and key",
+        "Attention entropy (nats, mean over passes of a shared block) beside the logarithms of the gradient norms of "
+        "query, key and value, whose sum is G-norm. Factor: of all attention logits; it is taken out of key. Dots: "
+        "heads as trained; lines: means of a layer with logits times 0.5, 1 and 2.",
+        "scoring",
+    ),
+    "sharpness_by_layer": Caption(
+        "Sharp attention, layer by layer",
+        "Means over heads and trainings. Rho: Spearman's rank correlation with entropy over the heads of the layer, of "
+        "three or more, mean over trainings.",
+        "scoring",
+    ),
+    "sharpness_effects": Caption(
+        "Sharp attention: what was expected and what was found",
+        "Mean over layers and trainings; interval: Student's t over trainings. Rho: Spearman's rank correlation with "
+        "entropy over the heads of a layer. Change: from factor 1, of entropy (nats) and of the logarithms of norms. "
+        "Last layer: less the mean of the others. Positive: how many of the layers of all trainings.",
+        "scoring",
+    ),
+    "thresholds": Caption(
+        "What the threshold owes to a dip, state by state",
+        "Accuracy as the model answers, and with class biases refitted on the split that heads are scored on; AUROC: "
+        "mean over classes, each against the rest. Of methods that draw at random, the first trial.",
+        columns={"pruned heads": "heads pruned", "refitted": "accuracy, biases refitted"},
+    ),
+    "threshold_dips": Caption(
+        "Dips of accuracy: lost heads or a drifted threshold",
+        "Dip: how far accuracy lies below both its best before and its best after, at the deepest. Given back: the "
+        "share of it that refitted biases take away. Verdict: threshold from a half on, else heads; dips of less than "
+        "0.05 are not judged.",
+        columns={
+            "refitted there": "depth there, biases refitted",
+            "AUROC there": "depth there, AUROC",
+            "refitted dip": "deepest dip, biases refitted",
+            "AUROC dip": "deepest dip, AUROC",
+            "refitted area": "area, biases refitted",
+            "AUROC area": "area under the AUROC curve",
+        },
     ),
     "sanity_checks": Caption("What is left when weights or labels are shuffled", PAIRED),
     "cost_quality": Caption("What a method costs and what it keeps", f"{AREA} Seconds: of one run, as measured."),

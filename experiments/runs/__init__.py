@@ -135,14 +135,17 @@ def trajectories(
     return by_model
 
 
-def check_trainings(profile: str, model: str, found: Mapping[str, Trajectory]) -> None:
-    """``ValueError`` where runs that are compared, by name, pruned weights of different trainings."""
+def check_trainings(profile: str, model: str, found: Mapping[str, Trajectory], task: Task | None = None) -> None:
+    """``ValueError`` where runs that are compared, by name, pruned weights of different trainings, or others than those
+    of ``task``."""
     weights = {name: run.info.get("weights") for name, run in found.items()}
+    if task is not None:
+        weights["the checkpoint that is there"] = json.loads(json.dumps(task.source))  # as runs hold it
     first = next(iter(weights), "")
     for name, of_run in weights.items():
         if of_run != weights[first]:
             raise ValueError(
-                f"{model} of profile {profile}: {first} and {name} pruned weights of different trainings: delete "
+                f"{model} of profile {profile}: {first} and {name} have weights of different trainings: delete "
                 f"{shown(results_folder(profile) / model)} and run again."
             )
 

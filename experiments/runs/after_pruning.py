@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gnorm.engine.forwarding import passes
 from gnorm.engine.model.sizes import Batch
-from gnorm.engine.texts.batches import prepare
+from gnorm.engine.texts.batches import Prepared, prepare
 from gnorm.heads import masked
 from gnorm.journal import digest
 from gnorm.metrics import accuracy
@@ -34,7 +34,7 @@ FINE_TUNED, EPOCHS = 0.5, 1  # the share of heads that goes before training, and
 BINS = 10  # of confidence, for the calibration error
 
 
-def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+def class_logits(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
     """(text, class) float64, in the order in which the batches were given."""
     prepared = prepare(batches, model, together=True)
     index, logits = [], []
@@ -42,7 +42,12 @@ def class_probabilities(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
         for micro in prepared:
             index.append(micro.index)
             logits.append(forward(micro)[0].double().cpu())
-    return torch.cat(logits)[torch.cat(index).argsort()].softmax(1)
+    return torch.cat(logits)[torch.cat(index).argsort()]
+
+
+def class_probabilities(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """(text, class) float64, in the order in which the batches were given."""
+    return class_logits(model, batches).softmax(1)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
@@ -69,13 +74,13 @@ def calibration_of_pruned(
     texts. Trajectories that are missing are run first. Raises as ``runs.trajectories`` does.
     """
     rows = []
-    for about, task, trajectory in _pruned(profile, models, methods, device):
+    for about, task, trajectory in pruned_by(profile, models, methods, device):
         measure = partial(_calibration, task, trajectory)
-        rows += [about | row for row in _cached(task, trajectory, "answers", [*SHARES], measure)["rows"]]
+        rows += [about | row for row in cached_along(task, trajectory, "answers", [*SHARES], measure)["rows"]]
     return pd.DataFrame(rows)
 
 
-def _pruned(
+def pruned_by(
     profile: str, models: Sequence[str], methods: Sequence[str], device: str | None, seeds: int | None = None
 ) -> Iterator[tuple[dict[str, str], Task, Trajectory]]:
     """Every repetition and method of every model: what it is called in a table, its task, its trajectory.
@@ -87,6 +92,7 @@ def _pruned(
         for name in repetitions(profile, model)[:seeds]:
             of_name = runs.trajectories(profile, [name], chosen, device)[name]
             task = tasks.load(profile, name, device)
+            runs.check_trainings(profile, name, of_name, task)
             for method in chosen:
                 yield {"model": model, "repetition": name, "method": method}, task, of_name[method]
 
@@ -96,7 +102,7 @@ def _calibration(task: Task, trajectory: Trajectory) -> dict[str, Any]:
     labels = torch.cat([batch["labels"] for batch in batches])
     probabilities = {}
     for share in (0.0, *SHARES):
-        with masked(task.model, _mask(trajectory, share)):
+        with masked(task.model, mask_at(trajectory, share)):
             probabilities[share] = class_probabilities(task.model, batches)
     predicted = {share: found.argmax(1) for share, found in probabilities.items()}
     return {
@@ -123,9 +129,9 @@ def fine_tuned(
     random, the first trial. Raises as ``runs.trajectories`` does.
     """
     rows = []
-    for about, task, trajectory in _pruned(profile, models, methods, device, seeds):
+    for about, task, trajectory in pruned_by(profile, models, methods, device, seeds):
         measure = partial(_fine_tuned, task, trajectory)
-        found = _cached(task, trajectory, "recovery", [FINE_TUNED, EPOCHS], measure)
+        found = cached_along(task, trajectory, "recovery", [FINE_TUNED, EPOCHS], measure)
         control = runs.cached(
             after_pruning_folder(profile, task.name) / "intact-recovery.json",
             digest([task.hash, EPOCHS]),
@@ -137,7 +143,7 @@ def fine_tuned(
 
 def _fine_tuned(task: Task, trajectory: Trajectory) -> dict[str, float]:
     model = copy.deepcopy(task.model)
-    remove_heads(model, _mask(trajectory, FINE_TUNED))
+    remove_heads(model, mask_at(trajectory, FINE_TUNED))
     pruned = accuracy(model, task.batches("evaluation"))
     return {"intact": task.accuracy, "pruned": pruned, **_trained(task, model)}
 
@@ -154,12 +160,12 @@ def _trained(task: Task, model: nn.Module) -> dict[str, float]:
     return {"trained": accuracy(model, task.batches("evaluation"))}
 
 
-def _mask(trajectory: Trajectory, share: float) -> Tensor:
+def mask_at(trajectory: Trajectory, share: float) -> Tensor:
     """(layer, head) bool: the heads that are left of the first trial where ``share`` of them are gone, rounded."""
     return trajectory.mask(round(share * int(trajectory.start.sum())))
 
 
-def _cached(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
+def cached_along(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
     """``runs.cached`` in a file of its own, for this task and order of heads."""
     path = after_pruning_folder(task.profile, task.name) / f"{trajectory.info['method']}-{what}.json"
     return runs.cached(path, digest([task.hash, trajectory.order(), what, *options]), measure)

@@ -9,7 +9,7 @@ import torch
 
 from gnorm.criteria.rescaling import PAIRS, factors, imbalance
 from gnorm.heads import attention_blocks
-from gnorm.trajectory import Trajectory, area, curve
+from gnorm.trajectory import area, curve
 
 from .. import runs
 from ..data import tasks
@@ -83,16 +83,10 @@ def rescaled_orders(profile: str, models: Sequence[str], device: str | None = No
                     "rank correlation": float(first.corr(second, method="spearman")),
                     "same order": int(own.order() == other.order()),
                     "area": area(curve(other)) - area(curve(own)),
-                    "half": area(first_half(other)) - area(first_half(own)),
+                    "half": area(curve(other), until=0.5) - area(curve(own), until=0.5),
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def first_half(run: Trajectory) -> pd.Series:
-    """The curve of a run up to half of the heads."""
-    values = curve(run)
-    return values[values.index <= values.index[-1] / 2]
 
 
 def logits_moved(profile: str, models: Sequence[str], device: str | None = None) -> pd.DataFrame:

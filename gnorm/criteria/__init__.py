@@ -8,6 +8,7 @@ from .controls import oracle as oracle
 from .controls import shuffled_labels as shuffled_labels
 from .controls import shuffled_weights as shuffled_weights
 from .of_gnorm import gnorm_balanced as gnorm_balanced
+from .of_gnorm import gnorm_by_layer as gnorm_by_layer
 from .of_gnorm import gnorm_by_text as gnorm_by_text
 from .of_gnorm import gnorm_cross_entropy as gnorm_cross_entropy
 from .of_gnorm import gnorm_margin as gnorm_margin

@@ -1,4 +1,4 @@
-"""Variants of G-norm: other objectives, texts instead of batches."""
+"""Variants of G-norm: other objectives, texts instead of batches, heads balanced or beside those of their layer."""
 
 from __future__ import annotations
 
@@ -49,6 +49,16 @@ def gnorm_balanced(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Ten
     blocks = prepared.subject.blocks
     shifts = [imbalance(block, "value", "output") if block.kept else torch.zeros(0) for block in blocks]
     return torch.where(scores.isneginf(), scores, scores + table_of(blocks, shifts))
+
+
+def gnorm_by_layer(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
+    """G-norm of every head beside those of its layer: (layer, head), natural logarithm.
+
+    score(h) = gnorm_scores(h) less its mean over the layer's heads that have one, so layers count alike and each gives
+    its last head late: a single head scores 0. Raises as ``gnorm_scores``.
+    """
+    scores = gnorm_scores(model, batches)
+    return scores - scores.where(scores.isfinite(), torch.nan).nanmean(1, keepdim=True).nan_to_num()
 
 
 def gnorm_cross_entropy(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:

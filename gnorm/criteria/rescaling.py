@@ -33,17 +33,23 @@ def rescale(model: Any, pair: str, factors: Tensor) -> None:
     leave its attention logits, where nothing else stands between the two, such as a norm of keys.
     """
     times, by = PAIRS[pair]
+    for block, of_layer in zip(attention_blocks(model), factors, strict=True):
+        scale(block, times, of_layer[list(block.kept)])
+        scale(block, by, 1 / of_layer[list(block.kept)])
+
+
+def scale(block: AttentionBlock, name: str, factors: Tensor) -> None:
+    """Multiply the rows of every head of a projection, of output its columns, by the head's factor (kept head,), in
+    place; the bias of rows too."""
+    projection = block.projection(name)
+    bias: Any = None if projection.of_input else projection.module.bias
     with torch.no_grad():
-        for block, of_layer in zip(attention_blocks(model), factors, strict=True):
-            for name, scale in ((times, of_layer), (by, 1 / of_layer)):
-                projection = block.projection(name)
-                bias: Any = None if projection.of_input else projection.module.bias
-                matrix = projection.matrix
-                of_row = torch.ones(matrix.shape[projection.of_input], device=matrix.device)
-                of_row[projection.rows] = scale[list(block.kept), None].to(matrix.device)
-                matrix.mul_(of_row if projection.of_input else of_row[:, None])
-                if bias is not None:
-                    bias.mul_(of_row)
+        matrix = projection.matrix
+        of_row = torch.ones(matrix.shape[projection.of_input], device=matrix.device)
+        of_row[projection.rows] = factors[:, None].to(matrix.device)
+        matrix.mul_(of_row if projection.of_input else of_row[:, None])
+        if bias is not None:
+            bias.mul_(of_row)
 
 
 def imbalance(block: AttentionBlock, first: str, second: str) -> Tensor:
