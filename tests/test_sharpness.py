@@ -47,6 +47,11 @@ def test_logits_are_those_of_attention_scores_times_the_factor_to_the_last_bit(n
     assert all(map(torch.equal, model.state_dict().values(), as_trained))
 
 
+def test_logits_with_a_position_bias_are_refused():
+    with pytest.raises(ValueError, match="MPNetSelfAttention adds a bias or positions to its attention logits"):
+        sharpened(tiny_model("mpnet"), 2.0)
+
+
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("name", ["bert", "albert"])
 def test_norms_are_those_of_the_literal_model_less_the_logarithm_of_the_factor(name, factor, monkeypatch):

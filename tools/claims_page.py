@@ -205,7 +205,9 @@ def layers_and_heads() -> str:
 
 def sharp_attention() -> str:
     """Effects of sharp attention that were expected, a row each and a column for each model."""
-    table = read("sharpness_effects").rename(columns={"mean": "difference", "found": "side"})
+    table = (
+        read("sharpness_effects").rename(columns={"mean": "difference", "found": "side"}).fillna({"side": "across 0"})
+    )
     decides = table.factor == np.where(table.effect.str.startswith("change"), 2, 1)
     rows = table[decides & (table.share == 0) & table.expected.notna()]
     rows = rows.assign(cell=[cell(row) for row in rows.itertuples()])

@@ -193,21 +193,24 @@ def sharpness_effects(heads: pd.DataFrame) -> pd.DataFrame:
     ``EXPECTED``, "" where nothing was; found: where the interval lies.
     """
     found = _sharpness_of_trainings(heads)
-    effects = [
-        name for kind in ("rho ", "change of ", "last layer, ") for name in map(str, found) if name.startswith(kind)
-    ]
+    names, kinds = [str(name) for name in found], ("rho ", "change of ", "last layer, ")
+    effects = [name for kind in kinds for name in names if name.startswith(kind)]
     rows = []
-    for (model, factor, share), of_state in found.groupby(["model", "factor", "share"], sort=False):
+    for state, of_state in found.groupby(["model", "factor", "share"], sort=False):
+        of_all = dict(zip(("model", "factor", "share"), state, strict=True))
+        smaller = of_state.factor.iloc[0] < 1
         for effect in effects:
             values = of_state[["training", effect]].dropna()
+            if values.empty:
+                continue
             means = values.groupby("training")[effect].mean().to_numpy()
             low, high = over_seeds(means).interval(0.95) if len(means) > 1 else (np.nan, np.nan)
-            side = EXPECTED.get(effect, 0) * (-1 if effect.startswith("change") and of_state.factor.max() < 1 else 1)
-            row = {"model": model, "factor": factor, "share": share, "effect": effect, "trainings": len(means)}
-            row |= {"mean": means.mean() if len(means) else np.nan, "low": low, "high": high, "layers": len(values)}
+            side = EXPECTED.get(effect, 0) * (-1 if effect.startswith("change") and smaller else 1)
+            row = {**of_all, "effect": effect, "trainings": len(means)}
+            row |= {"mean": means.mean(), "low": low, "high": high, "layers": len(values)}
             row |= {"positive": int((values[effect] > 0).sum()), "expected": ["", "above 0", "below 0"][side]}
             rows.append(row)
-    table = pd.DataFrame([row for row in rows if row["layers"]])
+    table = pd.DataFrame(rows)
     return table.assign(found=sides(table).where(table.low.notna(), ""))
 
 

@@ -54,9 +54,14 @@ def _measured(task: Task, trajectory: Trajectory, factor: float, share: float) -
 
 def sharpened(model: Any, factor: float) -> Any:
     """A copy of ``model`` whose attention logits are ``factor`` times its own: query weights and biases are multiplied
-    by it. Nothing but key may stand behind query in the logits, such as a norm of queries or a position bias."""
+    by it. A norm of queries would undo that. Raises ``ValueError`` for logits that a head adds something else to."""
     model = copy.deepcopy(model)
     for block in attention_blocks(model):
+        if factor != 1 and (block.per_head or block.by_head or block.also):
+            raise ValueError(
+                f"{type(block.module).__name__} adds a bias or positions to its attention logits, which a factor of "
+                "query does not reach: leave this model out."
+            )
         scale(block, "query", torch.full((len(block.kept),), factor))
     return model
 
