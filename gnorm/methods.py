@@ -136,7 +136,7 @@ MORE_METHODS: dict[str, Method] = {
     "gnorm_margin": _variant(_OBJECTIVE, "G-norm of the margin", gnorm_margin),
     "gnorm_cross_entropy": _variant(_OBJECTIVE, "G-norm of the cross-entropy", gnorm_cross_entropy),
     "gnorm_by_text": _variant(_WHAT, "G-norm by text", gnorm_by_text),
-    "gnorm_by_layer": _variant(_WHAT, "G-norm beside its layer's", gnorm_by_layer),
+    "gnorm_by_layer": _variant(_WHAT, "G-norm less its layer's mean", gnorm_by_layer),
     "gnorm_balanced": _variant(_WHAT, "G-norm of balanced heads", gnorm_balanced),
 }
 

@@ -109,12 +109,12 @@ def test_verdicts_are_sentences():
     verdict = "open up to half of the heads and within two points, contradicted over the whole area"
     assert said[f"C1. {claims.CLAIMS[0].says}: {verdict}."] == (
         "Over the whole area Greedy-Gnorm keeps more accuracy than Attention entropy on a (+0.200), b (+0.200) and c "
-        "(+0.200); on d (+0.000) the interval holds 0. It keeps more accuracy than Random on a (+0.150) and b (+0.150);"
+        "(+0.200); on d (+0.000) it is not settled. It keeps more accuracy than Random on a (+0.150) and b (+0.150);"
         " less on c (-0.150) and d (-0.150)."
     )
     assert said[f"Q3. {claims.QUESTIONS[2].says}: open."] == (
-        "On a (+0.000), b (+0.000), c (+0.000) and d (+0.000) the interval of Greedy-Gnorm less Head importance "
-        "(Michel) holds 0: not settled."
+        "Greedy-Gnorm less Head importance (Michel), on a (+0.000), b (+0.000), c (+0.000) and d (+0.000), is not "
+        "settled."
     )
     assert said[f"C2. {claims.CLAIMS[1].says}: open."] == ""  # nobody compared them
     assert len(said) == len(claims.CLAIMS + claims.QUESTIONS)

@@ -676,7 +676,7 @@ def thresholds(table: pd.DataFrame, dips: pd.DataFrame, methods: Sequence[str], 
         found = table[(table.training == row["training"]) & (table["method"] == row["method"])]
         for curve_, line in READ_AGAIN.items():
             axis.plot(found.share, found[curve_], **line)
-        if row["dip"]:
+        if row["verdict"] != "no dip":
             axis.axvline(row["share"], color="#999999", linewidth=0.8, label="deepest dip of accuracy")
         for each in (axis.xaxis, axis.yaxis):
             _in_percent(each)

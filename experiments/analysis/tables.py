@@ -149,12 +149,14 @@ EXPECTED = {
 def _sharpness_of_trainings(heads: pd.DataFrame) -> pd.DataFrame:
     """Means and effects of every model, training, factor, share and layer of ``sharpness.sharpness``.
 
-    heads; entropy, query, key, value, means over heads with a gradient, and change of each: of the same heads, from
-    factor 1. rho query, ...: Spearman's correlation with entropy over the heads of the layer, of at least ``FEWEST``.
+    heads; entropy, query, key, value and G-norm, as it is scored, the factor in it: means over heads with a gradient,
+    and change of each, of the same heads, from factor 1. rho query, ...: Spearman's correlation with entropy over the
+    heads of the layer, of at least ``FEWEST``.
     last layer, query less value: of the last layer, less the mean of the others.
     """
     state, head = ["model", "training", "factor", "share"], ["model", "training", "layer", "head"]
-    measured = ["entropy", *QKV]
+    measured = ["entropy", *QKV, "G-norm"]
+    heads = heads.assign(**{"G-norm": heads[[*QKV]].sum(axis=1) + np.log(heads.factor)})
     finite = heads.replace(-np.inf, np.nan)
     own = finite[(finite.factor == 1) & (finite.share == 0)].set_index(head)[measured]
     changes = finite[measured] - own.reindex(pd.MultiIndex.from_frame(heads[head])).to_numpy()

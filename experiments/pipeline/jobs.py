@@ -148,7 +148,7 @@ TRAJECTORIES_OF: dict[str, AsksFor] = {
         _varied,
     ),
     "rescaling": _rescaled,
-    "sharpness": _repeated("greedy_gnorm"),
+    "sharpness": _of_task("single_label_classification", _repeated("greedy_gnorm")),
     "thresholds": _of_task("single_label_classification", _repeated(*thresholds.METHODS)),
 }
 

@@ -282,7 +282,7 @@ def _outlook(profile: str, notebooks: Sequence[str]) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return says  # they never ran, or nobody can read how long
     took = f"{max(1, round(seconds / 60))} min (device {last.get('device')})"
-    return f"{says} Last time they took {took}, their trajectories apart."
+    return f"{says} Last time they took {took}, not counting trajectories."
 
 
 def _clear(plan: Plan) -> None:

@@ -49,7 +49,7 @@ def in_words(of: Sides, baseline: str) -> str:
     parts += [f"less {'' if above else f'accuracy than {title(baseline)} '}on {listed(below)}"] if below else []
     if across:
         named = "" if above or below else f" (beside {title(baseline)})"
-        parts.append(f"on {listed(across)} the interval holds 0{named}")
+        parts.append(f"on {listed(across)} it is not settled{named}")
     return "; ".join(parts)
 
 
@@ -75,9 +75,7 @@ def evidence(table: pd.DataFrame, claim: Claim) -> str:
             who = "It" if sentences else f"Over the whole area {title(claim.method)}"
             sentences.append(f"{who} keeps {in_words((above, across, below), other)}.")
         elif across:
-            sentences.append(
-                f"On {listed(across)} the interval of {title(claim.method)} less {title(other)} holds 0: not settled."
-            )
+            sentences.append(f"{title(claim.method)} less {title(other)}, on {listed(across)}, is not settled.")
     return " ".join(sentences)
 
 

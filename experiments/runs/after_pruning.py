@@ -28,6 +28,7 @@ from ..data.profiles import repetitions
 from ..data.tasks import Task
 from ..data.training import Recipe, train
 from ..files.paths import after_pruning_folder
+from ..files.provenance import code_of
 
 SHARES = (0.25, 0.5, 0.75)  # of the heads pruned
 FINE_TUNED, EPOCHS = 0.5, 1  # the share of heads that goes before training, and how long that lasts
@@ -166,6 +167,9 @@ def mask_at(trajectory: Trajectory, share: float) -> Tensor:
 
 
 def cached_along(task: Task, trajectory: Trajectory, what: str, options: Sequence[Any], measure: Any) -> dict[str, Any]:
-    """``runs.cached`` in a file of its own, for this task and order of heads."""
+    """``runs.cached`` in a file of its own, for this task and order of heads; ``measure`` is a partial, and what is
+    cached by other code than that of its module is measured again."""
     path = after_pruning_folder(task.profile, task.name) / f"{trajectory.info['method']}-{what}.json"
-    return runs.cached(path, digest([task.hash, trajectory.order(), what, *options]), measure)
+    return runs.cached(
+        path, digest([task.hash, trajectory.order(), what, code_of(measure.func.__module__), *options]), measure
+    )

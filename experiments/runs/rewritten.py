@@ -37,14 +37,14 @@ def variants(profile: str, model: str, grid: StudyGrid) -> Iterator[tuple[str, s
     """
     largest = max(grid.deviations)
     for name in repetitions(profile, model)[: grid.rescaled_seeds] if model in grid.rescaled else ():
-        for method in runs.left_in(profile, model, METHODS):
+        for method in METHODS:
             yield name, "values", 0, 0, method
         for pair, moved in MOVED.items():
-            for method in runs.left_in(profile, model, moved):
+            for method in moved:
                 for deviation in grid.deviations if pair == "values" else [largest]:
                     for draw in range(1, grid.rescaled_draws + 1 if pair == "values" else 2):
                         yield name, pair, deviation, draw, method
-            for method in runs.left_in(profile, model, KEPT[pair]):
+            for method in KEPT[pair]:
                 yield name, pair, largest, 1, method
 
 

@@ -19,6 +19,7 @@ from gnorm.heads import attention_blocks, masked
 from gnorm.scoring import attention_entropy, gnorm_scores
 from gnorm.trajectory import Trajectory
 
+from ..data.profiles import models_for
 from ..data.tasks import Task
 from .after_pruning import SHARES, cached_along, mask_at, pruned_by
 
@@ -33,9 +34,9 @@ def sharpness(profile: str, models: Sequence[str], device: str | None = None) ->
 
     Columns model, training, factor (of the attention logits of all heads), share (of the heads pruned, along the order
     of Greedy-Gnorm), layer, head, entropy, and as ``head_rows`` has them query, key, value. Trajectories that are
-    missing are run first. Raises as ``runs.trajectories`` does.
+    missing are run first. Models that classify texts alone. Raises as ``models_for`` and ``runs.trajectories`` do.
     """
-    rows = []
+    rows, models = [], models_for("single_label_classification", profile, models)
     for about, task, trajectory in pruned_by(profile, models, [METHOD], device):
         state = {"model": about["model"], "training": about["repetition"]}
         for factor, share in STATES:

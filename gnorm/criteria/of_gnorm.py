@@ -52,10 +52,11 @@ def gnorm_balanced(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Ten
 
 
 def gnorm_by_layer(model: nn.Module, batches: Iterable[Batch] | Prepared) -> Tensor:
-    """G-norm of every head beside those of its layer: (layer, head), natural logarithm.
+    """G-norm less its mean over the heads of the layer: (layer, head), natural logarithm.
 
-    score(h) = gnorm_scores(h) less its mean over the layer's heads that have one, so layers count alike and each gives
-    its last head late: a single head scores 0. Raises as ``gnorm_scores``.
+    The mean is over heads with a gradient. So what all heads of a layer have in common does not count, and the last
+    head of a layer scores 0. Where one block is all there is, as in ALBERT, the order is that of the paper's score.
+    Raises as ``gnorm_scores``.
     """
     scores = gnorm_scores(model, batches)
     return scores - scores.where(scores.isfinite(), torch.nan).nanmean(1, keepdim=True).nan_to_num()
