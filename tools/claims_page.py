@@ -537,6 +537,7 @@ PARTS = (
     layers_and_heads,
     sharp_attention,
     dips_by_cause,
+    of_thresholds,
     layers_or_heads,
     after_training,
     spread_after_training,
