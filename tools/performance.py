@@ -106,7 +106,9 @@ The same for models that are trained after pruning, as by `--recover 1`: the mod
 head importance, at every twelfth of the heads, each trained for an epoch on the validation split and the intact model's
 logits. The promise is tested on half of the 1,000 test texts, state by state, and what is lost is measured on the other
 half, drawn 500 times. `refused` is the share of draws in which not even the first state is shown to keep the
-budget.""",
+budget; nothing goes then, and nothing is broken. There is one training of each model and one set of 1,000 texts, so the
+draws are not 500 samples; and where the half to choose by is easy the other is hard, so a share may lie somewhat above
+a tenth though the promise holds.""",
     "peers": """## Beside other tools
 
 One fine-tuned MiniLM (6 layers of 12 heads and 1,536 neurons, two classes), pruned to like shares of its operations by
