@@ -1,6 +1,7 @@
 """How often a budget is broken on texts that nothing was chosen by, over the study's trajectories."""
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,14 @@ def promise() -> Iterator[dict[str, Any]]:
             losses, heads = np.array([one[0] for one in found]), np.array([one[1] for one in found])
             row = {"model": model, "budget": budget, "draws": len(found)}
             for i, name in enumerate(("confidence 0.9", "none")):
-                row[f"broken, {name}"] = float((losses[:, i] > budget + 1e-12).mean())
-                row[f"twice, {name}"] = float((losses[:, i] > 2 * budget + 1e-12).mean())
+                row |= {f"{word}, {name}": share for word, share in beyond(losses[:, i], budget).items()}
                 row[f"heads, {name}"] = float(heads[:, i].mean())
             yield row
+
+
+def beyond(losses: np.ndarray, budget: float) -> dict[str, float]:
+    """The shares of draws that lose more than the budget, and more than twice it."""
+    return {word: float((losses > times * budget + 1e-12).mean()) for word, times in (("broken", 1), ("twice", 2))}
 
 
 def loss(run: Trajectory, budget: float, generator: np.random.Generator) -> tuple[list[float], list[int]]:
@@ -64,15 +69,8 @@ def trained_promise() -> Iterator[dict[str, Any]]:
             generator = np.random.default_rng(0)
             draws = [trained_loss(before, trained, budget, generator) for _ in range(TRAINED_DRAWS)]
             losses, heads, kept = (np.array(column) for column in zip(*draws, strict=True))
-            yield {
-                "model": model,
-                "budget": budget,
-                "draws": len(draws),
-                "broken": float((losses > budget + 1e-12).mean()),
-                "twice": float((losses > 2 * budget + 1e-12).mean()),
-                "heads": float(heads.mean()),
-                "refused": 1 - float(kept.mean()),
-            }
+            row = {"model": model, "budget": budget, "draws": len(draws)} | beyond(losses, budget)
+            yield row | {"heads": float(heads.mean()), "refused": 1 - float(kept.mean())}
 
 
 def hits_of_trained(model: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -96,10 +94,10 @@ def trained_loss(
     """Of one draw: the accuracy lost on the half to test on, the heads that went, and whether any state was shown to
     keep the budget on the half to choose by."""
     chosen, tested = np.array_split(generator.permutation(len(before)), 2)
-    promise, metric, found = Promise(budget), METRICS["accuracy"], None
-    for pruned, after in trained.items():
-        if not promise.holds(metric, before[chosen], after[chosen], np.empty(0)):
-            break
-        found = pruned
-    lost = 0.0 if found is None else float(before[tested].mean() - trained[found][tested].mean())
-    return lost, found or 0, found is not None
+
+    def holds(pruned: int) -> bool:
+        return Promise(budget).holds(METRICS["accuracy"], before[chosen], trained[pruned][chosen], np.empty(0))
+
+    kept = list(takewhile(holds, trained))
+    lost = float(before[tested].mean() - trained[kept[-1]][tested].mean()) if kept else 0.0
+    return lost, kept[-1] if kept else 0, bool(kept)

@@ -120,6 +120,11 @@ def over_seeds(differences: np.ndarray) -> Estimate:
     return Estimate(float(differences.mean()), float(np.sqrt(variance / seeds)), seeds - 1, variance)
 
 
+def seed_interval(differences: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval of ``over_seeds``; NaN for one seed."""
+    return over_seeds(differences).interval(0.95) if len(differences) > 1 else (np.nan, np.nan)
+
+
 def holm(p: Sequence[float]) -> np.ndarray:
     """p-values (comparison,) corrected for their number by Holm's step-down method."""
     values = np.asarray(p, dtype=float)

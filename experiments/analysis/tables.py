@@ -11,7 +11,7 @@ import pandas as pd
 from gnorm.engine.model.blocks import QKV
 from gnorm.trajectory import NEAR_TIE, Trajectory, area, area_interval, curve
 
-from .paired import Repeated, differences, over_seeds, sides
+from .paired import Repeated, differences, seed_interval, sides
 from .published import published_area
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the heads pruned: the points at which the paper's tables read the curves
@@ -97,7 +97,7 @@ def rescaling_table(orders: pd.DataFrame) -> pd.DataFrame:
     for group, found in orders.groupby(["model", "method", "pair", "deviation"], sort=False):
         rho = found["rank correlation"]
         changes = found.groupby("training").area.mean().to_numpy()
-        low, high = over_seeds(changes).interval(0.95) if len(changes) > 1 else (np.nan, np.nan)
+        low, high = seed_interval(changes)
         rows.append(
             dict(zip(("model", "method", "pair", "deviation"), group, strict=True))
             | {"trainings": len(changes), "draws": found.draw.nunique(), "rank correlation": rho.mean()}
@@ -129,7 +129,7 @@ def layers_or_heads(areas: pd.DataFrame) -> pd.DataFrame:
             }
             for changed, at in changes.items():
                 difference = (of[at] - of[baseline, baseline]).to_numpy()
-                low, high = over_seeds(difference).interval(0.95) if len(difference) > 1 else (np.nan, np.nan)
+                low, high = seed_interval(difference)
                 rows.append((model, method, baseline, changed, len(difference), difference.mean(), low, high))
     return pd.DataFrame(
         rows, columns=["model", "method", "baseline", "changed", "trainings", "difference", "low", "high"]
@@ -151,8 +151,8 @@ def _sharpness_of_trainings(heads: pd.DataFrame) -> pd.DataFrame:
 
     heads; entropy, query, key, value and G-norm, as it is scored, the factor in it: means over heads with a gradient,
     and change of each, of the same heads, from factor 1. rho query, ...: Spearman's correlation with entropy over the
-    heads of the layer, of at least ``FEWEST``.
-    last layer, query less value: of the last layer, less the mean of the others.
+    heads of the layer, of at least ``FEWEST``. last layer, query less value: of the last layer, less the mean of the
+    others.
     """
     state, head = ["model", "training", "factor", "share"], ["model", "training", "layer", "head"]
     measured = ["entropy", *QKV, "G-norm"]
@@ -206,7 +206,7 @@ def sharpness_effects(heads: pd.DataFrame) -> pd.DataFrame:
             if values.empty:
                 continue
             means = values.groupby("training")[effect].mean().to_numpy()
-            low, high = over_seeds(means).interval(0.95) if len(means) > 1 else (np.nan, np.nan)
+            low, high = seed_interval(means)
             side = EXPECTED.get(effect, 0) * (-1 if effect.startswith("change") and smaller else 1)
             row = {**of_all, "effect": effect, "trainings": len(means)}
             row |= {"mean": means.mean(), "low": low, "high": high, "layers": len(values)}
@@ -245,7 +245,7 @@ def threshold_dips(table: pd.DataFrame) -> pd.DataFrame:
         bottom = int(below["accuracy"].argmax())
         dip, refitted, ranked = (float(below[curve][bottom]) for curve in CURVES)
         given_back = 1 - refitted / dip if dip else np.nan
-        areas = (float(np.trapezoid(found[curve], found.share)) for curve in CURVES)
+        areas = (area(found.set_index("share")[curve]) for curve in CURVES)
         rows.append(
             dict(zip(("model", "training", "method"), group, strict=True))
             | {"states": len(found), "share": float(found.share.iloc[bottom]) if dip else np.nan, "dip": dip}

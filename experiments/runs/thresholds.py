@@ -19,7 +19,7 @@ from torch import Tensor
 from gnorm.engine.model.problems import NOT_COUNTED
 from gnorm.engine.texts.batches import prepare
 from gnorm.heads import masked
-from gnorm.trajectory import Trajectory
+from gnorm.trajectory import Trajectory, curve
 
 from ..data.profiles import models_for
 from ..data.tasks import Task
@@ -53,8 +53,8 @@ def with_refitted_biases(profile: str, models: Sequence[str], device: str | None
 
 
 def states(trajectory: Trajectory) -> list[int]:
-    """Numbers of pruned heads that the first trial measured, ``STATES`` at most, the first and the last among them."""
-    measured = trajectory.table[trajectory.table.trial == 0].pruned_heads.unique()
+    """Numbers of pruned heads that the run measured, ``STATES`` at most, the first and the last among them."""
+    measured = curve(trajectory).index
     spread = np.linspace(0, len(measured) - 1, min(len(measured), STATES)).round().astype(int)
     return [int(number) for number in measured[spread]]
 
