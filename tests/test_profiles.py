@@ -197,6 +197,16 @@ def test_a_model_is_repeated_with_each_of_its_seeds(folder):
         repetitions("above", "third")
 
 
+def test_pretrained_models_are_those_named_and_the_extra_ones():
+    assert profiles.pretrained("study", ["albert", "bert"]) == ["bert", "questions", "messages"]
+    assert profiles.pretrained("study", ["albert"]) == ["questions", "messages"]
+    assert profiles.pretrained("smoke", ["albert"]) == ["bert"]  # where none is left: all
+    with pytest.raises(ValueError, match="no model 'third'"):
+        profiles.pretrained("smoke", ["third"])
+    for name in profile_names():
+        assert set(read_profile(name).study.pretrained) <= read_profile(name).models.keys()
+
+
 @pytest.mark.parametrize("name", profile_names())
 def test_profiles_name_methods_and_notebooks_that_there_are(name):
     profile = read_profile(name)

@@ -122,9 +122,15 @@ def test_differences_are_those_of_the_trajectories(folder):
 
 def test_verdicts_follow_the_rule(folder):
     rows = table(folder, "differences")
-    for name, asked in (("claims", claims.CLAIMS), ("questions", claims.QUESTIONS)):
+    of_pretrained = table(folder, "pretrained_differences")
+    assert set(of_pretrained.model) == {"bert"}  # which the study of profile smoke names
+    for name, asked, differences in (
+        ("claims", claims.CLAIMS, rows),
+        ("questions", claims.QUESTIONS, rows),
+        ("pretrained", claims.OF_PRETRAINED, of_pretrained),
+    ):
         saved = table(folder, name)
-        pd.testing.assert_frame_equal(saved, claims.verdicts(rows, asked))
+        pd.testing.assert_frame_equal(saved, claims.verdicts(differences, asked))
         assert "supported" not in set(saved.verdict)  # one model is not three
 
 
@@ -202,6 +208,7 @@ def test_figures_are_there(study):
         *("claims", "questions", "curves", "matched_random", "ablations", "when_scored", "other_criteria"),
         *("training_seeds", "scoring_variants", "sanity_checks", "cost_quality", "recovery", "calibration"),
         *("rescaling", "layers_and_heads", "sharpness", "thresholds"),
+        *("pretrained_half", "pretrained_within", "pretrained_area"),
     ):
         assert (study / "figures" / "smoke" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -227,6 +234,8 @@ def test_the_page_of_claims_is_written_from_the_tables(folder, monkeypatch, tmp_
         assert f"{rows.loc[('greedy_gnorm', 'random', endpoint)].difference:+.3f} (" in text
     assert claims.recommended(table(folder, "methods")) in text
     assert "The fall is steps 2 to 3" in text
+    bert = results.load_trajectory("smoke", "bert", "greedy_gnorm")
+    assert f"Accuracy of the intact models, median: bert {curve(bert).iloc[0]:.3f} (1 trainings)." in text
 
 
 def test_a_second_run_does_nothing(study, project, monkeypatch, capsys):

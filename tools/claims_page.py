@@ -62,9 +62,19 @@ def about_claim(table: pd.DataFrame, claim: Claim) -> str:
     return "\n\n".join(parts)
 
 
-def in_short(table: pd.DataFrame) -> str:
-    """The questions, a line each."""
-    return "\n".join(f"- **{q.name}. {q.says}: {verdict_of(table, q)}.** {evidence(table, q)}" for q in QUESTIONS[1:])
+def lines_of(table: pd.DataFrame, asked: Iterable[Claim]) -> str:
+    """Claims with verdict and evidence, a line each."""
+    return "\n".join(f"- **{c.name}. {c.says}: {verdict_of(table, c)}.** {evidence(table, c)}" for c in asked)
+
+
+def on_pretrained() -> str:
+    """The models that were pretrained: intact accuracy, what was asked of them, and differences by each endpoint."""
+    table = read("pretrained_differences")
+    pairs = [(claim.method, other) for claim in claims.OF_PRETRAINED for other in claim.others]
+    methods = read("pretrained_methods").drop_duplicates("model")
+    intact = listed(f"{row.model} {row.intact:.3f} ({row.seeds} trainings)" for row in methods.itertuples())
+    parts = [f"Accuracy of the intact models, median: {intact}.", lines_of(table, claims.OF_PRETRAINED)]
+    return "\n\n".join(parts + [matrix(table, pairs, endpoint) for endpoint in paired.ENDPOINTS])
 
 
 def rule() -> str:
@@ -82,12 +92,9 @@ def ranking(methods: pd.DataFrame) -> str:
 def in_five_lines() -> str:
     """The README's words on the study."""
     table, methods = read("differences"), read("methods")
-    lines = [
-        f"- **{claim.name}. {claim.says}: {verdict_of(table, claim)}.** {evidence(table, claim)}" for claim in CLAIMS
-    ]
+    lines = [lines_of(table, [claim]) for claim in CLAIMS]
     lines[0] = f"{lines[0]} {published_against()}".rstrip()
-    matched = QUESTIONS[0]
-    lines.append(f"- **{matched.says}: {verdict_of(table, matched)}.** {evidence(table, matched)}")
+    lines.append(lines_of(table, QUESTIONS[:1]))
     lines += [
         f"- {words}" for words in (of_writing(), of_thresholds(), recommendation(table, methods), mixed()) if words
     ]
@@ -520,7 +527,8 @@ PARTS = (
     by_model,
     methods_by_model,
     in_five_lines,
-    in_short,
+    lines_of,
+    on_pretrained,
     rule,
     about_claim,
     factors,

@@ -57,6 +57,14 @@ QUESTIONS = (
     Claim("Q8", "Greedy-Gnorm keeps accuracy longer than entropy's other end", ("inverse_attention_entropy",)),
 )
 
+# Those that are asked again of pretrained models alone.
+OF_PRETRAINED = tuple(claim for claim in CLAIMS + QUESTIONS if claim.name in ("C1", "C2", "Q1", "Q3", "Q5", "Q8"))
+
+
+def methods_of(asked: Sequence[Claim]) -> list[str]:
+    """The methods that these claims compare, each once."""
+    return list(dict.fromkeys(name for claim in asked for name in (claim.method, *claim.others)))
+
 
 def factors() -> dict[str, list[str]]:
     """One factor at a time beside the paper's choice: the methods by the ``factor`` of their row."""
@@ -100,7 +108,7 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def all_differences(runs: Mapping[str, Repeated]) -> pd.DataFrame:
-    """``paired.differences`` of all ``pairs``."""
+    """``paired.differences`` of all ``pairs`` of methods that the runs have."""
     return differences(runs, pairs())
 
 
@@ -163,7 +171,7 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
 def judged(table: pd.DataFrame, claim: Claim, endpoint: str) -> pd.DataFrame:
     """The rows of a claim by one endpoint, with the side on which each counts, and whether it is equal to 0."""
     found = pd.concat([comparison(table, claim.method, other, endpoint) for other in claim.others])
-    found = found.assign(same_as=found.same_as.fillna(""))  # as a file has it
+    found = found.assign(same_as=found.same_as.astype(object).fillna(""))  # as a file has it
     elsewhere = (found.same_as != "") & ~found.same_as.isin(claim.others)
     found = found[~elsewhere].assign(side=lambda rows: sides(rows))
     found = found.assign(equal=(found.low90 > -EQUAL) & (found.high90 < EQUAL))

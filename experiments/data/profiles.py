@@ -167,7 +167,8 @@ class StudyGrid:
     compared. tuned: the models that are trained further after pruning; tuned_seeds: how many repetitions of each.
     rescaled: the models that are pruned with their heads written otherwise; rescaled_seeds: how many repetitions of
     each; deviations: of the logarithm of the factors, in hundredths; rescaled_draws: how often factors are drawn.
-    layered: the models that are pruned with the layers of one method and the heads of another.
+    layered: the models that are pruned with the layers of one method and the heads of another. pretrained: the models
+    that the claims are asked of where a model was pretrained.
     """
 
     texts: list[int] = field(default_factory=lambda: [16, 64, 128])
@@ -181,6 +182,7 @@ class StudyGrid:
     deviations: list[int] = field(default_factory=lambda: [50, 100, 200])
     rescaled_draws: int = 1
     layered: list[str] = field(default_factory=list)
+    pretrained: list[str] = field(default_factory=lambda: ["bert"])
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,15 @@ def check_models(profile: str, models: Sequence[str]) -> None:
     """``ValueError`` for an unknown profile and for a model that the profile does not have."""
     for model in models:
         model_spec(profile, model)
+
+
+def pretrained(profile: str, models: Sequence[str]) -> list[str]:
+    """Those of ``models`` that the profile's study names as pretrained, and the extra ones that it names; all that it
+    names, where that leaves none. ``ValueError`` for an unknown profile or model."""
+    check_models(profile, models)
+    known = read_profile(profile)
+    named = known.study.pretrained
+    return [name for name in named if name in models or known.models[name].extra] or named
 
 
 def models_for(task: str, profile: str, models: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from .. import runs
 from ..analysis import claims
 from ..data import tasks
 from ..data.checkpoints import RECIPE_VERSION
-from ..data.profiles import as_trained, model_spec, models_for, read_profile, repetitions
+from ..data.profiles import as_trained, model_spec, models_for, pretrained, read_profile, repetitions
 from ..data.tasks import Task
 from ..data.training import Recipe
 from ..files import provenance
@@ -131,6 +131,9 @@ TRAJECTORIES_OF: dict[str, AsksFor] = {
     "decoder_pruning": _of_task("causal_lm", _run("greedy_gnorm", "head_importance", "random", "inverse_greedy_gnorm")),
     "recovery": lambda profile, models: _run("head_importance")(profile, models[:1]),
     "claims": _repeated(*METHODS, *MORE_METHODS),
+    "pretrained": lambda profile, models: _repeated(*claims.methods_of(claims.OF_PRETRAINED))(
+        profile, pretrained(profile, models)
+    ),
     "cost_quality": _repeated(*METHODS, *MORE_METHODS),
     "ablations": _both(
         _repeated(

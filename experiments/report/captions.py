@@ -123,6 +123,16 @@ ROWS: dict[str, Caption] = {
         "equal if the 90 % interval lies within 0.01 on all, else open.",
     ),
     "claims_half": Caption("What the paper claims, up to half of the heads", "Area up to half of the heads pruned."),
+    "pretrained": Caption(
+        "What the paper claims, of pretrained models",
+        "On how many models the interval of the difference lies above 0, across it and below it, by endpoint. "
+        "Judged by the rule of the claims.",
+    ),
+    "pretrained_differences": Caption("Differences on pretrained models", PAIRED),
+    "pretrained_methods": Caption("The area of every method on pretrained models", f"{AREA} Over training seeds."),
+    "pretrained_half": Caption("Pretrained models, up to half of the heads", "Area up to half of the heads pruned."),
+    "pretrained_within": Caption("Pretrained models, heads within two points", "Share of the heads pruned."),
+    "pretrained_area": Caption("Pretrained models, the whole area", "Area under the whole curve."),
     "rule": Caption(
         "How often the rule says each word",
         "By simulation with the variances that were observed. Coverage: how often a 95 % interval holds the truth.",
