@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One would guess: where two models are right on the same texts, McNemar's test finds nothing: p is 1, or NaN for a
 #   quotient 0 / 0.
-# What happens: with the correction for continuity, the default of both, the statistic is (|b - c| - 1)^2 / (b + c).
+# What happens: with the correction for continuity (the default of mlxtend; of statsmodels with exact=False) the
+#   statistic is (|b - c| - 1)^2 / (b + c).
 #   Without one text on which the models differ it is 1 / 0, infinite, and p is 0.0: the surest difference there is.
 #   numpy warns of a division by zero once, in a notebook among others. Where b equals c the statistic is above 0 too.
 #   The exact test gives 1.0.
