@@ -96,9 +96,20 @@ def in_five_lines() -> str:
     lines[0] = f"{lines[0]} {published_against()}".rstrip()
     lines.append(lines_of(table, QUESTIONS[:1]))
     lines += [
-        f"- {words}" for words in (of_writing(), of_thresholds(), recommendation(table, methods), mixed()) if words
+        f"- {words}"
+        for words in (in_short_on_pretrained(), of_writing(), of_thresholds(), recommendation(table, methods), mixed())
+        if words
     ]
     return "\n".join(lines)
+
+
+def in_short_on_pretrained() -> str:
+    """The verdicts on pretrained models alone, in a sentence; "" where that was not run."""
+    if not ran("pretrained_differences"):
+        return ""
+    table = read("pretrained_differences")
+    verdicts = "; ".join(f"{claim.name} {verdict_of(table, claim)}" for claim in claims.OF_PRETRAINED)
+    return f"**On pretrained models alone** (MiniLM on {table.model.nunique()} tasks): {verdicts}."
 
 
 def of_writing() -> str:
