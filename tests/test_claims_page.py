@@ -66,4 +66,4 @@ def test_what_a_threshold_takes_is_said_with_its_interval_and_led_by_it(results)
     assert said.endswith("no dip was deep enough; this was looked at instead.")
     table.loc[0, "verdict"] = "heads"
     table.to_csv(results / "tables" / "threshold_dips.csv", index=False)
-    assert claims_page.of_thresholds().endswith("Of 12 runs 1 had a dip to judge; the threshold made 0.")
+    assert claims_page.of_thresholds().endswith("Of 12 runs 1 had a dip to judge; by the rule the threshold made 0.")

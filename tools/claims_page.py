@@ -144,7 +144,8 @@ def of_thresholds() -> str:
             settled += [str(model)] * (method == "greedy_gnorm" and low > 0)
     lead = f"A drifted threshold is part of what accuracy loses, on {listed(settled)}" if settled else "Thresholds"
     deep = table.verdict[table.verdict != "no dip"]
-    judged = f"Of {len(table)} runs {len(deep)} had a dip to judge; the threshold made {(deep == 'threshold').sum()}."
+    made = (deep == "threshold").sum()
+    judged = f"Of {len(table)} runs {len(deep)} had a dip to judge; by the rule the threshold made {made}."
     unplanned = "What was planned was to judge dips, and no dip was deep enough; this was looked at instead."
     return (
         f"**{lead}.** With one number added to the logits of each class, refitted on validation texts at every state, "
@@ -265,14 +266,18 @@ def sharp_attention() -> str:
 
 
 def dips_by_cause() -> str:
-    """How many deep dips the threshold made, what refitting gives back of them, and mean areas: a line a model."""
+    """How many deep dips the threshold made, what refitting does to them, and mean areas: a line a model."""
     lines = []
+    states = read("thresholds").set_index(["training", "method", "share"])
     for model, rows in read("threshold_dips").groupby("model", sort=False):
         deep = rows[rows.verdict != "no dip"]
+        bottoms = states.loc[[*zip(deep.training, deep["method"], deep.share, strict=True)]]
+        change = bottoms.refitted - bottoms.accuracy
         low, median, high = deep["given back"].quantile([0, 0.5, 1])
         judged = (
-            f"the threshold made {(deep.verdict == 'threshold').sum()} of them; refitting gives back {low:.2f} to "
-            f"{high:.2f} of a dip, {median:.2f} in the median; "
+            f"the threshold made {(deep.verdict == 'threshold').sum()} of them; refitting takes away {low:.2f} to "
+            f"{high:.2f} of the depth of a dip, {median:.2f} in the median, and changes accuracy at its bottom by "
+            f"{change.min():+.3f} to {change.max():+.3f}; "
         )
         lines.append(
             f"- **{model}**: {len(deep)} of {len(rows)} runs have a dip to judge; {judged if len(deep) else ''}"
