@@ -49,7 +49,7 @@ def matrix(table: pd.DataFrame, pairs: Iterable[tuple[str, str]], endpoint: str 
 
 
 def about_claim(table: pd.DataFrame, claim: Claim) -> str:
-    pairs = [(claim.method, other) for other in claim.others]
+    pairs = claim.pairs
     parts = [f"### {claim.name}. {claim.says}: {verdict_of(table, claim)}"]
     parts += [matrix(table, pairs, endpoint) for endpoint in paired.ENDPOINTS]
     if len(pairs) > 1:
@@ -70,7 +70,7 @@ def lines_of(table: pd.DataFrame, asked: Iterable[Claim]) -> str:
 def on_pretrained() -> str:
     """The models that were pretrained: intact accuracy, what was asked of them, and differences by each endpoint."""
     table = read("pretrained_differences")
-    pairs = [(claim.method, other) for claim in claims.OF_PRETRAINED for other in claim.others]
+    pairs = [pair for claim in claims.OF_PRETRAINED for pair in claim.pairs]
     methods = read("pretrained_methods").drop_duplicates("model")
     intact = listed(f"{row.model} {row.intact:.3f} ({row.seeds} trainings)" for row in methods.itertuples())
     parts = [f"Accuracy of the intact models, median: {intact}.", lines_of(table, claims.OF_PRETRAINED)]

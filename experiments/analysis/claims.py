@@ -27,6 +27,11 @@ class Claim:
     others: tuple[str, ...]
     method: str = "greedy_gnorm"
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The comparisons that it rests on: (its method, one of the others)."""
+        return [(self.method, other) for other in self.others]
+
 
 CLAIMS = (
     Claim(
@@ -124,11 +129,11 @@ def seconds(runs: Mapping[str, Repeated], claims: Sequence[Claim]) -> pd.DataFra
     """
     rows = []
     for claim in claims:
-        for other in claim.others:
+        for pair in claim.pairs:
             for model, methods in runs.items():
-                if claim.method in methods and other in methods:
-                    took = sum(run.info["seconds"] for name in (claim.method, other) for run in methods[name])
-                    rows.append((claim.name, model, claim.method, other, round(took, 1)))
+                if methods.keys() >= {*pair}:
+                    took = sum(run.info["seconds"] for name in pair for run in methods[name])
+                    rows.append((claim.name, model, *pair, round(took, 1)))
     return pd.DataFrame(rows, columns=["claim", "model", "method", "baseline", "seconds"])
 
 
@@ -170,7 +175,7 @@ def verdicts(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
 
 def judged(table: pd.DataFrame, claim: Claim, endpoint: str) -> pd.DataFrame:
     """The rows of a claim by one endpoint, with the side on which each counts, and whether it is equal to 0."""
-    found = pd.concat([comparison(table, claim.method, other, endpoint) for other in claim.others])
+    found = pd.concat([comparison(table, *pair, endpoint) for pair in claim.pairs])
     found = found.assign(same_as=found.same_as.astype(object).fillna(""))  # as a file has it
     elsewhere = (found.same_as != "") & ~found.same_as.isin(claim.others)
     found = found[~elsewhere].assign(side=lambda rows: sides(rows))
@@ -187,7 +192,7 @@ def rule_errors(table: pd.DataFrame, claim: Claim) -> pd.DataFrame:
     """``paired.error_rates`` of the first comparison of a claim, by each endpoint that is a mean over texts."""
     found = []
     for endpoint, row in ENDPOINTS.items():
-        rows = comparison(table, claim.method, claim.others[0], endpoint)
+        rows = comparison(table, *claim.pairs[0], endpoint)
         rows = rows[rows.seeds > 1]
         if row.linear and len(rows) and rows.of_rest.all():
             found.append(error_rates(rows).assign(endpoint=endpoint))

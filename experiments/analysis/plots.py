@@ -187,9 +187,9 @@ def final_solutions(runs: Runs, pruned: Mapping[str, Mapping[str, int]]) -> Figu
         trajectory, heads = runs[model][method], pruned[model][method]
         _mask(axis, trajectory.mask(heads).numpy())
         values = curve(trajectory)
-        which = f"\n{find_method(method).title}: " if len(runs[model]) > 1 else "\n"
+        which = f"\n{find_method(method).title}" if len(runs[model]) > 1 else ""
         axis.set_title(
-            f"{_title(trajectory, model)}{which}{heads} of {int(trajectory.start.sum())} pruned, "
+            f"{_title(trajectory, model)}{which}\n{heads} of {int(trajectory.start.sum())} pruned, "
             f"{trajectory.metric.name} {values.iloc[0]:.3f} → {values[heads]:.3f}",
             fontsize=10,
         )

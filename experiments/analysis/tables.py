@@ -261,8 +261,8 @@ def method_table(runs: Mapping[str, Repeated], seconds: bool = False) -> pd.Data
     """A row for every model and method of repeated runs, the best median area first.
 
     minimum, median, maximum: of the area under the metric's curve over training seeds. intact: the metric of the intact
-    model, the median over seeds. With ``seconds``, the columns
-    scoring seconds and seconds: of one run, in the criterion and in all; the median over seeds, as measured.
+    model, the median over seeds. With ``seconds``, the columns scoring seconds and seconds: of one run, in the
+    criterion and in all; the median over seeds, as measured.
     """
     rows = []
     for model, methods in runs.items():
