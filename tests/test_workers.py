@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import papermill
@@ -192,14 +192,32 @@ def test_notebooks_run_side_by_side_once_their_trajectories_are_made(output, mon
 def test_what_follows_another_method_comes_last_and_repetitions_share_a_model():
     asked = [Job("bert", method) for method in ("matched_random", "greedy_gnorm", "random")]
     submitted = []
-    workers._submit(
-        SimpleNamespace(submit=lambda *given, **named: submitted.append(given) or object()), context(), asked
-    )
-    assert [job.method for make, _, job, *_ in submitted if make is jobs.make] == [
-        *("greedy_gnorm", "random", "matched_random"),
-    ]
+    client = SimpleNamespace(submit=lambda *given, **named: submitted.append((given, named)) or object())
+    workers._submit(client, context(), [*asked, Job("albert", "random")], "bert")
+    first = sorted(submitted, key=lambda each: -each[1]["priority"])  # as Dask takes them
+    assert [job.method for (_, _, job), _ in first] == ["greedy_gnorm", "random", "matched_random"]
+    assert len({named["key"][0] for _, named in submitted}) == 1  # of one group, which Dask hands out one by one
     assert as_trained("roberta/seed2/batch8") == "roberta/seed2"
     assert as_trained("roberta/texts8/draw1") == "roberta"
+
+
+def test_a_job_that_takes_long_holds_no_other_up(output, threads, monkeypatch):
+    asked = [Job(f"albert/seed{seed}/batch{number}", "random") for seed in range(2) for number in range(1, 9)]
+    made, rest = [], threading.Event()
+
+    def run(model, method, **_):
+        if (job := Job(model, method)) == asked[0]:
+            assert rest.wait(60)
+        made.append(job)
+        if len(made) == len(asked) - 1:
+            rest.set()
+
+    monkeypatch.setattr(jobs, "ALONE", nullcontext())  # workers are of one process here
+    monkeypatch.setattr(jobs, "_task", lambda _run, _profile, model, _device: model)
+    monkeypatch.setattr(jobs.runs, "run", run)
+    workers.make_jobs(asked, "smoke", "cpu", {}, at_once=2)
+    assert {*made} == {*asked}
+    assert made[-1] == asked[0]
 
 
 @pytest.mark.parametrize(("name", "models"), [("criteria_comparison", ["bert"]), ("decoder_pruning", ["gpt2"])])

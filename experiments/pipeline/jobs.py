@@ -213,7 +213,7 @@ def versions() -> dict[str, str]:
     return {"gnorm": CODE, "python": platform.python_version(), **packages}
 
 
-def make(around: WorkerContext, job: Job, _loaded: None = None) -> None:
+def make(around: WorkerContext, job: Job) -> None:
     """Make one job, unless it is to be taken as it is and was saved meanwhile.
 
     Raises ``UsageError`` where this process cannot take part in the run, and whatever ``tasks.load`` and ``runs.run``

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # seconds to wait for an answer of a scheduler
 RARELY = 15.0  # seconds between the lines of a log
+# A worker is given one job at a time, and the rest waits for whoever is free: Dask does not know how long jobs take.
 # Dask has its workers give freed memory back to the system at once: then every tensor is new pages, and passes on a CPU
 # take longer (findings/dask_trims_memory.sh). And it has a thread of each watch the others, which wait for it.
 OPTIONS = {
+    "distributed.scheduler.worker-saturation": 1.0,
     "distributed.worker.profile.enabled": False,
     "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
@@ -96,7 +98,7 @@ def make_jobs(
                     print(f"Dask's dashboard: {client.dashboard_link}", flush=True)
                 if not client.nthreads():
                     print("no worker is there yet: jobs wait for the first one", flush=True)
-                _follow(client, _submit(client, around, wanted))
+                _follow(client, around, wanted)
         except OSError as error:
             raise RunError(f"run_all.py: the connection to Dask broke ({error}); finished steps are kept.") from error
         finally:
@@ -150,36 +152,59 @@ def _gpus() -> tuple[str, ...]:
     return tuple(gpus) if len(gpus) > 1 else ()
 
 
-def _submit(client: Client, around: WorkerContext, wanted: Sequence[Job]) -> dict[Future, str]:
-    """A future for every job and for every model that they need, with what it makes."""
+def _load(client: Client, around: WorkerContext, wanted: Sequence[Job]) -> dict[Future, str]:
+    """A future for every model that the jobs need, with its name."""
     models = dict.fromkeys(as_trained(job.model) for job in wanted)
-    loaded = {
-        model: client.submit(jobs.load, around, model, key=f"load-{model}-{around.run}", pure=False) for model in models
+    return {
+        client.submit(jobs.load, around, model, key=f"load-{model}-{around.run}", pure=False): model for model in models
     }
-    made = {  # last those that follow another method, whose trajectory they read or else wait for
+
+
+def _submit(client: Client, around: WorkerContext, wanted: Sequence[Job], model: str) -> dict[Future, str]:
+    """A future for every job of a model that is loaded, with what it makes.
+
+    Jobs depend on no future, and their keys are of one group: so the scheduler keeps them, and hands one to each worker
+    that is free. Last go those that follow another method, whose trajectory they read or else wait for.
+    """
+    return {
         client.submit(
-            jobs.make, around, job, loaded[as_trained(job.model)], key=f"{job}-{around.run}", pure=False
+            jobs.make,
+            around,
+            job,
+            key=(f"make-{around.run}", str(job)),
+            priority=-bool(find_method(job.method).follows),
+            pure=False,
         ): str(job)
-        for job in sorted(wanted, key=lambda job: bool(find_method(job.method).follows))
+        for job in wanted
+        if as_trained(job.model) == model
     }
-    return {future: model for model, future in loaded.items()} | made
 
 
-def _follow(client: Client, futures: Mapping[Future, str]) -> None:
-    """Show the progress of all jobs until they are made: one line that is redrawn, or in a log a line now and then.
+def _follow(client: Client, around: WorkerContext, wanted: Sequence[Job]) -> None:
+    """Load every model, and make its jobs once it is there. Show the progress of all: one line that is redrawn, or in a
+    log a line now and then.
 
     Raises as ``make_jobs`` does, at the first job that fails; the rest is called off.
     """
     from distributed import as_completed
 
+    futures = models = _load(client, around, wanted)
     terminal = Terminal("jobs")
     every = 0.5 if terminal.live else RARELY
     try:
-        with closing(terminal), tqdm(total=len(futures), unit="job", file=terminal, mininterval=every) as bar:
-            for future in as_completed(futures):
+        with (
+            closing(terminal),
+            tqdm(total=len(models) + len(wanted), unit="job", file=terminal, mininterval=every) as bar,
+        ):
+            done = as_completed(list(models))
+            for future in done:
                 _raise_failure(future, futures[future])
+                if future in models:
+                    made = _submit(client, around, wanted, models[future])
+                    done.update(made)
+                    futures = futures | made
                 running = sum(map(bool, client.processing().values()))
-                left = len(futures) - bar.n - 1
+                left = len(models) + len(wanted) - bar.n - 1
                 bar.set_postfix(running=min(running, left), left=left, refresh=False)
                 bar.update()
     except BaseException:
