@@ -147,6 +147,13 @@ def test_a_promise_that_cannot_be_made_is_refused(budget, confidence, complaint)
         choose(None, a_run([1, 2], texts=67), budget, confidence=confidence)
 
 
+@pytest.mark.parametrize(("name", "texts"), [("accuracy", 216), ("perplexity", 132)])
+def test_no_texts_to_choose_by_are_too_few_whatever_the_budget(name, texts):
+    """With training, every other batch is to choose by: there is none where one batch holds them all."""
+    with pytest.raises(ValueError, match=rf"^0 texts .* too few: .*\. Give some {texts} texts in all, or confidence="):
+        Promise(0.1).check(METRICS[name], 0, shares=4)
+
+
 @pytest.mark.parametrize(
     ("metric", "budget", "words"),
     [

@@ -61,10 +61,11 @@ class Promise:
         """
         needed = self.fewest_texts(metric)
         if texts < needed:
-            least = math.ceil(1000 * (1 - (1 - self.confidence) ** (1 / texts))) / 1000
+            least = math.ceil(1000 * (1 - (1 - self.confidence) ** (1 / max(1, texts)))) / 1000
+            larger = f"a budget of at least {least:g}, " if texts else ""  # none will do without a text
             raise ValueError(
                 f"{texts} texts to choose by are too few: {needed} are needed to say that {self.says(metric)}. "
-                f"Give some {shares * needed + 128} texts in all, a budget of at least {least:g}, or confidence=None."
+                f"Give some {shares * needed + 128} texts in all, {larger}or confidence=None."
             )
 
     def fewest_texts(self, metric: Metric) -> int:
