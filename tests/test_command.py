@@ -5,6 +5,7 @@ import dataclasses
 import os
 import platform
 import re
+import shutil
 import signal
 from importlib.metadata import entry_points
 from types import SimpleNamespace
@@ -90,7 +91,7 @@ def test_the_number_of_heads_follows_from_what_is_asked(home, capsys, arguments,
         (["prune", "ck", "texts.csv", "ck"], "ck exists already and holds"),
         (["prune", "ck", "texts.csv", "small", "--method", "best"], "method 'best' is not known"),
         (["prune", "ck", "texts.csv", "small", "--metric", "mse"], "mse needs a model that gives each text a number"),
-        (["prune", "ck", "texts.csv", "small", "--heads", "9"], "steps=9"),
+        (["prune", "ck", "texts.csv", "small", "--heads", "9"], "--heads 9 is out of range: 8 heads"),
         (["prune", "ck", "texts.csv", "small"], "budget of at least 0.034, or --confidence none."),
         (
             ["prune", "ck", "texts.csv", "small", "--budget", "0.05", "--recover", "1"],
@@ -103,6 +104,15 @@ def test_the_number_of_heads_follows_from_what_is_asked(home, capsys, arguments,
         (["prune", "ck", "texts.csv", "small", "--units", "neurons", "--heads", "3"], "--heads is for heads alone"),
         (["prune", "ck", "texts.csv", "small", "--recover", "-1"], "--recover=-1 is out of range"),
         (["prune", "ck", "texts.csv", "small", "--confidence", "1"], "confidence=1.0 is out of range"),
+        (["prune", "ck", "texts.csv", "small", "--budget", "1.5"], "1.5 points of it are 0.015."),
+        (
+            ["prune", "ck", "texts.csv", "small", "--budget", "-1", "--confidence", "none"],
+            "budget=-1.0 is out of range",
+        ),
+        (["prune", "ck", "texts.csv", "small", "--latency", "2"], "latency=2 is out of range"),
+        (["prune", "ck", "texts.csv", "small", "--metric", "matthews", "--budget", "0.02"], "one class has"),
+        (["prune", "ck", "texts.csv", "ck", "--overwrite"], "ck holds"),
+        (["prune", "ck", "texts.csv", ".", "--overwrite"], "holds the working directory"),
         (["score", "ck", "texts.csv", "--method", "best"], "method 'best' is not known"),
         (["cost", "none"], "none has no config.json"),
     ],
@@ -122,12 +132,51 @@ def test_a_disk_that_cannot_hold_the_model_is_refused_before_the_run(home, capsy
     assert sorted(path.name for path in home.iterdir()) == ["ck", "texts.csv"]
 
 
+def test_what_the_model_is_made_of_is_never_replaced(home, made, capsys):
+    inside = home / "models"
+    inside.mkdir()
+    for name in ("ck", "texts.csv"):
+        (home / name).unlink()
+    shutil.copytree(made / "ck", inside / "ck")
+    shutil.copy(made / "texts.csv", inside)
+    files = {path: path.read_bytes() for path in inside.rglob("*") if path.is_file()}
+    for out in ("models", "models/ck", "models/../models"):
+        assert main(["prune", "models/ck", "models/texts.csv", out, "--heads", "1", "--overwrite"]) == 2
+        assert f"{out} holds {inside / 'ck'}, which is read and never replaced: give another name." in error_of(capsys)
+    own = shipping.load("models/ck", "models/texts.csv")
+    run = gnorm.prune(own.model, own.scoring, own.choosing, "weight_magnitude", steps=1, progress=False)
+    with pytest.raises(FileExistsError, match="which is read and never replaced"):
+        shipping.ship(own, run, "models", 1, by="heads", overwrite=True)
+    assert {path: path.read_bytes() for path in inside.rglob("*") if path.is_file()} == files
+
+
+def test_a_pruned_model_is_measured_beside_itself_and_one_without_heads_is_refused(home, capsys):
+    own = shipping.load("ck", "texts.csv")
+    for name, heads in (("half", 4), ("bare", 0)):
+        model = copy.deepcopy(own.model)
+        gnorm.remove_heads(model, torch.arange(8).view(2, 4) < heads)
+        gnorm.save_pruned(model, name, own.tokenizer)
+    assert main(["prune", "half", "texts.csv", "small", "--heads", "1"]) == 0
+    before, after = (sum(p.numel() for p in gnorm.load_pruned(name).parameters()) for name in ("half", "small"))
+    assert f"parameters: {before:,} before, {after:,} after" in capsys.readouterr().out
+    assert main(["prune", "bare", "texts.csv", "less", "--budget", "0.5"]) == 2
+    assert "bare has no head left to remove" in error_of(capsys)
+
+
+def test_a_confidence_that_is_no_number_is_refused_in_words(home, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["prune", "ck", "texts.csv", "small", "--confidence", "sure"])
+    assert stopped.value.code == 2
+    assert "'sure' is neither a number such as 0.9 nor none" in capsys.readouterr().err
+    assert (
+        main(["prune", "ck", "texts.csv", "small", "--confidence", "None", "--units", "heads, neurons", "--all"]) == 0
+    )
+
+
 def test_a_share_that_is_not_reached_keeps_the_steps(home, capsys):
     command = ["prune", "ck", "texts.csv", "small", "--method", "weight_magnitude"]
     assert main([*command, "--parameters", "0.1"]) == 1
-    assert "give a larger share, or prune more heads. Finished steps are kept in small.journal.jsonl" in error_of(
-        capsys
-    )
+    assert "more than 10%: give a larger share. Finished steps are kept in small.journal.jsonl" in error_of(capsys)
     assert main([*command, "--parameters", "0.9"]) == 2
     assert "small.journal.jsonl holds the steps of an earlier run: add --resume to go on" in error_of(capsys)
     assert main([*command, "--parameters", "0.9", "--resume"]) == 0
@@ -326,7 +375,7 @@ def test_costs_fall_along_the_run_and_budgets_are_met_by_the_fewest_heads(own, r
         (9, "heads", "the run has no state with 9 heads removed: give one of 0 to 8"),
         (2.5, "heads", "no state with 2.5 heads"),
         (80, "parameters", "parameters=80 is out of range: it is a share of the intact model's, 0.8 for 80 %"),
-        (0.01, "operations", "with 8 heads removed the model still has .* of the operations, more than 1%"),
+        (0.01, "operations", "with all heads removed the model still has .* of the operations, more than 1%"),
     ],
 )
 def test_budgets_that_cannot_be_met_are_refused(own, run, budget, by, complaint):

@@ -147,6 +147,22 @@ def test_a_promise_that_cannot_be_made_is_refused(budget, confidence, complaint)
         choose(None, a_run([1, 2], texts=67), budget, confidence=confidence)
 
 
+@pytest.mark.parametrize(
+    ("name", "budget", "counts", "needed"),
+    [("f1_macro", 0.02, (200, 56), 57), ("f1_macro", 0.2, (200, 200, 2), 3), ("matthews", 0.02, (500, 113), 114)],
+)
+def test_a_class_whose_loss_would_not_be_seen_is_too_few_texts(name, budget, counts, needed):
+    """Where no text of a class changes, a share of them as large as the budget allows may be lost by chance."""
+    promise, labels = Promise(budget), np.repeat(np.arange(len(counts)), counts)
+    with pytest.raises(ValueError, match=rf"one class has {min(counts)} of the {len(labels)} .*: {needed} of each are"):
+        promise.holds(METRICS[name], labels, labels, labels)
+    enough = np.repeat(np.arange(len(counts)), [max(n, needed) for n in counts])
+    assert promise.holds(METRICS[name], enough, enough, enough)
+    several = np.eye(len(counts), dtype=int)[labels]
+    with pytest.raises(ValueError, match=f"{needed} of each are needed"):
+        promise.check_classes(METRICS[name], several)
+
+
 @pytest.mark.parametrize(("name", "texts"), [("accuracy", 216), ("perplexity", 132)])
 def test_no_texts_to_choose_by_are_too_few_whatever_the_budget(name, texts):
     """With training, every other batch is to choose by: there is none where one batch holds them all."""

@@ -317,6 +317,23 @@ def test_numbers_out_of_range_are_refused(home, number):
         shipping.load("my-checkpoint", "my-texts.csv", **number)
 
 
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read():
+    with pytest.raises(ValueError, match=r"^device nowhere is not there \(.*\): give another, or leave it out\.$"):
+        shipping.load("my-checkpoint", "my-texts.csv", device="nowhere")
+
+
+def test_half_precision_is_trained_in_fp32_and_rounded(home):
+    own = shipping.load("my-checkpoint", "my-texts.csv")
+    whole = copy.deepcopy(own.model.bfloat16()).float()
+    intact = copy.deepcopy(own.model)
+    for model in (own.model, whole):
+        shipping.recover(model, own.scoring, progress=False)
+    assert {p.dtype for p in own.model.parameters()} == {torch.bfloat16}
+    for (name, p), trained in zip(own.model.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(p, trained.bfloat16()), name
+    assert any(not torch.equal(p, q) for p, q in zip(own.model.parameters(), intact.parameters(), strict=True))
+
+
 def test_no_budget_and_no_one_model_to_ship(home):
     own = shipping.load("my-checkpoint", "my-texts.csv")
     run = gnorm.prune(own.model, own.scoring, own.choosing, steps=1, progress=False)

@@ -14,14 +14,15 @@ from torch import nn
 
 from ..engine.model.sizes import num_texts
 from ..engine.model.state import copy_of
+from ..engine.tally import labels_in_order
 from ..engine.texts.batches import prepare
 from ..metrics import Measure, Metric, find_metric
 from ..surgery import remove_units
 from ..trajectory import Trajectory, curve, solution
-from .costs import flops_of, intact_of, num_parameters, seconds_of
+from .costs import flops_of, num_parameters, seconds_of
 from .export import Inputs
 from .loading import Own
-from .promise import Promise
+from .promise import BY_CLASS, Promise, check_range
 
 
 def _parameters(intact: nn.Module, smaller: nn.Module, _: Inputs) -> float:
@@ -40,20 +41,19 @@ def _latency(intact: nn.Module, smaller: nn.Module, inputs: Inputs) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of the models along runs with ``own``, as shares of the intact model's.
+    """The costs of the models along runs with ``own``, as shares of those of ``own.model``.
 
     Operations and latency are those of one forward pass of the first batch of ``own.choosing``.
     """
 
     own: Own
-    intact: nn.Module
     inputs: Inputs
 
     @classmethod
     def of(cls, own: Own) -> Costs:
         """Raises as ``prepare`` does."""
         first = next(prepare(own.choosing[:1], own.model).padded)
-        return cls(own, intact_of(own.model), first.inputs)
+        return cls(own, first.inputs)
 
     def share(self, run: Trajectory, pruned: int, cost: str) -> float:
         """The share that is left of ``cost``, a budget of a cost in ``BUDGETS``, in a state of a run."""
@@ -62,7 +62,7 @@ class Costs:
     def shares(self, model: nn.Module, costs: Iterable[str]) -> dict[str, float]:
         """The shares of ``costs`` that ``model`` takes."""
         measures = {name: BUDGETS[name].cost for name in costs}
-        return {name: measure(self.intact, model, self.inputs) for name, measure in measures.items() if measure}
+        return {name: measure(self.own.model, model, self.inputs) for name, measure in measures.items() if measure}
 
 
 def pruned_copy(own: Own, run: Trajectory, pruned: int) -> Any:
@@ -91,11 +91,7 @@ def along(own: Own, run: Trajectory) -> pd.DataFrame:
 def _by_metric(own: Own, run: Trajectory, budget: float, confidence: float | None) -> int:
     if confidence is not None:
         return Promise(budget, confidence).last_kept(run)
-    if not budget >= 0:
-        raise ValueError(
-            f"budget={budget} is out of range: it is the {run.metric.name} that may be "
-            f"{'lost' if run.metric.higher_is_better else 'added'}{', 0.01 for a point' * run.metric.fraction}."
-        )
+    check_range(run.metric, budget)
     return solution(run, budget)
 
 
@@ -115,9 +111,10 @@ def _by_cost(cost: str, own: Own, run: Trajectory, budget: float, _: float | Non
     at = bisect_left(states, True, key=lambda pruned: costs.share(run, pruned, cost) <= budget)
     if at == len(states):
         left = costs.share(run, states[-1], cost)
+        whole, units = states[-1] == int(run.start.sum()), "heads" if run.gone is None else "heads and neurons"
         raise ValueError(
-            f"with {states[-1]} heads removed the model still has {left:.0%} of the {cost}, more than {budget:.0%}: "
-            "give a larger share, or prune more heads."
+            f"with {'all' if whole else states[-1]} {units} removed the model still has {left:.0%} of the {cost}, more "
+            f"than {budget:.0%}: give a larger share{', or prune more' * (not whole)}."
         )
     return int(states[at])
 
@@ -129,19 +126,24 @@ def _check_share(cost: str, budget: float) -> None:
 
 def _until_broken(own: Own, budget: float, confidence: float | None, metric: Metric, epochs: int) -> Until | None:
     if confidence is None:
+        check_range(metric, budget)
         return None
     promise = Promise(budget, confidence)
-    if epochs:
-        promise.check(metric, num_texts(own.choosing[1::2]), shares=4)
-        return Promise(FURTHER * budget, confidence).broken
-    promise.check(metric, num_texts(own.choosing))
-    return promise.broken
+    texts, shares = (own.choosing[1::2], 4) if epochs else (own.choosing, 2)
+    promise.check(metric, num_texts(texts), shares)
+    if metric.name in BY_CLASS:
+        promise.check_classes(metric, labels_in_order(prepare(texts, own.model)).numpy())
+    return Promise(FURTHER * budget, confidence).broken if epochs else promise.broken
 
 
 def _until_cheap(cost: str, own: Own, budget: float, *_: Any) -> Until | None:
     _check_share(cost, budget)
     costs = Costs.of(own)
     return lambda run: costs.share(run, int(curve(run).index[-1]), cost) <= budget
+
+
+def _never(cost: str, own: Own, budget: float, *_: Any) -> None:
+    _check_share(cost, budget)
 
 
 def _promised(budget: float, metric: Metric, confidence: float | None) -> str:
@@ -202,7 +204,7 @@ BUDGETS: dict[str, Budget] = {
     "operations": _of_cost(
         "operations", "operations of a forward pass", _operations, until=partial(_until_cheap, "operations")
     ),
-    "latency": _of_cost("latency", "measured time of a forward pass", _latency),
+    "latency": _of_cost("latency", "measured time of a forward pass", _latency, until=partial(_never, "latency")),
 }
 
 

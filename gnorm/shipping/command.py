@@ -19,7 +19,7 @@ from ..engine.model.state import default_device
 from ..heads import head_mask_of
 from ..journal import InUseError
 from ..methods import METHODS, MORE_METHODS, find_method
-from ..metrics import METRICS
+from ..metrics import METRICS, find_metric
 from ..pruning import checked_int, prune
 from ..storage.errors import RunError, code_of, terminable
 from ..storage.files import check_room, free_file, free_folder
@@ -27,6 +27,7 @@ from ..storage.loading import find_class, load_checked, quiet_library, read_conf
 from . import RECOMMENDED, load
 from .choosing import BUDGETS, until_known
 from .costs import cost
+from .loading import refuse_to_replace
 from .release import smaller_model
 from .texts import A_FILE
 from .units import UNITS, prune_units
@@ -41,6 +42,7 @@ FLAGS = {  # for what messages tell a caller in Python
     "pass overwrite=True": "add --overwrite",
     'say labels="names" or labels="numbers"': "add --labels names or --labels numbers",
     "confidence=None": "--confidence none",
+    "steps=": "--heads ",
     '(units=("heads",))': "(without --units)",
 }
 
@@ -93,16 +95,20 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def _names(given: str) -> tuple[str, ...]:
-    return tuple(given.split(","))
+    return tuple(name.strip() for name in given.split(","))
 
 
 def _confidence(given: str) -> float | None:
-    return None if given == "none" else float(given)
+    try:
+        return None if given.lower() == "none" else float(given)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{given!r} is neither a number such as 0.9 nor none") from None
 
 
 def do_prune(asked: argparse.Namespace) -> None:
     """Load, prune, choose, save; the steps are in a journal beside the folder until it is there."""
     out = free_folder(asked.out, asked.overwrite)
+    refuse_to_replace(out, (Path(given).expanduser().resolve() for given in (asked.checkpoint, asked.texts)))
     journal = free_file(_beside(out), overwrite=True)
     if journal.exists() and not asked.resume:
         raise FileExistsError(f"{journal} holds the steps of an earlier run: add --resume to go on, or delete it.")
@@ -113,6 +119,13 @@ def do_prune(asked: argparse.Namespace) -> None:
     own = load(asked.checkpoint, asked.texts, device=asked.device, labels=asked.labels)
     check_room(out, sum(p.numel() * p.element_size() for p in own.model.parameters()))
     epochs = checked_int("--recover", asked.recover, 0)
+    if by == "metric" and budget > 1 and (metric := find_metric(asked.metric, own.model)).fraction:
+        raise ValueError(
+            f"--budget {budget:g} is more than all of the {metric.name}: it goes from 0 to 1, and {budget:g} points of "
+            f"it are {budget / 100:g}."
+        )
+    if asked.units == ("heads",) and not head_mask_of(own.model).any():
+        raise ValueError(f"{asked.checkpoint} has no head left to remove: its neurons can go, with --units neurons.")
     until = until_known(own, budget, by, asked.confidence, asked.metric, epochs)
     steps_before, began = _steps_in(journal), False
     try:

@@ -31,10 +31,12 @@ def cost(
     rounds: int = 30,
     seconds: float = 3.0,
     onnx: bool = False,
+    beside: Any = None,
 ) -> pd.DataFrame:
-    """The cost of ``model`` and of an intact model of its configuration; a row for every batch size and length.
+    """The cost of ``model`` and of an intact model; a row for every batch size and length.
 
-    The intact model has random weights, because time does not depend on weights.
+    beside: the intact model. If None, one of the configuration of ``model`` with all heads and neurons, and random
+    weights, because time does not depend on weights.
     lengths: tokens of a text (32 and 128 if None, fewer where the model takes fewer), pixels a side of
     an image, (height, width) of one that is not square, samples of a sound, or frames of a spectrogram.
     rounds, seconds: the models run in turns, ``rounds`` times or until ``seconds`` have passed, but at least five
@@ -56,7 +58,7 @@ def cost(
     """
     if is_compiled(model):
         raise ValueError("the model is compiled, the intact one beside it would not be: give the one from before.")
-    intact = intact_of(model)
+    intact = intact_of(model) if beside is None else beside
     models = [intact, model]
     if onnx:
         models += _exported(models, list(inputs_of(model, 1, 1)))

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,15 @@ class Own:
     testing: list[dict[str, Tensor]]
     checkpoint: str
     data: str
+    read: tuple[Path, ...] = ()  # the folder and the file that they come from
+
+
+def refuse_to_replace(folder: str | os.PathLike[str], read: Iterable[Path]) -> None:
+    """``FileExistsError`` where ``folder`` is, or holds, one of the paths that were ``read``."""
+    whole = Path(folder).expanduser().resolve()
+    for path in read:
+        if whole in (path, *path.parents):
+            raise FileExistsError(f"{folder} holds {path}, which is read and never replaced: give another name.")
 
 
 def load(
@@ -87,14 +96,20 @@ def load(
 
     Raises ``FileNotFoundError`` where a file or a checkpoint does not exist, and for a folder without a tokenizer;
     ``TypeError`` for what is neither path nor table; ``ValueError`` for a checkpoint without a classifier or damaged,
-    for a tokenizer that lacks what the task needs, for numbers out of range, for too few texts, for a text that
-    tokenizer or model do not take; and as ``readers.labelled``, ``prepare`` and ``check_saving`` do.
+    for a tokenizer that lacks what the task needs, for numbers out of range, for a device that is not there, for too
+    few texts, for a text that tokenizer or model do not take; and as ``readers.labelled``, ``prepare`` and
+    ``check_saving`` do.
     """
     scoring, batch, seed = (
         checked_int("scoring", scoring, 1),
         checked_int("batch", batch, 1),
         checked_int("seed", seed, 0),
     )
+    device = device or default_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device} is not there ({in_short(error)}): give another, or leave it out.") from None
     model, tokenizer = _checkpoint(checkpoint, model_class)
     if max_length is not None:
         max_length = checked_int("max_length", max_length, tokenizer.num_special_tokens_to_add() + 1)
@@ -121,7 +136,7 @@ def load(
     rest = first + (len(frame) - first) // 2
     shares = (frame[:first], frame[first:rest], frame[rest:])
     scored, chosen, tested = (in_batches(reader.inputs, encode, _rows(share), batch) for share in shares)
-    model = model.to(device or default_device()).eval()
+    model = model.to(device).eval()
     batches = [*scored, *chosen, *tested]
     unlike = _unlike(batches, tokenizer, frame, name_of(texts))
     prepare(batches, model)  # refuses texts that the model does not take before pruning begins
@@ -134,6 +149,9 @@ def load(
         testing=tested,
         checkpoint=Path(os.path.abspath(checkpoint)).name,  # of "." too
         data=name_of(texts),
+        read=tuple(
+            Path(given).expanduser().resolve() for given in (checkpoint, texts) if isinstance(given, str | os.PathLike)
+        ),
     )
 
 

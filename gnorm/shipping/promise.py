@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,6 +21,13 @@ from ..trajectory import Trajectory
 RESAMPLES = 500  # of a bootstrap
 
 GRID = 64  # shares of texts whose hit changes, at which the exact test is computed
+
+# Metrics that one class can decide, however few texts it has: from the number of classes, in budgets, the share of the
+# texts of a class that is lost where the metric falls by the budget. It is exact where classes are of one size.
+BY_CLASS: dict[str, Callable[[int], int]] = {
+    "f1_macro": lambda classes: classes,
+    "matthews": lambda classes: max(1, classes - 1),
+}
 
 BEYOND = 7  # standard deviations from the mean, what lies further away is left out: less than 1e-10
 
@@ -50,8 +58,8 @@ class Promise:
             )
         if not self.budget > 0:
             raise ValueError(
-                f"budget={self.budget} is out of range: no number of texts shows that nothing at all is lost. Give one "
-                "above 0, 0.01 for a point of accuracy, or confidence=None."
+                f"budget={self.budget} is out of range: no number of texts shows that nothing at all is lost. Give a "
+                "number above 0, 0.01 for a point of accuracy, or confidence=None."
             )
 
     def check(self, metric: Metric, texts: int, shares: int = 2) -> None:
@@ -74,9 +82,26 @@ class Promise:
         If a share ``budget`` of all texts were lost, none of n would be with probability (1 - budget)^n. 1 for a metric
         that is no fraction, whose scale says nothing of shares.
         """
-        if not metric.fraction or self.budget >= 1:
-            return 1
-        return math.ceil(math.log(1 - self.confidence) / math.log1p(-self.budget) - 1e-9)
+        return self._fewest(self.budget) if metric.fraction else 1
+
+    def _fewest(self, share: float) -> int:
+        """Of how many texts none is among a ``share`` of all by chance, with probability 1 - confidence or less."""
+        return 1 if share >= 1 else math.ceil(math.log(1 - self.confidence) / math.log1p(-share) - 1e-9)
+
+    def check_classes(self, metric: Metric, labels: np.ndarray) -> None:
+        """``ValueError`` where the metric is one of ``BY_CLASS``, and some class has so few texts that losing it would
+        not be seen. labels: (text,) class numbers, or (text, class) 0 and 1, of the texts to choose by."""
+        if metric.name not in BY_CLASS:
+            return
+        counts = labels.astype(int).sum(0) if labels.ndim > 1 else np.unique(labels, return_counts=True)[1]
+        counts = counts[counts > 0]
+        needed = self._fewest(self.budget * BY_CLASS[metric.name](len(counts)))
+        if counts.min(initial=needed) < needed:
+            raise ValueError(
+                f"one class has {counts.min()} of the {len(labels)} texts to choose by, which are too few: {needed} of "
+                f"each are needed to say that {self.says(metric)}, for every class counts in it, however rare. Give "
+                "more texts of it, another metric, or confidence=None."
+            )
 
     def broken(self, run: Trajectory) -> bool:
         """True if the last state of ``run`` is not shown to keep the promise. An ``until`` of ``gnorm.prune``.
@@ -109,9 +134,12 @@ class Promise:
         Hits are compared by the exact test of ``paired_hits``, whatever else by the upper end of a one-sided bootstrap
         interval of the loss, bias-corrected and accelerated (Efron 1987).
 
-        Raises ``ValueError`` as ``check`` does.
+        A bootstrap is exact for many texts alone, and sees no loss that none of the texts shows.
+
+        Raises ``ValueError`` as ``check`` and ``check_classes`` do.
         """
         self.check(metric, len(before))
+        self.check_classes(metric, labels)
         if np.array_equal(before, after):
             return True
         if metric.text_values is hits and metric.per_text is not None:
@@ -130,9 +158,20 @@ class Promise:
 
     def verdict(self, metric: Metric, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> str:
         """A clause: whether the texts show it, as ``holds`` says. Too few texts do not."""
-        few = len(before) < self.fewest_texts(metric)
-        shown = not few and self.holds(metric, before, after, labels)
+        try:
+            shown = self.holds(metric, before, after, labels)
+        except ValueError:
+            shown = False
         return f"these {len(before)} texts {'show' if shown else 'do not show'} that {self.says(metric)}"
+
+
+def check_range(metric: Metric, budget: float) -> None:
+    """``ValueError`` for a budget that is no number or is below 0."""
+    if not budget >= 0:
+        raise ValueError(
+            f"budget={budget} is out of range: it is the {metric.name} that may be "
+            f"{'lost' if metric.higher_is_better else 'added'}{', 0.01 for a point' * metric.fraction}."
+        )
 
 
 def _becomes_worse(metric: Metric) -> str:

@@ -23,7 +23,7 @@ from ..surgery import unit_mask_of
 from ..trajectory import Trajectory, curve
 from .choosing import BUDGETS, choose, pruned_copy
 from .costs import cost
-from .loading import Own
+from .loading import Own, refuse_to_replace
 from .model_card import card
 from .promise import Promise
 from .recovery import furthest_recovered, recover, trained_on
@@ -47,10 +47,11 @@ def ship(
     the trained model, and more heads can go, see ``furthest_recovered``. overwrite: replace a folder that holds files;
     an empty folder needs no ``overwrite``. ``own.model`` stays as it was.
 
-    Raises, before anything is saved: ``FileExistsError`` where the folder holds files; ``ValueError`` where the run is
-    not of this model or has several trials; and as ``check_saving`` and ``choose`` do.
+    Raises, before anything is saved: ``FileExistsError`` where the folder holds files, or what ``own`` was read from;
+    ``ValueError`` where the run is not of this model or has several trials; and as ``check_saving`` and ``choose`` do.
     """
     folder = free_folder(folder, overwrite)
+    refuse_to_replace(folder, own.read)
     return smaller_model(own, run, budget, by, confidence, epochs).save(folder, overwrite)
 
 
@@ -87,7 +88,9 @@ class Release:
         return replace(self, model=model, facts=facts)
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
-        """Save the model, its tokenizer and card; return the folder. Raises as ``save_pruned`` does."""
+        """Save the model, its tokenizer and card; return the folder. Raises as ``save_pruned`` does, and
+        ``FileExistsError`` where the folder holds what the model was made of."""
+        refuse_to_replace(folder, self.own.read)
         text = card(name=Path(folder).resolve().name, **self.facts)
         return save_pruned(self.model, folder, self.own.tokenizer, text, overwrite)
 
@@ -100,7 +103,7 @@ def smaller_model(
     confidence: float | None = 0.9,
     epochs: int = 0,
 ) -> Release:
-    """The smaller model that ``ship`` saves, measured beside the intact one. Arguments and errors as of ``ship``."""
+    """The smaller model that ``ship`` saves, measured beside ``own.model``. Arguments and errors as of ``ship``."""
     if run.info["trials"] > 1:
         raise ValueError(f"the run has {run.info['trials']} trials, whose mean is not a model: prune with trials=1.")
     mask_of = head_mask_of if run.gone is None else unit_mask_of
@@ -130,7 +133,7 @@ def smaller_model(
         "text_values": {"before": before, "after": after},
         "labels": labels_in_order(prepare(own.testing, own.model)).numpy(),
         "texts": {name: num_texts(getattr(own, name)) for name in ("scoring", "choosing", "testing")},
-        "costs": cost(model),
+        "costs": cost(model, beside=own.model),
         "training": None,
         "versions": run.info["versions"],
     }
