@@ -1,6 +1,5 @@
 """What tools/claims_page.py says of tables that are written by hand."""
 
-import json
 import sys
 
 import numpy as np
@@ -19,34 +18,7 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def trained(results, run, version):
-    path = results / f"{run}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"weights": {"recipe_version": version}}), "utf-8")
-
-
-def test_models_of_an_earlier_recipe_are_named_and_those_that_are_not_are_not(results):
-    for model in ("albert", "bert", "roberta"):
-        trained(results, f"{model}/seed0/greedy_gnorm", 6)
-    assert claims_page.older() == claims_page.mixed() == ""
-    trained(results, "bert/seed0/greedy_gnorm", 4)
-    trained(results, "roberta/seed0/greedy_gnorm", 5)
-    assert claims_page.older() == "bert and roberta"
-    assert claims_page.mixed().startswith("The trainings and runs of bert and roberta are of an earlier study")
-
-
-def test_heads_written_otherwise_that_are_of_other_trainings_are_named(results):
-    pd.DataFrame({"model": ["albert", "roberta", "roberta"]}).to_csv(results / "tables" / "rescaling.csv")
-    for model, version in (("albert", 6), ("roberta", 4)):
-        trained(results, f"{model}/seed0/greedy_gnorm", version)
-        trained(results, f"{model}/seed0/values0/drawn0/greedy_gnorm", 6)
-    assert claims_page.of_which_trainings().startswith("For this section roberta was trained anew")
-    trained(results, "roberta/seed0/greedy_gnorm", 6)
-    assert claims_page.of_which_trainings() == ""
-
-
 def test_what_a_threshold_takes_is_said_with_its_interval_and_led_by_it(results):
-    assert claims_page.of_thresholds() == ""
     gains = {("a", "greedy_gnorm"): [0.1, 0.1, 0.13], ("b", "greedy_gnorm"): [-0.1, 0.2, 0.1]}
     gains |= {(model, "random"): [0.2, 0.2, 0.2] for model in "ab"}
     rows = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,6 @@ PAPER: Mapping[str, Any] = read_profile("paper").models
 
 def read(name: str) -> pd.DataFrame:
     return pd.read_csv(RESULTS / "tables" / f"{name}.csv")
-
-
-def ran(name: str) -> bool:
-    """Whether the study has a table of this name."""
-    return (RESULTS / "tables" / f"{name}.csv").is_file()
 
 
 def cell(row: Any) -> str:
@@ -95,18 +89,13 @@ def in_five_lines() -> str:
     lines = [lines_of(table, [claim]) for claim in CLAIMS]
     lines[0] = f"{lines[0]} {published_against()}".rstrip()
     lines.append(lines_of(table, QUESTIONS[:1]))
-    lines += [
-        f"- {words}"
-        for words in (in_short_on_pretrained(), of_writing(), of_thresholds(), recommendation(table, methods), mixed())
-        if words
-    ]
+    others = (in_short_on_pretrained(), of_writing(), of_thresholds(), recommendation(table, methods))
+    lines += [f"- {words}" for words in others]
     return "\n".join(lines)
 
 
 def in_short_on_pretrained() -> str:
-    """The verdicts on pretrained models alone, in a sentence; "" where that was not run."""
-    if not ran("pretrained_differences"):
-        return ""
+    """The verdicts on pretrained models alone, in a sentence."""
     table = read("pretrained_differences")
     verdicts = "; ".join(f"{claim.name} {verdict_of(table, claim)}" for claim in claims.OF_PRETRAINED)
     return f"**On pretrained models alone** (MiniLM on {table.model.nunique()} tasks): {verdicts}."
@@ -128,10 +117,7 @@ def of_writing() -> str:
 
 
 def of_thresholds() -> str:
-    """How much of the areas of Greedy-Gnorm and of random pruning comes back with refitted biases, in sentences; ""
-    where that was not measured."""
-    if not ran("threshold_dips"):
-        return ""
+    """How much of the areas of Greedy-Gnorm and of random pruning comes back with refitted biases, in sentences."""
     table = read("threshold_dips")
     table["gain"] = table["refitted area"] - table.area
     gains = {method: [] for method in ("greedy_gnorm", "random")}
@@ -320,43 +306,6 @@ def written_otherwise() -> str:
     )
 
 
-def recipe(run: str) -> int:
-    """The version of the recipe that the model of a run was trained by; run: its path without an ending."""
-    return int(json.loads((RESULTS / f"{run}.json").read_text("utf-8"))["weights"]["recipe_version"])
-
-
-def older() -> str:
-    """The models that were trained by an earlier recipe than the others; "" where all were by one."""
-    version = {
-        path.parents[1].name: recipe(f"{path.parents[1].name}/seed0/greedy_gnorm")
-        for path in sorted(RESULTS.glob("*/seed0/greedy_gnorm.json"))
-    }
-    found = [model for model, number in version.items() if number < max(version.values())]
-    return listed(found) if found else ""
-
-
-def mixed() -> str:
-    """That some models are of an earlier recipe, in a sentence; "" where none is."""
-    if not older():
-        return ""
-    return (
-        f"The trainings and runs of {older()} are of an earlier study, with another recipe of training and the same "
-        "random orders for all trainings of a model; `make study` makes them anew."
-    )
-
-
-def of_which_trainings() -> str:
-    """Whether the models with heads written otherwise were trained by the recipe of the other sections' models."""
-    apart = [
-        model
-        for model in read("rescaling").model.unique()
-        if recipe(f"{model}/seed0/greedy_gnorm") != recipe(f"{model}/seed0/values0/drawn0/greedy_gnorm")
-    ]
-    if not apart:
-        return ""
-    return f"For this section {listed(apart)} was trained anew, so its areas are not those of the other sections."
-
-
 def orders_kept(kept: bool) -> str:
     """The scores whose orders are the same in all runs with heads written otherwise, or in fewer, with the numbers."""
     table = read("rescaling").groupby(["pair", "method"], sort=False)[["same order", "runs"]].sum()
@@ -541,7 +490,6 @@ def page() -> str:
 
 
 PARTS = (
-    ran,
     by_model,
     methods_by_model,
     in_five_lines,
@@ -557,8 +505,6 @@ PARTS = (
     scoring_texts,
     area_of_variants,
     written_otherwise,
-    older,
-    of_which_trainings,
     orders_kept,
     layers_and_heads,
     sharp_attention,
