@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # One would guess: gguf's GGUFReader gives the numbers of a tensor, or refuses a type that numpy does not have: a script
 #   that takes norms of heads from an F16 file works on a BF16 or Q8_0 file of the same model.
-# What happens: F32 and F16 tensors come as floats, all others as the bytes of the file (uint8), and norms of bytes are
-#   taken without a word: heads that differ by a factor of 10,000 come out alike. The row of a Q8_0 tensor is 1.06 bytes
-#   a weight, so it even slices. And tensor.shape is the reverse of tensor.data.shape.
+# What happens: F32 and F16 tensors come as floats, BF16 and quantised ones as bytes of the file (uint8), and norms are
+#   taken of them without a word: heads that differ by a factor of 10,000 come out alike. A row of Q8_0 is 1.06 bytes
+#   a weight, so it even slices. tensor.shape is the reverse of tensor.data.shape.
 # Version: gguf 0.19.0, numpy 2.4.6
 # Source: gguf/gguf_reader.py, GGUFReader._build_tensors (item_type = np.uint8 for whatever has no numpy type)
 # What to do: gguf.quants.dequantize(tensor.data, tensor.tensor_type) before anything is computed; look at dtype.
@@ -15,7 +15,8 @@ cd "$folder"
 if [ -n "${FINDINGS_VENV:-}" ]; then # pip takes packages from there whose versions are the same
     ls -d "$FINDINGS_VENV"/lib/python3*/site-packages > "$(ls -d venv/lib/python3*/site-packages)/reused.pth"
 fi
-venv/bin/pip install --quiet --disable-pip-version-check gguf==0.19.0 numpy==2.4.6
+venv/bin/pip install --quiet --disable-pip-version-check \
+    gguf==0.19.0 numpy==2.4.6
 venv/bin/python - <<'EOF'
 import importlib.metadata
 
