@@ -28,6 +28,8 @@ class Metric:
     figures show percent.
     per_text: of a metric that is a mean over texts, each text's term (text,), of the same arguments as ``of``;
     intervals and paired differences are then made of these terms.
+    of_class: of a metric that one class can decide, however few texts it has: from the number of classes, in budgets,
+    the share of a class's texts that is lost where the metric falls by the budget; exact for classes of one size.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Metric:
     higher_is_better: bool = True
     fraction: bool = False
     per_text: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    of_class: Callable[[int], int] | None = None
 
     def value(self, values: np.ndarray, labels: np.ndarray) -> float:
         """The metric of ``text_values`` of texts, and of their labels; ``ValueError`` where it is not a number."""
@@ -65,9 +68,15 @@ def _squared_error(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 _ROWS = (
     Metric("accuracy", share_of_hits, (*_CLASSES, "binary_classification"), hits, fraction=True, per_text=_itself),
-    Metric("f1_macro", by_sklearn("f1_score", average="macro", zero_division=0.0), _LABELS, fraction=True),
+    Metric(
+        "f1_macro",
+        by_sklearn("f1_score", average="macro", zero_division=0.0),
+        _LABELS,
+        fraction=True,
+        of_class=lambda classes: classes,
+    ),
     Metric("f1_micro", by_sklearn("f1_score", average="micro", zero_division=0.0), _LABELS, fraction=True),
-    Metric("matthews", by_sklearn("matthews_corrcoef"), _CLASSES),
+    Metric("matthews", by_sklearn("matthews_corrcoef"), _CLASSES, of_class=lambda classes: max(1, classes - 1)),
     Metric("pearson", by_scipy("pearsonr"), _NUMBERS),
     Metric("spearman", by_scipy("spearmanr"), _NUMBERS),
     Metric("r2", by_sklearn("r2_score"), _NUMBERS),

@@ -22,7 +22,7 @@ from ..trajectory import Trajectory, curve, solution
 from .costs import flops_of, num_parameters, seconds_of
 from .export import Inputs
 from .loading import Own
-from .promise import BY_CLASS, Promise, check_range
+from .promise import Promise, check_range
 
 
 def _parameters(intact: nn.Module, smaller: nn.Module, _: Inputs) -> float:
@@ -131,7 +131,7 @@ def _until_broken(own: Own, budget: float, confidence: float | None, metric: Met
     promise = Promise(budget, confidence)
     texts, shares = (own.choosing[1::2], 4) if epochs else (own.choosing, 2)
     promise.check(metric, num_texts(texts), shares)
-    if metric.name in BY_CLASS:
+    if metric.of_class is not None:
         promise.check_classes(metric, labels_in_order(prepare(texts, own.model)).numpy())
     return Promise(FURTHER * budget, confidence).broken if epochs else promise.broken
 

@@ -27,7 +27,6 @@ from ..storage.loading import find_class, load_checked, quiet_library, read_conf
 from . import RECOMMENDED, load
 from .choosing import BUDGETS, until_known
 from .costs import cost
-from .loading import refuse_to_replace
 from .release import smaller_model
 from .texts import A_FILE
 from .units import UNITS, prune_units
@@ -107,8 +106,8 @@ def _confidence(given: str) -> float | None:
 
 def do_prune(asked: argparse.Namespace) -> None:
     """Load, prune, choose, save; the steps are in a journal beside the folder until it is there."""
-    out = free_folder(asked.out, asked.overwrite)
-    refuse_to_replace(out, (Path(given).expanduser().resolve() for given in (asked.checkpoint, asked.texts)))
+    read = (Path(given).expanduser().resolve() for given in (asked.checkpoint, asked.texts))
+    out = free_folder(asked.out, asked.overwrite, read)
     journal = free_file(_beside(out), overwrite=True)
     if journal.exists() and not asked.resume:
         raise FileExistsError(f"{journal} holds the steps of an earlier run: add --resume to go on, or delete it.")

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +58,6 @@ class Own:
     checkpoint: str
     data: str
     read: tuple[Path, ...] = ()  # the folder and the file that they come from
-
-
-def refuse_to_replace(folder: str | os.PathLike[str], read: Iterable[Path]) -> None:
-    """``FileExistsError`` where ``folder`` is, or holds, one of the paths that were ``read``."""
-    whole = Path(folder).expanduser().resolve()
-    for path in read:
-        if whole in (path, *path.parents):
-            raise FileExistsError(f"{folder} holds {path}, which is read and never replaced: give another name.")
 
 
 def load(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,13 +20,6 @@ from ..trajectory import Trajectory
 RESAMPLES = 500  # of a bootstrap
 
 GRID = 64  # shares of texts whose hit changes, at which the exact test is computed
-
-# Metrics that one class can decide, however few texts it has: from the number of classes, in budgets, the share of the
-# texts of a class that is lost where the metric falls by the budget. It is exact where classes are of one size.
-BY_CLASS: dict[str, Callable[[int], int]] = {
-    "f1_macro": lambda classes: classes,
-    "matthews": lambda classes: max(1, classes - 1),
-}
 
 BEYOND = 7  # standard deviations from the mean, what lies further away is left out: less than 1e-10
 
@@ -89,13 +81,13 @@ class Promise:
         return 1 if share >= 1 else math.ceil(math.log(1 - self.confidence) / math.log1p(-share) - 1e-9)
 
     def check_classes(self, metric: Metric, labels: np.ndarray) -> None:
-        """``ValueError`` where the metric is one of ``BY_CLASS``, and some class has so few texts that losing it would
+        """``ValueError`` where one class can decide the metric, and some class has so few texts that losing it would
         not be seen. labels: (text,) class numbers, or (text, class) 0 and 1, of the texts to choose by."""
-        if metric.name not in BY_CLASS:
+        if metric.of_class is None:
             return
         counts = labels.astype(int).sum(0) if labels.ndim > 1 else np.unique(labels, return_counts=True)[1]
         counts = counts[counts > 0]
-        needed = self._fewest(self.budget * BY_CLASS[metric.name](len(counts)))
+        needed = self._fewest(self.budget * metric.of_class(len(counts)))
         if counts.min(initial=needed) < needed:
             raise ValueError(
                 f"one class has {counts.min()} of the {len(labels)} texts to choose by, which are too few: {needed} of "

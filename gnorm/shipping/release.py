@@ -23,7 +23,7 @@ from ..surgery import unit_mask_of
 from ..trajectory import Trajectory, curve
 from .choosing import BUDGETS, choose, pruned_copy
 from .costs import cost
-from .loading import Own, refuse_to_replace
+from .loading import Own
 from .model_card import card
 from .promise import Promise
 from .recovery import furthest_recovered, recover, trained_on
@@ -50,8 +50,7 @@ def ship(
     Raises, before anything is saved: ``FileExistsError`` where the folder holds files, or what ``own`` was read from;
     ``ValueError`` where the run is not of this model or has several trials; and as ``check_saving`` and ``choose`` do.
     """
-    folder = free_folder(folder, overwrite)
-    refuse_to_replace(folder, own.read)
+    folder = free_folder(folder, overwrite, own.read)
     return smaller_model(own, run, budget, by, confidence, epochs).save(folder, overwrite)
 
 
@@ -90,7 +89,7 @@ class Release:
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Save the model, its tokenizer and card; return the folder. Raises as ``save_pruned`` does, and
         ``FileExistsError`` where the folder holds what the model was made of."""
-        refuse_to_replace(folder, self.own.read)
+        free_folder(folder, overwrite, self.own.read)
         text = card(name=Path(folder).resolve().name, **self.facts)
         return save_pruned(self.model, folder, self.own.tokenizer, text, overwrite)
 

@@ -190,11 +190,12 @@ def _runs(process: int) -> bool:
     return True
 
 
-def free_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+def free_folder(path: str | os.PathLike[str], overwrite: bool = False, read: Iterable[Path] = ()) -> Path:
     """``path``, if a folder may be written there: it does not exist, is empty or, with ``overwrite``, holds files.
 
-    Raises ``FileExistsError`` for any other folder, for a file, and for a folder with files that holds the working
-    directory; ``PermissionError`` where the folder cannot be written.
+    Raises ``FileExistsError`` for any other folder, for a file, and for a folder with files that is or holds the
+    working directory or one of the absolute paths that were ``read``; ``PermissionError`` where the folder cannot be
+    written.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -205,6 +206,9 @@ def free_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
             )
         if names and _holds_working_directory(path):
             raise FileExistsError(f"{path} holds the working directory, which is never replaced: give another name.")
+        for needed in read if names else ():
+            if needed.is_relative_to(path.resolve()):
+                raise FileExistsError(f"{path} holds {needed}, which is read and never replaced: give another name.")
     elif path.exists():
         raise FileExistsError(f"{path} is a file: give the name of a folder.")
     _refuse_unwritable(path)
